@@ -1,0 +1,1 @@
+"""Command-line experiments: absl flags in, files in an output folder out."""

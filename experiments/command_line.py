@@ -1,0 +1,186 @@
+"""In: the `main` of an experiment module and the words of its command line.
+Out: the process's end: its exit code and, on any error that a user can cause, one clear line.
+"""
+
+import difflib
+import errno
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+_HELP_WORDS = ("--help", "-help", "-h", "-?", "--helpshort")
+_OUR_PACKAGES = ("experiments.", "benchmarks.")
+_EXIT_ERROR = 2
+_EXIT_INTERRUPTED = 128 + signal.SIGINT
+_EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
+_EXIT_TERMINATED = 128 + signal.SIGTERM
+
+
+class _UsageError(Exception):
+    """Words on the command line that the module does not take."""
+
+
+class _Terminated(BaseException):
+    """SIGTERM as an exception, so that `finally` and `with` still clean up; no `except Exception` swallows it."""
+
+
+def run(main: Callable[[list[str]], object], *, positional: str | None = None) -> None:
+    """Parses the flags, runs an experiment's `main` and ends the process.
+
+    The exit code is 0 (or what `main` returns), 2 after an error that a user can cause (one line `error: ...` on
+    standard error), 130 after Ctrl-C, 143 after SIGTERM, 141 when the reader of standard output has gone. Any other
+    exception is a defect and keeps its traceback.
+
+    Args:
+        main: takes the command line without its flags: the program's name, then the positional arguments.
+        positional: how the help names the positional arguments, e.g. "RUN_DIR ..."; in brackets, "[RUN_DIR ...]",
+            if there may be none. None refuses any.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        app.run(
+            lambda argv: _run_and_flush(main, argv),
+            flags_parser=lambda argv: _parse(argv, positional),
+        )
+    except _Terminated:
+        _end("terminated", _EXIT_TERMINATED)
+    except KeyboardInterrupt:
+        _end("interrupted", _EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The interpreter flushes standard output once more at its end and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_EXIT_BROKEN_PIPE)
+    except Exception as error:
+        if not _is_users(error):
+            raise
+        _end(f"error: {_one_line(error)}", _EXIT_ERROR)
+
+
+def _run_and_flush(main: Callable[[list[str]], object], argv: list[str]) -> object:
+    # Checkpoint writers log every file at level INFO; progress and results are what a user wants to read.
+    logging.set_verbosity(logging.WARNING)
+    status = main(argv)
+    sys.stdout.flush()
+    return status
+
+
+def _on_sigterm(signal_number: int, frame: object) -> None:
+    del signal_number, frame
+    # A second SIGTERM ends the process at once, should the clean-up hang.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise _Terminated
+
+
+def _end(line: str, exit_code: int) -> None:
+    print(line, file=sys.stderr, flush=True)
+    sys.exit(exit_code)
+
+
+def _parse(argv: Sequence[str], positional: str | None) -> list[str]:
+    words = list(argv[1:])
+    if any(
+        word in _HELP_WORDS
+        for word in words[: words.index("--") if "--" in words else None]
+    ):
+        print(_help_text(positional))
+        sys.stdout.flush()
+        sys.exit(0)
+    remaining = flags.FLAGS(argv)
+    arguments = remaining[1:]
+    if arguments and positional is None:
+        raise _UsageError(
+            f"unexpected argument {arguments[0]!r}; every setting is a flag, --help lists them"
+        )
+    if positional is not None and not positional.startswith("[") and not arguments:
+        raise _UsageError(f"missing argument {positional}; --help shows the usage")
+    return remaining
+
+
+def _is_users(error: Exception) -> bool:
+    """True for errors that a user can cause and mend, False for defects of the program."""
+    if isinstance(
+        error, (flags.Error, app.UsageError, _UsageError, OSError)
+    ) or _is_disk_full(error):
+        return True
+    # Looked up, not imported: `--help` need not wait for the library, and an error that is raised has a loaded class.
+    errors = sys.modules.get("gpdiff_jax.errors")
+    return errors is not None and isinstance(error, errors.InputError)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """True also where a checkpoint writer wraps the system's message in an exception of its own."""
+    return os.strerror(errno.ENOSPC).lower() in str(error).lower()
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f" ({error.filename})" if error.filename is not None else ""
+        return f"{error.strerror[0].lower()}{error.strerror[1:]}{where}"
+    if isinstance(error, flags.UnrecognizedFlagError):
+        near = difflib.get_close_matches(
+            error.flagname, [flag.name for flag in _our_flags()], n=1
+        )
+        hint = f"did you mean --{near[0]}?" if near else "--help lists the flags"
+        return f"unknown flag --{error.flagname}; {hint}"
+    text = " ".join(str(error).split())
+    if isinstance(error, flags.Error):
+        return f"{text.rstrip('.')}; --help lists the flags"
+    return text or type(error).__name__
+
+
+def _help_text(positional: str | None) -> str:
+    """Returns the module's docstring and the flags that it and the other modules of ours define."""
+    main_module = sys.modules["__main__"]
+    spec = getattr(main_module, "__spec__", None)
+    program = f"python -m {spec.name}" if spec is not None else f"python {sys.argv[0]}"
+    lines = [
+        (main_module.__doc__ or "").strip(),
+        "",
+        f"usage: {program} [flags] {positional or ''}".rstrip(),
+        "",
+    ]
+    for flag in _our_flags():
+        lines += _flag_lines(flag)
+    return "\n".join(lines).strip()
+
+
+def _our_flags() -> list[flags.Flag]:
+    """The module's own flags first, then those of the modules it imports, each group in the order of definition."""
+    by_module = flags.FLAGS.flags_by_module_dict()
+    ours = [
+        name
+        for name in by_module
+        if name == sys.argv[0] or name.startswith(_OUR_PACKAGES)
+    ]
+    return [
+        flag
+        for name in sorted(ours, key=lambda name: name != sys.argv[0])
+        for flag in by_module[name]
+    ]
+
+
+def _flag_lines(flag: flags.Flag) -> list[str]:
+    name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
+    notes = [str(flag.parser.syntactic_help or "")]
+    if flag.default not in (None, ""):
+        notes.append(f"default {flag.default_as_str}")
+    text = f"{' '.join((flag.help or '').split())} ({'; '.join(note for note in notes if note)})"
+    return [
+        f"  {name}",
+        *textwrap.wrap(
+            text.replace(" ()", ""),
+            100,
+            initial_indent=" " * 6,
+            subsequent_indent=" " * 6,
+        ),
+    ]
+
+
+__all__ = ["run"]

@@ -1,0 +1,206 @@
+"""In: a run whose generator is trained. Out: its forecasts and errors, as the files that an output folder holds."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.run_folder import write_csv, write_json, write_npz
+from experiments.stages import METHODS, Run, method_forecast
+from gpdiff_jax.cities.city import City
+from gpdiff_jax.evaluate import MethodForecast, observed_truth, window_start_names
+from gpdiff_jax.hypernetwork import zoo_tokens
+from gpdiff_jax.metrics import REGION_COLUMNS, method_entry, region_rows
+from gpdiff_jax.report import render_report
+from gpdiff_jax.tokens import to_tokens
+
+_GENERATED = ("gpdiff_zero_shot", "gpdiff_few_shot")
+_SILENT_NOTE = "no visible reading: generated from its neighbours' prompt"
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """Makes every method's forecasts that the folder does not hold yet, and writes all results.
+
+    Args:
+      run: the run.
+
+    Returns:
+      What metrics.json holds.
+    """
+    channels = range(len(run.targets))
+    results = {
+        method: [method_forecast(run, channel, method) for channel in channels]
+        for method in METHODS
+    }
+    truths = [
+        observed_truth(city, target)
+        for city, target in zip(run.target_cities, run.targets, strict=True)
+    ]
+    weekend = truths[0][1]
+    truth = np.concatenate([values for values, _ in truths], axis=1)
+    content = _describe(run)
+    content["methods"] = {
+        method: _entry(parts, truth, weekend) for method, parts in results.items()
+    }
+    if len(run.target_cities) > 1:
+        content["channels"] = {
+            city.feature_names[0]: {
+                "unit": city.unit,
+                "methods": {
+                    method: _entry([parts[c]], truths[c][0], weekend)
+                    for method, parts in results.items()
+                },
+            }
+            for c, city in enumerate(run.target_cities)
+        }
+    rows = [
+        row
+        for method, parts in results.items()
+        for city, target, part, (values, _) in zip(
+            run.target_cities, run.targets, parts, truths, strict=True
+        )
+        for row in region_rows(
+            part.forecast,
+            values,
+            is_weekend=weekend,
+            method=method,
+            regions=city.node_ids,
+            channel=city.feature_names[0],
+            notes=[
+                _SILENT_NOTE if node in target.silent else ""
+                for node in range(city.num_nodes)
+            ],
+        )
+    ]
+    write_csv(run.folder / "regions.csv", REGION_COLUMNS, rows)
+    write_npz(run.folder / "forecasts.npz", _forecast_arrays(run, results, truth))
+    write_npz(run.folder / "report.npz", _report_arrays(run))
+    write_json(run.folder / "metrics.json", content)
+    render_report(run.folder)
+    return content
+
+
+def _describe(run: Run) -> dict[str, Any]:
+    city, settings = run.target_cities[0], run.settings
+    units = dict.fromkeys(target.unit for target in run.target_cities)
+    return {
+        "target": settings.target or city.name,
+        "target_kind": city.kind,
+        "unit": ", ".join(units),
+        "horizon_minutes": [
+            settings.interval_minutes * step
+            for step in range(1, settings.data.horizon + 1)
+        ],
+        "seed": settings.seed,
+        "covariates": settings.data.covariates,
+        "support_days": settings.data.support_days,
+        "sources": [source.name for source in run.source_cities],
+        "protocol": "leak-free",
+        "regions": sum(target.num_regions for target in run.targets),
+        "test_windows": len(run.targets[0].test_starts),
+        "silent_regions": [
+            node_id
+            for city, target in zip(run.target_cities, run.targets, strict=True)
+            for node_id in _region_names(run, city, target.silent)
+        ],
+    }
+
+
+def _region_names(run: Run, city: City, nodes: Any = None) -> list[str]:
+    """Ids of nodes, with their channel where there are several."""
+    chosen = range(city.num_nodes) if nodes is None else nodes
+    suffix = f":{city.feature_names[0]}" if len(run.target_cities) > 1 else ""
+    return [f"{city.node_ids[node]}{suffix}" for node in chosen]
+
+
+def _entry(
+    parts: list[MethodForecast], truth: np.ndarray, weekend: np.ndarray | None
+) -> dict[str, Any]:
+    first = parts[0]
+    return method_entry(
+        np.concatenate([part.forecast for part in parts], axis=1),
+        truth,
+        is_weekend=weekend,
+        seconds=sum(part.seconds for part in parts),
+        learning_rate=first.learning_rate,
+        steps=first.steps,
+        validation_mae=first.validation_mae,
+    )
+
+
+def _forecast_arrays(
+    run: Run, results: dict[str, list[MethodForecast]], truth: np.ndarray
+) -> dict[str, np.ndarray]:
+    arrays = {
+        "window_start": np.asarray(
+            window_start_names(run.target_cities[0], run.targets[0])
+        ),
+        "node_ids": np.asarray(
+            [name for city in run.target_cities for name in _region_names(run, city)]
+        ),
+        "truth": truth,
+    }
+    for method in _GENERATED:
+        parts = results[method]
+        arrays[method] = np.concatenate([part.forecast for part in parts], axis=1)
+        spreads = [part.spread for part in parts if part.spread is not None]
+        if len(spreads) == len(parts):
+            arrays[f"{method}_std"] = np.concatenate(spreads, axis=1)
+    return arrays
+
+
+def _report_arrays(run: Run) -> dict[str, np.ndarray]:
+    """Where regions lie, and the first two principal components of the zoo with what was generated among them."""
+    city, layout = run.target_cities[0], run.hypernetwork.layout
+    scaler = run.hypernetwork.scaler
+    spread, base = np.asarray(scaler.std), np.asarray(scaler.base)
+    zoo = ((zoo_tokens(run.zoo, layout)[:, 0] - base) / spread).reshape(
+        run.zoo.num_regions, -1
+    )
+    centre = zoo.mean(axis=0)
+    _, singular, axes = np.linalg.svd(zoo - centre, full_matrices=False)
+    generated = jax.vmap(jax.vmap(lambda params: to_tokens(layout, params)))(
+        run.generated[0]
+    )
+    drawn = ((np.asarray(generated) - base) / spread).reshape(-1, zoo.shape[1])
+
+    def project(rows: np.ndarray) -> np.ndarray:
+        return ((rows - centre) @ axes[:2].T).astype(np.float32)
+
+    arrays = {
+        "senders": city.senders,
+        "receivers": city.receivers,
+        "zoo_projection": project(zoo),
+        "zoo_city": np.asarray([name.rsplit("/", 1)[0] for name in run.zoo.names]),
+        "generated_projection": project(drawn),
+        "base_projection": project(np.zeros((1, zoo.shape[1]))),
+        "projection_variance": np.square(singular[:2])
+        / max(float(np.square(singular).sum()), 1e-12),
+    }
+    if city.latitude is not None and city.longitude is not None:
+        arrays |= {"latitude": city.latitude, "longitude": city.longitude}
+    return arrays
+
+
+def results_table(content: dict[str, Any]) -> str:
+    """The methods of a run with their errors, best first, as plain text."""
+    lines = [
+        f"{'method':30s} {'MAE':>10s} {'RMSE':>10s} {'weekday':>10s} {'weekend':>10s} {'seconds':>8s}"
+    ]
+    ranked = sorted(
+        content["methods"].items(), key=lambda item: _worst_if_none(item[1]["mae_mean"])
+    )
+    for name, entry in ranked:
+        cells = [
+            entry[column]
+            for column in ("mae_mean", "rmse_mean", "mae_weekday", "mae_weekend")
+        ]
+        numbers = " ".join(
+            f"{'-' if cell is None else format(cell, '.4g'):>10s}" for cell in cells
+        )
+        lines.append(f"{name:30s} {numbers} {entry['seconds']:8.1f}")
+    return "\n".join(lines)
+
+
+def _worst_if_none(error: float | None) -> float:
+    return float("inf") if error is None else error

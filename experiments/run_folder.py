@@ -1,0 +1,143 @@
+"""In: the output folder of a run and its settings. Out: a folder that belongs to this run, or one clear refusal."""
+
+import csv
+import io
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.settings import Settings
+from gpdiff_jax.errors import InputError
+
+_PACKAGES = (
+    "gpdiff_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "jraph",
+    "numpy",
+)
+
+
+def write_atomically(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        pathlib.Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON whole or not at all; NaN is refused."""
+    write_atomically(
+        path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+    )
+
+
+def write_csv(
+    path: pathlib.Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Writes a table whole or not at all; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a compressed npz whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_atomically(path, buffer.getvalue())
+
+
+def open_run_folder(out_dir: str, settings: Settings) -> pathlib.Path:
+    """Makes the folder of a run, or continues the run that it holds.
+
+    Args:
+      out_dir: the folder.
+      settings: of the run; written as config.json.
+
+    Returns:
+      The absolute path.
+
+    Raises:
+      InputError: the path is a file, cannot be written, holds something else, or a run with other settings.
+    """
+    folder = pathlib.Path(out_dir).absolute()
+    wanted = json.loads(json.dumps(settings.as_json()))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        entries = [
+            entry.name for entry in folder.iterdir() if not entry.name.startswith(".")
+        ]
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError
+    except OSError as error:
+        reason = error.strerror or "no permission"
+        raise InputError(
+            f"--out_dir {out_dir!r} cannot be written ({reason}); name a folder of your own"
+        ) from error
+    config = folder / "config.json"
+    if entries and not config.exists():
+        raise InputError(
+            f"--out_dir {out_dir!r} holds {entries[0]!r} but no run; name an empty or a new folder"
+        )
+    if config.exists():
+        try:
+            held = json.loads(config.read_text())["flags"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise InputError(
+                f"{str(config)!r} cannot be read; remove the folder or name another --out_dir"
+            ) from error
+        if held != wanted:
+            name = next(_differences(held, wanted))
+            raise InputError(
+                f"--out_dir {out_dir!r} holds a run with other settings ({name}); name another folder"
+            )
+        return folder
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    write_json(
+        config,
+        {
+            "flags": wanted,
+            "seed": settings.seed,
+            "versions": versions,
+            "device_kind": jax.devices()[0].device_kind,
+            "device_count": jax.device_count(),
+        },
+    )
+    return folder
+
+
+def _differences(held: Any, wanted: Any, path: str = "") -> Iterator[str]:
+    """Names every setting that differs, as "adapt.steps 120, now 60"."""
+    if isinstance(held, dict) and isinstance(wanted, dict):
+        for key in sorted(held.keys() | wanted.keys()):
+            yield from _differences(
+                held.get(key), wanted.get(key), f"{path}.{key}" if path else key
+            )
+    elif held != wanted:
+        yield f"{path} {held}, now {wanted}"

@@ -1,0 +1,331 @@
+"""In: the settings of a run and its folder. Out: the stages of the main job, each left in the folder when it is done.
+
+A stage that the folder holds already is read, not run again; so a killed run goes on from its last finished stage.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.run_folder import open_run_folder, write_npz
+from experiments.settings import Settings
+from gpdiff_jax import baselines, nulls
+from gpdiff_jax.adapt import AdaptConfig
+from gpdiff_jax.base import initial_params, train_base
+from gpdiff_jax.checkpoint import load_arrays, save_arrays
+from gpdiff_jax.cities import (
+    City,
+    find_cities,
+    resample,
+    select_channels,
+    simulate_cities,
+)
+from gpdiff_jax.evaluate import MethodForecast, few_shot, zero_shot
+from gpdiff_jax.harvest import harvest_regions, make_zoo
+from gpdiff_jax.hypernetwork import Hypernetwork, pretrain
+from gpdiff_jax.models import Model, make_model
+from gpdiff_jax.progress import LogWriter, stage
+from gpdiff_jax.sources import Sources, Target, prepare_sources, prepare_target
+from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.zoo import ParameterZoo, load_zoo, save_zoo
+
+METHODS = (
+    "historical_average",
+    "last_value",
+    "target_only",
+    "pooled_zero_shot",
+    "pooled_few_shot",
+    "ridge_hypernetwork_zero_shot",
+    "ridge_hypernetwork_few_shot",
+    "gpdiff_zero_shot",
+    "gpdiff_few_shot",
+)
+_FORMAT = 1
+
+
+@dataclasses.dataclass
+class Run:
+    """One run: its settings, folder and cities; what the stages make is read or made when first asked for."""
+
+    settings: Settings
+    folder: pathlib.Path
+    source_cities: list[City]
+    target_cities: list[City]  # one per channel
+
+    def key(self, name: str) -> Key:
+        """The random key of a stage."""
+        return jax.random.fold_in(
+            jax.random.key(self.settings.seed), zlib.crc32(name.encode())
+        )
+
+    @functools.cached_property
+    def sources(self) -> Sources:
+        """The source regions on the device."""
+        return prepare_sources(
+            self.source_cities,
+            self.settings.data,
+            key=self.key("sources"),
+            seed=self.settings.seed,
+        )
+
+    @functools.cached_property
+    def targets(self) -> list[Target]:
+        """The target's regions on the device, one value per channel."""
+        return [
+            prepare_target(city, self.settings.data, seed=self.settings.seed)
+            for city in self.target_cities
+        ]
+
+    @functools.cached_property
+    def model(self) -> Model:
+        """The forecaster."""
+        return make_model(self.settings.model, self.sources.sizes)
+
+    @functools.cached_property
+    def base(self) -> Params:
+        """The pooled base."""
+        return _base_stage(self)
+
+    @functools.cached_property
+    def zoo(self) -> ParameterZoo:
+        """The harvested regions."""
+        return _harvest_stage(self)
+
+    @functools.cached_property
+    def hypernetwork(self) -> Hypernetwork:
+        """The trained generator."""
+        return _pretrain_stage(self)
+
+    @functools.cached_property
+    def generated(self) -> list[Params]:
+        """Generated parameters, leaves [K, R, ...], one value per channel."""
+        return _generate_stage(self)
+
+
+def open_run(settings: Settings, out_dir: str) -> Run:
+    """Reads or simulates the cities of a run and checks that every part of the protocol can be kept.
+
+    Args:
+      settings: of the run.
+      out_dir: its folder, opened only when the cities have passed.
+
+    Returns:
+      The run; nothing is trained yet.
+
+    Raises:
+      InputError: a city that cannot be read, or that is too short, too coarse or empty for the settings.
+    """
+    if settings.simulation is not None:
+        cities = simulate_cities(settings.simulation, seed=settings.seed)
+    else:
+        cities = find_cities(
+            settings.data_dir or "", [*settings.sources, settings.target]
+        )
+    chosen = [
+        select_channels(resample(city, settings.interval_minutes), settings.channels)
+        for city in cities
+    ]
+    sources = [city for channels in chosen[:-1] for city in channels]
+    run = Run(settings, pathlib.Path(out_dir).absolute(), sources, chosen[-1])
+    # Both are checked before the first minute of training.
+    _ = run.targets, run.sources
+    open_run_folder(out_dir, settings)
+    for city, target in zip(run.target_cities, run.targets, strict=True):
+        for node in target.silent:
+            print(
+                f"region {city.node_ids[node]!r} of {city.name} has no visible reading; it takes its neighbours' prompt",
+                file=sys.stderr,
+            )
+        if len(target.adaptation_starts) == 0:
+            print(
+                f"{city.name} leaves nothing to adapt on; few-shot will equal zero-shot",
+                file=sys.stderr,
+            )
+    return run
+
+
+@contextmanager
+def _logged(
+    run: Run, name: str, total: int
+) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """Progress on the terminal and lines in log.jsonl; yields `report(done, metrics)`."""
+    with LogWriter(run.folder / "log.jsonl") as log, stage(name, total) as shown:
+
+        def report(done: int, metrics: dict[str, float]) -> None:
+            log.write(name, done, **metrics)
+            shown.advance(done - shown.completed, **metrics)
+
+        yield report
+
+
+def _base_stage(run: Run) -> Params:
+    folder = run.folder / "base"
+    if folder.is_dir():
+        return jax.tree.map(jnp.asarray, load_arrays(folder, _FORMAT, "base")[0])
+    with _logged(run, "base", run.settings.base.steps) as report:
+        base = train_base(
+            run.model,
+            run.sources,
+            run.settings.base,
+            key=run.key("base"),
+            progress=report,
+        )
+    save_arrays(folder, base, {"format": _FORMAT})
+    return base
+
+
+def _harvest_stage(run: Run) -> ParameterZoo:
+    folder = run.folder / "zoo"
+    if folder.is_dir():
+        return load_zoo(folder, run.sources)
+    base = run.base
+    with _logged(run, "harvest", run.sources.num_regions) as report:
+        harvested = harvest_regions(
+            run.model,
+            run.sources,
+            base,
+            run.settings.harvest,
+            key=run.key("harvest"),
+            progress=report,
+        )
+    zoo = make_zoo(run.model, run.sources, base, harvested)
+    save_zoo(folder, zoo)
+    return zoo
+
+
+def _pretrain_stage(run: Run) -> Hypernetwork:
+    folder = run.folder / "hypernetwork"
+    if folder.is_dir():
+        return Hypernetwork.load(folder)
+    zoo = run.zoo
+    with _logged(run, "pretrain", run.settings.pretrain.steps) as report:
+        hypernetwork = pretrain(
+            zoo, key=run.key("pretrain"), config=run.settings.pretrain, progress=report
+        )
+    hypernetwork.save(folder)
+    return hypernetwork
+
+
+def _generate_stage(run: Run) -> list[Params]:
+    folder = run.folder / "generated"
+    if folder.is_dir():
+        return jax.tree.map(
+            jnp.asarray,
+            load_arrays(folder, _FORMAT, "generated parameters")[0]["channels"],
+        )
+    hypernetwork, config = run.hypernetwork, run.settings.generate
+    with _logged(run, "generate", len(run.targets)) as report:
+        generated = []
+        for done, target in enumerate(run.targets, 1):
+            key = jax.random.fold_in(run.key("generate"), done)
+            generated.append(
+                hypernetwork.generate(target.prompts, key=key, config=config).params
+            )
+            report(done, {"samples": config.samples})
+    save_arrays(folder, {"channels": generated}, {"format": _FORMAT})
+    return generated
+
+
+def method_forecast(run: Run, channel: int, method: str) -> MethodForecast:
+    """The test forecasts of one method for one channel; read from the folder if they were made before.
+
+    Args:
+      run: the run.
+      channel: index of the target's channel.
+      method: one of `METHODS`.
+
+    Returns:
+      The forecasts.
+    """
+    path = run.folder / "methods" / f"{method}_{channel}.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as held:
+            fields = {name: held[name] for name in held.files}
+        scalars = {
+            name: fields[name].item()
+            for name in ("seconds", "learning_rate", "steps", "validation_mae")
+            if name in fields
+        }
+        return MethodForecast(
+            fields["forecast"],
+            fields.get("spread"),
+            curves=fields.get("curves"),
+            **scalars,
+        )
+    result = _make_forecast(run, channel, method)
+    path.parent.mkdir(exist_ok=True)
+    write_npz(
+        path,
+        {
+            name: np.asarray(value)
+            for name, value in result._asdict().items()
+            if value is not None
+        },
+    )
+    return result
+
+
+def _make_forecast(run: Run, channel: int, method: str) -> MethodForecast:
+    target, city = run.targets[channel], run.target_cities[channel]
+    if method in ("historical_average", "last_value"):
+        begin = time.monotonic()
+        rule = {
+            "historical_average": baselines.historical_average,
+            "last_value": baselines.last_value,
+        }[method]
+        windows = {
+            "history": run.settings.data.history,
+            "horizon": run.settings.data.horizon,
+        }
+        forecast = rule(
+            city, target.split.support, np.asarray(target.test_starts), **windows
+        )
+        return MethodForecast(forecast, None, time.monotonic() - begin)
+    family = method.removesuffix("_zero_shot").removesuffix("_few_shot")
+    starts = _starts(run, channel, family)
+    if method.endswith("_zero_shot"):
+        return zero_shot(run.model, target, starts)
+    config: AdaptConfig = (
+        run.settings.target_only if family == "target_only" else run.settings.adapt
+    )
+    with _logged(run, "adapt", len(config.learning_rates)) as report:
+        result = few_shot(
+            run.model,
+            target,
+            starts,
+            config,
+            key=run.key("adapt"),
+            progress=lambda done, metrics: report(done, {"method": method, **metrics}),
+        )
+    return result
+
+
+def _starts(run: Run, channel: int, family: str) -> Params:
+    """Start parameters of every target region, leaves [K, R, ...]."""
+    target = run.targets[channel]
+    if family == "gpdiff":
+        return run.generated[channel]
+    if family == "ridge_hypernetwork":
+        params, _ = nulls.ridge_hypernetwork(run.zoo, run.hypernetwork, target.prompts)
+        return jax.tree.map(lambda leaf: leaf[None], params)
+    if family == "pooled":
+        return jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (1, target.num_regions, *leaf.shape)),
+            run.base,
+        )
+    keys = jax.vmap(lambda region: jax.random.fold_in(run.key("target_only"), region))(
+        target.region_ids
+    )
+    own = jax.vmap(
+        lambda key: initial_params(run.model, target.graphs, target.sizes, key=key)
+    )(keys)
+    return jax.tree.map(lambda leaf: leaf[None], own)

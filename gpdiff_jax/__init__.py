@@ -1,0 +1,69 @@
+"""GPDiff in JAX: generates forecasters for the regions of cities that have almost no data."""
+
+from gpdiff_jax.adapt import AdaptConfig
+from gpdiff_jax.base import BaseConfig
+from gpdiff_jax.cities import (
+    City,
+    SimulationConfig,
+    check_city,
+    find_cities,
+    load_city,
+    resample,
+    save_city,
+    select_channels,
+    simulate_cities,
+)
+from gpdiff_jax.compilation_cache import enable_compilation_cache
+from gpdiff_jax.diffusion.denoiser import DenoiserConfig
+from gpdiff_jax.diffusion.training import PretrainConfig
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.forecasts import forecast
+from gpdiff_jax.harvest import HarvestConfig, harvest
+from gpdiff_jax.hypernetwork import (
+    GenerateConfig,
+    Hypernetwork,
+    RegionParameters,
+    pretrain,
+)
+from gpdiff_jax.models import Model, ModelSizes, make_model, model_names, register_model
+from gpdiff_jax.prompts.prompt import Prompts, prompts
+from gpdiff_jax.report import render_report
+from gpdiff_jax.sources import DataConfig
+from gpdiff_jax.zoo import ParameterZoo, load_zoo, save_zoo
+
+__all__ = [
+    "AdaptConfig",
+    "BaseConfig",
+    "City",
+    "DataConfig",
+    "DenoiserConfig",
+    "GenerateConfig",
+    "HarvestConfig",
+    "Hypernetwork",
+    "InputError",
+    "Model",
+    "ModelSizes",
+    "ParameterZoo",
+    "PretrainConfig",
+    "Prompts",
+    "RegionParameters",
+    "SimulationConfig",
+    "check_city",
+    "enable_compilation_cache",
+    "find_cities",
+    "forecast",
+    "harvest",
+    "load_city",
+    "load_zoo",
+    "make_model",
+    "model_names",
+    "pretrain",
+    "prompts",
+    "register_model",
+    "render_report",
+    "resample",
+    "save_city",
+    "save_zoo",
+    "select_channels",
+    "simulate_cities",
+]

@@ -1,0 +1,306 @@
+"""In: a start for every region of a target city, and its support days. Out: fine-tuned parameters.
+
+Every method is tuned alike: learning rate and number of steps are the pair with the lowest error on the validation day.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from gpdiff_jax.cities.series import Window
+from gpdiff_jax.cities.windows import gather_target
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.loss import batch_forecast, masked_huber
+from gpdiff_jax.models.protocol import Model
+from gpdiff_jax.sources import Target
+from gpdiff_jax.typing import Key, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptConfig:
+    """The choices offered to every method alike.
+
+    With `refit`, the chosen learning rate and number of steps are used once more on all support days.
+    """
+
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    steps: int = 120
+    evaluate_every: int = 10
+    batch: int = 64
+    refit: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.learning_rates or min(self.learning_rates) <= 0:
+            raise InputError(
+                f"`learning_rates` must hold numbers above 0, got {self.learning_rates}"
+            )
+        for name in ("steps", "evaluate_every", "batch"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"`{name}` must be at least 1, got {getattr(self, name)}"
+                )
+
+
+class Adapted(NamedTuple):
+    """Fine-tuned parameters of all rows, and how they were chosen."""
+
+    params: Params  # [X, ...]
+    learning_rate: float | None  # None where nothing was chosen: no window to adapt on
+    steps: int
+    validation_mae: float | None  # of the city, data units
+    curves: (
+        np.ndarray
+    )  # [rates, evaluations + 1], validation error of the city, data units
+
+
+def _windows(
+    target: Target, region: Int[Array, ""], starts: Int[Array, " B"]
+) -> tuple[jraph.GraphsTuple, Window]:
+    graph = jax.tree.map(lambda leaf: leaf[region], target.graphs)
+    return graph, gather_target(
+        target.bank,
+        graph.nodes,
+        starts,
+        target.split.support.start,
+        target.steps_per_day,
+    )
+
+
+def _make_update(
+    model: Model,
+    graph: jraph.GraphsTuple,
+    windows: Window,
+    rate: jax.Array,
+    batch: int,
+    key: Key,
+) -> tuple[Callable[[jax.Array, tuple], tuple], Callable[[Params], optax.OptState]]:
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+    count = windows.mask.shape[0]
+
+    def loss_fn(params: Params, step: jax.Array) -> jax.Array:
+        seen = windows
+        if count > batch:
+            rows = jax.random.choice(
+                jax.random.fold_in(key, step), count, (batch,), replace=False
+            )
+            seen = jax.tree.map(lambda leaf: leaf[rows], windows)
+        return masked_huber(
+            batch_forecast(model, params, graph, seen), seen.target, seen.mask
+        )
+
+    def update(step: jax.Array, carry: tuple) -> tuple:
+        params, opt_state = carry
+        updates, opt_state = optimiser.update(
+            jax.grad(loss_fn)(params, step), opt_state, params
+        )
+        return optax.apply_updates(params, updates), opt_state
+
+    return update, optimiser.init
+
+
+@partial(jax.jit, static_argnames=("model", "config"))
+def trace_validation(
+    model: Model,
+    config: AdaptConfig,
+    target: Target,
+    params: Params,
+    regions: Int[Array, " X"],
+    rate: Float[Array, ""],
+    *,
+    key: Key,
+) -> tuple[Float[Array, "X evaluations"], Float[Array, " X"]]:
+    """Fine-tunes rows on the adaptation days and watches their error on the validation day.
+
+    Args:
+      model: the forecaster.
+      config: steps and sizes.
+      target: the city.
+      params: starts, leaves [X, ...].
+      regions: [X], the region of every row.
+      rate: learning rate.
+      key: random key.
+
+    Returns:
+      Sums of absolute validation errors (data units) before the first step and after every `evaluate_every`, and the
+      number of observed readings that went into each sum.
+    """
+
+    def trace(row: tuple) -> tuple[jax.Array, jax.Array]:
+        start, region = row
+        graph, windows = _windows(target, region, target.adaptation_starts)
+        _, held_out = _windows(target, region, target.validation_starts)
+        update, init = _make_update(
+            model,
+            graph,
+            windows,
+            rate,
+            config.batch,
+            jax.random.fold_in(key, target.region_ids[region]),
+        )
+
+        def error(params: Params) -> jax.Array:
+            absolute = (
+                jnp.abs(
+                    batch_forecast(model, params, graph, held_out) - held_out.target
+                )
+                * held_out.mask
+            )
+            return absolute.sum() * target.bank.std[-1, graph.nodes[0]]
+
+        def advance(carry: tuple, first: jax.Array) -> tuple[tuple, jax.Array]:
+            carry = jax.lax.fori_loop(
+                first, first + config.evaluate_every, update, carry
+            )
+            return carry, error(carry[0])
+
+        firsts = jnp.arange(0, config.steps, config.evaluate_every)
+        _, errors = jax.lax.scan(advance, (start, init(start)), firsts)
+        return jnp.concatenate([error(start)[None], errors]), held_out.mask.sum()
+
+    return jax.lax.map(trace, (params, regions))
+
+
+@partial(jax.jit, static_argnames=("model", "config"))
+def fine_tune(
+    model: Model,
+    config: AdaptConfig,
+    target: Target,
+    params: Params,
+    regions: Int[Array, " X"],
+    starts: Int[Array, " B"],
+    rate: Float[Array, ""],
+    steps: Int[Array, ""],
+    *,
+    key: Key,
+) -> Params:
+    """Fine-tunes rows for a given number of steps.
+
+    Args:
+      model: the forecaster.
+      config: sizes.
+      target: the city.
+      params: starts, leaves [X, ...].
+      regions: [X], the region of every row.
+      starts: windows to train on.
+      rate: learning rate.
+      steps: number of steps.
+      key: random key.
+
+    Returns:
+      Parameters, leaves [X, ...]. A region without a visible reading keeps its start.
+    """
+
+    def tune(row: tuple) -> Params:
+        start, region = row
+        graph, windows = _windows(target, region, starts)
+        update, init = _make_update(
+            model,
+            graph,
+            windows,
+            rate,
+            config.batch,
+            jax.random.fold_in(key, target.region_ids[region]),
+        )
+        return jax.lax.fori_loop(0, steps, update, (start, init(start)))[0]
+
+    return jax.lax.map(tune, (params, regions))
+
+
+@partial(jax.jit, static_argnames=("model",))
+def forecast_rows(
+    model: Model,
+    target: Target,
+    params: Params,
+    regions: Int[Array, " X"],
+    starts: Int[Array, " S"],
+) -> Float[Array, "X S P"]:
+    """Forecasts of every row for the given windows, in data units."""
+
+    def forecast(row: tuple) -> jax.Array:
+        graph, windows = _windows(target, row[1], starts)
+        scaled = batch_forecast(model, row[0], graph, windows)
+        return (
+            scaled * target.bank.std[-1, graph.nodes[0]]
+            + target.bank.mean[-1, graph.nodes[0]]
+        )
+
+    return jax.lax.map(forecast, (params, regions))
+
+
+def adapt(
+    model: Model,
+    config: AdaptConfig,
+    target: Target,
+    params: Params,
+    regions: Int[Array, " X"],
+    *,
+    key: Key,
+    choose_on: int | None = None,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+) -> Adapted:
+    """Fine-tunes rows with the learning rate and the number of steps that the validation day prefers.
+
+    Args:
+      model: the forecaster.
+      config: the choices.
+      target: the city.
+      params: starts, leaves [X, ...].
+      regions: [X], the region of every row.
+      key: random key.
+      choose_on: choose on the first so many rows only; None for all.
+      progress: called with (learning rates tried, metrics).
+
+    Returns:
+      The fine-tuned rows. Zero steps are among the choices; with a single support day, which leaves nothing to adapt
+      on, the rows come back as they were.
+    """
+    rows = slice(0, choose_on)
+    if len(target.adaptation_starts) == 0 or len(target.validation_starts) == 0:
+        return Adapted(params, None, 0, None, np.zeros((0, 0)))
+    curves = []
+    for done, rate in enumerate(config.learning_rates, 1):
+        errors, count = trace_validation(
+            model,
+            config,
+            target,
+            jax.tree.map(lambda leaf: leaf[rows], params),
+            regions[rows],
+            jnp.asarray(rate),
+            key=key,
+        )
+        curves.append(
+            np.asarray(errors, np.float64).sum(axis=0) / max(float(count.sum()), 1.0)
+        )
+        if progress:
+            progress(
+                done,
+                {"learning_rate": rate, "validation_loss": float(curves[-1].min())},
+            )
+    table = np.stack(curves)
+    table = np.where(np.isfinite(table), table, np.inf)
+    best_rate, best_evaluation = np.unravel_index(np.argmin(table), table.shape)
+    rate, steps = (
+        config.learning_rates[best_rate],
+        int(best_evaluation) * config.evaluate_every,
+    )
+    starts = target.support_starts if config.refit else target.adaptation_starts
+    tuned = fine_tune(
+        model,
+        config,
+        target,
+        params,
+        regions,
+        starts,
+        jnp.asarray(rate),
+        jnp.asarray(steps),
+        key=key,
+    )
+    return Adapted(tuned, rate, steps, float(table.min()), table)

@@ -1,0 +1,169 @@
+"""In: source regions and a model. Out: the pooled base, one parameter vector trained on all of them together."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from gpdiff_jax.cities.windows import draw_windows, gather_source
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.loss import batch_forecast, masked_absolute, masked_huber
+from gpdiff_jax.models.protocol import Model, ModelSizes
+from gpdiff_jax.sources import Sources
+from gpdiff_jax.typing import Key, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseConfig:
+    """How the pooled base is trained: `regions` x `windows` windows a step, cosine decay, best validation kept."""
+
+    steps: int = 2000
+    regions: int = 64
+    windows: int = 8
+    learning_rate: float = 2e-3
+    evaluations: int = 20
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) <= 0:
+                raise InputError(
+                    f"`{field.name}` must be above 0, got {getattr(self, field.name)}"
+                )
+
+
+def validation_error(
+    model: Model, params: Params, sources: Sources, region: Int[Array, ""]
+) -> Float[Array, ""]:
+    """Mean absolute error of one region's parameters on its validation windows, scaled."""
+    graph = jax.tree.map(lambda leaf: leaf[region], sources.graphs)
+    # A fixed key: every evaluation of a region sees the same variants.
+    key = jax.random.fold_in(jax.random.key(0), sources.region_ids[region])
+    windows = gather_source(
+        sources.bank,
+        sources.train,
+        graph.nodes,
+        sources.validation_starts[region],
+        key=key,
+    )
+    return masked_absolute(
+        batch_forecast(model, params, graph, windows), windows.target, windows.mask
+    )
+
+
+def initial_params(
+    model: Model, graphs: jraph.GraphsTuple, sizes: ModelSizes, *, key: Key
+) -> Params:
+    """Random parameters of one region's forecaster.
+
+    Args:
+      model: the forecaster.
+      graphs: stacked region graphs; the first one gives the shapes.
+      sizes: H, P, I, F.
+      key: random key.
+
+    Returns:
+      A parameter pytree.
+    """
+    history, horizon, inputs, covariates = sizes
+    graph = jax.tree.map(lambda leaf: leaf[0], graphs)
+    zeros = (
+        jnp.zeros((graph.nodes.shape[0], history, inputs)),
+        jnp.zeros((history + horizon, covariates)),
+    )
+    return model.init(key, graph, *zeros)
+
+
+def train_base(
+    model: Model,
+    sources: Sources,
+    config: BaseConfig,
+    *,
+    key: Key,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+) -> Params:
+    """Trains one model on the regions of all source cities together, every city with equal weight.
+
+    Args:
+      model: the forecaster.
+      sources: the source regions.
+      config: steps and sizes.
+      key: random key.
+      progress: called with (steps done, metrics) after every evaluation.
+
+    Returns:
+      The parameters with the best validation error, averaged over cities.
+
+    Raises:
+      FloatingPointError: the loss is not finite; names the step.
+    """
+    init_key, train_key = jax.random.split(key)
+    params = initial_params(model, sources.graphs, sources.sizes, key=init_key)
+    schedule = optax.cosine_decay_schedule(
+        config.learning_rate, config.steps, alpha=0.02
+    )
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+    city_counts = jnp.bincount(sources.city_index)
+    odds = (1.0 / city_counts.astype(jnp.float32))[sources.city_index]
+    steps_per_call = max(1, config.steps // config.evaluations)
+
+    def loss_fn(params: Params, key: Key) -> jax.Array:
+        region_key, window_key = jax.random.split(key)
+        regions = jax.random.categorical(
+            region_key, jnp.log(odds), shape=(config.regions,)
+        )
+        graphs = jax.tree.map(lambda leaf: leaf[regions], sources.graphs)
+        draw = partial(draw_windows, sources.bank, sources.train)
+        windows = jax.vmap(lambda graph, k: draw(graph.nodes, config.windows, key=k))(
+            graphs, jax.random.split(window_key, config.regions)
+        )
+        forecast = jax.vmap(partial(batch_forecast, model), in_axes=(None, 0, 0))(
+            params, graphs, windows
+        )
+        return masked_huber(forecast, windows.target, windows.mask)
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def train(params: Params, opt_state: optax.OptState, first: jax.Array) -> tuple:
+        def step(carry: tuple, index: jax.Array) -> tuple:
+            params, opt_state = carry
+            loss, grads = jax.value_and_grad(loss_fn)(
+                params, jax.random.fold_in(train_key, index)
+            )
+            updates, opt_state = optimiser.update(grads, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), loss
+
+        (params, opt_state), losses = jax.lax.scan(
+            step, (params, opt_state), first + jnp.arange(steps_per_call)
+        )
+        return params, opt_state, losses.mean()
+
+    @jax.jit
+    def evaluate(params: Params) -> jax.Array:
+        errors = jax.lax.map(
+            lambda r: validation_error(model, params, sources, r),
+            jnp.arange(sources.num_regions),
+        )
+        return (errors * odds).sum() / odds.sum()
+
+    opt_state = optimiser.init(params)
+    best, best_error = jax.tree.map(jnp.copy, params), np.inf
+    for done in range(0, config.steps, steps_per_call):
+        params, opt_state, loss = train(params, opt_state, jnp.asarray(done))
+        error = float(evaluate(params))
+        if not np.isfinite(float(loss)):
+            raise FloatingPointError(
+                f"the loss of the pooled base is not finite near step {done}; lower its learning rate"
+            )
+        if error < best_error:
+            best, best_error = jax.tree.map(jnp.copy, params), error
+        if progress:
+            progress(
+                done + steps_per_call,
+                {"train_loss": float(loss), "validation_loss": error},
+            )
+    return best

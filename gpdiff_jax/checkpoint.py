@@ -1,0 +1,55 @@
+"""In: a pytree of arrays and a few facts. Out: a folder that holds both, written by orbax whole or not at all, and back."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from gpdiff_jax.errors import InputError
+
+
+def save_arrays(folder: pathlib.Path, arrays: dict, facts: dict) -> None:
+    """Writes a pytree of arrays with orbax and, as its metadata, JSON facts; the folder appears when all is written."""
+    folder = pathlib.Path(folder).resolve()
+    ocp.save_pytree(
+        folder,
+        jax.tree.map(np.asarray, arrays),
+        custom_metadata={"facts": json.dumps(facts)},
+        overwrite=True,
+    )
+
+
+def load_arrays(folder: pathlib.Path, version: int, what: str) -> tuple[dict, dict]:
+    """Reads what `save_arrays` wrote.
+
+    Args:
+      folder: where it lies.
+      version: the format that this library reads.
+      what: the thing's name, for messages.
+
+    Returns:
+      The pytree, and the facts.
+
+    Raises:
+      InputError: missing, damaged, or of another format.
+    """
+    folder = pathlib.Path(folder).resolve()
+    if not folder.is_dir():
+        raise InputError(
+            f"no {what} at {str(folder)!r}; name the folder that holds one"
+        )
+    try:
+        metadata = ocp.pytree_metadata(folder)
+        facts = json.loads(metadata.custom_metadata["facts"])
+        arrays = ocp.load_pytree(folder)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(
+            f"the {what} at {str(folder)!r} cannot be read ({type(error).__name__}); delete it and make it again"
+        ) from error
+    if facts.get("format") != version:
+        raise InputError(
+            f"the {what} at {str(folder)!r} has format {facts.get('format')}, this version reads {version}; make it again"
+        )
+    return arrays, facts

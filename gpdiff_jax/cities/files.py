@@ -1,0 +1,306 @@
+"""In: a path of a city file (compressed npz, one array per key), or a folder of them and names.
+Out: checked cities; and back, a city written as such a file at once or not at all.
+"""
+
+import datetime
+import io
+import lzma
+import os
+import pathlib
+import struct
+import tempfile
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from gpdiff_jax.cities.city import City, check_city, edges_of
+from gpdiff_jax.errors import InputError
+
+# Thirteen published cities need 0.1 to 11 MB; 4 GiB is a year of 5-minute readings of 10,000 regions.
+MAX_UNCOMPRESSED_BYTES = 4 << 30
+
+_REQUIRED = (
+    "values",
+    "adjacency",
+    "interval_minutes",
+    "start",
+    "feature_names",
+    "node_ids",
+    "city",
+    "kind",
+)
+_OPTIONAL = ("latitude", "longitude", "poi", "poi_names")
+
+# All that zipfile, its decompressors and numpy's header parser raise on damaged bytes.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    tokenize.TokenError,
+    SyntaxError,
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+)
+
+
+def load_city(path: str | os.PathLike[str]) -> City:
+    """Read one city file.
+
+    Keys beyond the known ones are ignored. In speed data a zero means missing, so zeros become NaN.
+
+    Args:
+        path: an npz file with the arrays `values` [T, N, C], `adjacency` [N, N], `interval_minutes`, `start`,
+            `feature_names` [C], `node_ids` [N], `city` and `kind`, and optionally `latitude` and `longitude` [N],
+            `poi` [N, K] and `poi_names` [K]. The stem of its name becomes the name of the city.
+
+    Returns:
+        The checked city.
+
+    Raises:
+        InputError: the file is missing, damaged, too large, holds pickled objects, or breaks a rule of `check_city`.
+    """
+    path = pathlib.Path(path)
+    try:
+        return check_city(_city_from_arrays(path.stem, _read_arrays(path)))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def save_city(path: str | os.PathLike[str], city: City) -> None:
+    """Write one city as a compressed npz file that `load_city` reads back bit for bit.
+
+    The file appears complete or not at all. Edges come back sorted by sender and then receiver.
+
+    Args:
+        path: where to write; an existing file is replaced.
+        city: the city.
+
+    Raises:
+        InputError: the city breaks a rule of `check_city`, or the file cannot be written.
+    """
+    check_city(city)
+    path = pathlib.Path(path)
+    arrays = {
+        "values": city.values,
+        "adjacency": city.adjacency(),
+        "interval_minutes": np.asarray(city.interval_minutes),
+        "start": np.asarray("" if city.start is None else str(city.start)),
+        "feature_names": np.asarray(city.feature_names),
+        "node_ids": np.asarray(city.node_ids),
+        "city": np.asarray(city.place),
+        "kind": np.asarray(city.kind),
+    }
+    if city.latitude is not None and city.longitude is not None:
+        arrays |= {"latitude": city.latitude, "longitude": city.longitude}
+    if city.poi is not None:
+        arrays |= {"poi": city.poi, "poi_names": np.asarray(city.poi_names)}
+    try:
+        descriptor, partial = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".partial"
+        )
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}); choose a folder that exists"
+        ) from None
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(partial, 0o666 & ~umask)  # mkstemp hides the file from everyone else
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}); check the folder and its space"
+        ) from None
+    finally:
+        pathlib.Path(partial).unlink(missing_ok=True)
+
+
+def find_cities(data_dir: str | os.PathLike[str], names: Sequence[str]) -> list[City]:
+    """Load cities of a folder by name.
+
+    Args:
+        data_dir: a folder with one `NAME.npz` per city.
+        names: the cities wanted, each once.
+
+    Returns:
+        The cities, in the order of `names`.
+
+    Raises:
+        InputError: the folder or a name does not exist, a name comes twice, or a file is not a valid city.
+    """
+    folder = pathlib.Path(data_dir)
+    if not folder.is_dir():
+        raise InputError(
+            f"`data_dir` (={folder}) is not a folder; give the folder that holds the city files"
+        )
+    available = sorted(path.stem for path in folder.glob("*.npz"))
+    choice = (
+        f"choose from {', '.join(available)}"
+        if available
+        else f"{folder} holds no .npz file"
+    )
+    if not names:
+        raise InputError(f"no city is named; {choice}")
+    for index, name in enumerate(names):
+        if name not in available:
+            raise InputError(f"city {name!r} is not in {folder}; {choice}")
+        if name in names[:index]:
+            raise InputError(f"city {name!r} is named twice; name each city once")
+    return [load_city(folder / f"{name}.npz") for name in names]
+
+
+def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise InputError("no such file; check the path")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            total = sum(member.file_size for member in archive.infolist())
+            if total > MAX_UNCOMPRESSED_BYTES:
+                raise InputError(
+                    f"the file unpacks to {total} bytes, more than {MAX_UNCOMPRESSED_BYTES}; split it or shorten it"
+                )
+            members = {name.removesuffix(".npy") for name in archive.namelist()}
+            for key in _REQUIRED:
+                if key not in members:
+                    raise InputError(
+                        f"key `{key}` is missing; a city file needs {', '.join(_REQUIRED)}"
+                    )
+            return {
+                key: _read_array(archive, key)
+                for key in _REQUIRED + _OPTIONAL
+                if key in members
+            }
+    except InputError:
+        raise
+    except _DAMAGE as error:
+        raise InputError(
+            f"not a readable npz file ({type(error).__name__}); write or download it again"
+        ) from None
+
+
+def _read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
+    # Reading the whole member first verifies its checksum before numpy parses anything.
+    stream = io.BytesIO(archive.read(f"{key}.npy"))
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        version = (
+            2,
+            0,
+        )  # 3.0 differs in the encoding of field names only, and city arrays have no fields
+    read_header = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    _, _, dtype = read_header(stream)
+    if dtype.hasobject:
+        raise InputError(
+            f"key `{key}` holds pickled objects, which are not read; store plain numbers or text"
+        )
+    stream.seek(0)
+    return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def _city_from_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> City:
+    values = _numbers(arrays, "values", np.float32)
+    kind = _text(arrays, "kind")
+    if kind == "speed":
+        values = np.where(values == 0, np.float32(np.nan), values)
+    adjacency = _numbers(arrays, "adjacency", np.float32)
+    regions = values.shape[1] if values.ndim == 3 else len(arrays["node_ids"])
+    if adjacency.shape != (regions, regions):
+        raise InputError(
+            f"`adjacency` (of shape {adjacency.shape}) must be [N, N] = [{regions}, {regions}]; reshape it"
+        )
+    interval = arrays["interval_minutes"]
+    if interval.shape != () or interval.dtype.kind not in "iu":
+        raise InputError(
+            f"`interval_minutes` (={interval}) must be one whole number; e.g. 60"
+        )
+    senders, receivers, weights = edges_of(adjacency)
+    return City(
+        name=name,
+        kind=kind,
+        values=values,
+        senders=senders,
+        receivers=receivers,
+        weights=weights,
+        interval_minutes=int(interval),
+        start=_start(_text(arrays, "start")),
+        feature_names=_texts(arrays, "feature_names"),
+        node_ids=_texts(arrays, "node_ids"),
+        latitude=_numbers(arrays, "latitude", np.float64)
+        if "latitude" in arrays
+        else None,
+        longitude=_numbers(arrays, "longitude", np.float64)
+        if "longitude" in arrays
+        else None,
+        poi=_numbers(arrays, "poi", np.float32) if "poi" in arrays else None,
+        poi_names=_texts(arrays, "poi_names") if "poi_names" in arrays else (),
+        place=_text(arrays, "city"),
+    )
+
+
+def _numbers(arrays: Mapping[str, np.ndarray], key: str, dtype: type) -> np.ndarray:
+    array = arrays[key]
+    if array.dtype.kind not in "fiu":
+        raise InputError(
+            f"`{key}` (of type {array.dtype}) must hold real numbers; convert it to {np.dtype(dtype)}"
+        )
+    # A float64 beyond float32 becomes infinite here and is refused by `check_city`.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.ascontiguousarray(array, dtype=dtype)
+
+
+def _texts(arrays: Mapping[str, np.ndarray], key: str) -> tuple[str, ...]:
+    array = arrays[key]
+    if array.ndim != 1 or array.dtype.kind not in "Uiu":
+        raise InputError(
+            f"`{key}` (of type {array.dtype}, shape {array.shape}) must be a list of texts; convert it"
+        )
+    try:
+        return tuple(str(text) for text in array.tolist())
+    except ValueError:
+        raise InputError(
+            f"`{key}` holds text that is not Unicode; write it again"
+        ) from None
+
+
+def _text(arrays: Mapping[str, np.ndarray], key: str) -> str:
+    array = arrays[key]
+    if array.shape != () or array.dtype.kind != "U":
+        raise InputError(
+            f"`{key}` (of type {array.dtype}, shape {array.shape}) must be one text; convert it"
+        )
+    return _texts({key: array.reshape(1)}, key)[0]
+
+
+def _start(text: str) -> np.datetime64 | None:
+    if not text:
+        return None
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(
+            f"`start` (={text!r}) must be an ISO time, e.g. 2024-01-31T00:00; leave it empty if unknown"
+        ) from None
+    if moment.tzinfo is not None or moment.second or moment.microsecond:
+        raise InputError(
+            f"`start` (={text!r}) must be local time in whole minutes; drop the time zone and the seconds"
+        )
+    return np.datetime64(moment, "m")

@@ -1,0 +1,119 @@
+"""In: cities at their own intervals and with their own channels.
+Out: the same cities at a common, longer interval, and with one channel each.
+"""
+
+import dataclasses
+import re
+
+import numpy as np
+from jaxtyping import Float
+
+from gpdiff_jax.cities.city import City, check_city, check_interval
+from gpdiff_jax.errors import InputError
+
+
+def resample(city: City, interval_minutes: int) -> City:
+    """Bring a city to a longer interval: sums of counts, means of speeds, over the observed readings of a bin.
+
+    Bins lie on the local clock, so the steps before the first whole bin and after the last one are dropped; a series
+    of unknown start is binned from its first step. A bin without a reading is missing. A count bin that was observed
+    in part is the sum of what was observed, hence too low: filling it would invent readings.
+
+    Args:
+        city: the city.
+        interval_minutes: the new interval, a multiple of the city's own that divides a day.
+
+    Returns:
+        The city at the new interval; the same object if that is its own. Channels keep their names.
+
+    Raises:
+        InputError: the interval does not divide a day, is no multiple of the city's, no whole bin is left, or a
+            region is left without a reading.
+    """
+    check_interval(interval_minutes)
+    own = city.interval_minutes
+    if interval_minutes % own:
+        raise InputError(
+            f"`interval_minutes` (={interval_minutes}) must be a multiple of the {own} minutes of city {city.name!r};"
+            f" choose e.g. {_multiple_near(own, interval_minutes)}"
+        )
+    factor = interval_minutes // own
+    if factor == 1:
+        return city
+    start, skipped = city.start, 0
+    if start is not None:
+        minutes_since_bin = int(start.astype(np.int64)) % interval_minutes
+        skipped = -minutes_since_bin // own % factor
+        start = start + np.timedelta64(skipped * own, "m")
+    bins = (city.num_steps - skipped) // factor
+    if bins < 1:
+        raise InputError(
+            f"city {city.name!r} ({city.num_steps} steps of {own} minutes) holds no whole bin of"
+            f" {interval_minutes} minutes; choose a shorter `interval_minutes`"
+        )
+    steps = city.values[skipped : skipped + bins * factor]
+    grouped = steps.reshape(bins, factor, city.num_nodes, city.num_channels)
+    values = _combine(grouped, average=city.kind == "speed")
+    return check_city(
+        dataclasses.replace(
+            city, values=values, interval_minutes=interval_minutes, start=start
+        )
+    )
+
+
+def select_channels(city: City, channels: str) -> list[City]:
+    """Reduce a city to cities of one channel each, over the same graph.
+
+    Args:
+        city: the city.
+        channels: "first" for the first channel, "each" for every channel as a city of its own, or a channel's name.
+
+    Returns:
+        One city that keeps its name, or for "each" one city per channel, named "city:channel".
+
+    Raises:
+        InputError: the city has no channel of that name.
+    """
+    if channels == "first":
+        return [_only_channel(city, 0, city.name)]
+    if channels == "each":
+        labels = [re.sub(r"[^A-Za-z0-9_.-]", "_", name) for name in city.feature_names]
+        if len(set(labels)) < len(labels):  # e.g. names in another script
+            labels = [f"{label}.{channel}" for channel, label in enumerate(labels)]
+        return [
+            _only_channel(city, channel, f"{city.name}:{label}")
+            for channel, label in enumerate(labels)
+        ]
+    if channels not in city.feature_names:
+        known = ", ".join(("first", "each", *city.feature_names))
+        raise InputError(
+            f"`channels` (={channels!r}) is no channel of city {city.name!r}; choose from {known}"
+        )
+    return [_only_channel(city, city.feature_names.index(channels), city.name)]
+
+
+def _only_channel(city: City, channel: int, name: str) -> City:
+    values = np.ascontiguousarray(city.values[:, :, channel : channel + 1])
+    return dataclasses.replace(
+        city, name=name, values=values, feature_names=(city.feature_names[channel],)
+    )
+
+
+def _combine(
+    grouped: Float[np.ndarray, "T F N C"], *, average: bool
+) -> Float[np.ndarray, "T N C"]:
+    observed = ~np.isnan(grouped)
+    count = observed.sum(axis=1)
+    # float64 keeps sums of counts exact; a sum beyond float32 becomes infinite and is refused by `check_city`.
+    total = np.where(observed, grouped, 0.0).sum(axis=1, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        combined = (total / np.maximum(count, 1) if average else total).astype(
+            np.float32
+        )
+    return np.where(count > 0, combined, np.float32(np.nan))
+
+
+def _multiple_near(own: int, wanted: int) -> int:
+    # The smallest bin of whole steps that is not shorter than asked for and still divides a day.
+    days = [minutes for minutes in range(own, 1441, own) if 1440 % minutes == 0]
+    return next((minutes for minutes in days if minutes >= wanted), days[-1])

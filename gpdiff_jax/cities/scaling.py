@@ -1,0 +1,83 @@
+"""In: a city and the span of it that may be seen. Out: a mean and a standard deviation per region, in data units.
+
+A region without one visible reading takes the average of its neighbours, hop by hop, so that it can be forecast.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.splits import Span
+from gpdiff_jax.errors import InputError
+
+_SMALLEST_SHARE = 0.05
+
+
+def silent_regions(city: City, visible: Span) -> Bool[np.ndarray, " N"]:
+    """True for every region of a one-channel city without a single reading in the visible span."""
+    return ~np.isfinite(city.values[visible.start : visible.stop, :, 0]).any(axis=0)
+
+
+def fill_from_neighbours(
+    rows: Float[np.ndarray, "N X"], silent: Bool[np.ndarray, " N"], city: City
+) -> Float[np.ndarray, "N X"]:
+    """Replaces the rows of silent regions by the mean of their graph neighbours, hop by hop.
+
+    Args:
+      rows: [N, X], any per-region quantities; those of silent regions are ignored.
+      silent: [N], the rows to replace.
+      city: gives the graph; both edge directions count.
+
+    Returns:
+      [N, X] without a silent row. A region that no path joins to a known one takes the mean of the city.
+    """
+    filled, known = np.where(silent[:, None], 0.0, rows), ~silent
+    while not known.all():
+        linked = np.zeros((city.num_nodes, city.num_nodes), dtype=bool)
+        linked[city.senders, city.receivers] = True
+        linked = (linked | linked.T) & known[None, :]
+        count = linked.sum(axis=1)
+        reached = ~known & (count > 0)
+        if not reached.any():
+            return np.where(known[:, None], filled, filled[known].mean(axis=0)).astype(
+                rows.dtype
+            )
+        filled[reached] = (linked[reached] @ filled) / count[reached, None]
+        known = known | reached
+    return filled.astype(rows.dtype)
+
+
+def region_scales(
+    city: City, visible: Span
+) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+    """Mean and standard deviation of every region over the visible readings.
+
+    Args:
+      city: a one-channel city.
+      visible: the span that may be seen: the training span of a source, the support days of a target.
+
+    Returns:
+      Two float32 arrays [N] in the data's units. A standard deviation is at least 5 % of the city's median one, so
+      that a region that hardly moves does not blow up.
+
+    Raises:
+      InputError: no region has a reading in the visible span.
+    """
+    readings = city.values[visible.start : visible.stop, :, 0].astype(np.float64)
+    silent = silent_regions(city, visible)
+    if silent.all():
+        raise InputError(
+            f"city {city.name!r} has no reading in its visible span (steps {visible.start} to {visible.stop}); "
+            "give it more support days, or a series that is observed there"
+        )
+    observed = np.isfinite(readings)
+    count = np.maximum(observed.sum(axis=0), 1)
+    mean = np.where(observed, readings, 0.0).sum(axis=0) / count
+    variance = np.where(observed, np.square(readings - mean), 0.0).sum(axis=0) / count
+    moments = fill_from_neighbours(
+        np.stack([mean, np.sqrt(variance)], axis=1), silent, city
+    )
+    floor = max(_SMALLEST_SHARE * float(np.median(moments[:, 1])), 1e-3)
+    return moments[:, 0].astype(np.float32), np.maximum(moments[:, 1], floor).astype(
+        np.float32
+    )

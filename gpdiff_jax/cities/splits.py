@@ -1,0 +1,119 @@
+"""In: the length of a city's series. Out: the chronological spans that may be seen, and those that may not.
+
+The protocol is DESIGN section 4's: a source is split 80 / 20 in time; the last 30 % of a target is test, the support
+days lie right before it, and nothing earlier is ever seen.
+"""
+
+import dataclasses
+
+from gpdiff_jax.errors import InputError
+
+TRAIN_FRACTION = 0.8
+TEST_FRACTION = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """A half-open range of time steps, [start, stop)."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.start)
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceSplit:
+    """The spans of a source city: what harvest trains on, and what it stops on."""
+
+    train: Span
+    validation: Span
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetSplit:
+    """The spans of a target city: adaptation and validation days (together the support), and the test."""
+
+    adaptation: Span
+    validation: Span
+    test: Span
+
+    @property
+    def support(self) -> Span:
+        """All visible days of the target."""
+        return Span(self.adaptation.start, self.validation.stop)
+
+
+def split_source(
+    num_steps: int, *, history: int, horizon: int, name: str = "source"
+) -> SourceSplit:
+    """Splits a source city by time into training and validation.
+
+    Args:
+      num_steps: T, the length of the series in steps.
+      history: H, steps that a model sees.
+      horizon: P, steps that it forecasts.
+      name: the city's name, for the message.
+
+    Returns:
+      The first 80 % as `train`, the rest as `validation`.
+
+    Raises:
+      InputError: the city is too short for one window in each part.
+    """
+    boundary = round(num_steps * TRAIN_FRACTION)
+    shortest = min(boundary, num_steps - boundary + history)
+    if shortest < history + horizon:
+        raise InputError(
+            f"city {name!r} has {num_steps} steps, too few for history (={history}) + horizon (={horizon}) in both its "
+            "training and its validation span; use a longer series or a shorter interval"
+        )
+    return SourceSplit(Span(0, boundary), Span(boundary, num_steps))
+
+
+def split_target(
+    num_steps: int,
+    steps_per_day: int,
+    support_days: int,
+    *,
+    history: int,
+    horizon: int,
+    name: str = "target",
+) -> TargetSplit:
+    """Splits a target city into support days (adaptation, validation) and the test that follows them.
+
+    Args:
+      num_steps: T, the length of the series in steps.
+      steps_per_day: steps in 24 hours.
+      support_days: d, the visible days; the last max(1, d // 3) of them are validation.
+      history: H, steps that a model sees.
+      horizon: P, steps that it forecasts.
+      name: the city's name, for the message.
+
+    Returns:
+      The three spans. With one support day the adaptation span is empty.
+
+    Raises:
+      InputError: `support_days` is below 1 or longer than the data before the test, or the test holds no window.
+    """
+    if support_days < 1:
+        raise InputError(f"`support_days` must be at least 1, got {support_days}")
+    test_start = num_steps - round(num_steps * TEST_FRACTION)
+    support_start = test_start - support_days * steps_per_day
+    if support_start < 0:
+        raise InputError(
+            f"`support_days` (={support_days}) is longer than the {test_start / steps_per_day:.1f} days that city "
+            f"{name!r} has before its test span; use at most {test_start // steps_per_day}"
+        )
+    if num_steps - test_start < horizon or test_start < history:
+        raise InputError(
+            f"city {name!r} has {num_steps} steps, too few for history (={history}) + horizon (={horizon}) around its "
+            "test span (the last 30 %); use a longer series or a shorter interval"
+        )
+    validation_start = test_start - max(1, support_days // 3) * steps_per_day
+    return TargetSplit(
+        Span(support_start, validation_start),
+        Span(validation_start, test_start),
+        Span(test_start, num_steps),
+    )

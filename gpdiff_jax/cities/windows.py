@@ -1,0 +1,242 @@
+"""In: spans of time and the series bank. Out: start steps of windows, drawn for training or listed for evaluation.
+
+Only starts are ever kept; a window exists while a batch is gathered.
+"""
+
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.series import SeriesBank, Window, gather_window
+from gpdiff_jax.cities.splits import Span, TargetSplit
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.typing import Key
+
+
+@flax.struct.dataclass
+class StartTable:
+    """The windows that may be drawn for every node, city by city, and which profile each may see."""
+
+    starts: jax.Array  # int32 [sum of starts over cities]
+    first: jax.Array  # int32 [M], where a node's city begins in `starts`
+    count: jax.Array  # int32 [M], how many starts its city has
+    spans: (
+        jax.Array
+    )  # int32 [V, M, 2], the steps that each variant of a node's profile was made from
+
+
+def window_starts(
+    city: City, span: Span, *, history: int, horizon: int, reach_back: bool = False
+) -> np.ndarray:
+    """Starts of all windows of a span in which somebody has a reading to forecast.
+
+    Args:
+      city: a one-channel city.
+      span: the horizon lies inside it; so does the history, unless `reach_back`.
+      history: H.
+      horizon: P.
+      reach_back: let the history begin before the span (the span's past is visible then).
+
+    Returns:
+      int32 start steps of the history, in order; possibly empty.
+    """
+    low = max(0, span.start - history) if reach_back else span.start
+    starts = np.arange(low, span.stop - history - horizon + 1)
+    anyone = np.isfinite(city.values[:, :, 0]).any(axis=1)
+    seen = np.concatenate([[0], np.cumsum(anyone)])
+    return starts[seen[starts + history + horizon] > seen[starts + history]].astype(
+        np.int32
+    )
+
+
+def random_spans(
+    city: City, span: Span, length: int, count: int, *, key: Key
+) -> list[Span]:
+    """Random windows of a source's training span, as long as the support days of a target.
+
+    Args:
+      city: a one-channel city.
+      span: its training span.
+      length: steps per window; cut to the span.
+      count: V, how many.
+      key: random key.
+
+    Returns:
+      V spans, in order of time: one drawn in each of V equal parts of the possible starts, so that they cover it.
+      Windows observed less than half as well as the whole span (a closed weekend, an outage) do not come up.
+    """
+    length = min(length, len(span))
+    observed = np.isfinite(city.values[span.start : span.stop, :, 0]).mean(axis=1)
+    cumulative = np.concatenate([[0.0], np.cumsum(observed)])
+    share = (cumulative[length:] - cumulative[:-length]) / length
+    possible = span.start + np.flatnonzero(share >= 0.5 * observed.mean())
+    uniform = np.asarray(jax.random.uniform(key, (count,)))
+    starts = possible[
+        ((np.arange(count) + uniform) / count * len(possible)).astype(int)
+    ]
+    return [Span(int(start), int(start) + length) for start in starts]
+
+
+def start_table(
+    cities: Sequence[City],
+    starts: Sequence[Int[np.ndarray, " X"]],
+    spans: Sequence[Sequence[Span]],
+) -> StartTable:
+    """Lines up the allowed starts of several cities.
+
+    Args:
+      cities: in the order of the bank.
+      starts: per city, the allowed starts.
+      spans: per city, the V spans of its profile variants.
+
+    Returns:
+      The table.
+
+    Raises:
+      InputError: a city without a start.
+    """
+    for city, allowed in zip(cities, starts, strict=True):
+        if len(allowed) == 0:
+            raise InputError(
+                f"city {city.name!r} has no window with a reading to forecast; leave it out"
+            )
+    counts = [len(allowed) for allowed in starts]
+    nodes = [city.num_nodes for city in cities]
+    first = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    bounds = np.asarray(
+        [[(span.start, span.stop) for span in city_spans] for city_spans in spans],
+        np.int32,
+    )
+    return StartTable(
+        starts=jnp.asarray(np.concatenate(starts).astype(np.int32)),
+        first=jnp.asarray(np.repeat(first, nodes).astype(np.int32)),
+        count=jnp.asarray(np.repeat(counts, nodes).astype(np.int32)),
+        spans=jnp.asarray(np.repeat(bounds.transpose(1, 0, 2), nodes, axis=1)),
+    )
+
+
+def draw_windows(
+    bank: SeriesBank,
+    table: StartTable,
+    nodes: Int[Array, " N"],
+    batch: int,
+    *,
+    key: Key,
+    variant: Int[Array, ""] | None = None,
+) -> Window:
+    """Draws a batch of windows of one source region for training.
+
+    Args:
+      bank: the series.
+      table: which windows may be drawn.
+      nodes: [N], the nodes of the region graph, the centre first.
+      batch: B.
+      key: random key.
+      variant: see `gather_source`.
+
+    Returns:
+      The windows, stacked on a leading axis B.
+    """
+    start_key, variant_key = jax.random.split(key)
+    draw = jax.random.randint(
+        start_key, (batch,), 0, table.count[nodes[0]], dtype=jnp.int32
+    )
+    starts = table.starts[table.first[nodes[0]] + draw]
+    return gather_source(bank, table, nodes, starts, key=variant_key, variant=variant)
+
+
+def gather_source(
+    bank: SeriesBank,
+    table: StartTable,
+    nodes: Int[Array, " N"],
+    starts: Int[Array, " B"],
+    *,
+    key: Key,
+    variant: Int[Array, ""] | None = None,
+) -> Window:
+    """Gathers given windows of one source region, each seen through a variant that shares no step with it.
+
+    Args:
+      bank: the series.
+      table: the spans of the variants.
+      nodes: [N], the nodes of the region graph, the centre first.
+      starts: [B], starts of the windows.
+      key: random key of the choice of variants.
+      variant: the one variant to see all windows through, instead of a random one for each.
+
+    Returns:
+      The windows, stacked on a leading axis B. A window that shares a step with the given variant, or with every
+      variant, is masked out.
+    """
+    length = bank.history + bank.horizon
+    spans = table.spans[:, nodes[0]]
+    free = (spans[None, :, 0] >= starts[:, None] + length) | (
+        spans[None, :, 1] <= starts[:, None]
+    )
+    if variant is None:
+        chosen = jax.random.categorical(
+            key, jnp.where(free, 0.0, -1e9), axis=-1
+        ).astype(jnp.int32)
+    else:
+        chosen = jnp.broadcast_to(variant, starts.shape)
+    variants = jnp.broadcast_to(chosen[:, None], (starts.shape[0], length))
+    window = jax.vmap(gather_window, in_axes=(None, None, 0, 0))(
+        bank, nodes, starts, variants
+    )
+    allowed = jnp.take_along_axis(free, chosen[:, None], axis=1).astype(jnp.float32)
+    return window.replace(mask=window.mask * allowed)
+
+
+def support_masks(city: City, split: TargetSplit, steps_per_day: int) -> np.ndarray:
+    """Which steps enter each variant of a target's profile: all support days but one, for each, and all of them.
+
+    Args:
+      city: the target.
+      split: its spans.
+      steps_per_day: steps in 24 hours.
+
+    Returns:
+      bool [V, T] with V = support days + 1. Variant j leaves out the j-th support day; the last leaves out none.
+    """
+    support = split.support
+    day = (np.arange(city.num_steps) - support.start) // steps_per_day
+    inside = (day >= 0) & (np.arange(city.num_steps) < support.stop)
+    days = len(support) // steps_per_day
+    return np.stack([inside & (day != left_out) for left_out in range(days + 1)])
+
+
+def gather_target(
+    bank: SeriesBank,
+    nodes: Int[Array, " N"],
+    starts: Int[Array, " B"],
+    support_start: int,
+    steps_per_day: int,
+) -> Window:
+    """Gathers given windows of one target region, where the profile at every step leaves out that step's own day.
+
+    Args:
+      bank: the series of a target, whose profile variants are those of `support_masks`.
+      nodes: [N], the nodes of the region graph, the centre first.
+      starts: [B], starts of the windows.
+      support_start: first step of the support days.
+      steps_per_day: steps in 24 hours.
+
+    Returns:
+      The windows, stacked on a leading axis B.
+    """
+    steps = (
+        starts[:, None]
+        + jnp.arange(bank.history + bank.horizon, dtype=jnp.int32)[None, :]
+    )
+    last = bank.profile.shape[0] - 1
+    variants = jnp.clip((steps - support_start) // steps_per_day, 0, last).astype(
+        jnp.int32
+    )
+    return jax.vmap(gather_window, in_axes=(None, None, 0, 0))(
+        bank, nodes, starts, variants
+    )

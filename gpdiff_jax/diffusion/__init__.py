@@ -1,0 +1,1 @@
+"""In: tokens of trained parameters and the prompts of their regions. Out: a denoiser that turns noise into tokens."""

@@ -1,0 +1,157 @@
+"""In: a batch of the zoo and a denoiser. Out: the token loss, and the error of the forecasts of what was denoised."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gpdiff_jax.cities.windows import draw_windows
+from gpdiff_jax.diffusion.denoiser import Denoiser, denoise
+from gpdiff_jax.diffusion.schedules import (
+    add_noise,
+    cosine_level,
+    velocity,
+    x0_from_velocity,
+)
+from gpdiff_jax.models.loss import batch_forecast, masked_huber
+from gpdiff_jax.models.protocol import Model
+from gpdiff_jax.sources import Sources
+from gpdiff_jax.tokens import TokenLayout, TokenScaler, denormalise, from_tokens
+from gpdiff_jax.typing import Key
+
+
+@flax.struct.dataclass
+class DiffusionBatch:
+    """B draws from the zoo."""
+
+    x0: jax.Array  # float32 [B, L, W], normalised tokens
+    prompt: jax.Array  # float32 [B, E]
+    region: jax.Array  # int32 [B]
+    variant: jax.Array  # int32 [B], the random window that the prompt was made from
+
+
+class DiffusionLosses(NamedTuple):
+    """What is minimised and what it is made of."""
+
+    loss: jax.Array
+    token_loss: jax.Array
+    functional_loss: jax.Array
+
+
+def functional_losses(
+    model: Model,
+    sources: Sources,
+    layout: TokenLayout,
+    scaler: TokenScaler,
+    windows_per_region: int,
+    x0: Float[Array, "B L W"],
+    batch: DiffusionBatch,
+    *,
+    key: Key,
+) -> Float[Array, " B"]:
+    """Forecast loss of every generated parameter vector on windows of its own region, seen through the prompt's variant.
+
+    Args:
+      model: the forecaster.
+      sources: the source regions.
+      layout: of the tokens.
+      scaler: of the tokens.
+      windows_per_region: windows drawn for each.
+      x0: [B, L, W], normalised tokens to be judged.
+      batch: names the regions and variants.
+      key: random key.
+
+    Returns:
+      float32 [B], Huber loss in standard deviations.
+    """
+
+    def one(
+        tokens: jax.Array, region: jax.Array, variant: jax.Array, key: Key
+    ) -> jax.Array:
+        graph = jax.tree.map(lambda leaf: leaf[region], sources.graphs)
+        windows = draw_windows(
+            sources.bank,
+            sources.train,
+            graph.nodes,
+            windows_per_region,
+            key=key,
+            variant=variant,
+        )
+        forecast = batch_forecast(model, from_tokens(layout, tokens), graph, windows)
+        return masked_huber(forecast, windows.target, windows.mask)
+
+    keys = jax.random.split(key, x0.shape[0])
+    return jax.vmap(one)(denormalise(scaler, x0), batch.region, batch.variant, keys)
+
+
+def make_diffusion_loss(
+    denoiser: Denoiser,
+    functional: Callable[..., Float[Array, " B"]],
+    mask: Float[Array, "L W"],
+    *,
+    functional_weight: float,
+    token_weight: float,
+    prompt_dropout: float,
+    prompt_noise: float,
+    pure_noise_share: float,
+) -> Callable[..., tuple[jax.Array, DiffusionLosses]]:
+    """Makes `loss(variables, batch, key) -> (loss, parts)`.
+
+    Args:
+      denoiser: the network.
+      functional: `functional_losses` with all but its last arguments bound.
+      mask: [L, W], 1 where a parameter lies.
+      functional_weight: weight of the functional loss beside the token loss.
+      token_weight: weight of the token loss.
+      prompt_dropout: share of the batch that is not told its prompt.
+      prompt_noise: deviation of the noise on the prompt, which keeps a few hundred regions from being learned by heart.
+      pure_noise_share: share of the batch at t = 1, where the prompt is all there is; the rest is uniform in t.
+
+    Returns:
+      The loss function.
+    """
+
+    def loss_fn(
+        variables: dict, batch: DiffusionBatch, key: Key
+    ) -> tuple[jax.Array, DiffusionLosses]:
+        keys = jax.random.split(key, 6)
+        size = batch.region.shape[0]
+        t = jax.random.uniform(keys[0], (size,))
+        t = jnp.where(jax.random.uniform(keys[1], (size,)) < pure_noise_share, 1.0, t)
+        eps = jax.random.normal(keys[2], batch.x0.shape) * mask[None]
+        given = (jax.random.uniform(keys[3], (size,)) >= prompt_dropout).astype(
+            jnp.float32
+        )
+        prompt = batch.prompt + prompt_noise * jax.random.normal(
+            keys[4], batch.prompt.shape
+        )
+        level = cosine_level(t[:, None, None])
+        level = type(level)(*(jnp.broadcast_to(part, eps.shape) for part in level))
+        x_t = add_noise(level, batch.x0, eps)
+        v = denoise(denoiser, variables, x_t, t, prompt, given) * mask[None]
+        squared = jnp.square(v - velocity(level, batch.x0, eps)) * mask[None]
+        token_loss = squared.sum() / (mask.sum() * size)
+        forecast_loss = functional(
+            x0_from_velocity(level, x_t, v), batch, key=keys[5]
+        ).mean()
+        loss = token_weight * token_loss + functional_weight * forecast_loss
+        return loss, DiffusionLosses(loss, token_loss, forecast_loss)
+
+    return loss_fn
+
+
+def bind_functional(
+    model: Model,
+    sources: Sources,
+    layout: TokenLayout,
+    scaler: TokenScaler,
+    windows_per_region: int,
+) -> Callable[..., Float[Array, " B"]]:
+    """`functional_losses` with all but the tokens, the batch and the key bound."""
+    return partial(
+        functional_losses, model, sources, layout, scaler, windows_per_region
+    )

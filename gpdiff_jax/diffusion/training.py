@@ -1,0 +1,261 @@
+"""In: normalised zoo tokens and prompts. Out: a trained denoiser, chosen on source regions that were held out."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise
+from gpdiff_jax.diffusion.losses import (
+    DiffusionBatch,
+    bind_functional,
+    make_diffusion_loss,
+)
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.protocol import Model
+from gpdiff_jax.sources import Sources
+from gpdiff_jax.tokens import TokenLayout, TokenScaler
+from gpdiff_jax.typing import Key
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """How the generator is trained."""
+
+    denoiser: DenoiserConfig = DenoiserConfig()
+    token_width: int = 256
+    steps: int = 1500
+    batch: int = 32
+    windows: int = 16
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    ema: float = 0.99
+    functional_weight: float = 5.0
+    token_weight: float = 1.0
+    prompt_dropout: float = 0.15
+    prompt_noise: float = 0.2
+    pure_noise_share: float = 0.3
+    evaluations: int = 15
+    held_out_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in (
+            "token_width",
+            "steps",
+            "batch",
+            "windows",
+            "learning_rate",
+            "evaluations",
+        ):
+            if getattr(self, name) <= 0:
+                raise InputError(f"`{name}` must be above 0, got {getattr(self, name)}")
+        for name in ("ema", "prompt_dropout", "pure_noise_share", "held_out_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(
+                    f"`{name}` must be in [0, 1), got {getattr(self, name)}"
+                )
+
+
+@flax.struct.dataclass
+class PretrainState:
+    """The denoiser in training."""
+
+    step: jax.Array  # int32
+    variables: dict
+    ema: dict
+    opt_state: optax.OptState
+
+
+@flax.struct.dataclass
+class ZooTokens:
+    """The training set of the generator, on the device."""
+
+    x0: jax.Array  # float32 [R, S, L, W], normalised
+    prompts: jax.Array  # float32 [V, R, E]
+    odds: jax.Array  # float32 [R], how often a region is drawn; 0 where held out
+
+
+def draw_batch(zoo: ZooTokens, size: int, *, key: jax.Array) -> DiffusionBatch:
+    """Draws regions by their odds, and for each a snapshot and a prompt variant."""
+    keys = jax.random.split(key, 3)
+    region = jax.random.categorical(keys[0], jnp.log(zoo.odds), shape=(size,)).astype(
+        jnp.int32
+    )
+    snapshot = jax.random.randint(keys[1], (size,), 0, zoo.x0.shape[1])
+    variant = jax.random.randint(
+        keys[2], (size,), 0, zoo.prompts.shape[0], dtype=jnp.int32
+    )
+    return DiffusionBatch(
+        zoo.x0[region, snapshot], zoo.prompts[variant, region], region, variant
+    )
+
+
+def held_out_regions(sources: Sources, share: float, *, key: Key) -> np.ndarray:
+    """A random share of every city's regions, kept from training to choose on; bool [R]."""
+    city, held = np.asarray(sources.city_index), np.zeros(sources.num_regions, bool)
+    for index in np.unique(city):
+        rows = np.flatnonzero(city == index)
+        count = min(max(1, round(share * len(rows))), len(rows) - 1) if share > 0 else 0
+        order = np.asarray(
+            jax.random.permutation(jax.random.fold_in(key, int(index)), len(rows))
+        )
+        held[rows[order[:count]]] = True
+    return held
+
+
+def train_denoiser(
+    model: Model,
+    sources: Sources,
+    zoo: ZooTokens,
+    layout: TokenLayout,
+    scaler: TokenScaler,
+    held_out: np.ndarray,
+    config: PretrainConfig,
+    *,
+    key: Key,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+) -> tuple[Denoiser, dict]:
+    """Trains the denoiser on the zoo.
+
+    Args:
+      model: the forecaster, for the functional loss.
+      sources: the source regions.
+      zoo: tokens, prompts and odds.
+      layout: of the tokens.
+      scaler: of the tokens.
+      held_out: bool [R], the regions to choose on.
+      config: sizes.
+      key: random key.
+      progress: called with (steps done, metrics) after every evaluation.
+
+    Returns:
+      The network and its averaged variables at the lowest functional loss on the held-out regions, or at the end where
+      nothing was held out.
+
+    Raises:
+      FloatingPointError: the loss is not finite; names the step.
+    """
+    keys = jax.random.split(key, 3)
+    denoiser = Denoiser(config.denoiser, layout.layer_of_token, layout.width)
+    mask = jnp.asarray(layout.mask())
+    functional = bind_functional(model, sources, layout, scaler, config.windows)
+    loss_fn = make_diffusion_loss(
+        denoiser,
+        functional,
+        mask,
+        functional_weight=config.functional_weight,
+        token_weight=config.token_weight,
+        prompt_dropout=config.prompt_dropout,
+        prompt_noise=config.prompt_noise,
+        pure_noise_share=config.pure_noise_share,
+    )
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0,
+        config.learning_rate,
+        max(1, config.steps // 20),
+        config.steps,
+        0.05 * config.learning_rate,
+    )
+    optimiser = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, weight_decay=config.weight_decay),
+    )
+    steps_per_call = max(1, config.steps // config.evaluations)
+
+    def step(
+        state: PretrainState, _: None
+    ) -> tuple[PretrainState, dict[str, jax.Array]]:
+        batch_key, loss_key = jax.random.split(jax.random.fold_in(keys[1], state.step))
+        batch = draw_batch(zoo, config.batch, key=batch_key)
+        grads, parts = jax.grad(loss_fn, has_aux=True)(state.variables, batch, loss_key)
+        updates, opt_state = optimiser.update(grads, state.opt_state, state.variables)
+        variables = optax.apply_updates(state.variables, updates)
+        # A short average first: the first steps would otherwise linger in it.
+        decay = jnp.minimum(config.ema, (1.0 + state.step) / (10.0 + state.step))
+        ema = optax.incremental_update(variables, state.ema, 1.0 - decay)
+        metrics = dict(
+            parts._asdict(),
+            grad_norm=optax.global_norm(grads),
+            update_norm=optax.global_norm(updates),
+        )
+        return PretrainState(state.step + 1, variables, ema, opt_state), metrics
+
+    @partial(jax.jit, donate_argnums=0)
+    def train(state: PretrainState) -> tuple[PretrainState, dict[str, jax.Array]]:
+        state, metrics = jax.lax.scan(step, state, length=steps_per_call)
+        return state, jax.tree.map(jnp.mean, metrics)
+
+    rows = jnp.asarray(np.flatnonzero(held_out), jnp.int32)
+    weights = jnp.asarray(_city_weights(sources, held_out))
+
+    @jax.jit
+    def evaluate(variables: dict) -> jax.Array:
+        def one_variant(variant: jax.Array) -> jax.Array:
+            batch_key = jax.random.fold_in(keys[2], variant)
+            size = rows.shape[0]
+            batch = DiffusionBatch(
+                zoo.x0[rows, 0],
+                zoo.prompts[variant, rows],
+                rows,
+                jnp.broadcast_to(variant, rows.shape),
+            )
+            eps = jax.random.normal(batch_key, batch.x0.shape) * mask[None]
+            # At t = 1 the velocity is minus the mean of x0 given the prompt.
+            x0 = (
+                -denoise(
+                    denoiser,
+                    variables,
+                    eps,
+                    jnp.ones(size),
+                    batch.prompt,
+                    jnp.ones(size),
+                )
+                * mask[None]
+            )
+            return (functional(x0, batch, key=batch_key) * weights).sum()
+
+        return jax.lax.map(
+            one_variant, jnp.arange(zoo.prompts.shape[0], dtype=jnp.int32)
+        ).mean()
+
+    example = zoo.x0[0, 0], jnp.zeros(()), zoo.prompts[0, 0], jnp.ones(())
+    variables = denoiser.init(keys[0], *example)["params"]
+    state = PretrainState(
+        jnp.zeros((), jnp.int32),
+        variables,
+        jax.tree.map(jnp.copy, variables),
+        optimiser.init(variables),
+    )
+    best, best_error = state.ema, np.inf
+    for done in range(steps_per_call, config.steps + 1, steps_per_call):
+        state, metrics = train(state)
+        metrics = {name: float(value) for name, value in metrics.items()}
+        if not np.isfinite(metrics["loss"]):
+            raise FloatingPointError(
+                f"the generator's loss is not finite near step {done}; lower its learning rate"
+            )
+        error = float(evaluate(state.ema)) if len(rows) else -float(done)
+        if error < best_error:
+            best, best_error = jax.tree.map(jnp.copy, state.ema), error
+        if progress:
+            metrics["param_norm"] = float(optax.global_norm(state.variables))
+            if len(rows):
+                metrics["validation_functional_loss"] = error
+            progress(done, metrics)
+    return denoiser, best
+
+
+def _city_weights(sources: Sources, held_out: np.ndarray) -> np.ndarray:
+    """float32 weights of the held-out regions, every city with the same total, summing to 1."""
+    city = np.asarray(sources.city_index)[held_out]
+    weights = (
+        1.0 / np.maximum(np.bincount(city, minlength=1), 1)[city]
+        if len(city)
+        else np.zeros(0)
+    )
+    return (weights / max(weights.sum(), 1e-9)).astype(np.float32)

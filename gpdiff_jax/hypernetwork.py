@@ -1,0 +1,303 @@
+"""In: a parameter zoo. Out: the trained generator as one object: pretrain, save, load, generate."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from functools import partial
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from gpdiff_jax.checkpoint import load_arrays, save_arrays
+from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise
+from gpdiff_jax.diffusion.samplers import ddim, guided
+from gpdiff_jax.diffusion.training import (
+    PretrainConfig,
+    ZooTokens,
+    held_out_regions,
+    train_denoiser,
+)
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.protocol import Model, ModelSizes, make_model
+from gpdiff_jax.prompts.prompt import (
+    Prompts,
+    PromptScaler,
+    fit_prompt_scaler,
+    scale_prompts,
+)
+from gpdiff_jax.sources import DataConfig
+from gpdiff_jax.tokens import (
+    TokenLayout,
+    TokenScaler,
+    denormalise,
+    fit_scaler,
+    from_tokens,
+    make_layout,
+    normalise,
+    to_tokens,
+)
+from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.zoo import ParameterZoo
+
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig:
+    """How parameters are drawn: K samples per region, DDIM steps, guidance (0 ignores the prompt, 1 follows it)."""
+
+    samples: int = 5
+    steps: int = 20
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "steps"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"`{name}` must be at least 1, got {getattr(self, name)}"
+                )
+        if not 0 <= self.guidance <= 10:
+            raise InputError(f"`guidance` must be in [0, 10], got {self.guidance}")
+
+
+@flax.struct.dataclass
+class RegionParameters:
+    """K parameter vectors for each of R regions, with what is needed to forecast with them."""
+
+    params: Params  # leaves [K, R, ...]
+    model: str = flax.struct.field(pytree_node=False)
+    data: DataConfig = flax.struct.field(pytree_node=False)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Hypernetwork:
+    """Everything that a new city needs: the denoiser, the tokens' layout and scale, the prompts' scale, the base."""
+
+    model_name: str
+    sizes: ModelSizes
+    data: DataConfig
+    denoiser_config: DenoiserConfig
+    variables: dict
+    layout: TokenLayout
+    scaler: TokenScaler
+    prompt_scaler: PromptScaler
+    prompt_names: tuple[str, ...]
+
+    @property
+    def model(self) -> Model:
+        """The forecaster whose parameters are generated."""
+        return make_model(self.model_name, self.sizes)
+
+    @property
+    def base(self) -> Params:
+        """Parameters of the pooled base, which every generated vector differs from."""
+        return from_tokens(self.layout, self.scaler.base)
+
+    def generate(
+        self, prompts: Prompts, *, key: Key, config: GenerateConfig = GenerateConfig()
+    ) -> RegionParameters:
+        """Draws parameters for every region from its prompt.
+
+        Args:
+          prompts: of R regions, as `prompts(city, ...)` makes them.
+          key: random key; a sample's is folded in from its number.
+          config: samples, steps and guidance.
+
+        Returns:
+          K parameter vectors for every region.
+
+        Raises:
+          InputError: the prompts hold other entries than those the generator was trained with.
+        """
+        if prompts.names != self.prompt_names:
+            odd = sorted(set(prompts.names) ^ set(self.prompt_names))
+            raise InputError(
+                f"the prompts and the generator differ in {odd[:3]}; make the prompts with this version"
+            )
+        denoiser = Denoiser(
+            self.denoiser_config, self.layout.layer_of_token, self.layout.width
+        )
+        told = scale_prompts(prompts, self.prompt_scaler)[0]
+        mask = jnp.asarray(self.layout.mask())
+        sample = partial(
+            _sample, denoiser, config.steps, config.guidance, self.variables, mask, told
+        )
+        tokens = jax.lax.map(
+            lambda index: sample(jax.random.fold_in(key, index)),
+            jnp.arange(config.samples),
+        )
+        back = jax.vmap(jax.vmap(partial(from_tokens, self.layout)))
+        return RegionParameters(
+            back(denormalise(self.scaler, tokens)), self.model_name, self.data
+        )
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes the generator into a folder, whole or not at all."""
+        arrays = {
+            "variables": self.variables,
+            "tokens": {
+                "base": self.scaler.base,
+                "mean": self.scaler.mean,
+                "std": self.scaler.std,
+            },
+            "prompts": {"mean": self.prompt_scaler.mean, "std": self.prompt_scaler.std},
+            "base": self.base,
+        }
+        facts = {
+            "format": _FORMAT,
+            "model": self.model_name,
+            "sizes": self.sizes._asdict(),
+            "data": dataclasses.asdict(self.data),
+            "denoiser": dataclasses.asdict(self.denoiser_config),
+            "token_width": self.layout.width,
+            "prompt_names": self.prompt_names,
+        }
+        save_arrays(pathlib.Path(folder), arrays, facts)
+
+    @classmethod
+    def load(cls, folder: str | pathlib.Path) -> "Hypernetwork":
+        """Reads a generator back.
+
+        Raises:
+          InputError: there is none, or it is damaged, or of another format.
+        """
+        arrays, facts = load_arrays(pathlib.Path(folder), _FORMAT, "hypernetwork")
+        arrays = jax.tree.map(jnp.asarray, arrays)
+        return cls(
+            model_name=facts["model"],
+            sizes=ModelSizes(**facts["sizes"]),
+            data=DataConfig(**facts["data"]),
+            denoiser_config=DenoiserConfig(**facts["denoiser"]),
+            variables=arrays["variables"],
+            layout=make_layout(arrays["base"], facts["token_width"]),
+            scaler=TokenScaler(**arrays["tokens"]),
+            prompt_scaler=PromptScaler(**arrays["prompts"]),
+            prompt_names=tuple(facts["prompt_names"]),
+        )
+
+    def summary(self) -> str:
+        """What the generator is, in a few lines."""
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.variables))
+        return json.dumps(
+            {
+                "model": self.model_name,
+                "model_parameters": int(self.layout.mask().sum()),
+                "tokens": [self.layout.num_tokens, self.layout.width],
+                "layers": list(self.layout.layers),
+                "denoiser_parameters": count,
+                "prompt_width": len(self.prompt_names),
+                "covariates": self.data.covariates,
+                "support_days": self.data.support_days,
+            }
+        )
+
+
+@partial(jax.jit, static_argnames=("denoiser", "steps", "guidance"))
+def _sample(
+    denoiser: Denoiser,
+    steps: int,
+    guidance: float,
+    variables: dict,
+    mask: Float[Array, "L W"],
+    prompt: Float[Array, "R E"],
+    key: Key,
+) -> Float[Array, "R L W"]:
+    regions = prompt.shape[0]
+
+    def velocity_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        time = jnp.broadcast_to(t, (regions,))
+        told = denoise(denoiser, variables, x_t, time, prompt, jnp.ones(regions))
+        if guidance != 1.0:
+            told = guided(
+                told,
+                denoise(denoiser, variables, x_t, time, prompt, jnp.zeros(regions)),
+                guidance,
+            )
+        return told * mask[None]
+
+    noise = jax.random.normal(key, (regions, *mask.shape)) * mask[None]
+    return ddim(velocity_fn, noise, steps)
+
+
+def zoo_tokens(zoo: ParameterZoo, layout: TokenLayout) -> Float[np.ndarray, "R S L W"]:
+    """Tokens of every parameter vector of a zoo, unscaled."""
+    return np.asarray(
+        jax.lax.map(
+            jax.vmap(partial(to_tokens, layout)), jax.tree.map(jnp.asarray, zoo.params)
+        )
+    )
+
+
+def pretrain(
+    zoo: ParameterZoo,
+    *,
+    key: Key,
+    config: PretrainConfig = PretrainConfig(),
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+) -> Hypernetwork:
+    """Trains the generator on a zoo.
+
+    Args:
+      zoo: harvested parameters and prompts, with the sources attached, whose readings the functional loss needs.
+      key: random key.
+      config: sizes and weights.
+      progress: called with (steps done, metrics).
+
+    Returns:
+      The generator.
+
+    Raises:
+      InputError: the zoo has no sources, or they name different regions.
+      FloatingPointError: the loss is not finite.
+    """
+    sources = zoo.sources
+    if sources is None:
+        raise InputError(
+            "the zoo has no sources attached; load it with `load_zoo(folder, sources)`"
+        )
+    if zoo.names != sources.names:
+        raise InputError(
+            "the zoo and the source cities name different regions; harvest again from these cities"
+        )
+    layout = make_layout(zoo.base, config.token_width)
+    tokens = zoo_tokens(zoo, layout)
+    base = np.asarray(to_tokens(layout, zoo.base))
+    odds = 1.0 / np.bincount(zoo.city_index)[zoo.city_index]
+    snapshots = tokens.shape[1]
+    differences = (tokens - base).reshape(-1, *base.shape)
+    scaler = fit_scaler(layout, zoo.base, differences, np.repeat(odds, snapshots))
+    held_key, train_key = jax.random.split(key)
+    held_out = held_out_regions(sources, config.held_out_share, key=held_key)
+    prompt_scaler = fit_prompt_scaler(zoo.prompts, zoo.city_index)
+    training_set = ZooTokens(
+        x0=normalise(scaler, jnp.asarray(tokens)),
+        prompts=scale_prompts(zoo.prompts, prompt_scaler),
+        odds=jnp.asarray(np.where(held_out, 0.0, odds), jnp.float32),
+    )
+    model = make_model(zoo.model, sources.sizes)
+    _, variables = train_denoiser(
+        model,
+        sources,
+        training_set,
+        layout,
+        scaler,
+        held_out,
+        config,
+        key=train_key,
+        progress=progress,
+    )
+    return Hypernetwork(
+        model_name=zoo.model,
+        sizes=sources.sizes,
+        data=sources.config,
+        denoiser_config=config.denoiser,
+        variables=variables,
+        layout=layout,
+        scaler=scaler,
+        prompt_scaler=prompt_scaler,
+        prompt_names=zoo.prompts.names,
+    )

@@ -1,0 +1,87 @@
+"""In: a model's name and sizes. Out: a pure `init` / `apply` pair that forecasts the centre of one region graph.
+
+Everything else in the library sees a model through this pair alone, so any pair can be harvested and generated.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jraph
+from jaxtyping import Array, Float
+
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.typing import Key, Params
+
+
+class ModelSizes(NamedTuple):
+    """What a model must fit: history H and horizon P (steps), inputs I per node and step, covariates F per step."""
+
+    history: int
+    horizon: int
+    num_inputs: int
+    num_covariates: int
+
+
+class Model(NamedTuple):
+    """A forecaster of one region.
+
+    `init(key, region_graph, history, covariates) -> params` and `apply(params, region_graph, history, covariates) ->
+    [P, C]`, where `region_graph` is one padded `jraph.GraphsTuple` (centre first), history is [N, H, I] (scaled
+    reading, observed, and the node's daily profile if that is a covariate), covariates are [H + P, F] (calendar, and
+    the centre's profile), and the forecast is scaled. All state is in `params`.
+    """
+
+    name: str
+    init: Callable[
+        [Key, jraph.GraphsTuple, Float[Array, "N H I"], Float[Array, "HP F"]], Params
+    ]
+    apply: Callable[
+        [Params, jraph.GraphsTuple, Float[Array, "N H I"], Float[Array, "HP F"]],
+        Float[Array, "P C"],
+    ]
+
+
+_REGISTRY: dict[str, Callable[[ModelSizes], Model]] = {}
+
+
+def register_model(name: str, make: Callable[[ModelSizes], Model]) -> None:
+    """Makes a model known by name, for `make_model` and for `--model`.
+
+    Args:
+      name: a new name.
+      make: from sizes to the pair.
+
+    Raises:
+      InputError: the name is taken.
+    """
+    if name in _REGISTRY:
+        raise InputError(f"model {name!r} is registered already; choose another name")
+    _REGISTRY[name] = make
+
+
+def model_names() -> tuple[str, ...]:
+    """Names of all registered models, sorted."""
+    return tuple(sorted(_REGISTRY))
+
+
+def make_model(name: str, sizes: ModelSizes) -> Model:
+    """The registered model of that name at the given sizes.
+
+    Raises:
+      InputError: unknown name, or a size that the model cannot take.
+    """
+    if name not in _REGISTRY:
+        raise InputError(
+            f"`model` must be one of {', '.join(model_names())}, got {name!r}"
+        )
+    for field, least in (
+        ("history", 1),
+        ("horizon", 1),
+        ("num_inputs", 1),
+        ("num_covariates", 0),
+    ):
+        if getattr(sizes, field) < least:
+            raise InputError(
+                f"`{field}` must be at least {least}, got {getattr(sizes, field)}"
+            )
+    return _REGISTRY[name](sizes)

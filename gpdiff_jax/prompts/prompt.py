@@ -1,0 +1,144 @@
+"""In: cities and the spans that may be seen. Out: prompts of their regions, and their scale over the sources."""
+
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.scaling import silent_regions
+from gpdiff_jax.cities.splits import Span, split_target
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.prompts.statistics import spatial_statistics, temporal_statistics
+
+_CLIP = 4.0
+
+
+@flax.struct.dataclass
+class PromptScaler:
+    """Mean and deviation of every prompt entry over the source regions."""
+
+    mean: jax.Array  # float32 [E]
+    std: jax.Array  # float32 [E]
+
+
+@flax.struct.dataclass
+class Prompts:
+    """What the generator is told about R regions, each seen through V variants (one for a target)."""
+
+    values: jax.Array  # float32 [V, R, E], unscaled
+    names: tuple[str, ...] = flax.struct.field(pytree_node=False)  # E
+
+
+def region_prompts(city: City, spans: Sequence[Span]) -> Prompts:
+    """Prompts of all regions of a city, one for each visible span.
+
+    Args:
+      city: a one-channel city.
+      spans: V spans that may be seen.
+
+    Returns:
+      float32 [V, N, E]: the temporal statistics of the span, then the spatial statistics of the graph. A region
+      without a reading in a span takes its neighbours'.
+
+    Raises:
+      InputError: nobody has a reading in a span.
+    """
+    spatial, spatial_names = spatial_statistics(city)
+    tables, names = [], ()
+    for span in spans:
+        temporal, names = temporal_statistics(city, span)
+        tables.append(np.concatenate([temporal, spatial], axis=1))
+    return Prompts(jnp.asarray(np.stack(tables)), names + spatial_names)
+
+
+def source_prompts(
+    cities: Sequence[City], spans: Sequence[Sequence[Span]], train_spans: Sequence[Span]
+) -> Prompts:
+    """Prompts of the source regions, from random windows as long as the support days of a target.
+
+    Args:
+      cities: one-channel source cities.
+      spans: per city, the V windows.
+      train_spans: per city, its training span; regions without a reading there are left out, as in harvest.
+
+    Returns:
+      float32 [V, R, E].
+
+    Raises:
+      InputError: no city.
+    """
+    if not cities:
+        raise InputError("`cities` is empty; name at least one source city")
+    parts = []
+    for city, city_spans, train in zip(cities, spans, train_spans, strict=True):
+        kept = ~silent_regions(city, train)
+        prompts = region_prompts(city, city_spans)
+        parts.append(prompts.replace(values=prompts.values[:, kept]))
+    return Prompts(
+        jnp.concatenate([part.values for part in parts], axis=1), parts[0].names
+    )
+
+
+def prompts(
+    city: City, *, support_days: int, history: int = 12, horizon: int = 6
+) -> Prompts:
+    """Prompts of a target city from its support days, right before the test span.
+
+    Args:
+      city: a one-channel city.
+      support_days: its visible days.
+      history: H of the forecaster.
+      horizon: P of the forecaster.
+
+    Returns:
+      float32 [1, N, E].
+
+    Raises:
+      InputError: see `split_target`, and `region_prompts`.
+    """
+    split = split_target(
+        city.num_steps,
+        city.steps_per_day,
+        support_days,
+        history=history,
+        horizon=horizon,
+        name=city.name,
+    )
+    return region_prompts(city, [split.support])
+
+
+def fit_prompt_scaler(
+    prompts: Prompts, city_index: Int[np.ndarray, " R"]
+) -> PromptScaler:
+    """Statistics of the source prompts, every city with the same weight.
+
+    Args:
+      prompts: of the source regions.
+      city_index: [R], the city of every region.
+
+    Returns:
+      The scaler. The deviation holds what separates cities and what separates regions.
+    """
+    values = np.asarray(prompts.values)
+    rows = [values[:, city_index == index] for index in np.unique(city_index)]
+    mean = np.mean([table.mean(axis=(0, 1)) for table in rows], axis=0)
+    variance = np.mean(
+        [np.square(table - mean).mean(axis=(0, 1)) for table in rows], axis=0
+    )
+    return PromptScaler(
+        jnp.asarray(mean, jnp.float32),
+        jnp.asarray(np.sqrt(variance) + 1e-3, jnp.float32),
+    )
+
+
+def scale_prompts(prompts: Prompts, scaler: PromptScaler) -> Float[Array, "V R E"]:
+    """Prompts in deviations of the sources, cut at four: beyond, a distance carries no more information."""
+    return jnp.clip(
+        (prompts.values - scaler.mean[None, None]) / scaler.std[None, None],
+        -_CLIP,
+        _CLIP,
+    )

@@ -1,0 +1,183 @@
+"""In: a few days of a city's readings, or its graph. Out: named statistics of every region, the first form of a prompt.
+
+Every statistic is free of units and of the interval, so that cities can be compared.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+from gpdiff_jax.cities.calendar import is_weekend, slot_of_day
+from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.scaling import (
+    fill_from_neighbours,
+    region_scales,
+    silent_regions,
+)
+from gpdiff_jax.cities.series import daily_profile
+from gpdiff_jax.cities.splits import Span
+
+_PROFILE_BINS = 24
+_LAG_HOURS = (1, 2, 3, 6, 12, 24)
+
+
+def temporal_statistics(
+    city: City, visible: Span
+) -> tuple[Float[np.ndarray, "N E"], tuple[str, ...]]:
+    """How every region behaves in a few days.
+
+    Args:
+      city: a one-channel city.
+      visible: the span that may be seen.
+
+    Returns:
+      float32 [N, E] and E names: the mean day in 24 bins, in standard deviations of the span; autocorrelation at 1, 2,
+      3, 6, 12 and 24 hours; autocorrelation of the deviation from the mean day at one step and at an hour, and its
+      share of the variance; correlation of that deviation with the neighbours' and with the city's; skewness; level
+      and coefficient of variation (log); missing share; share of zeros; share of weekend steps. A region without a
+      visible reading takes the mean of its neighbours' statistics.
+    """
+    readings = city.values[visible.start : visible.stop, :, 0].astype(np.float64)
+    observed = np.isfinite(readings)
+    mean, std = (scale.astype(np.float64) for scale in region_scales(city, visible))
+    scaled = np.where(observed, (readings - mean) / std, np.nan)
+    slots = slot_of_day(city)[visible.start : visible.stop]
+    day = daily_profile(scaled, slots, city.steps_per_day).astype(np.float64)
+    deviation = scaled - day.T[slots]
+    around = _neighbour_mean(city, deviation)
+    everyone = _mean_of_observed(deviation, axis=1)[:, None]
+    clock = np.arange(_PROFILE_BINS) * city.steps_per_day / _PROFILE_BINS
+    bins = np.stack(
+        [
+            np.interp(
+                clock, np.arange(city.steps_per_day), row, period=city.steps_per_day
+            )
+            for row in day
+        ]
+    )
+    count = np.maximum(observed.sum(axis=0), 1)
+    weekend = is_weekend(city)
+    columns = {f"profile_{k:02d}h": bins[:, k] for k in range(_PROFILE_BINS)}
+    for hours in _LAG_HOURS:
+        columns[f"autocorrelation_{hours}h"] = _correlation(
+            scaled, scaled, lag=_steps(city, hours)
+        )
+    columns["deviation_autocorrelation_step"] = _correlation(
+        deviation, deviation, lag=1
+    )
+    columns["deviation_autocorrelation_1h"] = _correlation(
+        deviation, deviation, lag=_steps(city, 1)
+    )
+    columns["deviation_share"] = np.sqrt(
+        _mean_of_observed(np.square(deviation), axis=0)
+    )
+    columns["deviation_with_neighbours"] = _correlation(deviation, around, lag=0)
+    columns["deviation_after_neighbours"] = _correlation(deviation, around, lag=1)
+    columns["deviation_with_city"] = _correlation(
+        deviation, np.broadcast_to(everyone, deviation.shape), lag=0
+    )
+    columns["skewness"] = np.clip(_mean_of_observed(scaled**3, axis=0), -5, 5)
+    columns["log_level"] = np.log1p(np.abs(mean))
+    columns["log_variation"] = np.log((std + 1e-3) / (np.abs(mean) + std + 1e-3))
+    columns["missing_share"] = 1.0 - observed.mean(axis=0)
+    columns["zero_share"] = (readings == 0).sum(axis=0) / count
+    columns["weekend_share"] = np.full(
+        city.num_nodes,
+        2 / 7 if weekend is None else weekend[visible.start : visible.stop].mean(),
+    )
+    table = np.stack(list(columns.values()), axis=1)
+    return fill_from_neighbours(table, silent_regions(city, visible), city).astype(
+        np.float32
+    ), tuple(columns)
+
+
+def spatial_statistics(city: City) -> tuple[Float[np.ndarray, "N E"], tuple[str, ...]]:
+    """Where every region lies in its city's graph.
+
+    Args:
+      city: any city; its coordinates are used where it has them.
+
+    Returns:
+      float32 [N, E] and E names: degree and weighted degree relative to the city's mean, share of the neighbours that
+      are linked among themselves, mean hops to all regions relative to the city's mean (closeness), regions within two
+      hops, and distance to the fifth nearest region relative to the city's median (0 without coordinates).
+    """
+    weights = np.maximum(city.adjacency(), city.adjacency().T)
+    linked = weights > 0
+    degree = linked.sum(axis=1)
+    triangles = ((linked @ linked.astype(np.float64)) * linked).sum(axis=1)
+    hops = _hops(linked)
+    within_two = (hops <= 2).sum(axis=1) - 1
+    columns = {
+        "log_degree": np.log1p(degree) - np.log1p(degree).mean(),
+        "log_strength": np.log1p(weights.sum(axis=1))
+        - np.log1p(weights.sum(axis=1)).mean(),
+        "clustering": triangles / np.maximum(degree * (degree - 1), 1),
+        "log_mean_hops": np.log(hops.mean(axis=1)) - np.log(hops.mean(axis=1)).mean(),
+        "share_within_two_hops": within_two / max(city.num_nodes - 1, 1),
+        "log_spacing": _spacing(city),
+    }
+    return np.stack(list(columns.values()), axis=1).astype(np.float32), tuple(columns)
+
+
+def _steps(city: City, hours: int) -> int:
+    return max(1, hours * city.steps_per_day // 24)
+
+
+def _mean_of_observed(x: np.ndarray, axis: int) -> np.ndarray:
+    seen = np.isfinite(x)
+    return np.where(seen, x, 0.0).sum(axis=axis) / np.maximum(seen.sum(axis=axis), 1)
+
+
+def _correlation(x: np.ndarray, y: np.ndarray, lag: int) -> np.ndarray:
+    """Correlation over time of x(t) and y(t - lag), per region; 0 where fewer than 4 pairs are observed."""
+    if lag >= len(x):
+        return np.zeros(x.shape[1])
+    later, earlier = x[lag:], y[: len(y) - lag]
+    both = np.isfinite(later) & np.isfinite(earlier)
+    later = np.where(
+        both, later - _mean_of_observed(np.where(both, later, np.nan), 0), 0.0
+    )
+    earlier = np.where(
+        both, earlier - _mean_of_observed(np.where(both, earlier, np.nan), 0), 0.0
+    )
+    power = np.sqrt((later**2).sum(axis=0) * (earlier**2).sum(axis=0))
+    enough = (both.sum(axis=0) >= 4) & (power > 1e-9)
+    return np.where(
+        enough, (later * earlier).sum(axis=0) / np.where(enough, power, 1.0), 0.0
+    )
+
+
+def _neighbour_mean(city: City, x: np.ndarray) -> np.ndarray:
+    """Weighted mean over each region's neighbours at every step; NaN where none is observed."""
+    weights = np.maximum(city.adjacency(), city.adjacency().T).astype(np.float64)
+    seen = np.isfinite(x)
+    total = seen @ weights
+    return np.where(
+        total > 0,
+        np.where(seen, x, 0.0) @ weights / np.where(total > 0, total, 1.0),
+        np.nan,
+    )
+
+
+def _hops(linked: np.ndarray) -> np.ndarray:
+    """Shortest path lengths by breadth-first search over all regions at once; unreachable counts as N."""
+    count = len(linked)
+    hops = np.where(np.eye(count, dtype=bool), 0.0, np.inf)
+    frontier, distance = np.eye(count, dtype=bool), 0
+    while frontier.any():
+        distance += 1
+        frontier = (
+            frontier.astype(np.float32) @ linked.astype(np.float32) > 0
+        ) & np.isinf(hops)
+        hops[frontier] = distance
+    return np.where(np.isinf(hops), count, hops)
+
+
+def _spacing(city: City) -> np.ndarray:
+    if city.latitude is None or city.longitude is None or city.num_nodes < 2:
+        return np.zeros(city.num_nodes)
+    north = city.latitude * 111.2
+    east = city.longitude * 111.2 * np.cos(np.deg2rad(city.latitude.mean()))
+    distance = np.hypot(north[:, None] - north[None, :], east[:, None] - east[None, :])
+    fifth = np.sort(distance, axis=1)[:, min(5, city.num_nodes - 1)]
+    return np.log((fifth + 1e-3) / (np.median(fifth) + 1e-3))

@@ -1,0 +1,492 @@
+"""In: arrays of errors, forecasts, losses and positions.
+Out: figures as inline SVG text whose colours are the page's CSS variables, so that they follow light and dark.
+"""
+
+import dataclasses
+import io
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import matplotlib.colors
+import matplotlib.figure
+import matplotlib.ticker
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+# Stand-ins that no palette holds: each becomes a CSS variable of the page in the finished SVG.
+_INK, _MUTED, _GRID, _SHADE = "#010a01", "#010a02", "#010a03", "#010a04"
+_VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "grid", _SHADE: "shade"}
+
+ROLES = ("few-shot", "zero-shot", "baseline", "history", "other")
+"""What a line stands for; its colour is the CSS variable --few-shot, --zero-shot and so on."""
+
+_ROLE_COLOURS = {
+    role: f"#010b{number:02x}" for number, role in enumerate(ROLES, start=1)
+}
+_VARIABLES |= {colour: role for role, colour in _ROLE_COLOURS.items()}
+
+# Okabe and Ito's palette, which readers with any colour vision tell apart; markers differ as well.
+_CATEGORIES = (
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#d55e00",
+    "#8a7f00",
+    "#8c8c8c",
+)
+_MARKERS = "osv^DPX*"
+_BETTER_WORSE = matplotlib.colors.LinearSegmentedColormap.from_list(
+    "better_worse", ["#01665e", "#5ab4ac", "#efefef", "#d8b365", "#8c510a"]
+)
+_RASTER_POINTS = 4000
+_CURVE_POINTS = 400
+
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.size": 11.0,
+    "text.color": _INK,
+    "axes.labelcolor": _MUTED,
+    "axes.edgecolor": _GRID,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": _GRID,
+    "ytick.color": _GRID,
+    "xtick.labelcolor": _MUTED,
+    "ytick.labelcolor": _MUTED,
+    "ytick.major.size": 0.0,
+    "xtick.major.size": 3.0,
+    "lines.solid_capstyle": "round",
+    "lines.solid_joinstyle": "round",
+    "legend.frameon": False,
+    "legend.fontsize": 10.5,
+    # Names come from files: a dollar sign is a dollar sign.
+    "text.parse_math": False,
+    "axes.formatter.limits": (-4, 7),
+    "axes.formatter.useoffset": False,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One line of a figure."""
+
+    label: str
+    x: np.ndarray  # float [M]
+    y: np.ndarray  # float [M]; NaN breaks the line
+    role: str = "other"
+
+
+def horizon_figure(
+    curves: Sequence[Curve], *, name: str, x_label: str, y_label: str, alt: str
+) -> str:
+    """Draws error against the horizon: the named roles in colour with a label at their end, the others in grey.
+
+    Args:
+        curves: x is the time ahead, y the error.
+        name: what makes the figure's ids unique on its page.
+        x_label: words with the unit.
+        y_label: words with the unit.
+        alt: what the figure shows, for readers who do not see it.
+
+    Returns:
+        An `<svg>` element.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(480, 300, left=46, right=150, top=22, bottom=40)
+        for curve in sorted(curves, key=lambda curve: -ROLES.index(curve.role)):
+            other = curve.role == "other"
+            axes.plot(
+                curve.x,
+                curve.y,
+                color=_ROLE_COLOURS[curve.role],
+                linewidth=1.0 if other else 2.4,
+                marker=None if other else "o",
+                markersize=4.5,
+                zorder=2 if other else 4,
+            )
+        _label_ends(
+            axes,
+            [
+                curve
+                for curve in curves
+                if curve.role != "other" and np.isfinite(curve.y[-1:]).all()
+            ],
+        )
+        axes.set_xlabel(x_label)
+        axes.set_title(y_label, loc="left", fontsize=11, color=_MUTED)
+        if curves and len(curves[0].x) <= 12:
+            axes.set_xticks(curves[0].x)
+        axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        return _svg(figure, name, alt)
+
+
+def week_figure(
+    hours: Float[np.ndarray, "M"],
+    truth: Float[np.ndarray, "M"],
+    forecast: Float[np.ndarray, "M"],
+    spread: Float[np.ndarray, "M"] | None,
+    *,
+    day_labels: Sequence[str],
+    weekend_days: Sequence[int],
+    name: str,
+    y_label: str,
+    alt: str,
+) -> str:
+    """Draws a region's forecast over its truth, with a band of two standard deviations of the samples.
+
+    Args:
+        hours: hours since the midnight at which the first day begins, rising.
+        truth: the readings; NaN = missing.
+        forecast: the forecasts; NaN breaks the line.
+        spread: standard deviation of the samples, or None.
+        day_labels: a word for every day.
+        weekend_days: the numbers of the days to shade.
+        name: as in `horizon_figure`.
+        y_label: the unit.
+        alt: as in `horizon_figure`.
+
+    Returns:
+        An `<svg>` element.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(980, 200, left=46, right=12, top=22, bottom=26)
+        for day in weekend_days:
+            axes.axvspan(
+                24.0 * day, 24.0 * (day + 1), color=_SHADE, linewidth=0, zorder=0
+            )
+        if spread is not None:
+            low, high = forecast - 2 * spread, forecast + 2 * spread
+            if np.nanmin(truth, initial=np.inf) >= 0:
+                low = np.maximum(low, 0.0)
+            axes.fill_between(
+                hours,
+                low,
+                high,
+                color=_ROLE_COLOURS["few-shot"],
+                alpha=0.22,
+                linewidth=0,
+                zorder=2,
+            )
+        axes.plot(hours, truth, color=_INK, linewidth=1.3, zorder=3)
+        axes.plot(
+            hours, forecast, color=_ROLE_COLOURS["few-shot"], linewidth=1.8, zorder=4
+        )
+        days = np.arange(len(day_labels))
+        axes.set_xlim(24.0 * int(hours[0] // 24), 24.0 * len(day_labels))
+        axes.set_xticks(24.0 * days + 12, day_labels)
+        axes.set_xticks(24.0 * np.arange(len(day_labels) + 1), minor=True)
+        axes.tick_params(axis="x", which="major", length=0)
+        axes.tick_params(axis="x", which="minor", length=4)
+        axes.set_xlim(24.0 * int(hours[0] // 24), 24.0 * len(day_labels))
+        axes.set_title(y_label, loc="left", fontsize=11, color=_MUTED)
+        return _svg(figure, name, alt)
+
+
+def map_figure(
+    positions: Float[np.ndarray, "R 2"],
+    edges: Int[np.ndarray, "E 2"],
+    values: Float[np.ndarray, "R"],
+    *,
+    diverging: bool,
+    name: str,
+    bar_label: str,
+    alt: str,
+) -> str:
+    """Draws a value per region on the city's map.
+
+    Args:
+        positions: x to the right, y upwards, in one unit of length.
+        edges: pairs of regions.
+        values: one per region; NaN = none, drawn as an empty ring.
+        diverging: colours on both sides of zero (below it is better), else from small to large.
+        name: as in `horizon_figure`.
+        bar_label: what the colour bar shows, with the unit.
+        alt: as in `horizon_figure`.
+
+    Returns:
+        An `<svg>` element.
+    """
+    known = np.isfinite(values)
+    limits = (
+        np.percentile(values[known], [2, 98]) if known.any() else np.array([0.0, 1.0])
+    )
+    if diverging:
+        limits = np.array([-1.0, 1.0]) * max(np.abs(limits).max(), 1e-9)
+    elif limits[0] == limits[1]:
+        limits = limits + np.array([-0.5, 0.5])
+    norm = matplotlib.colors.Normalize(float(limits[0]), float(limits[1]))
+    colours = _BETTER_WORSE if diverging else matplotlib.colormaps["cividis"]
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(480, 440, left=4, right=4, top=4, bottom=54)
+        axes.set_axis_off()
+        segments = positions[edges] if len(edges) else np.zeros((0, 2, 2))
+        # One path with gaps: hundreds of separate lines would make the page heavy.
+        gaps = np.full((len(segments), 1, 2), np.nan)
+        path = np.concatenate([segments, gaps], axis=1).reshape(-1, 2)
+        axes.plot(
+            path[:, 0], path[:, 1], color=_MUTED, linewidth=0.7, alpha=0.45, zorder=1
+        )
+        size = float(np.clip(9000.0 / max(len(values), 1), 14.0, 110.0))
+        raster = len(values) > _RASTER_POINTS
+        axes.scatter(
+            *positions[~known].T,
+            s=size,
+            facecolors="none",
+            edgecolors=_MUTED,
+            linewidths=1.0,
+            zorder=2,
+        )
+        # The extremes last, on top of their neighbours.
+        order = np.flatnonzero(known)[np.argsort(np.abs(values[known]), kind="stable")]
+        axes.scatter(
+            *positions[order].T,
+            s=size,
+            c=values[order],
+            cmap=colours,
+            norm=norm,
+            edgecolors=_MUTED,
+            linewidths=0.6,
+            zorder=3,
+            rasterized=raster,
+        )
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.margins(0.06)
+        bar = figure.add_axes((0.06, 32 / 440, 0.88, 8 / 440))
+        steps = np.linspace(limits[0], limits[1], 65)
+        bar.pcolormesh(
+            steps,
+            [0, 1],
+            steps[None, :-1],
+            cmap=colours,
+            edgecolors="face",
+            linewidth=0.3,
+        )
+        bar.set_yticks([])
+        bar.spines["bottom"].set_visible(False)
+        bar.grid(False)
+        bar.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+        bar.set_title(bar_label, loc="left", fontsize=10.5, color=_MUTED, pad=4)
+        return _svg(figure, name, alt)
+
+
+def loss_figure(
+    curves: Sequence[Curve], *, name: str, title: str, x_label: str, alt: str
+) -> str:
+    """Draws the losses of one stage, on a logarithmic axis where they span more than a factor of three.
+
+    Args:
+        curves: x is the step, y the loss.
+        name: as in `horizon_figure`.
+        title: the stage.
+        x_label: what a step is.
+        alt: as in `horizon_figure`.
+
+    Returns:
+        An `<svg>` element.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(440, 270, left=50, right=12, top=26, bottom=40)
+        # Vermilion is too near the colour of the few-shot role.
+        lines = [colour for colour in _CATEGORIES if colour != "#d55e00"]
+        for number, curve in enumerate(curves):
+            x, y = _thin(curve.x, curve.y)
+            colour = (
+                lines[number % len(lines)]
+                if curve.role == "other"
+                else _ROLE_COLOURS[curve.role]
+            )
+            marker = "o" if len(x) <= 12 else None
+            axes.plot(
+                x,
+                y,
+                color=colour,
+                linewidth=1.7,
+                marker=marker,
+                markersize=4,
+                label=curve.label,
+            )
+        values = (
+            np.concatenate([curve.y[np.isfinite(curve.y)] for curve in curves])
+            if curves
+            else np.zeros(0)
+        )
+        if len(values) and values.min() > 0 and values.max() > 3 * values.min():
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(
+                matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0))
+            )
+            axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+            axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
+        axes.set_xlabel(x_label)
+        axes.set_title(title, loc="left", fontsize=12, color=_INK, fontweight="bold")
+        if len(curves) > 1:
+            axes.legend(loc="best", handlelength=1.4)
+        return _svg(figure, name, alt)
+
+
+def projection_figure(
+    zoo: Mapping[str, Float[np.ndarray, "M 2"]],
+    generated: Float[np.ndarray, "G 2"],
+    base: Float[np.ndarray, "1 2"] | None,
+    variance: Sequence[float],
+    *,
+    name: str,
+    alt: str,
+) -> str:
+    """Draws harvested parameters by city, the generated ones as open diamonds and the base as a cross.
+
+    Args:
+        zoo: the projected parameters of each source city.
+        generated: those of the target's regions.
+        base: that of the shared base model, or None.
+        variance: the share of variance that each of the two axes holds.
+        name: as in `horizon_figure`.
+        alt: as in `horizon_figure`.
+
+    Returns:
+        An `<svg>` element.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(620, 420, left=46, right=150, top=12, bottom=44)
+        axes.grid(True, axis="both")
+        raster = sum(len(points) for points in zoo.values()) > _RASTER_POINTS
+        for number, (city, points) in enumerate(zoo.items()):
+            axes.scatter(
+                *points.T,
+                s=16,
+                color=_CATEGORIES[number % len(_CATEGORIES)],
+                marker=_MARKERS[number % len(_MARKERS)],
+                alpha=0.75,
+                linewidths=0,
+                label=_shorten(city, 18),
+                rasterized=raster,
+            )
+        axes.scatter(
+            *generated.T,
+            s=24,
+            facecolors="none",
+            edgecolors=_INK,
+            marker="D",
+            linewidths=1.0,
+            label="generated",
+        )
+        if base is not None:
+            axes.scatter(
+                *base.T,
+                s=90,
+                color=_INK,
+                marker="x",
+                linewidths=2.6,
+                label="base",
+                zorder=5,
+            )
+        axes.set_xlabel(f"component 1 ({100 * variance[0]:.0f} % of the variance)")
+        axes.set_ylabel(f"component 2 ({100 * variance[1]:.0f} %)")
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
+        axes.legend(
+            loc="upper left",
+            bbox_to_anchor=(1.01, 1.0),
+            handletextpad=0.3,
+            labelspacing=0.7,
+            markerscale=1.4,
+        )
+        return _svg(figure, name, alt)
+
+
+def _figure(width: int, height: int, *, left: int, right: int, top: int, bottom: int):
+    """Returns a figure with one axes inside margins; every length is one unit of the SVG's view box."""
+    figure = matplotlib.figure.Figure(figsize=(width / 72, height / 72), dpi=72)
+    figure.patch.set_alpha(0.0)
+    box = (
+        left / width,
+        bottom / height,
+        (width - left - right) / width,
+        (height - top - bottom) / height,
+    )
+    return figure, figure.add_axes(box)
+
+
+def _label_ends(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Writes each curve's label beside its end, pushed apart where they would overlap."""
+    if not curves:
+        return
+    low, high = axes.get_ylim()
+    gap = (high - low) / 17
+    curves = sorted(curves, key=lambda curve: curve.y[-1])
+    places = [float(curve.y[-1]) for curve in curves]
+    for _ in range(60):
+        for lower in range(len(places) - 1):
+            overlap = gap - (places[lower + 1] - places[lower])
+            if overlap > 0:
+                places[lower] -= overlap / 2
+                places[lower + 1] += overlap / 2
+    for curve, place in zip(curves, places, strict=True):
+        axes.annotate(
+            _shorten(curve.label, 25),
+            (float(curve.x[-1]), place),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=10.5,
+            fontweight="bold" if curve.role == "few-shot" else "normal",
+            color=_ROLE_COLOURS[curve.role],
+            annotation_clip=False,
+        )
+
+
+def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Averages neighbours of a long curve, so that a page with many stays light."""
+    if len(x) <= _CURVE_POINTS:
+        return x, y
+    parts = np.array_split(np.arange(len(x)), _CURVE_POINTS)
+    return np.array([x[part].mean() for part in parts]), np.array(
+        [y[part].mean() for part in parts]
+    )
+
+
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _svg(figure: matplotlib.figure.Figure, name: str, alt: str) -> str:
+    """Returns the figure as an element of an HTML page: no namespaces, ids of its own, the page's font and colours."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
+        # The browser's fonts draw the words: what matplotlib's own font lacks does not matter.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        FigureCanvasSVG(figure).print_svg(
+            buffer,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
+    text = buffer.getvalue()
+    view_box = re.search(r'viewBox="([^"]+)"', text)
+    assert view_box is not None
+    body = text[text.index(">", view_box.end()) + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r"<!--.*?-->\n?", "", body, flags=re.DOTALL)
+    body = body.replace("xlink:href", "href")
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", body)
+    body = re.sub(r"font-family: [^;\"]+", "font-family: inherit", body)
+    for colour, variable in _VARIABLES.items():
+        body = body.replace(colour, f"var(--{variable})")
+    width = math.ceil(float(view_box.group(1).split()[2]))
+    label = alt.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return f'<svg viewBox="{view_box.group(1)}" data-width="{width}" role="img" aria-label="{label}">{body}'

@@ -1,0 +1,300 @@
+"""In: source cities. Out: everything that training on them needs, on the device: bank, region graphs, window tables.
+
+This is where a list of cities becomes a list of R regions; the region axis runs through all cities in order.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jraph
+import numpy as np
+
+from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.scaling import silent_regions
+from gpdiff_jax.cities.series import SeriesBank, build_bank
+from gpdiff_jax.cities.splits import (
+    SourceSplit,
+    Span,
+    TargetSplit,
+    split_source,
+    split_target,
+)
+from gpdiff_jax.cities.windows import (
+    StartTable,
+    random_spans,
+    start_table,
+    support_masks,
+    window_starts,
+)
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.protocol import ModelSizes
+from gpdiff_jax.prompts.prompt import Prompts, region_prompts, source_prompts
+from gpdiff_jax.regions import region_graphs
+from gpdiff_jax.typing import Key
+
+SCALINGS = ("support", "span")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """How cities become windows.
+
+    `variants` random windows per source region stand for the support days that a target region would show.
+    `scaling` says what scales a source region: "support", each variant's own window, as it will be in a target, or
+    "span", its whole training span.
+    """
+
+    covariates: str = "profile"
+    support_days: int = 3
+    history: int = 12
+    horizon: int = 6
+    max_neighbours: int = 8
+    pick_neighbours: str = "weight"
+    variants: int = 12
+    scaling: str = "support"
+
+    def __post_init__(self) -> None:
+        for name in ("support_days", "history", "horizon", "variants"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"`{name}` must be at least 1, got {getattr(self, name)}"
+                )
+        if self.scaling not in SCALINGS:
+            raise InputError(
+                f"`scaling` must be one of {', '.join(SCALINGS)}, got {self.scaling!r}"
+            )
+
+
+@flax.struct.dataclass
+class Sources:
+    """R source regions, ready for training."""
+
+    bank: SeriesBank
+    graphs: jraph.GraphsTuple  # [R, ...]
+    train: StartTable
+    validation_starts: (
+        jax.Array
+    )  # int32 [R, X], starts of the validation windows of every region
+    region_ids: jax.Array  # uint32 [R], stable ids that seed a region's randomness
+    city_index: jax.Array  # int32 [R]
+    spans: tuple[tuple[Span, ...], ...] = flax.struct.field(
+        pytree_node=False
+    )  # per city, its V variants
+    names: tuple[str, ...] = flax.struct.field(
+        pytree_node=False
+    )  # "city/node" of every region
+    prompts: Prompts  # [V, R, E]
+    config: DataConfig = flax.struct.field(pytree_node=False)
+
+    @property
+    def num_regions(self) -> int:
+        """R."""
+        return len(self.names)
+
+    @property
+    def sizes(self) -> ModelSizes:
+        """What a model of these windows must fit."""
+        return model_sizes(self.bank)
+
+
+@flax.struct.dataclass
+class Target:
+    """The R regions of a target city: its windows, and which of them may be seen."""
+
+    bank: SeriesBank
+    graphs: jraph.GraphsTuple  # [R, ...]
+    region_ids: jax.Array  # uint32 [R]
+    adaptation_starts: jax.Array  # int32, windows inside the adaptation days
+    validation_starts: jax.Array  # int32, windows that forecast the validation days
+    support_starts: jax.Array  # int32, windows inside all support days
+    test_starts: jax.Array  # int32, windows that forecast the test span
+    split: TargetSplit = flax.struct.field(pytree_node=False)
+    steps_per_day: int = flax.struct.field(pytree_node=False)
+    silent: tuple[int, ...] = flax.struct.field(
+        pytree_node=False
+    )  # regions without a visible reading
+    prompts: Prompts  # [1, R, E]
+
+    @property
+    def num_regions(self) -> int:
+        """R."""
+        return self.region_ids.shape[0]
+
+    @property
+    def sizes(self) -> ModelSizes:
+        """What a model of these windows must fit."""
+        return model_sizes(self.bank)
+
+
+def model_sizes(bank: SeriesBank) -> ModelSizes:
+    """The sizes of a model that reads windows of this bank."""
+    return ModelSizes(bank.history, bank.horizon, bank.num_inputs, bank.num_covariates)
+
+
+def region_id(city: City, node: int) -> int:
+    """A 32-bit id of a region that depends on the names of its city and its node alone."""
+    return zlib.crc32(f"{city.name}/{city.node_ids[node]}".encode())
+
+
+def prepare_sources(
+    cities: Sequence[City],
+    config: DataConfig,
+    *,
+    key: Key,
+    validation_windows: int = 48,
+    seed: int = 0,
+) -> Sources:
+    """Splits source cities in time, draws the variants of their regions, and puts all on the device.
+
+    Args:
+      cities: one-channel cities of one interval.
+      config: windows, covariates and graphs.
+      key: random key of the variants.
+      validation_windows: validation windows per city, evenly spread over its validation span.
+      seed: for `pick_neighbours="random"`.
+
+    Returns:
+      The regions of all cities, in order; those without a reading in their training span are left out.
+
+    Raises:
+      InputError: see `build_bank`, `region_graphs`, `split_source`.
+    """
+    windows = {"history": config.history, "horizon": config.horizon}
+    starts, validation, spans, scale_spans, kept = [], [], [], [], []
+    splits: list[SourceSplit] = []
+    for city in cities:
+        split = split_source(city.num_steps, name=city.name, **windows)
+        splits.append(split)
+        city_key = jax.random.fold_in(key, zlib.crc32(city.name.encode()))
+        length = config.support_days * city.steps_per_day
+        drawn = random_spans(city, split.train, length, config.variants, key=city_key)
+        spans.append(drawn)
+        scale_spans.append(
+            drawn if config.scaling == "support" else [split.train] * config.variants
+        )
+        starts.append(window_starts(city, split.train, **windows))
+        held_out = window_starts(city, split.validation, reach_back=True, **windows)
+        if len(held_out) == 0:
+            raise InputError(
+                f"city {city.name!r} has no reading in its last 20 %, which validate it; leave it out"
+            )
+        picked = (
+            np.linspace(0, len(held_out) - 1, validation_windows).round().astype(int)
+        )
+        validation.append(np.repeat(held_out[picked][None], city.num_nodes, axis=0))
+        kept.append(~silent_regions(city, split.train))
+    masks = [
+        np.stack(
+            [
+                (np.arange(city.num_steps) >= s.start)
+                & (np.arange(city.num_steps) < s.stop)
+                for s in drawn
+            ]
+        )
+        for city, drawn in zip(cities, spans, strict=True)
+    ]
+    bank = build_bank(
+        cities, scale_spans, masks, covariates=config.covariates, **windows
+    )
+    graphs = region_graphs(
+        cities,
+        max_neighbours=config.max_neighbours,
+        pick=config.pick_neighbours,
+        seed=seed,
+    )
+    rows = np.flatnonzero(np.concatenate(kept))
+    ids = np.asarray(
+        [region_id(city, n) for city in cities for n in range(city.num_nodes)],
+        np.uint32,
+    )
+    names = [
+        f"{city.name}/{city.node_ids[n]}"
+        for city in cities
+        for n in range(city.num_nodes)
+    ]
+    city_index = np.repeat(np.arange(len(cities)), [city.num_nodes for city in cities])
+    return Sources(
+        bank=bank,
+        graphs=jax.tree.map(lambda leaf: leaf[rows], graphs),
+        train=start_table(cities, starts, spans),
+        validation_starts=jax.numpy.asarray(np.concatenate(validation)[rows]),
+        region_ids=jax.numpy.asarray(ids[rows]),
+        city_index=jax.numpy.asarray(city_index[rows].astype(np.int32)),
+        spans=tuple(tuple(s) for s in spans),
+        names=tuple(names[row] for row in rows),
+        prompts=source_prompts(cities, spans, [split.train for split in splits]),
+        config=config,
+    )
+
+
+def prepare_target(city: City, config: DataConfig, *, seed: int = 0) -> Target:
+    """Splits a target city into support days and test, and puts its windows on the device.
+
+    Args:
+      city: a one-channel city.
+      config: windows, covariates and graphs, the same as the sources'.
+      seed: for `pick_neighbours="random"`.
+
+    Returns:
+      Its regions; scale and profile come from the support days alone.
+
+    Raises:
+      InputError: see `split_target`, `build_bank`, `region_graphs`; or the test span holds no reading.
+    """
+    windows = {"history": config.history, "horizon": config.horizon}
+    split = split_target(
+        city.num_steps,
+        city.steps_per_day,
+        config.support_days,
+        name=city.name,
+        **windows,
+    )
+    masks = support_masks(city, split, city.steps_per_day)
+    bank = build_bank(
+        [city],
+        [[split.support] * len(masks)],
+        [masks],
+        covariates=config.covariates,
+        **windows,
+    )
+    test_starts = window_starts(city, split.test, reach_back=True, **windows)
+    if len(test_starts) == 0:
+        raise InputError(
+            f"city {city.name!r} has no reading in its test span (the last 30 %); use a longer series"
+        )
+    return Target(
+        bank=bank,
+        graphs=region_graphs(
+            [city],
+            max_neighbours=config.max_neighbours,
+            pick=config.pick_neighbours,
+            seed=seed,
+        ),
+        region_ids=jax.numpy.asarray(
+            np.asarray([region_id(city, n) for n in range(city.num_nodes)], np.uint32)
+        ),
+        adaptation_starts=jax.numpy.asarray(
+            window_starts(city, split.adaptation, **windows)
+        ),
+        validation_starts=jax.numpy.asarray(_validation_starts(city, split, **windows)),
+        support_starts=jax.numpy.asarray(window_starts(city, split.support, **windows)),
+        test_starts=jax.numpy.asarray(test_starts),
+        split=split,
+        steps_per_day=city.steps_per_day,
+        silent=tuple(
+            int(n) for n in np.flatnonzero(silent_regions(city, split.support))
+        ),
+        prompts=region_prompts(city, [split.support]),
+    )
+
+
+def _validation_starts(
+    city: City, split: TargetSplit, *, history: int, horizon: int
+) -> np.ndarray:
+    starts = window_starts(
+        city, split.validation, history=history, horizon=horizon, reach_back=True
+    )
+    return starts[starts >= split.support.start]

@@ -1,0 +1,19 @@
+"""In: nothing. Out: the shape letters of the project and the array aliases that use them.
+
+Axes always come in the order D, R, B, then the rest.
+
+    D devices           R regions          B batch             S test windows      K generated samples
+    N nodes of a region graph (centre first)                   E prompt width (edges, in a city's graph)
+    H history steps     P horizon steps    C channels          F covariates        T series length
+    L tokens            W token width      V random windows of a source region (variants)
+"""
+
+from typing import Any
+
+import jax
+
+Params = Any
+"""A pytree of float32 arrays: the parameters of one region's forecaster, or of many, stacked on axis 0."""
+
+Key = jax.Array
+"""A typed key, as `jax.random.key` makes it."""

@@ -1,0 +1,73 @@
+"""In: the command line of pytest and the environment. Out: a strict JAX on the CPU, small cities and the --slow option."""
+
+import dataclasses
+import os
+import pathlib
+
+# Before JAX is imported, and for the processes that tests start.
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("GPDIFF_CACHE", str(_ROOT / ".cache" / "xla"))
+# With fewer threads than virtual devices, collectives can deadlock on a machine of few cores.
+os.environ.setdefault("PJRT_NPROC", "8")
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+
+from gpdiff_jax.cities import City, SimulationConfig, simulate_cities
+from gpdiff_jax.compilation_cache import enable_compilation_cache
+
+_DESELECTED = pytest.StashKey[list[str]]()
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+enable_compilation_cache()
+
+# A first example may wait for a compilation. The rest is as Hypothesis has it, which in CI repeats the same examples.
+hypothesis.settings.register_profile("gpdiff_jax", parent=hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("gpdiff_jax")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    slow = [] if config.getoption("--slow") else [item for item in items if item.get_closest_marker("slow")]
+    config.stash[_DESELECTED] = [item.nodeid for item in slow]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    deselected = config.stash.get(_DESELECTED, [])
+    if deselected:
+        terminalreporter.write_line(f"left out {len(deselected)} slow tests, --slow runs them:")
+        for nodeid in deselected:
+            terminalreporter.write_line(f"  {nodeid}")
+
+
+@pytest.fixture(scope="session")
+def simulated_cities() -> list[City]:
+    """Three crowd cities of eight regions and two weeks of hourly readings; their arrays are read-only."""
+    cities = simulate_cities(SimulationConfig(cities=3, regions=8, days=14), seed=0)
+    for city in cities:
+        for field in dataclasses.fields(city):
+            value = getattr(city, field.name)
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
+    return cities
+
+
+@pytest.fixture(scope="session")
+def real_cities() -> pathlib.Path:
+    """The folder of real city files that GPDIFF_DATA names; a test that asks for it is skipped without one."""
+    folder = os.environ.get("GPDIFF_DATA")
+    if not folder:
+        pytest.skip("GPDIFF_DATA names no folder of real cities")
+    path = pathlib.Path(folder)
+    assert path.is_dir(), f"GPDIFF_DATA (={folder}) is no folder"
+    return path

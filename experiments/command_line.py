@@ -85,19 +85,14 @@ def _end(line: str, exit_code: int) -> None:
 
 def _parse(argv: Sequence[str], positional: str | None) -> list[str]:
     words = list(argv[1:])
-    if any(
-        word in _HELP_WORDS
-        for word in words[: words.index("--") if "--" in words else None]
-    ):
+    if any(word in _HELP_WORDS for word in words[: words.index("--") if "--" in words else None]):
         print(_help_text(positional))
         sys.stdout.flush()
         sys.exit(0)
     remaining = flags.FLAGS(argv)
     arguments = remaining[1:]
     if arguments and positional is None:
-        raise _UsageError(
-            f"unexpected argument {arguments[0]!r}; every setting is a flag, --help lists them"
-        )
+        raise _UsageError(f"unexpected argument {arguments[0]!r}; every setting is a flag, --help lists them")
     if positional is not None and not positional.startswith("[") and not arguments:
         raise _UsageError(f"missing argument {positional}; --help shows the usage")
     return remaining
@@ -105,9 +100,7 @@ def _parse(argv: Sequence[str], positional: str | None) -> list[str]:
 
 def _is_users(error: Exception) -> bool:
     """True for errors that a user can cause and mend, False for defects of the program."""
-    if isinstance(
-        error, (flags.Error, app.UsageError, _UsageError, OSError)
-    ) or _is_disk_full(error):
+    if isinstance(error, (flags.Error, app.UsageError, _UsageError, OSError)) or _is_disk_full(error):
         return True
     # Looked up, not imported: `--help` need not wait for the library, and an error that is raised has a loaded class.
     errors = sys.modules.get("gpdiff_jax.errors")
@@ -124,9 +117,7 @@ def _one_line(error: Exception) -> str:
         where = f" ({error.filename})" if error.filename is not None else ""
         return f"{error.strerror[0].lower()}{error.strerror[1:]}{where}"
     if isinstance(error, flags.UnrecognizedFlagError):
-        near = difflib.get_close_matches(
-            error.flagname, [flag.name for flag in _our_flags()], n=1
-        )
+        near = difflib.get_close_matches(error.flagname, [flag.name for flag in _our_flags()], n=1)
         hint = f"did you mean --{near[0]}?" if near else "--help lists the flags"
         return f"unknown flag --{error.flagname}; {hint}"
     text = " ".join(str(error).split())
@@ -154,16 +145,8 @@ def _help_text(positional: str | None) -> str:
 def _our_flags() -> list[flags.Flag]:
     """The module's own flags first, then those of the modules it imports, each group in the order of definition."""
     by_module = flags.FLAGS.flags_by_module_dict()
-    ours = [
-        name
-        for name in by_module
-        if name == sys.argv[0] or name.startswith(_OUR_PACKAGES)
-    ]
-    return [
-        flag
-        for name in sorted(ours, key=lambda name: name != sys.argv[0])
-        for flag in by_module[name]
-    ]
+    ours = [name for name in by_module if name == sys.argv[0] or name.startswith(_OUR_PACKAGES)]
+    return [flag for name in sorted(ours, key=lambda name: name != sys.argv[0]) for flag in by_module[name]]
 
 
 def _flag_lines(flag: flags.Flag) -> list[str]:

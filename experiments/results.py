@@ -28,37 +28,24 @@ def evaluate(run: Run) -> dict[str, Any]:
       What metrics.json holds.
     """
     channels = range(len(run.targets))
-    results = {
-        method: [method_forecast(run, channel, method) for channel in channels]
-        for method in METHODS
-    }
-    truths = [
-        observed_truth(city, target)
-        for city, target in zip(run.target_cities, run.targets, strict=True)
-    ]
+    results = {method: [method_forecast(run, channel, method) for channel in channels] for method in METHODS}
+    truths = [observed_truth(city, target) for city, target in zip(run.target_cities, run.targets, strict=True)]
     weekend = truths[0][1]
     truth = np.concatenate([values for values, _ in truths], axis=1)
     content = _describe(run)
-    content["methods"] = {
-        method: _entry(parts, truth, weekend) for method, parts in results.items()
-    }
+    content["methods"] = {method: _entry(parts, truth, weekend) for method, parts in results.items()}
     if len(run.target_cities) > 1:
         content["channels"] = {
             city.feature_names[0]: {
                 "unit": city.unit,
-                "methods": {
-                    method: _entry([parts[c]], truths[c][0], weekend)
-                    for method, parts in results.items()
-                },
+                "methods": {method: _entry([parts[c]], truths[c][0], weekend) for method, parts in results.items()},
             }
             for c, city in enumerate(run.target_cities)
         }
     rows = [
         row
         for method, parts in results.items()
-        for city, target, part, (values, _) in zip(
-            run.target_cities, run.targets, parts, truths, strict=True
-        )
+        for city, target, part, (values, _) in zip(run.target_cities, run.targets, parts, truths, strict=True)
         for row in region_rows(
             part.forecast,
             values,
@@ -66,10 +53,7 @@ def evaluate(run: Run) -> dict[str, Any]:
             method=method,
             regions=city.node_ids,
             channel=city.feature_names[0],
-            notes=[
-                _SILENT_NOTE if node in target.silent else ""
-                for node in range(city.num_nodes)
-            ],
+            notes=[_SILENT_NOTE if node in target.silent else "" for node in range(city.num_nodes)],
         )
     ]
     write_csv(run.folder / "regions.csv", REGION_COLUMNS, rows)
@@ -87,10 +71,7 @@ def _describe(run: Run) -> dict[str, Any]:
         "target": settings.target or city.name,
         "target_kind": city.kind,
         "unit": ", ".join(units),
-        "horizon_minutes": [
-            settings.interval_minutes * step
-            for step in range(1, settings.data.horizon + 1)
-        ],
+        "horizon_minutes": [settings.interval_minutes * step for step in range(1, settings.data.horizon + 1)],
         "seed": settings.seed,
         "covariates": settings.data.covariates,
         "support_days": settings.data.support_days,
@@ -113,9 +94,7 @@ def _region_names(run: Run, city: City, nodes: Any = None) -> list[str]:
     return [f"{city.node_ids[node]}{suffix}" for node in chosen]
 
 
-def _entry(
-    parts: list[MethodForecast], truth: np.ndarray, weekend: np.ndarray | None
-) -> dict[str, Any]:
+def _entry(parts: list[MethodForecast], truth: np.ndarray, weekend: np.ndarray | None) -> dict[str, Any]:
     first = parts[0]
     return method_entry(
         np.concatenate([part.forecast for part in parts], axis=1),
@@ -128,16 +107,10 @@ def _entry(
     )
 
 
-def _forecast_arrays(
-    run: Run, results: dict[str, list[MethodForecast]], truth: np.ndarray
-) -> dict[str, np.ndarray]:
+def _forecast_arrays(run: Run, results: dict[str, list[MethodForecast]], truth: np.ndarray) -> dict[str, np.ndarray]:
     arrays = {
-        "window_start": np.asarray(
-            window_start_names(run.target_cities[0], run.targets[0])
-        ),
-        "node_ids": np.asarray(
-            [name for city in run.target_cities for name in _region_names(run, city)]
-        ),
+        "window_start": np.asarray(window_start_names(run.target_cities[0], run.targets[0])),
+        "node_ids": np.asarray([name for city in run.target_cities for name in _region_names(run, city)]),
         "truth": truth,
     }
     for method in _GENERATED:
@@ -154,14 +127,10 @@ def _report_arrays(run: Run) -> dict[str, np.ndarray]:
     city, layout = run.target_cities[0], run.hypernetwork.layout
     scaler = run.hypernetwork.scaler
     spread, base = np.asarray(scaler.std), np.asarray(scaler.base)
-    zoo = ((zoo_tokens(run.zoo, layout)[:, 0] - base) / spread).reshape(
-        run.zoo.num_regions, -1
-    )
+    zoo = ((zoo_tokens(run.zoo, layout)[:, 0] - base) / spread).reshape(run.zoo.num_regions, -1)
     centre = zoo.mean(axis=0)
     _, singular, axes = np.linalg.svd(zoo - centre, full_matrices=False)
-    generated = jax.vmap(jax.vmap(lambda params: to_tokens(layout, params)))(
-        run.generated[0]
-    )
+    generated = jax.vmap(jax.vmap(lambda params: to_tokens(layout, params)))(run.generated[0])
     drawn = ((np.asarray(generated) - base) / spread).reshape(-1, zoo.shape[1])
 
     def project(rows: np.ndarray) -> np.ndarray:
@@ -174,8 +143,7 @@ def _report_arrays(run: Run) -> dict[str, np.ndarray]:
         "zoo_city": np.asarray([name.rsplit("/", 1)[0] for name in run.zoo.names]),
         "generated_projection": project(drawn),
         "base_projection": project(np.zeros((1, zoo.shape[1]))),
-        "projection_variance": np.square(singular[:2])
-        / max(float(np.square(singular).sum()), 1e-12),
+        "projection_variance": np.square(singular[:2]) / max(float(np.square(singular).sum()), 1e-12),
     }
     if city.latitude is not None and city.longitude is not None:
         arrays |= {"latitude": city.latitude, "longitude": city.longitude}
@@ -184,20 +152,11 @@ def _report_arrays(run: Run) -> dict[str, np.ndarray]:
 
 def results_table(content: dict[str, Any]) -> str:
     """The methods of a run with their errors, best first, as plain text."""
-    lines = [
-        f"{'method':30s} {'MAE':>10s} {'RMSE':>10s} {'weekday':>10s} {'weekend':>10s} {'seconds':>8s}"
-    ]
-    ranked = sorted(
-        content["methods"].items(), key=lambda item: _worst_if_none(item[1]["mae_mean"])
-    )
+    lines = [f"{'method':30s} {'MAE':>10s} {'RMSE':>10s} {'weekday':>10s} {'weekend':>10s} {'seconds':>8s}"]
+    ranked = sorted(content["methods"].items(), key=lambda item: _worst_if_none(item[1]["mae_mean"]))
     for name, entry in ranked:
-        cells = [
-            entry[column]
-            for column in ("mae_mean", "rmse_mean", "mae_weekday", "mae_weekend")
-        ]
-        numbers = " ".join(
-            f"{'-' if cell is None else format(cell, '.4g'):>10s}" for cell in cells
-        )
+        cells = [entry[column] for column in ("mae_mean", "rmse_mean", "mae_weekday", "mae_weekend")]
+        numbers = " ".join(f"{'-' if cell is None else format(cell, '.4g'):>10s}" for cell in cells)
         lines.append(f"{name:30s} {numbers} {entry['seconds']:8.1f}")
     return "\n".join(lines)
 

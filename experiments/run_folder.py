@@ -45,14 +45,10 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     """Writes JSON whole or not at all; NaN is refused."""
-    write_atomically(
-        path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
-    )
+    write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
-def write_csv(
-    path: pathlib.Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
-) -> None:
+def write_csv(path: pathlib.Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes a table whole or not at all; None is an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -85,33 +81,23 @@ def open_run_folder(out_dir: str, settings: Settings) -> pathlib.Path:
     wanted = json.loads(json.dumps(settings.as_json()))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        entries = [
-            entry.name for entry in folder.iterdir() if not entry.name.startswith(".")
-        ]
+        entries = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError
     except OSError as error:
         reason = error.strerror or "no permission"
-        raise InputError(
-            f"--out_dir {out_dir!r} cannot be written ({reason}); name a folder of your own"
-        ) from error
+        raise InputError(f"--out_dir {out_dir!r} cannot be written ({reason}); name a folder of your own") from error
     config = folder / "config.json"
     if entries and not config.exists():
-        raise InputError(
-            f"--out_dir {out_dir!r} holds {entries[0]!r} but no run; name an empty or a new folder"
-        )
+        raise InputError(f"--out_dir {out_dir!r} holds {entries[0]!r} but no run; name an empty or a new folder")
     if config.exists():
         try:
             held = json.loads(config.read_text())["flags"]
         except (ValueError, KeyError, TypeError, OSError) as error:
-            raise InputError(
-                f"{str(config)!r} cannot be read; remove the folder or name another --out_dir"
-            ) from error
+            raise InputError(f"{str(config)!r} cannot be read; remove the folder or name another --out_dir") from error
         if held != wanted:
             name = next(_differences(held, wanted))
-            raise InputError(
-                f"--out_dir {out_dir!r} holds a run with other settings ({name}); name another folder"
-            )
+            raise InputError(f"--out_dir {out_dir!r} holds a run with other settings ({name}); name another folder")
         return folder
     versions = {}
     for package in _PACKAGES:
@@ -136,8 +122,6 @@ def _differences(held: Any, wanted: Any, path: str = "") -> Iterator[str]:
     """Names every setting that differs, as "adapt.steps 120, now 60"."""
     if isinstance(held, dict) and isinstance(wanted, dict):
         for key in sorted(held.keys() | wanted.keys()):
-            yield from _differences(
-                held.get(key), wanted.get(key), f"{path}.{key}" if path else key
-            )
+            yield from _differences(held.get(key), wanted.get(key), f"{path}.{key}" if path else key)
     elif held != wanted:
         yield f"{path} {held}, now {wanted}"

@@ -28,13 +28,9 @@ flags.DEFINE_string(
     None,
     "folder with one NAME.npz per city; without it, cities are simulated",
 )
-flags.DEFINE_list(
-    "sources", None, "names of the source cities, separated by commas; needs --data_dir"
-)
+flags.DEFINE_list("sources", None, "names of the source cities, separated by commas; needs --data_dir")
 flags.DEFINE_string("target", None, "name of the target city; needs --data_dir")
-flags.DEFINE_integer(
-    "interval_minutes", 60, "common interval that every city is resampled to", 1, 1440
-)
+flags.DEFINE_integer("interval_minutes", 60, "common interval that every city is resampled to", 1, 1440)
 flags.DEFINE_integer(
     "support_days",
     3,
@@ -49,9 +45,7 @@ flags.DEFINE_enum(
     "what a forecaster sees beside the history",
 )
 flags.DEFINE_string("channels", "first", "first, each, or the name of a channel")
-flags.DEFINE_enum(
-    "model", "stgcn", list(model_names()), "the forecaster to harvest and generate"
-)
+flags.DEFINE_enum("model", "stgcn", list(model_names()), "the forecaster to harvest and generate")
 flags.DEFINE_integer("seed", 0, "seed of everything random", 0, 2**31 - 1)
 flags.DEFINE_enum(
     "preset",
@@ -68,9 +62,7 @@ flags.DEFINE_string(
 flags.DEFINE_integer("history", 12, "steps that a forecaster sees", 7, 1000)
 flags.DEFINE_integer("horizon", 6, "steps that it forecasts", 1, 1000)
 flags.DEFINE_integer("max_neighbours", 8, "most neighbours in a region graph", 0, 1000)
-flags.DEFINE_enum(
-    "pick_neighbours", "weight", list(PICKS), "which neighbours a crowded region keeps"
-)
+flags.DEFINE_enum("pick_neighbours", "weight", list(PICKS), "which neighbours a crowded region keeps")
 flags.DEFINE_enum(
     "scaling",
     "support",
@@ -102,9 +94,7 @@ flags.DEFINE_integer(
     "training steps of the generator; the preset's if not given",
     1,
 )
-flags.DEFINE_integer(
-    "adapt_steps", None, "most fine-tuning steps; the preset's if not given", 1
-)
+flags.DEFINE_integer("adapt_steps", None, "most fine-tuning steps; the preset's if not given", 1)
 flags.DEFINE_integer(
     "regions_per_batch",
     1,
@@ -181,18 +171,14 @@ def _preset(name: str) -> dict[str, Any]:
         "generate": GenerateConfig(),
         "adapt": AdaptConfig(),
         # From random weights every choice of rate and steps is larger; the care is the same.
-        "target_only": AdaptConfig(
-            learning_rates=(1e-3, 3e-3, 1e-2), steps=240, evaluate_every=20
-        ),
+        "target_only": AdaptConfig(learning_rates=(1e-3, 3e-3, 1e-2), steps=240, evaluate_every=20),
         "variants": 12,
     }
 
 
 def _replace(config: Any, **changes: Any) -> Any:
     """The configuration with those changes that were asked for."""
-    return dataclasses.replace(
-        config, **{name: value for name, value in changes.items() if value is not None}
-    )
+    return dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
 
 
 def settings_from_flags() -> Settings:
@@ -205,9 +191,7 @@ def settings_from_flags() -> Settings:
     if values.data_dir is None:
         for name in ("sources", "target"):
             if getattr(values, name) is not None:
-                raise InputError(
-                    f"--{name} (={getattr(values, name)}) needs --data_dir, the folder of the city files"
-                )
+                raise InputError(f"--{name} (={getattr(values, name)}) needs --data_dir, the folder of the city files")
         simulation = SimulationConfig(interval_minutes=values.interval_minutes)
         sources, target = (
             tuple(f"simulated_{i}" for i in range(simulation.cities - 1)),
@@ -216,18 +200,12 @@ def settings_from_flags() -> Settings:
     else:
         for name in ("sources", "target"):
             if not getattr(values, name):
-                raise InputError(
-                    f"--data_dir needs --{name}: the name of a file in it without .npz"
-                )
+                raise InputError(f"--data_dir needs --{name}: the name of a file in it without .npz")
         simulation, sources, target = None, tuple(values.sources), values.target
         if len(set(sources)) < len(sources):
-            raise InputError(
-                f"--sources names {max(sources, key=sources.count)!r} twice; name every city once"
-            )
+            raise InputError(f"--sources names {max(sources, key=sources.count)!r} twice; name every city once")
         if target in sources:
-            raise InputError(
-                f"--target {target!r} is also a source; a target must not be trained on, leave it out"
-            )
+            raise InputError(f"--target {target!r} is also a source; a target must not be trained on, leave it out")
     preset = _preset(values.preset)
     data = DataConfig(
         covariates=values.covariates,
@@ -240,9 +218,7 @@ def settings_from_flags() -> Settings:
         scaling=values.scaling,
     )
     return Settings(
-        data_dir=None
-        if values.data_dir is None
-        else str(pathlib.Path(values.data_dir)),
+        data_dir=None if values.data_dir is None else str(pathlib.Path(values.data_dir)),
         sources=sources,
         target=target,
         interval_minutes=values.interval_minutes,
@@ -262,9 +238,7 @@ def settings_from_flags() -> Settings:
             steps=values.pretrain_steps,
             functional_weight=values.functional_weight,
         ),
-        generate=_replace(
-            preset["generate"], samples=values.samples, guidance=values.guidance
-        ),
+        generate=_replace(preset["generate"], samples=values.samples, guidance=values.guidance),
         adapt=_replace(preset["adapt"], steps=values.adapt_steps, refit=values.refit),
         target_only=_replace(preset["target_only"], refit=values.refit),
     )

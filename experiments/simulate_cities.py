@@ -12,21 +12,11 @@ from experiments import command_line
 from gpdiff_jax.cities import SimulationConfig, save_city, simulate_cities
 from gpdiff_jax.errors import InputError
 
-_OUT_DIR = flags.DEFINE_string(
-    "out_dir", None, "Folder to write the city files to; made if absent.", required=True
-)
-_KIND = flags.DEFINE_enum(
-    "kind", "crowd", ["crowd", "speed", "both"], "What the cities measure."
-)
-_CITIES = flags.DEFINE_integer(
-    "cities", 4, "Cities of each kind.", lower_bound=1, upper_bound=1000
-)
-_REGIONS = flags.DEFINE_integer(
-    "regions", 24, "Regions of each city.", lower_bound=2, upper_bound=1000
-)
-_DAYS = flags.DEFINE_integer(
-    "days", 28, "Days of each series.", lower_bound=2, upper_bound=3660
-)
+_OUT_DIR = flags.DEFINE_string("out_dir", None, "Folder to write the city files to; made if absent.", required=True)
+_KIND = flags.DEFINE_enum("kind", "crowd", ["crowd", "speed", "both"], "What the cities measure.")
+_CITIES = flags.DEFINE_integer("cities", 4, "Cities of each kind.", lower_bound=1, upper_bound=1000)
+_REGIONS = flags.DEFINE_integer("regions", 24, "Regions of each city.", lower_bound=2, upper_bound=1000)
+_DAYS = flags.DEFINE_integer("days", 28, "Days of each series.", lower_bound=2, upper_bound=3660)
 _INTERVAL = flags.DEFINE_integer(
     "interval_minutes",
     60,
@@ -55,9 +45,7 @@ def main(argv: list[str]) -> None:
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"`out_dir` (={out_dir}) cannot be made ({error.strerror}); choose another folder"
-        ) from None
+        raise InputError(f"`out_dir` (={out_dir}) cannot be made ({error.strerror}); choose another folder") from None
     for config in configs:
         for city in simulate_cities(config, seed=_SEED.value):
             path = out_dir / f"{city.name}.npz"

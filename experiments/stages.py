@@ -15,9 +15,10 @@ from contextlib import contextmanager
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
 from experiments.run_folder import open_run_folder, write_npz
-from experiments.settings import Settings
+from experiments.settings import Settings, settings_from_flags
 from gpdiff_jax import baselines, nulls
 from gpdiff_jax.adapt import AdaptConfig
 from gpdiff_jax.base import initial_params, train_base
@@ -29,6 +30,7 @@ from gpdiff_jax.cities import (
     select_channels,
     simulate_cities,
 )
+from gpdiff_jax.compilation_cache import enable_compilation_cache
 from gpdiff_jax.evaluate import MethodForecast, few_shot, zero_shot
 from gpdiff_jax.harvest import harvest_regions, make_zoo
 from gpdiff_jax.hypernetwork import Hypernetwork, pretrain
@@ -63,9 +65,7 @@ class Run:
 
     def key(self, name: str) -> Key:
         """The random key of a stage."""
-        return jax.random.fold_in(
-            jax.random.key(self.settings.seed), zlib.crc32(name.encode())
-        )
+        return jax.random.fold_in(jax.random.key(self.settings.seed), zlib.crc32(name.encode()))
 
     @functools.cached_property
     def sources(self) -> Sources:
@@ -80,10 +80,7 @@ class Run:
     @functools.cached_property
     def targets(self) -> list[Target]:
         """The target's regions on the device, one value per channel."""
-        return [
-            prepare_target(city, self.settings.data, seed=self.settings.seed)
-            for city in self.target_cities
-        ]
+        return [prepare_target(city, self.settings.data, seed=self.settings.seed) for city in self.target_cities]
 
     @functools.cached_property
     def model(self) -> Model:
@@ -127,13 +124,8 @@ def open_run(settings: Settings, out_dir: str) -> Run:
     if settings.simulation is not None:
         cities = simulate_cities(settings.simulation, seed=settings.seed)
     else:
-        cities = find_cities(
-            settings.data_dir or "", [*settings.sources, settings.target]
-        )
-    chosen = [
-        select_channels(resample(city, settings.interval_minutes), settings.channels)
-        for city in cities
-    ]
+        cities = find_cities(settings.data_dir or "", [*settings.sources, settings.target])
+    chosen = [select_channels(resample(city, settings.interval_minutes), settings.channels) for city in cities]
     sources = [city for channels in chosen[:-1] for city in channels]
     run = Run(settings, pathlib.Path(out_dir).absolute(), sources, chosen[-1])
     # Both are checked before the first minute of training.
@@ -142,7 +134,7 @@ def open_run(settings: Settings, out_dir: str) -> Run:
     for city, target in zip(run.target_cities, run.targets, strict=True):
         for node in target.silent:
             print(
-                f"region {city.node_ids[node]!r} of {city.name} has no visible reading; it takes its neighbours' prompt",
+                f"region {city.node_ids[node]!r} has no visible reading; it takes its neighbours' prompt",
                 file=sys.stderr,
             )
         if len(target.adaptation_starts) == 0:
@@ -153,10 +145,26 @@ def open_run(settings: Settings, out_dir: str) -> Run:
     return run
 
 
+def stage_main(show: Callable[[Run], None]) -> Callable[[list[str]], None]:
+    """Makes the `main` of a stage's module.
+
+    Args:
+      show: prints what the stage made; asking the run for it makes it, if the folder does not hold it.
+
+    Returns:
+      `main(argv)` that parses the flags and opens the run.
+    """
+
+    def main(argv: list[str]) -> None:
+        del argv
+        enable_compilation_cache()
+        show(open_run(settings_from_flags(), flags.FLAGS.out_dir))
+
+    return main
+
+
 @contextmanager
-def _logged(
-    run: Run, name: str, total: int
-) -> Iterator[Callable[[int, dict[str, float]], None]]:
+def _logged(run: Run, name: str, total: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """Progress on the terminal and lines in log.jsonl; yields `report(done, metrics)`."""
     with LogWriter(run.folder / "log.jsonl") as log, stage(name, total) as shown:
 
@@ -208,9 +216,7 @@ def _pretrain_stage(run: Run) -> Hypernetwork:
         return Hypernetwork.load(folder)
     zoo = run.zoo
     with _logged(run, "pretrain", run.settings.pretrain.steps) as report:
-        hypernetwork = pretrain(
-            zoo, key=run.key("pretrain"), config=run.settings.pretrain, progress=report
-        )
+        hypernetwork = pretrain(zoo, key=run.key("pretrain"), config=run.settings.pretrain, progress=report)
     hypernetwork.save(folder)
     return hypernetwork
 
@@ -227,9 +233,7 @@ def _generate_stage(run: Run) -> list[Params]:
         generated = []
         for done, target in enumerate(run.targets, 1):
             key = jax.random.fold_in(run.key("generate"), done)
-            generated.append(
-                hypernetwork.generate(target.prompts, key=key, config=config).params
-            )
+            generated.append(hypernetwork.generate(target.prompts, key=key, config=config).params)
             report(done, {"samples": config.samples})
     save_arrays(folder, {"channels": generated}, {"format": _FORMAT})
     return generated
@@ -265,11 +269,7 @@ def method_forecast(run: Run, channel: int, method: str) -> MethodForecast:
     path.parent.mkdir(exist_ok=True)
     write_npz(
         path,
-        {
-            name: np.asarray(value)
-            for name, value in result._asdict().items()
-            if value is not None
-        },
+        {name: np.asarray(value) for name, value in result._asdict().items() if value is not None},
     )
     return result
 
@@ -286,17 +286,13 @@ def _make_forecast(run: Run, channel: int, method: str) -> MethodForecast:
             "history": run.settings.data.history,
             "horizon": run.settings.data.horizon,
         }
-        forecast = rule(
-            city, target.split.support, np.asarray(target.test_starts), **windows
-        )
+        forecast = rule(city, target.split.support, np.asarray(target.test_starts), **windows)
         return MethodForecast(forecast, None, time.monotonic() - begin)
     family = method.removesuffix("_zero_shot").removesuffix("_few_shot")
     starts = _starts(run, channel, family)
     if method.endswith("_zero_shot"):
         return zero_shot(run.model, target, starts)
-    config: AdaptConfig = (
-        run.settings.target_only if family == "target_only" else run.settings.adapt
-    )
+    config: AdaptConfig = run.settings.target_only if family == "target_only" else run.settings.adapt
     with _logged(run, "adapt", len(config.learning_rates)) as report:
         result = few_shot(
             run.model,
@@ -322,10 +318,6 @@ def _starts(run: Run, channel: int, family: str) -> Params:
             lambda leaf: jnp.broadcast_to(leaf, (1, target.num_regions, *leaf.shape)),
             run.base,
         )
-    keys = jax.vmap(lambda region: jax.random.fold_in(run.key("target_only"), region))(
-        target.region_ids
-    )
-    own = jax.vmap(
-        lambda key: initial_params(run.model, target.graphs, target.sizes, key=key)
-    )(keys)
+    keys = jax.vmap(lambda region: jax.random.fold_in(run.key("target_only"), region))(target.region_ids)
+    own = jax.vmap(lambda key: initial_params(run.model, target.graphs, target.sizes, key=key))(keys)
     return jax.tree.map(lambda leaf: leaf[None], own)

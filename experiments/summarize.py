@@ -9,9 +9,7 @@ from absl import flags
 from experiments import command_line
 from gpdiff_jax import summary
 
-_FORMAT = flags.DEFINE_enum(
-    "format", "text", list(summary.FORMATS), "How to print the tables."
-)
+_FORMAT = flags.DEFINE_enum("format", "text", list(summary.FORMATS), "How to print the tables.")
 _METRIC = flags.DEFINE_list(
     "metric",
     ["mae_mean", "rmse_mean", "mae_weekday", "mae_weekend"],
@@ -27,11 +25,7 @@ flags.register_validator(
 
 def main(argv: list[str]) -> None:
     """Prints the tables of the runs named on the command line."""
-    print(
-        summary.format_groups(
-            summary.summarize_runs(argv[1:]), style=_FORMAT.value, metrics=_METRIC.value
-        )
-    )
+    print(summary.format_groups(summary.summarize_runs(argv[1:]), style=_FORMAT.value, metrics=_METRIC.value))
 
 
 if __name__ == "__main__":

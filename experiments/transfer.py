@@ -10,26 +10,17 @@ GPDiff (Yuan et al., ICLR 2024, arXiv 2402.11922).
 
 import time
 
-from absl import flags
-
 from experiments import command_line
 from experiments.results import evaluate, results_table
-from experiments.settings import settings_from_flags
-from experiments.stages import open_run
-from gpdiff_jax.compilation_cache import enable_compilation_cache
+from experiments.stages import Run, stage_main
 
 
-def main(argv: list[str]) -> None:
+def show(run: Run) -> None:
     """Runs what the output folder does not hold yet, and prints the table of methods."""
-    del argv
     begin = time.monotonic()
-    settings = settings_from_flags()
-    enable_compilation_cache()
-    run = open_run(settings, flags.FLAGS.out_dir)
-    content = evaluate(run)
-    print(results_table(content))
+    print(results_table(evaluate(run)))
     print(f"{run.folder / 'report.html'} ({time.monotonic() - begin:.0f} s)")
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(stage_main(show))

@@ -39,14 +39,10 @@ class AdaptConfig:
 
     def __post_init__(self) -> None:
         if not self.learning_rates or min(self.learning_rates) <= 0:
-            raise InputError(
-                f"`learning_rates` must hold numbers above 0, got {self.learning_rates}"
-            )
+            raise InputError(f"`learning_rates` must hold numbers above 0, got {self.learning_rates}")
         for name in ("steps", "evaluate_every", "batch"):
             if getattr(self, name) < 1:
-                raise InputError(
-                    f"`{name}` must be at least 1, got {getattr(self, name)}"
-                )
+                raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}")
 
 
 class Adapted(NamedTuple):
@@ -56,14 +52,10 @@ class Adapted(NamedTuple):
     learning_rate: float | None  # None where nothing was chosen: no window to adapt on
     steps: int
     validation_mae: float | None  # of the city, data units
-    curves: (
-        np.ndarray
-    )  # [rates, evaluations + 1], validation error of the city, data units
+    curves: np.ndarray  # [rates, evaluations + 1], validation error of the city, data units
 
 
-def _windows(
-    target: Target, region: Int[Array, ""], starts: Int[Array, " B"]
-) -> tuple[jraph.GraphsTuple, Window]:
+def _windows(target: Target, region: Int[Array, ""], starts: Int[Array, " B"]) -> tuple[jraph.GraphsTuple, Window]:
     graph = jax.tree.map(lambda leaf: leaf[region], target.graphs)
     return graph, gather_target(
         target.bank,
@@ -88,19 +80,13 @@ def _make_update(
     def loss_fn(params: Params, step: jax.Array) -> jax.Array:
         seen = windows
         if count > batch:
-            rows = jax.random.choice(
-                jax.random.fold_in(key, step), count, (batch,), replace=False
-            )
+            rows = jax.random.choice(jax.random.fold_in(key, step), count, (batch,), replace=False)
             seen = jax.tree.map(lambda leaf: leaf[rows], windows)
-        return masked_huber(
-            batch_forecast(model, params, graph, seen), seen.target, seen.mask
-        )
+        return masked_huber(batch_forecast(model, params, graph, seen), seen.target, seen.mask)
 
     def update(step: jax.Array, carry: tuple) -> tuple:
         params, opt_state = carry
-        updates, opt_state = optimiser.update(
-            jax.grad(loss_fn)(params, step), opt_state, params
-        )
+        updates, opt_state = optimiser.update(jax.grad(loss_fn)(params, step), opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
     return update, optimiser.init
@@ -147,18 +133,11 @@ def trace_validation(
         )
 
         def error(params: Params) -> jax.Array:
-            absolute = (
-                jnp.abs(
-                    batch_forecast(model, params, graph, held_out) - held_out.target
-                )
-                * held_out.mask
-            )
+            absolute = jnp.abs(batch_forecast(model, params, graph, held_out) - held_out.target) * held_out.mask
             return absolute.sum() * target.bank.std[-1, graph.nodes[0]]
 
         def advance(carry: tuple, first: jax.Array) -> tuple[tuple, jax.Array]:
-            carry = jax.lax.fori_loop(
-                first, first + config.evaluate_every, update, carry
-            )
+            carry = jax.lax.fori_loop(first, first + config.evaluate_every, update, carry)
             return carry, error(carry[0])
 
         firsts = jnp.arange(0, config.steps, config.evaluate_every)
@@ -227,10 +206,7 @@ def forecast_rows(
     def forecast(row: tuple) -> jax.Array:
         graph, windows = _windows(target, row[1], starts)
         scaled = batch_forecast(model, row[0], graph, windows)
-        return (
-            scaled * target.bank.std[-1, graph.nodes[0]]
-            + target.bank.mean[-1, graph.nodes[0]]
-        )
+        return scaled * target.bank.std[-1, graph.nodes[0]] + target.bank.mean[-1, graph.nodes[0]]
 
     return jax.lax.map(forecast, (params, regions))
 
@@ -276,9 +252,7 @@ def adapt(
             jnp.asarray(rate),
             key=key,
         )
-        curves.append(
-            np.asarray(errors, np.float64).sum(axis=0) / max(float(count.sum()), 1.0)
-        )
+        curves.append(np.asarray(errors, np.float64).sum(axis=0) / max(float(count.sum()), 1.0))
         if progress:
             progress(
                 done,

@@ -32,14 +32,10 @@ class BaseConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if getattr(self, field.name) <= 0:
-                raise InputError(
-                    f"`{field.name}` must be above 0, got {getattr(self, field.name)}"
-                )
+                raise InputError(f"`{field.name}` must be above 0, got {getattr(self, field.name)}")
 
 
-def validation_error(
-    model: Model, params: Params, sources: Sources, region: Int[Array, ""]
-) -> Float[Array, ""]:
+def validation_error(model: Model, params: Params, sources: Sources, region: Int[Array, ""]) -> Float[Array, ""]:
     """Mean absolute error of one region's parameters on its validation windows, scaled."""
     graph = jax.tree.map(lambda leaf: leaf[region], sources.graphs)
     # A fixed key: every evaluation of a region sees the same variants.
@@ -51,14 +47,10 @@ def validation_error(
         sources.validation_starts[region],
         key=key,
     )
-    return masked_absolute(
-        batch_forecast(model, params, graph, windows), windows.target, windows.mask
-    )
+    return masked_absolute(batch_forecast(model, params, graph, windows), windows.target, windows.mask)
 
 
-def initial_params(
-    model: Model, graphs: jraph.GraphsTuple, sizes: ModelSizes, *, key: Key
-) -> Params:
+def initial_params(model: Model, graphs: jraph.GraphsTuple, sizes: ModelSizes, *, key: Key) -> Params:
     """Random parameters of one region's forecaster.
 
     Args:
@@ -104,9 +96,7 @@ def train_base(
     """
     init_key, train_key = jax.random.split(key)
     params = initial_params(model, sources.graphs, sources.sizes, key=init_key)
-    schedule = optax.cosine_decay_schedule(
-        config.learning_rate, config.steps, alpha=0.02
-    )
+    schedule = optax.cosine_decay_schedule(config.learning_rate, config.steps, alpha=0.02)
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
     city_counts = jnp.bincount(sources.city_index)
     odds = (1.0 / city_counts.astype(jnp.float32))[sources.city_index]
@@ -114,32 +104,24 @@ def train_base(
 
     def loss_fn(params: Params, key: Key) -> jax.Array:
         region_key, window_key = jax.random.split(key)
-        regions = jax.random.categorical(
-            region_key, jnp.log(odds), shape=(config.regions,)
-        )
+        regions = jax.random.categorical(region_key, jnp.log(odds), shape=(config.regions,))
         graphs = jax.tree.map(lambda leaf: leaf[regions], sources.graphs)
         draw = partial(draw_windows, sources.bank, sources.train)
         windows = jax.vmap(lambda graph, k: draw(graph.nodes, config.windows, key=k))(
             graphs, jax.random.split(window_key, config.regions)
         )
-        forecast = jax.vmap(partial(batch_forecast, model), in_axes=(None, 0, 0))(
-            params, graphs, windows
-        )
+        forecast = jax.vmap(partial(batch_forecast, model), in_axes=(None, 0, 0))(params, graphs, windows)
         return masked_huber(forecast, windows.target, windows.mask)
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def train(params: Params, opt_state: optax.OptState, first: jax.Array) -> tuple:
         def step(carry: tuple, index: jax.Array) -> tuple:
             params, opt_state = carry
-            loss, grads = jax.value_and_grad(loss_fn)(
-                params, jax.random.fold_in(train_key, index)
-            )
+            loss, grads = jax.value_and_grad(loss_fn)(params, jax.random.fold_in(train_key, index))
             updates, opt_state = optimiser.update(grads, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), loss
 
-        (params, opt_state), losses = jax.lax.scan(
-            step, (params, opt_state), first + jnp.arange(steps_per_call)
-        )
+        (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), first + jnp.arange(steps_per_call))
         return params, opt_state, losses.mean()
 
     @jax.jit

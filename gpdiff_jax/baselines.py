@@ -1,4 +1,4 @@
-"""In: a target city and its support days. Out: forecasts of the test span by the rules that every method has to beat."""
+"""In: a target city and its support days. Out: forecasts of the test by the rules that every method has to beat."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -32,9 +32,7 @@ def historical_average(
     """
     readings, slots = city.values[support.start : support.stop, :, 0], slot_of_day(city)
     weekend = is_weekend(city)
-    everyday = daily_profile(
-        readings, slots[support.start : support.stop], city.steps_per_day
-    )
+    everyday = daily_profile(readings, slots[support.start : support.stop], city.steps_per_day)
     by_kind = {True: everyday, False: everyday}
     if weekend is not None:
         seen = weekend[support.start : support.stop]
@@ -50,15 +48,10 @@ def historical_average(
                 unseen = ~np.isfinite(readings[rows]).any(axis=0)
                 by_kind[kind] = np.where(unseen[:, None], everyday, own)
     silent = silent_regions(city, support)
-    by_kind = {
-        kind: fill_from_neighbours(profile, silent, city)
-        for kind, profile in by_kind.items()
-    }
+    by_kind = {kind: fill_from_neighbours(profile, silent, city) for kind, profile in by_kind.items()}
     steps = starts[:, None] + history + np.arange(horizon)
     flags = np.zeros(steps.shape, bool) if weekend is None else weekend[steps]
-    chosen = np.where(
-        flags[None], by_kind[True][:, slots[steps]], by_kind[False][:, slots[steps]]
-    )
+    chosen = np.where(flags[None], by_kind[True][:, slots[steps]], by_kind[False][:, slots[steps]])
     return chosen.transpose(1, 0, 2).astype(np.float32)
 
 
@@ -86,9 +79,7 @@ def last_value(
     visible = readings[support.start : support.stop]
     seen = np.isfinite(visible)
     mean = np.where(seen, visible, 0.0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
-    fallback = fill_from_neighbours(mean[:, None], silent_regions(city, support), city)[
-        :, 0
-    ]
+    fallback = fill_from_neighbours(mean[:, None], silent_regions(city, support), city)[:, 0]
     last = np.repeat(fallback[None], len(starts), axis=0)
     for step in range(history):
         reading = readings[starts + step]

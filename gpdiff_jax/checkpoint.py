@@ -1,4 +1,4 @@
-"""In: a pytree of arrays and a few facts. Out: a folder that holds both, written by orbax whole or not at all, and back."""
+"""In: a pytree of arrays and a few facts. Out: a folder that holds both, whole or not at all, and back."""
 
 import json
 import pathlib
@@ -37,9 +37,7 @@ def load_arrays(folder: pathlib.Path, version: int, what: str) -> tuple[dict, di
     """
     folder = pathlib.Path(folder).resolve()
     if not folder.is_dir():
-        raise InputError(
-            f"no {what} at {str(folder)!r}; name the folder that holds one"
-        )
+        raise InputError(f"no {what} at {str(folder)!r}; name the folder that holds one")
     try:
         metadata = ocp.pytree_metadata(folder)
         facts = json.loads(metadata.custom_metadata["facts"])
@@ -50,6 +48,6 @@ def load_arrays(folder: pathlib.Path, version: int, what: str) -> tuple[dict, di
         ) from error
     if facts.get("format") != version:
         raise InputError(
-            f"the {what} at {str(folder)!r} has format {facts.get('format')}, this version reads {version}; make it again"
+            f"the {what} at {str(folder)!r} has format {facts.get('format')}, not {version}; make it again"
         )
     return arrays, facts

@@ -1,4 +1,5 @@
-"""In: a folder, or the environment. Out: a JAX that keeps what it compiles there, so that the next process starts faster.
+"""In: a folder, or the environment.
+Out: a JAX that keeps there what it compiles, so that the next process starts sooner.
 
 Source: JAX's persistent compilation cache, the configuration values `jax_compilation_cache_dir` and
 `jax_persistent_cache_*`.
@@ -13,9 +14,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache as _jax_cache
 
 _MIN_COMPILE_SECONDS = 0.5
-_EVERY_SIZE = (
-    -1
-)  # JAX's word for no lower bound; its own default leaves one to the file system
+_EVERY_SIZE = -1  # JAX's word for no lower bound; its own default leaves one to the file system
 
 _logger = logging.getLogger(__name__)
 
@@ -41,11 +40,7 @@ def enable_compilation_cache(
         _make_writable(chosen)
     # RuntimeError: no home folder is known for "~".
     except (OSError, RuntimeError) as error:
-        reason = (
-            error.strerror
-            if isinstance(error, OSError) and error.strerror
-            else str(error)
-        )
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         _logger.warning(
             "no compilation cache: cannot write to %r (%s); set GPDIFF_CACHE to a folder of yours",
             str(chosen if chosen is not None else folder),
@@ -53,23 +48,16 @@ def enable_compilation_cache(
         )
         return None
     # JAX settles on a folder at its first compilation and would go on with that one.
-    if jax.config.jax_compilation_cache_dir != str(chosen):
-        _jax_cache.reset_cache()
+    _jax_cache.reset_cache()
     jax.config.update("jax_compilation_cache_dir", str(chosen))
-    jax.config.update(
-        "jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS
-    )
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", _EVERY_SIZE)
     return chosen
 
 
 def _choose(folder: str | os.PathLike[str] | None) -> pathlib.Path:
     """Returns the absolute folder; an empty variable counts as unset."""
-    named = (
-        folder
-        or os.environ.get("GPDIFF_CACHE")
-        or os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    )
+    named = folder or os.environ.get("GPDIFF_CACHE") or os.environ.get("JAX_COMPILATION_CACHE_DIR")
     return pathlib.Path(named or "~/.cache/gpdiff_jax/xla").expanduser().absolute()
 
 

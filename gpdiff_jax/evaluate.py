@@ -21,26 +21,18 @@ class MethodForecast(NamedTuple):
     """The test forecasts of one method, and how it was tuned."""
 
     forecast: np.ndarray  # float32 [S, R, P], data units, mean over samples
-    spread: (
-        np.ndarray | None
-    )  # float32 [S, R, P], standard deviation over samples; None with a single one
+    spread: np.ndarray | None  # float32 [S, R, P], standard deviation over samples; None with a single one
     seconds: float
     learning_rate: float | None = None
     steps: int | None = None
     validation_mae: float | None = None
-    curves: np.ndarray | None = (
-        None  # [rates, evaluations + 1], validation error while tuning
-    )
+    curves: np.ndarray | None = None  # [rates, evaluations + 1], validation error while tuning
 
 
-def _forecast(
-    model: Model, target: Target, params: Params, samples: int
-) -> tuple[np.ndarray, np.ndarray | None]:
+def _forecast(model: Model, target: Target, params: Params, samples: int) -> tuple[np.ndarray, np.ndarray | None]:
     regions = jnp.tile(jnp.arange(target.num_regions, dtype=jnp.int32), samples)
     rows = np.asarray(forecast_rows(model, target, params, regions, target.test_starts))
-    drawn = rows.reshape(samples, target.num_regions, *rows.shape[1:]).transpose(
-        0, 2, 1, 3
-    )
+    drawn = rows.reshape(samples, target.num_regions, *rows.shape[1:]).transpose(0, 2, 1, 3)
     return drawn.mean(axis=0), drawn.std(axis=0) if samples > 1 else None
 
 
@@ -114,9 +106,7 @@ def few_shot(
     )
 
 
-def observed_truth(
-    city: City, target: Target
-) -> tuple[Float[np.ndarray, "S R P"], Bool[np.ndarray, "S P"] | None]:
+def observed_truth(city: City, target: Target) -> tuple[Float[np.ndarray, "S R P"], Bool[np.ndarray, "S P"] | None]:
     """What came after every test window, and whether it fell on a weekend.
 
     Args:
@@ -126,15 +116,9 @@ def observed_truth(
     Returns:
       float32 [S, R, P] in data units, NaN where missing; bool [S, P], or None where the calendar is unknown.
     """
-    steps = (
-        np.asarray(target.test_starts)[:, None]
-        + target.bank.history
-        + np.arange(target.bank.horizon)
-    )
+    steps = np.asarray(target.test_starts)[:, None] + target.bank.history + np.arange(target.bank.horizon)
     weekend = is_weekend(city)
-    return city.values[steps, :, 0].transpose(
-        0, 2, 1
-    ), None if weekend is None else weekend[steps]
+    return city.values[steps, :, 0].transpose(0, 2, 1), None if weekend is None else weekend[steps]
 
 
 def window_start_names(city: City, target: Target) -> list[str]:
@@ -142,7 +126,4 @@ def window_start_names(city: City, target: Target) -> list[str]:
     steps = np.asarray(target.test_starts) + target.bank.history
     if city.start is None:
         return [f"step {step}" for step in steps]
-    return [
-        str(city.start + np.timedelta64(int(step) * city.interval_minutes, "m"))
-        for step in steps
-    ]
+    return [str(city.start + np.timedelta64(int(step) * city.interval_minutes, "m")) for step in steps]

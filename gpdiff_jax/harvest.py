@@ -47,9 +47,7 @@ class HarvestConfig:
 
     def __post_init__(self) -> None:
         if self.init not in INITS:
-            raise InputError(
-                f"`init` must be one of {', '.join(INITS)}, got {self.init!r}"
-            )
+            raise InputError(f"`init` must be one of {', '.join(INITS)}, got {self.init!r}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name != "init" and value <= 0:
@@ -84,18 +82,14 @@ def make_region_trainer(
     Returns:
       `train(start, region) -> HarvestedRegion`.
     """
-    optimiser = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate)
-    )
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
 
     def train(start: Params, region: Int[Array, ""]) -> HarvestedRegion:
         graph = jax.tree.map(lambda leaf: leaf[region], sources.graphs)
         region_key = jax.random.fold_in(key, sources.region_ids[region])
 
         def loss_fn(params: Params, key: Key) -> jax.Array:
-            windows = draw_windows(
-                sources.bank, sources.train, graph.nodes, config.windows, key=key
-            )
+            windows = draw_windows(sources.bank, sources.train, graph.nodes, config.windows, key=key)
             return masked_huber(
                 batch_forecast(model, params, graph, windows),
                 windows.target,
@@ -110,9 +104,7 @@ def make_region_trainer(
 
         def unfinished(carry: tuple) -> jax.Array:
             step, stale, *_ = carry
-            return (step < config.steps) & (
-                (stale < config.patience) | (kept_so_far(carry) < config.snapshots)
-            )
+            return (step < config.steps) & ((stale < config.patience) | (kept_so_far(carry) < config.snapshots))
 
         def kept_so_far(carry: tuple) -> jax.Array:
             return jnp.isfinite(carry[5]).sum()
@@ -135,9 +127,7 @@ def make_region_trainer(
             steps = jnp.where(better, steps.at[worst].set(step), steps)
             return step, stale, params, opt_state, kept, errors, steps
 
-        kept = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(leaf, (config.snapshots, *leaf.shape)), start
-        )
+        kept = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (config.snapshots, *leaf.shape)), start)
         empty = (
             jnp.full((config.snapshots,), jnp.inf),
             jnp.zeros((config.snapshots,), jnp.int32),
@@ -190,11 +180,7 @@ def harvest_regions(
     def start_of(region: Int[Array, ""]) -> Params:
         if config.init == "pooled":
             return base
-        own = (
-            jax.random.fold_in(start_key, sources.region_ids[region])
-            if config.init == "random"
-            else start_key
-        )
+        own = jax.random.fold_in(start_key, sources.region_ids[region]) if config.init == "random" else start_key
         return initial_params(model, sources.graphs, sources.sizes, key=own)
 
     @jax.jit
@@ -211,15 +197,11 @@ def harvest_regions(
         # The last chunk is filled up with repeats, so that one compiled program serves all.
         regions = np.minimum(np.arange(first, first + chunk), sources.num_regions - 1)
         real = min(chunk, sources.num_regions - first)
-        result = jax.tree.map(
-            lambda leaf: np.asarray(leaf)[:real], train_chunk(jnp.asarray(regions))
-        )
+        result = jax.tree.map(lambda leaf, n=real: np.asarray(leaf)[:n], train_chunk(jnp.asarray(regions)))
         broken = ~np.isfinite(result.validation_mae).all(axis=1)
         if broken.any():
             name = sources.names[first + int(np.flatnonzero(broken)[0])]
-            raise FloatingPointError(
-                f"the validation error of region {name!r} is not finite; lower the learning rate"
-            )
+            raise FloatingPointError(f"the validation error of region {name!r} is not finite; lower the learning rate")
         done.append(result)
         if progress:
             metrics = {
@@ -231,9 +213,7 @@ def harvest_regions(
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *done)
 
 
-def make_zoo(
-    model: Model, sources: Sources, base: Params, harvested: HarvestedRegion
-) -> ParameterZoo:
+def make_zoo(model: Model, sources: Sources, base: Params, harvested: HarvestedRegion) -> ParameterZoo:
     """Puts the harvested regions beside their prompts."""
     return ParameterZoo(
         model=model.name,

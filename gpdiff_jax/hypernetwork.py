@@ -57,9 +57,7 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         for name in ("samples", "steps"):
             if getattr(self, name) < 1:
-                raise InputError(
-                    f"`{name}` must be at least 1, got {getattr(self, name)}"
-                )
+                raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.guidance <= 10:
             raise InputError(f"`guidance` must be in [0, 10], got {self.guidance}")
 
@@ -97,9 +95,7 @@ class Hypernetwork:
         """Parameters of the pooled base, which every generated vector differs from."""
         return from_tokens(self.layout, self.scaler.base)
 
-    def generate(
-        self, prompts: Prompts, *, key: Key, config: GenerateConfig = GenerateConfig()
-    ) -> RegionParameters:
+    def generate(self, prompts: Prompts, *, key: Key, config: GenerateConfig = GenerateConfig()) -> RegionParameters:
         """Draws parameters for every region from its prompt.
 
         Args:
@@ -115,25 +111,17 @@ class Hypernetwork:
         """
         if prompts.names != self.prompt_names:
             odd = sorted(set(prompts.names) ^ set(self.prompt_names))
-            raise InputError(
-                f"the prompts and the generator differ in {odd[:3]}; make the prompts with this version"
-            )
-        denoiser = Denoiser(
-            self.denoiser_config, self.layout.layer_of_token, self.layout.width
-        )
+            raise InputError(f"the prompts and the generator differ in {odd[:3]}; make the prompts with this version")
+        denoiser = Denoiser(self.denoiser_config, self.layout.layer_of_token, self.layout.width)
         told = scale_prompts(prompts, self.prompt_scaler)[0]
         mask = jnp.asarray(self.layout.mask())
-        sample = partial(
-            _sample, denoiser, config.steps, config.guidance, self.variables, mask, told
-        )
+        sample = partial(_sample, denoiser, config.steps, config.guidance, self.variables, mask, told)
         tokens = jax.lax.map(
             lambda index: sample(jax.random.fold_in(key, index)),
             jnp.arange(config.samples),
         )
         back = jax.vmap(jax.vmap(partial(from_tokens, self.layout)))
-        return RegionParameters(
-            back(denormalise(self.scaler, tokens)), self.model_name, self.data
-        )
+        return RegionParameters(back(denormalise(self.scaler, tokens)), self.model_name, self.data)
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes the generator into a folder, whole or not at all."""
@@ -225,11 +213,7 @@ def _sample(
 
 def zoo_tokens(zoo: ParameterZoo, layout: TokenLayout) -> Float[np.ndarray, "R S L W"]:
     """Tokens of every parameter vector of a zoo, unscaled."""
-    return np.asarray(
-        jax.lax.map(
-            jax.vmap(partial(to_tokens, layout)), jax.tree.map(jnp.asarray, zoo.params)
-        )
-    )
+    return np.asarray(jax.lax.map(jax.vmap(partial(to_tokens, layout)), jax.tree.map(jnp.asarray, zoo.params)))
 
 
 def pretrain(
@@ -256,13 +240,9 @@ def pretrain(
     """
     sources = zoo.sources
     if sources is None:
-        raise InputError(
-            "the zoo has no sources attached; load it with `load_zoo(folder, sources)`"
-        )
+        raise InputError("the zoo has no sources attached; load it with `load_zoo(folder, sources)`")
     if zoo.names != sources.names:
-        raise InputError(
-            "the zoo and the source cities name different regions; harvest again from these cities"
-        )
+        raise InputError("the zoo and the source cities name different regions; harvest again from these cities")
     layout = make_layout(zoo.base, config.token_width)
     tokens = zoo_tokens(zoo, layout)
     base = np.asarray(to_tokens(layout, zoo.base))

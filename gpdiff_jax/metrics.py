@@ -92,9 +92,7 @@ def wape(
     total = _sum(xp.where(observed, xp.abs(truth), xp.zeros_like(truth)), axis, xp)
     error = _sum(xp.abs(residual), axis, xp)
     return _float32(
-        xp.where(
-            total > 0, error / xp.where(total > 0, total, xp.ones_like(total)), xp.nan
-        ),
+        xp.where(total > 0, error / xp.where(total > 0, total, xp.ones_like(total)), xp.nan),
         xp,
     )
 
@@ -125,14 +123,10 @@ def crps(
         InputError: the shapes do not fit, or a fair score is asked of one sample.
     """
     if samples.ndim == 0 or samples.shape[1:] != truth.shape:
-        raise InputError(
-            f"`samples` {samples.shape} must be `truth` {truth.shape} with the samples' axis before it"
-        )
+        raise InputError(f"`samples` {samples.shape} must be `truth` {truth.shape} with the samples' axis before it")
     count = samples.shape[0]
     if count < (2 if fair else 1):
-        raise InputError(
-            f"`samples` holds {count} of them; a {'fair ' if fair else ''}score needs {2 if fair else 1}"
-        )
+        raise InputError(f"`samples` holds {count} of them; a {'fair ' if fair else ''}score needs {2 if fair else 1}")
     xp = _namespace(samples, truth)
     samples, truth = xp.asarray(samples), xp.asarray(truth)
     observed = ~xp.isnan(truth)
@@ -145,9 +139,7 @@ def crps(
     distance = xp.mean(xp.abs(centred), axis=0)
     # Sorted, the sum over pairs k < l of |x_k - x_l| is sum_k (2 k - K - 1) x_(k), k from 1: K log K, not K^2.
     rank = xp.asarray(2.0 * np.arange(1, count + 1) - count - 1, dtype=samples.dtype)
-    spread = xp.sum(
-        rank.reshape((count,) + (1,) * truth.ndim) * xp.sort(centred, axis=0), axis=0
-    )
+    spread = xp.sum(rank.reshape((count,) + (1,) * truth.ndim) * xp.sort(centred, axis=0), axis=0)
     return _masked_mean(
         distance - spread / (count * (count - 1) if fair else count**2),
         observed,
@@ -186,10 +178,7 @@ def method_entry(
     """
     per_step, means = _errors(forecast, truth, is_weekend, axis=(0, 1))
     return {
-        **{
-            name: [_json_number(value) for value in per_step[name]]
-            for name in ("mae", "rmse")
-        },
+        **{name: [_json_number(value) for value in per_step[name]] for name in ("mae", "rmse")},
         "mae_mean": _json_number(means["mae"]),
         "rmse_mean": _json_number(means["rmse"]),
         **{name: _json_number(means[name]) for name in _MEANS[2:]},
@@ -232,9 +221,7 @@ def region_rows(
     """
     notes = [""] * len(regions) if notes is None else notes
     if forecast.ndim != 3 or not len(regions) == len(notes) == forecast.shape[1]:
-        raise InputError(
-            f"{len(regions)} `regions` and {len(notes)} `notes` do not fit forecasts {forecast.shape}"
-        )
+        raise InputError(f"{len(regions)} `regions` and {len(notes)} `notes` do not fit forecasts {forecast.shape}")
     _, means = _errors(forecast, truth, is_weekend, axis=(0,))
     observations = (~np.isnan(truth)).sum(axis=(0, 2))
     return [
@@ -259,14 +246,10 @@ def _errors(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Returns errors per horizon step (the last axis) and their means over the steps with any observation."""
     if forecast.ndim != 3 or forecast.shape != truth.shape:
-        raise InputError(
-            f"`forecast` {forecast.shape} and `truth` {truth.shape} must both be [S, R, P]"
-        )
+        raise InputError(f"`forecast` {forecast.shape} and `truth` {truth.shape} must both be [S, R, P]")
     windows, _, horizon = truth.shape
     if is_weekend is not None and is_weekend.shape != (windows, horizon):
-        raise InputError(
-            f"`is_weekend` {is_weekend.shape} must be [S, P] = {(windows, horizon)}"
-        )
+        raise InputError(f"`is_weekend` {is_weekend.shape} must be [S, P] = {(windows, horizon)}")
     per_step, means = {}, {}
     for days in _DAY_KINDS:
         if not days:
@@ -282,18 +265,14 @@ def _errors(
             # Only steps without any observation are left out: a NaN forecast must show in the mean.
             total = np.where(seen, value, 0.0).sum(axis=-1)
             per_step[name + days] = value
-            means[name + days] = np.where(
-                seen.any(axis=-1), total / np.maximum(seen.sum(axis=-1), 1), np.nan
-            )
+            means[name + days] = np.where(seen.any(axis=-1), total / np.maximum(seen.sum(axis=-1), 1), np.nan)
     return per_step, means
 
 
 def _residual(forecast: Any, truth: Any) -> tuple[Any, Any, Any]:
     """Returns forecast minus truth (zero where missing), the observed mask and the namespace to compute in."""
     if forecast.shape != truth.shape:
-        raise InputError(
-            f"`forecast` {forecast.shape} and `truth` {truth.shape} must have one shape"
-        )
+        raise InputError(f"`forecast` {forecast.shape} and `truth` {truth.shape} must have one shape")
     xp = _namespace(forecast, truth)
     # On the host, float64 costs nothing, and neither a long sum nor a diverged method's squares lose digits.
     dtype = np.float64 if xp is np else jnp.float32

@@ -1,4 +1,4 @@
-"""In: the zoo and a target's prompts. Out: parameters by rules without a generator, the null hypotheses it must beat."""
+"""In: the zoo and a target's prompts. Out: parameters by rules, the null hypotheses that a generator must beat."""
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,7 @@ from gpdiff_jax.zoo import ParameterZoo
 _PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
-def ridge_hypernetwork(
-    zoo: ParameterZoo, hypernetwork: Hypernetwork, prompts: Prompts
-) -> tuple[Params, float]:
+def ridge_hypernetwork(zoo: ParameterZoo, hypernetwork: Hypernetwork, prompts: Prompts) -> tuple[Params, float]:
     """Parameters by ridge regression from the prompt to the difference from the base.
 
     The penalty is the one with the lowest squared error of the parameters on source cities left out in turn (on source
@@ -44,18 +42,12 @@ def ridge_hypernetwork(
         for left_out in np.unique(fold):
             rows = fold != left_out
             solution = _solve(told[:, rows], differences[rows], weights[rows], penalty)
-            error = np.square(
-                _predict(solution, told[0, ~rows]) - differences[~rows]
-            ).sum(axis=1)
+            error = np.square(_predict(solution, told[0, ~rows]) - differences[~rows]).sum(axis=1)
             errors[penalty] += float((error * weights[~rows]).sum())
     penalty = min(errors, key=lambda key: errors[key])
     solution = _solve(told, differences, weights, penalty)
-    predicted = base + _predict(
-        solution, np.asarray(scale_prompts(prompts, scaler), np.float64)[0]
-    )
-    tokens = jnp.asarray(
-        predicted.reshape(-1, layout.num_tokens, layout.width), jnp.float32
-    )
+    predicted = base + _predict(solution, np.asarray(scale_prompts(prompts, scaler), np.float64)[0])
+    tokens = jnp.asarray(predicted.reshape(-1, layout.num_tokens, layout.width), jnp.float32)
     return jax.vmap(lambda one: from_tokens(layout, one))(tokens), penalty
 
 
@@ -74,7 +66,5 @@ def _solve(
     return np.linalg.solve(gram, np.einsum("vre,r->er", features, share) @ wanted)
 
 
-def _predict(
-    solution: Float[np.ndarray, "E1 X"], told: Float[np.ndarray, "R E"]
-) -> Float[np.ndarray, "R X"]:
+def _predict(solution: Float[np.ndarray, "E1 X"], told: Float[np.ndarray, "R E"]) -> Float[np.ndarray, "R X"]:
     return told @ solution[:-1] + solution[-1]

@@ -79,9 +79,7 @@ def stage(
         InputError: a negative total.
     """
     if total < 0:
-        raise InputError(
-            f"`total` (={total}) must be at least 0: the steps of stage {name!r}"
-        )
+        raise InputError(f"`total` (={total}) must be at least 0: the steps of stage {name!r}")
     console = rich.console.Console(stderr=True) if console is None else console
     with contextlib.ExitStack() as stack:
         if console.is_terminal:
@@ -104,9 +102,7 @@ def stage(
             def print_line(shown: Stage) -> None:
                 _print(
                     console,
-                    _line(
-                        name, shown, total, shown.completed - completed, clock() - start
-                    ),
+                    _line(name, shown, total, shown.completed - completed, clock() - start),
                 )
 
             current = Stage(print_line, completed, interval_seconds, clock)
@@ -121,9 +117,7 @@ def stage(
 class LogWriter:
     """Appends JSON lines to a file, each flushed; a line that a kill cut short is dropped at the next opening."""
 
-    def __init__(
-        self, path: str | os.PathLike[str], *, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> None:
         """Opens the log, making it and its folder if there is none.
 
         Args:
@@ -185,9 +179,7 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         except ValueError:
             record = None
         if not isinstance(record, dict):
-            raise InputError(
-                f"{path} line {number} is not a JSON object; remove that line or the file"
-            )
+            raise InputError(f"{path} line {number} is not a JSON object; remove that line or the file")
         records.append(record)
     return records
 
@@ -216,11 +208,7 @@ def _print(console: rich.console.Console, line: str) -> None:
 def _line(name: str, shown: Stage, total: int, done: int, elapsed: float) -> str:
     remaining = total - shown.completed
     share = 100.0 * shown.completed / total if total else 100.0
-    left = (
-        f"{_format_seconds(elapsed * remaining / done)} left"
-        if done > 0 and elapsed > 0
-        else "time left unknown"
-    )
+    left = f"{_format_seconds(elapsed * remaining / done)} left" if done > 0 and elapsed > 0 else "time left unknown"
     words = [
         f"{name}: {share:3.0f} % ({shown.completed}/{total})",
         f"{_format_seconds(elapsed)} elapsed",

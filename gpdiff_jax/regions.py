@@ -49,9 +49,7 @@ def region_graphs(
     for city in cities:
         strength = np.maximum(city.adjacency(), city.adjacency().T)
         for region in range(city.num_nodes):
-            kept = _neighbours(
-                strength[region], max_neighbours, pick, seed, city, region
-            )
+            kept = _neighbours(strength[region], max_neighbours, pick, seed, city, region)
             graphs.append(_ego_graph(city, np.concatenate([[region], kept]), first))
         first += city.num_nodes
     num_nodes = 1 + max(int(g.n_node[0]) for g in graphs)
@@ -59,15 +57,11 @@ def region_graphs(
     padded = [jraph.pad_with_graphs(g, num_nodes, num_edges, n_graph=2) for g in graphs]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
     spare = np.arange(num_nodes)[None, :] >= stacked.n_node[:, :1]
-    stacked = stacked._replace(
-        nodes=np.where(spare, stacked.nodes[:, :1], stacked.nodes)
-    )
+    stacked = stacked._replace(nodes=np.where(spare, stacked.nodes[:, :1], stacked.nodes))
     return jax.tree.map(jnp.asarray, stacked)
 
 
-def _neighbours(
-    strength: np.ndarray, most: int, pick: str, seed: int, city: City, region: int
-) -> np.ndarray:
+def _neighbours(strength: np.ndarray, most: int, pick: str, seed: int, city: City, region: int) -> np.ndarray:
     linked = np.flatnonzero(strength > 0)
     if len(linked) <= most:
         return linked
@@ -121,8 +115,6 @@ def centre_weights(graph: jraph.GraphsTuple) -> Float[Array, " N"]:
     return weights / jnp.where(total > 0, total, 1.0)
 
 
-def take_regions(
-    graphs: jraph.GraphsTuple, regions: Int[Array, " R"]
-) -> jraph.GraphsTuple:
+def take_regions(graphs: jraph.GraphsTuple, regions: Int[Array, " R"]) -> jraph.GraphsTuple:
     """The region graphs of the given rows."""
     return jax.tree.map(lambda leaf: leaf[regions], graphs)

@@ -59,13 +59,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ("support_days", "history", "horizon", "variants"):
             if getattr(self, name) < 1:
-                raise InputError(
-                    f"`{name}` must be at least 1, got {getattr(self, name)}"
-                )
+                raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}")
         if self.scaling not in SCALINGS:
-            raise InputError(
-                f"`scaling` must be one of {', '.join(SCALINGS)}, got {self.scaling!r}"
-            )
+            raise InputError(f"`scaling` must be one of {', '.join(SCALINGS)}, got {self.scaling!r}")
 
 
 @flax.struct.dataclass
@@ -75,17 +71,11 @@ class Sources:
     bank: SeriesBank
     graphs: jraph.GraphsTuple  # [R, ...]
     train: StartTable
-    validation_starts: (
-        jax.Array
-    )  # int32 [R, X], starts of the validation windows of every region
+    validation_starts: jax.Array  # int32 [R, X], starts of the validation windows of every region
     region_ids: jax.Array  # uint32 [R], stable ids that seed a region's randomness
     city_index: jax.Array  # int32 [R]
-    spans: tuple[tuple[Span, ...], ...] = flax.struct.field(
-        pytree_node=False
-    )  # per city, its V variants
-    names: tuple[str, ...] = flax.struct.field(
-        pytree_node=False
-    )  # "city/node" of every region
+    spans: tuple[tuple[Span, ...], ...] = flax.struct.field(pytree_node=False)  # per city, its V variants
+    names: tuple[str, ...] = flax.struct.field(pytree_node=False)  # "city/node" of every region
     prompts: Prompts  # [V, R, E]
     config: DataConfig = flax.struct.field(pytree_node=False)
 
@@ -113,9 +103,7 @@ class Target:
     test_starts: jax.Array  # int32, windows that forecast the test span
     split: TargetSplit = flax.struct.field(pytree_node=False)
     steps_per_day: int = flax.struct.field(pytree_node=False)
-    silent: tuple[int, ...] = flax.struct.field(
-        pytree_node=False
-    )  # regions without a visible reading
+    silent: tuple[int, ...] = flax.struct.field(pytree_node=False)  # regions without a visible reading
     prompts: Prompts  # [1, R, E]
 
     @property
@@ -172,33 +160,19 @@ def prepare_sources(
         length = config.support_days * city.steps_per_day
         drawn = random_spans(city, split.train, length, config.variants, key=city_key)
         spans.append(drawn)
-        scale_spans.append(
-            drawn if config.scaling == "support" else [split.train] * config.variants
-        )
+        scale_spans.append(drawn if config.scaling == "support" else [split.train] * config.variants)
         starts.append(window_starts(city, split.train, **windows))
         held_out = window_starts(city, split.validation, reach_back=True, **windows)
         if len(held_out) == 0:
-            raise InputError(
-                f"city {city.name!r} has no reading in its last 20 %, which validate it; leave it out"
-            )
-        picked = (
-            np.linspace(0, len(held_out) - 1, validation_windows).round().astype(int)
-        )
+            raise InputError(f"city {city.name!r} has no reading in its last 20 %, which validate it; leave it out")
+        picked = np.linspace(0, len(held_out) - 1, validation_windows).round().astype(int)
         validation.append(np.repeat(held_out[picked][None], city.num_nodes, axis=0))
         kept.append(~silent_regions(city, split.train))
     masks = [
-        np.stack(
-            [
-                (np.arange(city.num_steps) >= s.start)
-                & (np.arange(city.num_steps) < s.stop)
-                for s in drawn
-            ]
-        )
+        np.stack([(np.arange(city.num_steps) >= s.start) & (np.arange(city.num_steps) < s.stop) for s in drawn])
         for city, drawn in zip(cities, spans, strict=True)
     ]
-    bank = build_bank(
-        cities, scale_spans, masks, covariates=config.covariates, **windows
-    )
+    bank = build_bank(cities, scale_spans, masks, covariates=config.covariates, **windows)
     graphs = region_graphs(
         cities,
         max_neighbours=config.max_neighbours,
@@ -210,11 +184,7 @@ def prepare_sources(
         [region_id(city, n) for city in cities for n in range(city.num_nodes)],
         np.uint32,
     )
-    names = [
-        f"{city.name}/{city.node_ids[n]}"
-        for city in cities
-        for n in range(city.num_nodes)
-    ]
+    names = [f"{city.name}/{city.node_ids[n]}" for city in cities for n in range(city.num_nodes)]
     city_index = np.repeat(np.arange(len(cities)), [city.num_nodes for city in cities])
     return Sources(
         bank=bank,
@@ -262,9 +232,7 @@ def prepare_target(city: City, config: DataConfig, *, seed: int = 0) -> Target:
     )
     test_starts = window_starts(city, split.test, reach_back=True, **windows)
     if len(test_starts) == 0:
-        raise InputError(
-            f"city {city.name!r} has no reading in its test span (the last 30 %); use a longer series"
-        )
+        raise InputError(f"city {city.name!r} has no reading in its test span (the last 30 %); use a longer series")
     return Target(
         bank=bank,
         graphs=region_graphs(
@@ -273,28 +241,18 @@ def prepare_target(city: City, config: DataConfig, *, seed: int = 0) -> Target:
             pick=config.pick_neighbours,
             seed=seed,
         ),
-        region_ids=jax.numpy.asarray(
-            np.asarray([region_id(city, n) for n in range(city.num_nodes)], np.uint32)
-        ),
-        adaptation_starts=jax.numpy.asarray(
-            window_starts(city, split.adaptation, **windows)
-        ),
+        region_ids=jax.numpy.asarray(np.asarray([region_id(city, n) for n in range(city.num_nodes)], np.uint32)),
+        adaptation_starts=jax.numpy.asarray(window_starts(city, split.adaptation, **windows)),
         validation_starts=jax.numpy.asarray(_validation_starts(city, split, **windows)),
         support_starts=jax.numpy.asarray(window_starts(city, split.support, **windows)),
         test_starts=jax.numpy.asarray(test_starts),
         split=split,
         steps_per_day=city.steps_per_day,
-        silent=tuple(
-            int(n) for n in np.flatnonzero(silent_regions(city, split.support))
-        ),
+        silent=tuple(int(n) for n in np.flatnonzero(silent_regions(city, split.support))),
         prompts=region_prompts(city, [split.support]),
     )
 
 
-def _validation_starts(
-    city: City, split: TargetSplit, *, history: int, horizon: int
-) -> np.ndarray:
-    starts = window_starts(
-        city, split.validation, history=history, horizon=horizon, reach_back=True
-    )
+def _validation_starts(city: City, split: TargetSplit, *, history: int, horizon: int) -> np.ndarray:
+    starts = window_starts(city, split.validation, history=history, horizon=horizon, reach_back=True)
     return starts[starts >= split.support.start]

@@ -38,9 +38,7 @@ class Statistic:
     """One metric of one method over the runs of a group."""
 
     mean: float | None  # None: no run has it
-    std: (
-        float | None
-    )  # sample standard deviation (ddof = 1); None with fewer than two runs
+    std: float | None  # sample standard deviation (ddof = 1); None with fewer than two runs
     runs: int
 
 
@@ -50,9 +48,7 @@ class GroupSummary:
 
     settings: dict[str, Any]
     seeds: tuple[int, ...]
-    methods: dict[
-        str, dict[str, Statistic]
-    ]  # method -> metric -> statistic, the best method first
+    methods: dict[str, dict[str, Statistic]]  # method -> metric -> statistic, the best method first
 
 
 def read_metrics(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -70,31 +66,17 @@ def read_metrics(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     run_dir = pathlib.Path(run_dir)
     path = run_dir / "metrics.json"
     if not run_dir.is_dir():
-        raise InputError(
-            f"run folder {str(run_dir)!r} does not exist; give output folders of experiments.transfer"
-        )
+        raise InputError(f"run folder {str(run_dir)!r} does not exist; give output folders of experiments.transfer")
     if not path.is_file():
-        raise InputError(
-            f"run folder {str(run_dir)!r} has no metrics.json; finish it with experiments.transfer first"
-        )
+        raise InputError(f"run folder {str(run_dir)!r} has no metrics.json; finish it with experiments.transfer first")
     content = _read_json(path)
     seed = content.get("seed")
-    if (
-        not isinstance(content.get("target"), str)
-        or not isinstance(seed, int)
-        or isinstance(seed, bool)
-    ):
-        raise InputError(
-            f"{path} must name its `target` (a word) and `seed` (a whole number); run transfer again"
-        )
+    if not isinstance(content.get("target"), str) or not isinstance(seed, int) or isinstance(seed, bool):
+        raise InputError(f"{path} must name its `target` (a word) and `seed` (a whole number); run transfer again")
     _check_methods(content.get("methods"), path)
     channels = content.get("channels") or {}
-    if not isinstance(channels, dict) or not all(
-        isinstance(channel, dict) for channel in channels.values()
-    ):
-        raise InputError(
-            f"{path}: `channels` must map every channel to its results; run transfer again"
-        )
+    if not isinstance(channels, dict) or not all(isinstance(channel, dict) for channel in channels.values()):
+        raise InputError(f"{path}: `channels` must map every channel to its results; run transfer again")
     for channel in channels.values():
         _check_methods(channel.get("methods"), path)
     return content
@@ -117,9 +99,7 @@ def summarize_runs(run_dirs: Sequence[str | os.PathLike[str]]) -> list[GroupSumm
     """
     if not run_dirs:
         raise InputError("no run folder to summarise; give at least one")
-    groups: dict[
-        str, tuple[dict[str, Any], dict[int, Any], list[Mapping[str, Any]]]
-    ] = {}
+    groups: dict[str, tuple[dict[str, Any], dict[int, Any], list[Mapping[str, Any]]]] = {}
     for run_dir in run_dirs:
         content = read_metrics(run_dir)
         parts = {"": content, **(content.get("channels") or {})}
@@ -159,10 +139,7 @@ def summarize_methods(
     """
     names = list(dict.fromkeys(name for run in runs for name in run))
     table = {
-        name: {
-            metric: _statistic([run[name].get(metric) for run in runs if name in run])
-            for metric in METRICS
-        }
+        name: {metric: _statistic([run[name].get(metric) for run in runs if name in run]) for metric in METRICS}
         for name in names
     }
 
@@ -173,9 +150,7 @@ def summarize_methods(
     return {name: table[name] for name in sorted(table, key=order)}
 
 
-def format_groups(
-    groups: Sequence[GroupSummary], *, style: str, metrics: Sequence[str]
-) -> str:
+def format_groups(groups: Sequence[GroupSummary], *, style: str, metrics: Sequence[str]) -> str:
     """Writes groups as tables.
 
     Args:
@@ -193,52 +168,32 @@ def format_groups(
         raise InputError(f"`style` (={style!r}) must be one of {', '.join(FORMATS)}")
     for metric in metrics:
         if metric not in METRICS:
-            raise InputError(
-                f"`metric` (={metric!r}) must be among {', '.join(METRICS)}"
-            )
+            raise InputError(f"`metric` (={metric!r}) must be among {', '.join(METRICS)}")
     if style == "json":
-        return json.dumps(
-            [_as_json(group, metrics) for group in groups], indent=2, allow_nan=False
-        )
-    return "\n\n".join(
-        _table(group, metrics, markdown=style == "markdown") for group in groups
-    )
+        return json.dumps([_as_json(group, metrics) for group in groups], indent=2, allow_nan=False)
+    return "\n\n".join(_table(group, metrics, markdown=style == "markdown") for group in groups)
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(
-            f"{path} is not JSON ({error}); run transfer again to write it anew"
-        ) from error
+        raise InputError(f"{path} is not JSON ({error}); run transfer again to write it anew") from error
     if not isinstance(content, dict):
-        raise InputError(
-            f"{path} must hold a JSON object, not {type(content).__name__}; run transfer again"
-        )
+        raise InputError(f"{path} must hold a JSON object, not {type(content).__name__}; run transfer again")
     return content
 
 
 def _check_methods(methods: Any, path: pathlib.Path) -> None:
-    if (
-        not isinstance(methods, dict)
-        or not methods
-        or not all(isinstance(entry, dict) for entry in methods.values())
-    ):
-        raise InputError(
-            f"{path}: `methods` must map every method to its results; run transfer again"
-        )
+    if not isinstance(methods, dict) or not methods or not all(isinstance(entry, dict) for entry in methods.values()):
+        raise InputError(f"{path}: `methods` must map every method to its results; run transfer again")
     for name, entry in methods.items():
         for metric in METRICS:
             if not isinstance(entry.get(metric), (int, float, type(None))):
-                raise InputError(
-                    f"{path}: {metric} of {name} (={entry[metric]!r}) must be a number or null"
-                )
+                raise InputError(f"{path}: {metric} of {name} (={entry[metric]!r}) must be a number or null")
 
 
-def _settings(
-    content: Mapping[str, Any], run_dir: pathlib.Path, channel: str, unit: Any
-) -> dict[str, Any]:
+def _settings(content: Mapping[str, Any], run_dir: pathlib.Path, channel: str, unit: Any) -> dict[str, Any]:
     """What makes runs comparable. The folder's config.json may be gone: what it alone knows is then left out."""
     config_path = run_dir / "config.json"
     given = _read_json(config_path).get("flags") if config_path.is_file() else None
@@ -257,9 +212,7 @@ def _settings(
 
 
 def _statistic(values: Sequence[Any]) -> Statistic:
-    numbers = [
-        float(value) for value in values if value is not None and math.isfinite(value)
-    ]
+    numbers = [float(value) for value in values if value is not None and math.isfinite(value)]
     if not numbers:
         return Statistic(None, None, 0)
     std = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
@@ -295,10 +248,7 @@ def _table(group: GroupSummary, metrics: Sequence[str], *, markdown: bool) -> st
         return f"**{_title(group)}**\n\n" + "\n".join(lines)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
-        "  ".join(
-            [row[0].ljust(widths[0])]
-            + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
-        )
+        "  ".join([row[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)])
         for row in rows
     ]
     lines.insert(1, "-" * len(lines[0]))
@@ -309,9 +259,7 @@ def _title(group: GroupSummary) -> str:
     words = []
     for name, value in group.settings.items():
         if value not in (None, "", []):
-            words.append(
-                f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}"
-            )
+            words.append(f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}")
     return "; ".join([*words, f"seeds {', '.join(map(str, group.seeds))}"])
 
 

@@ -98,9 +98,7 @@ def from_tokens(layout: TokenLayout, tokens: Float[Array, "L W"]) -> Params:
         inner = params
         for key in leaf.path[:-1]:
             inner = inner.setdefault(key, {})
-        inner[leaf.path[-1]] = flat[
-            leaf.offset : leaf.offset + math.prod(leaf.shape)
-        ].reshape(leaf.shape)
+        inner[leaf.path[-1]] = flat[leaf.offset : leaf.offset + math.prod(leaf.shape)].reshape(leaf.shape)
     return params
 
 
@@ -135,10 +133,7 @@ def fit_scaler(
     variance = np.einsum("x,xlw->lw", share, np.square(differences - mean))
     mask, layer = layout.mask(), layout.layer_tokens()
     per_layer = np.asarray(
-        [
-            (variance * mask)[layer == k].sum() / max(mask[layer == k].sum(), 1)
-            for k in range(len(layout.layers))
-        ]
+        [(variance * mask)[layer == k].sum() / max(mask[layer == k].sum(), 1) for k in range(len(layout.layers))]
     )
     std = np.where(mask > 0, np.sqrt(per_layer[layer])[:, None] + 1e-8, 1.0)
     return TokenScaler(
@@ -148,21 +143,15 @@ def fit_scaler(
     )
 
 
-def normalise(
-    scaler: TokenScaler, tokens: Float[Array, "*X L W"]
-) -> Float[Array, "*X L W"]:
+def normalise(scaler: TokenScaler, tokens: Float[Array, "*X L W"]) -> Float[Array, "*X L W"]:
     """Tokens of parameters to normalised differences to the base."""
     shape = tokens.shape
-    return (
-        tokens.reshape(-1, *shape[-2:]) - (scaler.base + scaler.mean)[None]
-    ).reshape(shape) / jnp.broadcast_to(scaler.std, shape)
+    return (tokens.reshape(-1, *shape[-2:]) - (scaler.base + scaler.mean)[None]).reshape(shape) / jnp.broadcast_to(
+        scaler.std, shape
+    )
 
 
-def denormalise(
-    scaler: TokenScaler, normalised: Float[Array, "*X L W"]
-) -> Float[Array, "*X L W"]:
+def denormalise(scaler: TokenScaler, normalised: Float[Array, "*X L W"]) -> Float[Array, "*X L W"]:
     """Normalised differences back to tokens of parameters; the inverse of `normalise` up to rounding."""
     shape = normalised.shape
-    return normalised * jnp.broadcast_to(scaler.std, shape) + jnp.broadcast_to(
-        scaler.base + scaler.mean, shape
-    )
+    return normalised * jnp.broadcast_to(scaler.std, shape) + jnp.broadcast_to(scaler.base + scaler.mean, shape)

@@ -1,4 +1,6 @@
-"""In: the command line of pytest and the environment. Out: a strict JAX on the CPU, small cities and the --slow option."""
+"""In: the command line of pytest and the environment.
+Out: a strict JAX on the CPU, small cities and the option --slow.
+"""
 
 import dataclasses
 import os

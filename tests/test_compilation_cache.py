@@ -1,4 +1,4 @@
-"""In: two processes, or an impossible folder. Out: the second process loads what the first one compiled; or one warning."""
+"""In: two processes, or an impossible folder. Out: the second loads what the first compiled; or one warning."""
 
 import hashlib
 import json

@@ -48,9 +48,7 @@ def calendar_features(city: City) -> Float[np.ndarray, "T F"]:
     """
     minutes = minutes_of_week(city)
     day_angle = 2 * np.pi * (minutes % _MINUTES_PER_DAY) / _MINUTES_PER_DAY
-    columns = [
-        f(k * day_angle) for k in range(1, HARMONICS + 1) for f in (np.sin, np.cos)
-    ]
+    columns = [f(k * day_angle) for k in range(1, HARMONICS + 1) for f in (np.sin, np.cos)]
     if city.start is None:
         columns += [np.zeros_like(day_angle)] * 4
     else:

@@ -70,15 +70,10 @@ class City:
     def unit(self) -> str:
         """Unit of the readings, e.g. "km/h" or "entries per 60 min"."""
         if self.kind == "speed":
-            units = [
-                _SPEED_UNITS.get(name.rpartition("_")[2].lower(), "speed units")
-                for name in self.feature_names
-            ]
+            units = [_SPEED_UNITS.get(name.rpartition("_")[2].lower(), "speed units") for name in self.feature_names]
             return ", ".join(dict.fromkeys(units))
         # A file may name its channel "vehicles_per_5min"; after resampling only the first part still holds.
-        quantities = [
-            name.partition("_per_")[0].replace("_", " ") for name in self.feature_names
-        ]
+        quantities = [name.partition("_per_")[0].replace("_", " ") for name in self.feature_names]
         return f"{', '.join(quantities)} per {self.interval_minutes} min"
 
     def adjacency(self) -> Float[np.ndarray, "N N"]:
@@ -117,9 +112,7 @@ def check_city(city: City) -> City:
         InputError: one line that names the first thing wrong, its value and what to do about it.
     """
     if NAME_PATTERN.fullmatch(city.name) is None:
-        raise InputError(
-            f"`name` (={city.name!r}) of a city must be letters, digits and _.:- only; rename it"
-        )
+        raise InputError(f"`name` (={city.name!r}) of a city must be letters, digits and _.:- only; rename it")
     try:
         _check_readings(city)
         _check_names(city)
@@ -140,33 +133,22 @@ def _check_array(
 ) -> None:
     if not isinstance(array, np.ndarray) or array.dtype != np.dtype(dtype):
         found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise InputError(
-            f"`{name}` (of type {found}) must be a numpy array of {np.dtype(dtype)}; convert it"
-        )
+        raise InputError(f"`{name}` (of type {found}) must be a numpy array of {np.dtype(dtype)}; convert it")
     fits = len(shape) == array.ndim and all(
-        want is None or want == have
-        for want, have in zip(shape, array.shape, strict=True)
+        want is None or want == have for want, have in zip(shape, array.shape, strict=True)
     )
     if not fits:
         sizes = ", ".join("any" if want is None else str(want) for want in shape)
-        raise InputError(
-            f"`{name}` (of shape {array.shape}) must have shape {axes} = [{sizes}]; reshape it"
-        )
+        raise InputError(f"`{name}` (of shape {array.shape}) must have shape {axes} = [{sizes}]; reshape it")
 
 
 def _check_readings(city: City) -> None:
     if city.kind not in KINDS:
-        raise InputError(
-            f"`kind` (={city.kind!r}) is unknown; choose one of {', '.join(KINDS)}"
-        )
+        raise InputError(f"`kind` (={city.kind!r}) is unknown; choose one of {', '.join(KINDS)}")
     _check_array("values", city.values, np.float32, (None, None, None), "[T, N, C]")
-    for axis, size in zip(
-        ("steps", "regions", "channels"), city.values.shape, strict=True
-    ):
+    for axis, size in zip(("steps", "regions", "channels"), city.values.shape, strict=True):
         if size == 0:
-            raise InputError(
-                f"`values` (of shape {city.values.shape}) has no {axis}; give at least one"
-            )
+            raise InputError(f"`values` (of shape {city.values.shape}) has no {axis}; give at least one")
 
 
 def _check_names(city: City) -> None:
@@ -176,9 +158,7 @@ def _check_names(city: City) -> None:
     ):
         _check_texts(name, texts, size)
     if not _is_clean(city.place):
-        raise InputError(
-            f"`place` (={city.place!r}) must be text without control characters; clean it"
-        )
+        raise InputError(f"`place` (={city.place!r}) must be text without control characters; clean it")
     # Readings come after the names, so that a message can name the region.
     values, counts = city.values, city.kind != "speed"
     for wrong, what, remedy in (
@@ -193,14 +173,10 @@ def _check_names(city: City) -> None:
         if wrong.any():
             step, node, channel = (int(index) for index in np.argwhere(wrong)[0])
             reading = f"{city.feature_names[channel]!r} of region {city.node_ids[node]!r} at step {step}"
-            raise InputError(
-                f"`values` (={values[step, node, channel]}): {reading} {what}; {remedy}"
-            )
+            raise InputError(f"`values` (={values[step, node, channel]}): {reading} {what}; {remedy}")
     silent = np.isnan(values).all(axis=0)
     if silent.all():
-        raise InputError(
-            "`values` holds not one reading, every entry is NaN; give a city that was measured"
-        )
+        raise InputError("`values` holds not one reading, every entry is NaN; give a city that was measured")
     if silent.any():
         node, channel = (int(index) for index in np.argwhere(silent)[0])
         raise InputError(
@@ -211,15 +187,11 @@ def _check_names(city: City) -> None:
 
 def _check_texts(name: str, texts: tuple[str, ...], size: int) -> None:
     if not isinstance(texts, tuple) or len(texts) != size:
-        raise InputError(
-            f"`{name}` (={len(texts)} names) must be a tuple of {size} names; give one for each"
-        )
+        raise InputError(f"`{name}` (={len(texts)} names) must be a tuple of {size} names; give one for each")
     seen = set()
     for text in texts:
         if not _is_clean(text) or not text:
-            raise InputError(
-                f"`{name}` holds {text!r}; a name must be non-empty text without control characters"
-            )
+            raise InputError(f"`{name}` holds {text!r}; a name must be non-empty text without control characters")
         if text in seen:
             raise InputError(f"`{name}` holds {text!r} twice; make the names unique")
         seen.add(text)
@@ -227,41 +199,25 @@ def _check_texts(name: str, texts: tuple[str, ...], size: int) -> None:
 
 def _is_clean(text: str) -> bool:
     # Control characters and lone surrogates break CSV and UTF-8; numpy drops trailing NULs.
-    return isinstance(text, str) and not any(
-        unicodedata.category(letter) in ("Cc", "Cs") for letter in text
-    )
+    return isinstance(text, str) and not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
 
 
 def check_interval(interval_minutes: int) -> None:
     """Raise `InputError` unless whole steps of this many minutes fill a day."""
-    if (
-        isinstance(interval_minutes, bool)
-        or not isinstance(interval_minutes, int)
-        or interval_minutes < 1
-    ):
-        raise InputError(
-            f"`interval_minutes` (={interval_minutes}) must be a whole number of at least 1; e.g. 60"
-        )
+    if isinstance(interval_minutes, bool) or not isinstance(interval_minutes, int) or interval_minutes < 1:
+        raise InputError(f"`interval_minutes` (={interval_minutes}) must be a whole number of at least 1; e.g. 60")
     if MINUTES_PER_DAY % interval_minutes:
-        raise InputError(
-            f"`interval_minutes` (={interval_minutes}) must divide 1440; choose e.g. 5, 10 or 60"
-        )
+        raise InputError(f"`interval_minutes` (={interval_minutes}) must divide 1440; choose e.g. 5, 10 or 60")
 
 
 def _check_clock(city: City) -> None:
     check_interval(city.interval_minutes)
     if city.start is None:
         return
-    if not isinstance(city.start, np.datetime64) or city.start.dtype != np.dtype(
-        "datetime64[m]"
-    ):
-        raise InputError(
-            f"`start` (={city.start!r}) must be None or a numpy datetime64[m]; convert it"
-        )
+    if not isinstance(city.start, np.datetime64) or city.start.dtype != np.dtype("datetime64[m]"):
+        raise InputError(f"`start` (={city.start!r}) must be None or a numpy datetime64[m]; convert it")
     if np.isnat(city.start) or not _EARLIEST <= city.start <= _LATEST:
-        raise InputError(
-            f"`start` (={city.start}) must lie in the years 1 to 9999; use None if it is unknown"
-        )
+        raise InputError(f"`start` (={city.start}) must lie in the years 1 to 9999; use None if it is unknown")
     minute = int(city.start.astype(np.int64)) % city.interval_minutes
     if minute:
         raise InputError(
@@ -280,9 +236,7 @@ def _check_edges(city: City) -> None:
                 f"`{name}` holds {int(ends[outside][0])}, which is no region; use 0 to {city.num_nodes - 1}"
             )
     if city.num_nodes > 1 and len(city.weights) == 0:
-        raise InputError(
-            f"the adjacency of {city.num_nodes} regions is all zero; give at least one edge"
-        )
+        raise InputError(f"the adjacency of {city.num_nodes} regions is all zero; give at least one edge")
     for wrong, what, remedy in (
         (
             ~np.isfinite(city.weights),
@@ -301,9 +255,7 @@ def _check_edges(city: City) -> None:
         if wrong.any():
             edge = int(np.argmax(wrong))
             ends = f"{city.node_ids[city.senders[edge]]!r} to {city.node_ids[city.receivers[edge]]!r}"
-            raise InputError(
-                f"the weight (={city.weights[edge]}) of the edge from {ends} {what}; {remedy}"
-            )
+            raise InputError(f"the weight (={city.weights[edge]}) of the edge from {ends} {what}; {remedy}")
     pairs = city.senders.astype(np.int64) * city.num_nodes + city.receivers
     unique, first = np.unique(pairs, return_index=True)
     if len(unique) < len(pairs):
@@ -315,9 +267,7 @@ def _check_edges(city: City) -> None:
 def _check_static_facts(city: City) -> None:
     if (city.latitude is None) != (city.longitude is None):
         absent = "latitude" if city.latitude is None else "longitude"
-        raise InputError(
-            f"`{absent}` is missing beside the other coordinate; give both or neither"
-        )
+        raise InputError(f"`{absent}` is missing beside the other coordinate; give both or neither")
     for name, degrees, limit in (
         ("latitude", city.latitude, 90.0),
         ("longitude", city.longitude, 180.0),
@@ -334,18 +284,12 @@ def _check_static_facts(city: City) -> None:
             )
     if city.poi is None:
         if city.poi_names:
-            raise InputError(
-                f"`poi_names` (={len(city.poi_names)} names) needs `poi` beside it; give both or neither"
-            )
+            raise InputError(f"`poi_names` (={len(city.poi_names)} names) needs `poi` beside it; give both or neither")
         return
     _check_array("poi", city.poi, np.float32, (city.num_nodes, None), "[N, K]")
     if city.poi.shape[1] == 0:
-        raise InputError(
-            f"`poi` (of shape {city.poi.shape}) has no columns; leave it out"
-        )
+        raise InputError(f"`poi` (of shape {city.poi.shape}) has no columns; leave it out")
     _check_texts("poi_names", city.poi_names, city.poi.shape[1])
     if not np.isfinite(city.poi).all():
         node = int(np.argmax(~np.isfinite(city.poi).all(axis=1)))
-        raise InputError(
-            f"`poi` of region {city.node_ids[node]!r} is not finite; replace it by a number"
-        )
+        raise InputError(f"`poi` of region {city.node_ids[node]!r} is not finite; replace it by a number")

@@ -106,13 +106,9 @@ def save_city(path: str | os.PathLike[str], city: City) -> None:
     if city.poi is not None:
         arrays |= {"poi": city.poi, "poi_names": np.asarray(city.poi_names)}
     try:
-        descriptor, partial = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".partial"
-        )
+        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}); choose a folder that exists"
-        ) from None
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose a folder that exists") from None
     try:
         with os.fdopen(descriptor, "wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -123,9 +119,7 @@ def save_city(path: str | os.PathLike[str], city: City) -> None:
         os.chmod(partial, 0o666 & ~umask)  # mkstemp hides the file from everyone else
         os.replace(partial, path)
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}); check the folder and its space"
-        ) from None
+        raise InputError(f"{path} cannot be written ({error.strerror}); check the folder and its space") from None
     finally:
         pathlib.Path(partial).unlink(missing_ok=True)
 
@@ -145,15 +139,9 @@ def find_cities(data_dir: str | os.PathLike[str], names: Sequence[str]) -> list[
     """
     folder = pathlib.Path(data_dir)
     if not folder.is_dir():
-        raise InputError(
-            f"`data_dir` (={folder}) is not a folder; give the folder that holds the city files"
-        )
+        raise InputError(f"`data_dir` (={folder}) is not a folder; give the folder that holds the city files")
     available = sorted(path.stem for path in folder.glob("*.npz"))
-    choice = (
-        f"choose from {', '.join(available)}"
-        if available
-        else f"{folder} holds no .npz file"
-    )
+    choice = f"choose from {', '.join(available)}" if available else f"{folder} holds no .npz file"
     if not names:
         raise InputError(f"no city is named; {choice}")
     for index, name in enumerate(names):
@@ -177,20 +165,12 @@ def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
             members = {name.removesuffix(".npy") for name in archive.namelist()}
             for key in _REQUIRED:
                 if key not in members:
-                    raise InputError(
-                        f"key `{key}` is missing; a city file needs {', '.join(_REQUIRED)}"
-                    )
-            return {
-                key: _read_array(archive, key)
-                for key in _REQUIRED + _OPTIONAL
-                if key in members
-            }
+                    raise InputError(f"key `{key}` is missing; a city file needs {', '.join(_REQUIRED)}")
+            return {key: _read_array(archive, key) for key in _REQUIRED + _OPTIONAL if key in members}
     except InputError:
         raise
     except _DAMAGE as error:
-        raise InputError(
-            f"not a readable npz file ({type(error).__name__}); write or download it again"
-        ) from None
+        raise InputError(f"not a readable npz file ({type(error).__name__}); write or download it again") from None
 
 
 def _read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
@@ -202,16 +182,10 @@ def _read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
             2,
             0,
         )  # 3.0 differs in the encoding of field names only, and city arrays have no fields
-    read_header = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     _, _, dtype = read_header(stream)
     if dtype.hasobject:
-        raise InputError(
-            f"key `{key}` holds pickled objects, which are not read; store plain numbers or text"
-        )
+        raise InputError(f"key `{key}` holds pickled objects, which are not read; store plain numbers or text")
     stream.seek(0)
     return np.lib.format.read_array(stream, allow_pickle=False)
 
@@ -229,9 +203,7 @@ def _city_from_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> City:
         )
     interval = arrays["interval_minutes"]
     if interval.shape != () or interval.dtype.kind not in "iu":
-        raise InputError(
-            f"`interval_minutes` (={interval}) must be one whole number; e.g. 60"
-        )
+        raise InputError(f"`interval_minutes` (={interval}) must be one whole number; e.g. 60")
     senders, receivers, weights = edges_of(adjacency)
     return City(
         name=name,
@@ -244,12 +216,8 @@ def _city_from_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> City:
         start=_start(_text(arrays, "start")),
         feature_names=_texts(arrays, "feature_names"),
         node_ids=_texts(arrays, "node_ids"),
-        latitude=_numbers(arrays, "latitude", np.float64)
-        if "latitude" in arrays
-        else None,
-        longitude=_numbers(arrays, "longitude", np.float64)
-        if "longitude" in arrays
-        else None,
+        latitude=_numbers(arrays, "latitude", np.float64) if "latitude" in arrays else None,
+        longitude=_numbers(arrays, "longitude", np.float64) if "longitude" in arrays else None,
         poi=_numbers(arrays, "poi", np.float32) if "poi" in arrays else None,
         poi_names=_texts(arrays, "poi_names") if "poi_names" in arrays else (),
         place=_text(arrays, "city"),
@@ -259,9 +227,7 @@ def _city_from_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> City:
 def _numbers(arrays: Mapping[str, np.ndarray], key: str, dtype: type) -> np.ndarray:
     array = arrays[key]
     if array.dtype.kind not in "fiu":
-        raise InputError(
-            f"`{key}` (of type {array.dtype}) must hold real numbers; convert it to {np.dtype(dtype)}"
-        )
+        raise InputError(f"`{key}` (of type {array.dtype}) must hold real numbers; convert it to {np.dtype(dtype)}")
     # A float64 beyond float32 becomes infinite here and is refused by `check_city`.
     with np.errstate(over="ignore", invalid="ignore"):
         return np.ascontiguousarray(array, dtype=dtype)
@@ -270,23 +236,17 @@ def _numbers(arrays: Mapping[str, np.ndarray], key: str, dtype: type) -> np.ndar
 def _texts(arrays: Mapping[str, np.ndarray], key: str) -> tuple[str, ...]:
     array = arrays[key]
     if array.ndim != 1 or array.dtype.kind not in "Uiu":
-        raise InputError(
-            f"`{key}` (of type {array.dtype}, shape {array.shape}) must be a list of texts; convert it"
-        )
+        raise InputError(f"`{key}` (of type {array.dtype}, shape {array.shape}) must be a list of texts; convert it")
     try:
         return tuple(str(text) for text in array.tolist())
     except ValueError:
-        raise InputError(
-            f"`{key}` holds text that is not Unicode; write it again"
-        ) from None
+        raise InputError(f"`{key}` holds text that is not Unicode; write it again") from None
 
 
 def _text(arrays: Mapping[str, np.ndarray], key: str) -> str:
     array = arrays[key]
     if array.shape != () or array.dtype.kind != "U":
-        raise InputError(
-            f"`{key}` (of type {array.dtype}, shape {array.shape}) must be one text; convert it"
-        )
+        raise InputError(f"`{key}` (of type {array.dtype}, shape {array.shape}) must be one text; convert it")
     return _texts({key: array.reshape(1)}, key)[0]
 
 
@@ -300,7 +260,5 @@ def _start(text: str) -> np.datetime64 | None:
             f"`start` (={text!r}) must be an ISO time, e.g. 2024-01-31T00:00; leave it empty if unknown"
         ) from None
     if moment.tzinfo is not None or moment.second or moment.microsecond:
-        raise InputError(
-            f"`start` (={text!r}) must be local time in whole minutes; drop the time zone and the seconds"
-        )
+        raise InputError(f"`start` (={text!r}) must be local time in whole minutes; drop the time zone and the seconds")
     return np.datetime64(moment, "m")

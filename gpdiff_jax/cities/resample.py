@@ -54,11 +54,7 @@ def resample(city: City, interval_minutes: int) -> City:
     steps = city.values[skipped : skipped + bins * factor]
     grouped = steps.reshape(bins, factor, city.num_nodes, city.num_channels)
     values = _combine(grouped, average=city.kind == "speed")
-    return check_city(
-        dataclasses.replace(
-            city, values=values, interval_minutes=interval_minutes, start=start
-        )
-    )
+    return check_city(dataclasses.replace(city, values=values, interval_minutes=interval_minutes, start=start))
 
 
 def select_channels(city: City, channels: str) -> list[City]:
@@ -80,36 +76,25 @@ def select_channels(city: City, channels: str) -> list[City]:
         labels = [re.sub(r"[^A-Za-z0-9_.-]", "_", name) for name in city.feature_names]
         if len(set(labels)) < len(labels):  # e.g. names in another script
             labels = [f"{label}.{channel}" for channel, label in enumerate(labels)]
-        return [
-            _only_channel(city, channel, f"{city.name}:{label}")
-            for channel, label in enumerate(labels)
-        ]
+        return [_only_channel(city, channel, f"{city.name}:{label}") for channel, label in enumerate(labels)]
     if channels not in city.feature_names:
         known = ", ".join(("first", "each", *city.feature_names))
-        raise InputError(
-            f"`channels` (={channels!r}) is no channel of city {city.name!r}; choose from {known}"
-        )
+        raise InputError(f"`channels` (={channels!r}) is no channel of city {city.name!r}; choose from {known}")
     return [_only_channel(city, city.feature_names.index(channels), city.name)]
 
 
 def _only_channel(city: City, channel: int, name: str) -> City:
     values = np.ascontiguousarray(city.values[:, :, channel : channel + 1])
-    return dataclasses.replace(
-        city, name=name, values=values, feature_names=(city.feature_names[channel],)
-    )
+    return dataclasses.replace(city, name=name, values=values, feature_names=(city.feature_names[channel],))
 
 
-def _combine(
-    grouped: Float[np.ndarray, "T F N C"], *, average: bool
-) -> Float[np.ndarray, "T N C"]:
+def _combine(grouped: Float[np.ndarray, "T F N C"], *, average: bool) -> Float[np.ndarray, "T N C"]:
     observed = ~np.isnan(grouped)
     count = observed.sum(axis=1)
     # float64 keeps sums of counts exact; a sum beyond float32 becomes infinite and is refused by `check_city`.
     total = np.where(observed, grouped, 0.0).sum(axis=1, dtype=np.float64)
     with np.errstate(over="ignore"):
-        combined = (total / np.maximum(count, 1) if average else total).astype(
-            np.float32
-        )
+        combined = (total / np.maximum(count, 1) if average else total).astype(np.float32)
     return np.where(count > 0, combined, np.float32(np.nan))
 
 

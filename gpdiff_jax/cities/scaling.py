@@ -39,17 +39,13 @@ def fill_from_neighbours(
         count = linked.sum(axis=1)
         reached = ~known & (count > 0)
         if not reached.any():
-            return np.where(known[:, None], filled, filled[known].mean(axis=0)).astype(
-                rows.dtype
-            )
+            return np.where(known[:, None], filled, filled[known].mean(axis=0)).astype(rows.dtype)
         filled[reached] = (linked[reached] @ filled) / count[reached, None]
         known = known | reached
     return filled.astype(rows.dtype)
 
 
-def region_scales(
-    city: City, visible: Span
-) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+def region_scales(city: City, visible: Span) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
     """Mean and standard deviation of every region over the visible readings.
 
     Args:
@@ -74,10 +70,6 @@ def region_scales(
     count = np.maximum(observed.sum(axis=0), 1)
     mean = np.where(observed, readings, 0.0).sum(axis=0) / count
     variance = np.where(observed, np.square(readings - mean), 0.0).sum(axis=0) / count
-    moments = fill_from_neighbours(
-        np.stack([mean, np.sqrt(variance)], axis=1), silent, city
-    )
+    moments = fill_from_neighbours(np.stack([mean, np.sqrt(variance)], axis=1), silent, city)
     floor = max(_SMALLEST_SHARE * float(np.median(moments[:, 1])), 1e-3)
-    return moments[:, 0].astype(np.float32), np.maximum(moments[:, 1], floor).astype(
-        np.float32
-    )
+    return moments[:, 0].astype(np.float32), np.maximum(moments[:, 1], floor).astype(np.float32)

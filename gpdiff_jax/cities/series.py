@@ -1,4 +1,4 @@
-"""In: one-channel cities and what may be seen of them. Out: one flat copy of every series, and windows gathered from it.
+"""In: one-channel cities and what may be seen of them. Out: one flat copy of all series, and windows gathered from it.
 
 Series of all cities lie end to end, so cities of unequal length share one program and no sliding window is ever made.
 """
@@ -44,9 +44,7 @@ class SeriesBank:
     city_offset: jax.Array  # int32 [M], where a node's city begins in `calendar`
     mean: jax.Array  # float32 [V, M], data units
     std: jax.Array  # float32 [V, M], data units
-    profile: (
-        jax.Array
-    )  # float32 [V, M, steps_per_day], scaled (one step where no profile is used)
+    profile: jax.Array  # float32 [V, M, steps_per_day], scaled (one step where no profile is used)
     profile_weekend: jax.Array  # float32 [V, M], share of weekend days in the profile
     covariates: str = flax.struct.field(pytree_node=False)
     history: int = flax.struct.field(pytree_node=False)
@@ -68,9 +66,7 @@ class Window:
     """What a model sees of one region graph at one time, and what came after, all scaled."""
 
     history: jax.Array  # float32 [N, H, I]: reading (0 where missing), whether observed, and the node's profile if used
-    covariates: (
-        jax.Array
-    )  # float32 [H + P, F]: the calendar, and the centre's profile if used
+    covariates: jax.Array  # float32 [H + P, F]: the calendar, and the centre's profile if used
     target: jax.Array  # float32 [P], of the centre, 0 where missing
     mask: jax.Array  # float32 [P], 1 where observed
 
@@ -82,9 +78,7 @@ def num_covariates(covariates: str) -> int:
       InputError: unknown choice.
     """
     if covariates not in COVARIATES:
-        raise InputError(
-            f"`covariates` must be one of {', '.join(COVARIATES)}, got {covariates!r}"
-        )
+        raise InputError(f"`covariates` must be one of {', '.join(COVARIATES)}, got {covariates!r}")
     return {
         "none": 0,
         "calendar": NUM_CALENDAR,
@@ -115,9 +109,7 @@ def daily_profile(
     for node in range(readings.shape[1]):
         seen = np.flatnonzero(count[:, node])
         if len(seen):
-            profile[:, node] = np.interp(
-                clock, seen, total[seen, node] / count[seen, node], period=steps_per_day
-            )
+            profile[:, node] = np.interp(clock, seen, total[seen, node] / count[seen, node], period=steps_per_day)
     return profile.T.astype(np.float32)
 
 
@@ -154,22 +146,14 @@ def build_bank(
     for city, spans, masks in zip(cities, scale_spans, profile_masks, strict=True):
         readings = city.values[:, :, 0]
         weekend = is_weekend(city)
-        weekend_step = (
-            np.full(city.num_steps, 0.5)
-            if weekend is None
-            else weekend.astype(np.float64)
-        )
+        weekend_step = np.full(city.num_steps, 0.5) if weekend is None else weekend.astype(np.float64)
         slots = slot_of_day(city)
         scales = {span: region_scales(city, span) for span in set(spans)}
         mean, std = (np.stack([scales[span][k] for span in spans]) for k in range(2))
-        parts["values"].append(
-            np.where(np.isfinite(readings), readings, 0.0).T.reshape(-1)
-        )
+        parts["values"].append(np.where(np.isfinite(readings), readings, 0.0).T.reshape(-1))
         parts["observed"].append(np.isfinite(readings).T.reshape(-1))
         parts["node_offset"].append(total + city.num_steps * np.arange(city.num_nodes))
-        parts["calendar"].append(
-            calendar_features(city)[:, : 0 if covariates == "none" else None]
-        )
+        parts["calendar"].append(calendar_features(city)[:, : 0 if covariates == "none" else None])
         parts["weekend"].append(weekend_step)
         parts["slot"].append(slots)
         parts["city_offset"].append(np.full(city.num_nodes, steps))
@@ -183,24 +167,14 @@ def build_bank(
             parts["profile"].append(np.stack(profiles))
         else:
             parts["profile"].append(np.zeros((len(masks), city.num_nodes, 1)))
-        shares = np.asarray(
-            [weekend_step[mask].mean() if mask.any() else 0.5 for mask in masks]
-        )
-        parts["profile_weekend"].append(
-            np.repeat(shares[:, None], city.num_nodes, axis=1)
-        )
+        shares = np.asarray([weekend_step[mask].mean() if mask.any() else 0.5 for mask in masks])
+        parts["profile_weekend"].append(np.repeat(shares[:, None], city.num_nodes, axis=1))
         total += city.num_steps * city.num_nodes
         steps += city.num_steps
     if total >= 2**31:
-        raise InputError(
-            f"the cities hold {total} readings, more than 2^31; use fewer regions or a longer interval"
-        )
+        raise InputError(f"the cities hold {total} readings, more than 2^31; use fewer regions or a longer interval")
     arrays = {
-        name: jnp.asarray(
-            np.concatenate(parts[name], axis=1 if name in _PER_VARIANT else 0).astype(
-                dtype
-            )
-        )
+        name: jnp.asarray(np.concatenate(parts[name], axis=1 if name in _PER_VARIANT else 0).astype(dtype))
         for name, dtype in _BANK_ARRAYS.items()
     }
     return SeriesBank(**arrays, covariates=covariates, history=history, horizon=horizon)
@@ -212,9 +186,7 @@ def _check_cities(cities: Sequence[City], covariates: str, window: int) -> None:
     first = cities[0]
     for city in cities:
         if city.num_channels != 1:
-            raise InputError(
-                f"city {city.name!r} has {city.num_channels} channels; select one of {city.feature_names}"
-            )
+            raise InputError(f"city {city.name!r} has {city.num_channels} channels; select one of {city.feature_names}")
         if city.interval_minutes != first.interval_minutes:
             raise InputError(
                 f"city {city.name!r} has an interval of {city.interval_minutes} minutes and {first.name!r} one of "
@@ -267,9 +239,7 @@ def gather_window(
     observed = bank.observed[reach]
     history = jnp.stack(
         [
-            observed
-            * (bank.values[reach] - bank.mean[seen_through])
-            / bank.std[seen_through],
+            observed * (bank.values[reach] - bank.mean[seen_through]) / bank.std[seen_through],
             observed,
         ],
         -1,
@@ -277,18 +247,12 @@ def gather_window(
     clock = bank.city_offset[nodes[0]] + steps
     covariates = bank.calendar[clock]
     if bank.covariates == "profile":
-        profile = bank.profile[
-            variants[None, :], nodes[:, None], bank.slot[clock][None, :]
-        ]
+        profile = bank.profile[variants[None, :], nodes[:, None], bank.slot[clock][None, :]]
         history = jnp.concatenate([history, profile[:, : bank.history, None]], axis=-1)
         share = bank.profile_weekend[variants, nodes[0]]
         # How much of the profile was made on days of the same kind as this step's: 0 on a weekend after weekdays only.
-        same_kind = bank.weekend[clock] * share + (1.0 - bank.weekend[clock]) * (
-            1.0 - share
-        )
-        covariates = jnp.concatenate(
-            [covariates, profile[0, :, None], same_kind[:, None]], axis=-1
-        )
+        same_kind = bank.weekend[clock] * share + (1.0 - bank.weekend[clock]) * (1.0 - share)
+        covariates = jnp.concatenate([covariates, profile[0, :, None], same_kind[:, None]], axis=-1)
     future = bank.node_offset[nodes[0]] + ahead
     centre = variants[bank.history :], nodes[0]
     mask = bank.observed[future]

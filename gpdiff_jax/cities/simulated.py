@@ -78,25 +78,15 @@ class SimulationConfig:
         ):
             value = getattr(self, name)
             if not low <= value <= high:
-                raise InputError(
-                    f"`{name}` (={value}) must be in {low}..{high}; choose a number in that range"
-                )
+                raise InputError(f"`{name}` (={value}) must be in {low}..{high}; choose a number in that range")
         if self.interval_minutes < 1 or 60 % self.interval_minutes:
-            raise InputError(
-                f"`interval_minutes` (={self.interval_minutes}) must divide 60; choose e.g. 5, 15 or 60"
-            )
+            raise InputError(f"`interval_minutes` (={self.interval_minutes}) must divide 60; choose e.g. 5, 15 or 60")
         if self.kind not in ("crowd", "speed"):
-            raise InputError(
-                f"`kind` (={self.kind!r}) cannot be simulated; choose crowd or speed"
-            )
+            raise InputError(f"`kind` (={self.kind!r}) cannot be simulated; choose crowd or speed")
         if not 0 <= self.missing_rate <= 0.5:
-            raise InputError(
-                f"`missing_rate` (={self.missing_rate}) must be in 0..0.5; choose a share, e.g. 0.02"
-            )
+            raise InputError(f"`missing_rate` (={self.missing_rate}) must be in 0..0.5; choose a share, e.g. 0.02")
         if not 0 <= self.closing_share <= 1:
-            raise InputError(
-                f"`closing_share` (={self.closing_share}) must be in 0..1; choose a share, e.g. 0.25"
-            )
+            raise InputError(f"`closing_share` (={self.closing_share}) must be in 0..1; choose a share, e.g. 0.25")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,9 +100,7 @@ class SimulationTruth:
     persistence: np.ndarray  # float64 [N], a per step
     spillover: np.ndarray  # float64 [N], s per step
     noise: np.ndarray  # float64 [N], sigma per step
-    level: (
-        np.ndarray
-    )  # float64 [N], counts per interval at demand one; free-flow speed in km/h
+    level: np.ndarray  # float64 [N], counts per interval at demand one; free-flow speed in km/h
 
 
 def simulate_cities(config: SimulationConfig, *, seed: int) -> list[City]:
@@ -128,15 +116,10 @@ def simulate_cities(config: SimulationConfig, *, seed: int) -> list[City]:
     Raises:
         InputError: the seed is negative.
     """
-    return [
-        simulate_city_with_truth(config, index=index, seed=seed)[0]
-        for index in range(config.cities)
-    ]
+    return [simulate_city_with_truth(config, index=index, seed=seed)[0] for index in range(config.cities)]
 
 
-def simulate_city_with_truth(
-    config: SimulationConfig, *, index: int, seed: int
-) -> tuple[City, SimulationTruth]:
+def simulate_city_with_truth(config: SimulationConfig, *, index: int, seed: int) -> tuple[City, SimulationTruth]:
     """Draw one city together with what a forecaster is not told.
 
     Args:
@@ -154,28 +137,16 @@ def simulate_city_with_truth(
         if value < 0:
             raise InputError(f"`{name}` (={value}) must be at least 0; choose another")
     # One stream per part: a longer series has the same map, and the missing readings leave the rest alone.
-    family = np.random.SeedSequence(
-        seed, spawn_key=(int(config.kind == "speed"), index)
-    )
-    map_rng, rhythm_rng, motion_rng, reading_rng, loss_rng = (
-        np.random.default_rng(s) for s in family.spawn(5)
-    )
+    family = np.random.SeedSequence(seed, spawn_key=(int(config.kind == "speed"), index))
+    map_rng, rhythm_rng, motion_rng, reading_rng, loss_rng = (np.random.default_rng(s) for s in family.spawn(5))
 
     positions = _scatter(config.regions, map_rng)
     adjacency = _gabriel_graph(positions)
     functions = _draw_functions(positions, map_rng)
-    start = np.datetime64("2024-01-01T00:00", "m") + np.timedelta64(
-        int(map_rng.integers(28)), "D"
-    )
-    workday, free_day = _profiles(
-        functions, 24 * 60 // config.interval_minutes, rhythm_rng
-    )
-    weekday = (
-        start.astype("datetime64[D]").astype(np.int64) + 3 + np.arange(config.days)
-    ) % 7
-    profile = np.where((weekday < 5)[:, None, None], workday, free_day).reshape(
-        -1, config.regions
-    )
+    start = np.datetime64("2024-01-01T00:00", "m") + np.timedelta64(int(map_rng.integers(28)), "D")
+    workday, free_day = _profiles(functions, 24 * 60 // config.interval_minutes, rhythm_rng)
+    weekday = (start.astype("datetime64[D]").astype(np.int64) + 3 + np.arange(config.days)) % 7
+    profile = np.where((weekday < 5)[:, None, None], workday, free_day).reshape(-1, config.regions)
 
     hours = config.interval_minutes / 60
     truth = SimulationTruth(
@@ -188,20 +159,13 @@ def simulate_city_with_truth(
         deviations=np.zeros_like(profile),
         level=_levels(config, functions, rhythm_rng),
     )
-    truth = dataclasses.replace(
-        truth, deviations=_deviations(config, truth, adjacency, motion_rng)
-    )
+    truth = dataclasses.replace(truth, deviations=_deviations(config, truth, adjacency, motion_rng))
     readings = _readings(config, truth, profile, reading_rng)
-    values = np.where(_lost(config, len(profile), loss_rng), np.nan, readings).astype(
-        np.float32
-    )
+    values = np.where(_lost(config, len(profile), loss_rng), np.nan, readings).astype(np.float32)
 
     senders, receivers, weights = edges_of(adjacency.astype(np.float32))
     centre = map_rng.uniform([-40.0, -120.0], [55.0, 120.0])
-    latitude, longitude = (
-        centre
-        + positions / (_KM_PER_DEGREE * np.array([1.0, np.cos(np.radians(centre[0]))]))
-    ).T
+    latitude, longitude = (centre + positions / (_KM_PER_DEGREE * np.array([1.0, np.cos(np.radians(centre[0]))]))).T
     city = City(
         name=f"{config.kind}_{index}",
         kind=config.kind,
@@ -228,12 +192,8 @@ def _scatter(regions: int, rng: np.random.Generator) -> Float[np.ndarray, "N 2"]
     points = np.zeros((regions, 2))
     for placed in range(regions):
         candidates = rng.normal(size=(12, 2))
-        candidates *= (
-            radius * np.sqrt(rng.uniform(size=12)) / np.linalg.norm(candidates, axis=1)
-        )[:, None]
-        gaps = np.linalg.norm(candidates[:, None] - points[None, :placed], axis=2).min(
-            axis=1, initial=np.inf
-        )
+        candidates *= (radius * np.sqrt(rng.uniform(size=12)) / np.linalg.norm(candidates, axis=1))[:, None]
+        gaps = np.linalg.norm(candidates[:, None] - points[None, :placed], axis=2).min(axis=1, initial=np.inf)
         points[placed] = candidates[np.argmax(gaps)]
     return points
 
@@ -255,14 +215,10 @@ def _gabriel_graph(positions: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N 
     )
 
 
-def _draw_functions(
-    positions: Float[np.ndarray, "N 2"], rng: np.random.Generator
-) -> Float[np.ndarray, "N M"]:
+def _draw_functions(positions: Float[np.ndarray, "N 2"], rng: np.random.Generator) -> Float[np.ndarray, "N M"]:
     radius = np.linalg.norm(positions, axis=1).max()
     squared = ((positions[:, None] - positions[None]) ** 2).sum(axis=2)
-    smooth = np.linalg.cholesky(
-        np.exp(-squared / (2 * (0.35 * radius) ** 2)) + 1e-6 * np.eye(len(positions))
-    )
+    smooth = np.linalg.cholesky(np.exp(-squared / (2 * (0.35 * radius) ** 2)) + 1e-6 * np.eye(len(positions)))
     fields = smooth @ rng.normal(size=(len(positions), len(FUNCTIONS)))
     fields += 0.5 * rng.normal(size=fields.shape)  # neighbours differ a little
     centrality = 0.5 - np.linalg.norm(positions, axis=1, keepdims=True) / radius
@@ -318,25 +274,15 @@ def _deviations(
     for step, draw in enumerate(rng.normal(size=len(mood))):
         mood[step] = keep * mood[step - 1] + 0.07 * np.sqrt(1 - keep**2) * draw
     before = np.concatenate([[0.0], mood[:-1]])
-    pushes += (truth.functions @ _RESPONSE) * (
-        mood[:, None] - truth.persistence * before[:, None]
-    )
+    pushes += (truth.functions @ _RESPONSE) * (mood[:, None] - truth.persistence * before[:, None])
 
     chance = 0.004 * (truth.functions @ _EVENT_CHANCE) / steps_per_hour
-    for step, region in np.argwhere(
-        rng.uniform(size=pushes.shape) < chance
-    ):  # an event builds up for two hours
-        pushes[step : step + 2 * steps_per_hour, region] += (
-            rng.uniform(0.3, 0.8) / steps_per_hour
-        )
+    for step, region in np.argwhere(rng.uniform(size=pushes.shape) < chance):  # an event builds up for two hours
+        pushes[step : step + 2 * steps_per_hour, region] += rng.uniform(0.3, 0.8) / steps_per_hour
 
     deviations = np.zeros_like(pushes)
     for step in range(1, len(pushes)):
-        deviations[step] = (
-            truth.persistence * deviations[step - 1]
-            + spread @ deviations[step - 1]
-            + pushes[step]
-        )
+        deviations[step] = truth.persistence * deviations[step - 1] + spread @ deviations[step - 1] + pushes[step]
     return deviations[warm_up:]
 
 
@@ -349,26 +295,18 @@ def _readings(
     demand = profile * np.exp(np.clip(truth.deviations, -3, 3))
     if config.kind == "crowd":
         mean = truth.level * demand
-        return rng.poisson(
-            mean * rng.gamma(_DISPERSION, 1 / _DISPERSION, size=mean.shape)
-        ).astype(float)
+        return rng.poisson(mean * rng.gamma(_DISPERSION, 1 / _DISPERSION, size=mean.shape)).astype(float)
     load = demand * (truth.functions @ _LOAD)
     slowed = 1 - 0.7 * load**2 / (0.35 + load**2)
-    return np.maximum(
-        truth.level * slowed * (1 + 0.03 * rng.normal(size=demand.shape)), 2.0
-    )
+    return np.maximum(truth.level * slowed * (1 + 0.03 * rng.normal(size=demand.shape)), 2.0)
 
 
-def _lost(
-    config: SimulationConfig, steps: int, rng: np.random.Generator
-) -> Bool[np.ndarray, "T N"]:
+def _lost(config: SimulationConfig, steps: int, rng: np.random.Generator) -> Bool[np.ndarray, "T N"]:
     """True where no reading is kept; every region keeps at least one."""
     steps_per_hour = 60 // config.interval_minutes
     hour_of_day = np.arange(steps) / steps_per_hour % 24
     closes = config.kind == "crowd" and rng.uniform() < config.closing_share
-    closed = (
-        closes & (hour_of_day >= _CLOSED_HOURS[0]) & (hour_of_day < _CLOSED_HOURS[1])
-    )
+    closed = closes & (hour_of_day >= _CLOSED_HOURS[0]) & (hour_of_day < _CLOSED_HOURS[1])
     # The two halves overlap in a product's share; each is raised so that the union has the rate asked for.
     share = 1 - np.sqrt(1 - config.missing_rate)
     lost = rng.uniform(size=(steps, config.regions)) < share

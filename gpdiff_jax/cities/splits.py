@@ -45,9 +45,7 @@ class TargetSplit:
         return Span(self.adaptation.start, self.validation.stop)
 
 
-def split_source(
-    num_steps: int, *, history: int, horizon: int, name: str = "source"
-) -> SourceSplit:
+def split_source(num_steps: int, *, history: int, horizon: int, name: str = "source") -> SourceSplit:
     """Splits a source city by time into training and validation.
 
     Args:

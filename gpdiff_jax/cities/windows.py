@@ -25,14 +25,10 @@ class StartTable:
     starts: jax.Array  # int32 [sum of starts over cities]
     first: jax.Array  # int32 [M], where a node's city begins in `starts`
     count: jax.Array  # int32 [M], how many starts its city has
-    spans: (
-        jax.Array
-    )  # int32 [V, M, 2], the steps that each variant of a node's profile was made from
+    spans: jax.Array  # int32 [V, M, 2], the steps that each variant of a node's profile was made from
 
 
-def window_starts(
-    city: City, span: Span, *, history: int, horizon: int, reach_back: bool = False
-) -> np.ndarray:
+def window_starts(city: City, span: Span, *, history: int, horizon: int, reach_back: bool = False) -> np.ndarray:
     """Starts of all windows of a span in which somebody has a reading to forecast.
 
     Args:
@@ -49,14 +45,10 @@ def window_starts(
     starts = np.arange(low, span.stop - history - horizon + 1)
     anyone = np.isfinite(city.values[:, :, 0]).any(axis=1)
     seen = np.concatenate([[0], np.cumsum(anyone)])
-    return starts[seen[starts + history + horizon] > seen[starts + history]].astype(
-        np.int32
-    )
+    return starts[seen[starts + history + horizon] > seen[starts + history]].astype(np.int32)
 
 
-def random_spans(
-    city: City, span: Span, length: int, count: int, *, key: Key
-) -> list[Span]:
+def random_spans(city: City, span: Span, length: int, count: int, *, key: Key) -> list[Span]:
     """Random windows of a source's training span, as long as the support days of a target.
 
     Args:
@@ -76,9 +68,7 @@ def random_spans(
     share = (cumulative[length:] - cumulative[:-length]) / length
     possible = span.start + np.flatnonzero(share >= 0.5 * observed.mean())
     uniform = np.asarray(jax.random.uniform(key, (count,)))
-    starts = possible[
-        ((np.arange(count) + uniform) / count * len(possible)).astype(int)
-    ]
+    starts = possible[((np.arange(count) + uniform) / count * len(possible)).astype(int)]
     return [Span(int(start), int(start) + length) for start in starts]
 
 
@@ -102,9 +92,7 @@ def start_table(
     """
     for city, allowed in zip(cities, starts, strict=True):
         if len(allowed) == 0:
-            raise InputError(
-                f"city {city.name!r} has no window with a reading to forecast; leave it out"
-            )
+            raise InputError(f"city {city.name!r} has no window with a reading to forecast; leave it out")
     counts = [len(allowed) for allowed in starts]
     nodes = [city.num_nodes for city in cities]
     first = np.concatenate([[0], np.cumsum(counts)[:-1]])
@@ -143,9 +131,7 @@ def draw_windows(
       The windows, stacked on a leading axis B.
     """
     start_key, variant_key = jax.random.split(key)
-    draw = jax.random.randint(
-        start_key, (batch,), 0, table.count[nodes[0]], dtype=jnp.int32
-    )
+    draw = jax.random.randint(start_key, (batch,), 0, table.count[nodes[0]], dtype=jnp.int32)
     starts = table.starts[table.first[nodes[0]] + draw]
     return gather_source(bank, table, nodes, starts, key=variant_key, variant=variant)
 
@@ -175,19 +161,13 @@ def gather_source(
     """
     length = bank.history + bank.horizon
     spans = table.spans[:, nodes[0]]
-    free = (spans[None, :, 0] >= starts[:, None] + length) | (
-        spans[None, :, 1] <= starts[:, None]
-    )
+    free = (spans[None, :, 0] >= starts[:, None] + length) | (spans[None, :, 1] <= starts[:, None])
     if variant is None:
-        chosen = jax.random.categorical(
-            key, jnp.where(free, 0.0, -1e9), axis=-1
-        ).astype(jnp.int32)
+        chosen = jax.random.categorical(key, jnp.where(free, 0.0, -1e9), axis=-1).astype(jnp.int32)
     else:
         chosen = jnp.broadcast_to(variant, starts.shape)
     variants = jnp.broadcast_to(chosen[:, None], (starts.shape[0], length))
-    window = jax.vmap(gather_window, in_axes=(None, None, 0, 0))(
-        bank, nodes, starts, variants
-    )
+    window = jax.vmap(gather_window, in_axes=(None, None, 0, 0))(bank, nodes, starts, variants)
     allowed = jnp.take_along_axis(free, chosen[:, None], axis=1).astype(jnp.float32)
     return window.replace(mask=window.mask * allowed)
 
@@ -229,14 +209,7 @@ def gather_target(
     Returns:
       The windows, stacked on a leading axis B.
     """
-    steps = (
-        starts[:, None]
-        + jnp.arange(bank.history + bank.horizon, dtype=jnp.int32)[None, :]
-    )
+    steps = starts[:, None] + jnp.arange(bank.history + bank.horizon, dtype=jnp.int32)[None, :]
     last = bank.profile.shape[0] - 1
-    variants = jnp.clip((steps - support_start) // steps_per_day, 0, last).astype(
-        jnp.int32
-    )
-    return jax.vmap(gather_window, in_axes=(None, None, 0, 0))(
-        bank, nodes, starts, variants
-    )
+    variants = jnp.clip((steps - support_start) // steps_per_day, 0, last).astype(jnp.int32)
+    return jax.vmap(gather_window, in_axes=(None, None, 0, 0))(bank, nodes, starts, variants)

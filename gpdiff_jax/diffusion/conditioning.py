@@ -1,4 +1,4 @@
-"""In: a prompt and a diffusion time. Out: one conditioning vector, and the adaptive norm through which tokens feel it."""
+"""In: a prompt and a diffusion time. Out: one vector, and the adaptive norm through which tokens feel it."""
 
 import flax.linen as nn
 import jax
@@ -17,9 +17,7 @@ def time_features(t: Float[Array, ""], width: int) -> Float[Array, " width"]:
     Returns:
       float32 [width].
     """
-    frequencies = jnp.asarray(
-        2 * np.pi * np.geomspace(0.25, 32.0, width // 2), jnp.float32
-    )
+    frequencies = jnp.asarray(2 * np.pi * np.geomspace(0.25, 32.0, width // 2), jnp.float32)
     return jnp.concatenate([jnp.sin(t * frequencies), jnp.cos(t * frequencies)])
 
 
@@ -33,6 +31,7 @@ class Conditioner(nn.Module):
     def __call__(
         self, t: Float[Array, ""], prompt: Float[Array, " E"], given: Float[Array, ""]
     ) -> Float[Array, " width"]:
+        """Returns the condition; `given` is 1 where the prompt is told, 0 where it is dropped."""
         hidden = nn.silu(nn.Dense(self.bottleneck, name="prompt_in")(prompt))
         told = nn.Dense(self.width, name="prompt_out")(hidden)
         null = self.param("prompt_null", nn.initializers.normal(0.02), (self.width,))
@@ -52,9 +51,8 @@ class AdaptiveNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "L width"], condition: Float[Array, " width"]
     ) -> tuple[Float[Array, "L width"], Float[Array, " width"]]:
-        modulation = nn.Dense(
-            3 * x.shape[-1], kernel_init=nn.initializers.zeros_init(), name="modulation"
-        )
+        """Returns the modulated tokens and the gate of the branch."""
+        modulation = nn.Dense(3 * x.shape[-1], kernel_init=nn.initializers.zeros_init(), name="modulation")
         shift, scale, gate = jnp.split(modulation(nn.silu(condition)), 3)
         normed = nn.LayerNorm(use_scale=False, use_bias=False, name="norm")(x)
         return normed * (1.0 + scale[None, :]) + shift[None, :], gate

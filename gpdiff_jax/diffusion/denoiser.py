@@ -1,4 +1,4 @@
-"""In: noisy tokens of one region, the time and the region's prompt. Out: the velocity that leads back to clean tokens."""
+"""In: noisy tokens of one region, the time and the region's prompt. Out: the velocity back to clean tokens."""
 
 import dataclasses
 
@@ -23,13 +23,9 @@ class DenoiserConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if getattr(self, field.name) < 1:
-                raise InputError(
-                    f"`{field.name}` must be at least 1, got {getattr(self, field.name)}"
-                )
+                raise InputError(f"`{field.name}` must be at least 1, got {getattr(self, field.name)}")
         if self.width % (2 * self.heads):
-            raise InputError(
-                f"`width` (={self.width}) must be a multiple of 2 x `heads` (={self.heads})"
-            )
+            raise InputError(f"`width` (={self.width}) must be a multiple of 2 x `heads` (={self.heads})")
 
 
 class Denoiser(nn.Module):
@@ -50,30 +46,19 @@ class Denoiser(nn.Module):
         prompt: Float[Array, " E"],
         given: Float[Array, ""],
     ) -> Float[Array, "L W"]:
+        """Returns the velocity of one region's tokens; `given` is 0 where the prompt is dropped."""
         config, count = self.config, len(self.layer_of_token)
-        condition = Conditioner(
-            config.width, config.prompt_bottleneck, name="condition"
-        )(t, prompt, given)
+        condition = Conditioner(config.width, config.prompt_bottleneck, name="condition")(t, prompt, given)
         code = nn.initializers.normal(0.2)
         place = self.param("place_code", code, (count, config.width))
-        layer = self.param(
-            "layer_code", code, (max(self.layer_of_token) + 1, config.width)
-        )
-        x = (
-            nn.Dense(config.width, name="tokens_in")(x_t)
-            + place
-            + layer[jnp.asarray(self.layer_of_token)]
-        )
+        layer = self.param("layer_code", code, (max(self.layer_of_token) + 1, config.width))
+        x = nn.Dense(config.width, name="tokens_in")(x_t) + place + layer[jnp.asarray(self.layer_of_token)]
         for index in range(config.layers):
             normed, gate = AdaptiveNorm(name=f"attention_norm_{index}")(x, condition)
-            attended = nn.MultiHeadDotProductAttention(
-                config.heads, name=f"attention_{index}"
-            )(normed)
+            attended = nn.MultiHeadDotProductAttention(config.heads, name=f"attention_{index}")(normed)
             x = gated_residual(x, attended, gate)
             normed, gate = AdaptiveNorm(name=f"feed_forward_norm_{index}")(x, condition)
-            hidden = nn.gelu(
-                nn.Dense(4 * config.width, name=f"feed_forward_in_{index}")(normed)
-            )
+            hidden = nn.gelu(nn.Dense(4 * config.width, name=f"feed_forward_in_{index}")(normed))
             x = gated_residual(
                 x,
                 nn.Dense(config.width, name=f"feed_forward_out_{index}")(hidden),
@@ -96,6 +81,4 @@ def denoise(
     given: Float[Array, " B"],
 ) -> jax.Array:
     """Velocities [B, L, W] of a batch of regions."""
-    return jax.vmap(lambda *row: denoiser.apply({"params": variables}, *row))(
-        x_t, t, prompt, given
-    )
+    return jax.vmap(lambda *row: denoiser.apply({"params": variables}, *row))(x_t, t, prompt, given)

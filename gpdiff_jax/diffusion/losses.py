@@ -53,7 +53,7 @@ def functional_losses(
     *,
     key: Key,
 ) -> Float[Array, " B"]:
-    """Forecast loss of every generated parameter vector on windows of its own region, seen through the prompt's variant.
+    """Forecast loss of generated parameters on windows of their own region, seen through the prompt's variant.
 
     Args:
       model: the forecaster.
@@ -69,9 +69,7 @@ def functional_losses(
       float32 [B], Huber loss in standard deviations.
     """
 
-    def one(
-        tokens: jax.Array, region: jax.Array, variant: jax.Array, key: Key
-    ) -> jax.Array:
+    def one(tokens: jax.Array, region: jax.Array, variant: jax.Array, key: Key) -> jax.Array:
         graph = jax.tree.map(lambda leaf: leaf[region], sources.graphs)
         windows = draw_windows(
             sources.bank,
@@ -115,29 +113,21 @@ def make_diffusion_loss(
       The loss function.
     """
 
-    def loss_fn(
-        variables: dict, batch: DiffusionBatch, key: Key
-    ) -> tuple[jax.Array, DiffusionLosses]:
+    def loss_fn(variables: dict, batch: DiffusionBatch, key: Key) -> tuple[jax.Array, DiffusionLosses]:
         keys = jax.random.split(key, 6)
         size = batch.region.shape[0]
         t = jax.random.uniform(keys[0], (size,))
         t = jnp.where(jax.random.uniform(keys[1], (size,)) < pure_noise_share, 1.0, t)
         eps = jax.random.normal(keys[2], batch.x0.shape) * mask[None]
-        given = (jax.random.uniform(keys[3], (size,)) >= prompt_dropout).astype(
-            jnp.float32
-        )
-        prompt = batch.prompt + prompt_noise * jax.random.normal(
-            keys[4], batch.prompt.shape
-        )
+        given = (jax.random.uniform(keys[3], (size,)) >= prompt_dropout).astype(jnp.float32)
+        prompt = batch.prompt + prompt_noise * jax.random.normal(keys[4], batch.prompt.shape)
         level = cosine_level(t[:, None, None])
         level = type(level)(*(jnp.broadcast_to(part, eps.shape) for part in level))
         x_t = add_noise(level, batch.x0, eps)
         v = denoise(denoiser, variables, x_t, t, prompt, given) * mask[None]
         squared = jnp.square(v - velocity(level, batch.x0, eps)) * mask[None]
         token_loss = squared.sum() / (mask.sum() * size)
-        forecast_loss = functional(
-            x0_from_velocity(level, x_t, v), batch, key=keys[5]
-        ).mean()
+        forecast_loss = functional(x0_from_velocity(level, x_t, v), batch, key=keys[5]).mean()
         loss = token_weight * token_loss + functional_weight * forecast_loss
         return loss, DiffusionLosses(loss, token_loss, forecast_loss)
 
@@ -152,6 +142,4 @@ def bind_functional(
     windows_per_region: int,
 ) -> Callable[..., Float[Array, " B"]]:
     """`functional_losses` with all but the tokens, the batch and the key bound."""
-    return partial(
-        functional_losses, model, sources, layout, scaler, windows_per_region
-    )
+    return partial(functional_losses, model, sources, layout, scaler, windows_per_region)

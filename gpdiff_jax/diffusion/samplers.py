@@ -30,15 +30,11 @@ def ddim(
     """
     times = jnp.linspace(1.0, 0.0, steps + 1, dtype=jnp.float32)
 
-    def step(
-        x_t: jax.Array, bounds: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, None]:
+    def step(x_t: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         now, then = bounds
         v = velocity_fn(x_t, now)
         level, target = cosine_level(now), cosine_level(then)
-        return target.alpha * x0_from_velocity(
-            level, x_t, v
-        ) + target.sigma * eps_from_velocity(level, x_t, v), None
+        return target.alpha * x0_from_velocity(level, x_t, v) + target.sigma * eps_from_velocity(level, x_t, v), None
 
     return jax.lax.scan(step, noise, (times[:-1], times[1:]))[0]
 
@@ -48,5 +44,5 @@ def guided(
     untold: Float[Array, "*X"],
     guidance: Float[Array, ""] | float,
 ) -> Float[Array, "*X"]:
-    """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): 0 ignores the prompt, 1 follows it, more exaggerates."""
+    """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): 0 ignores the prompt, above 1 exaggerates it."""
     return untold + guidance * (told - untold)

@@ -33,29 +33,21 @@ def cosine_level(t: Float[Array, "*X"]) -> NoiseLevel:
     return NoiseLevel(alpha, jnp.sin(0.5 * jnp.pi * t))
 
 
-def add_noise(
-    level: NoiseLevel, x0: Float[Array, "*X"], eps: Float[Array, "*X"]
-) -> Float[Array, "*X"]:
+def add_noise(level: NoiseLevel, x0: Float[Array, "*X"], eps: Float[Array, "*X"]) -> Float[Array, "*X"]:
     """x_t = alpha x0 + sigma eps."""
     return level.alpha * x0 + level.sigma * eps
 
 
-def velocity(
-    level: NoiseLevel, x0: Float[Array, "*X"], eps: Float[Array, "*X"]
-) -> Float[Array, "*X"]:
+def velocity(level: NoiseLevel, x0: Float[Array, "*X"], eps: Float[Array, "*X"]) -> Float[Array, "*X"]:
     """v = alpha eps - sigma x0 (Salimans and Ho, arXiv 2202.00512, appendix D)."""
     return level.alpha * eps - level.sigma * x0
 
 
-def x0_from_velocity(
-    level: NoiseLevel, x_t: Float[Array, "*X"], v: Float[Array, "*X"]
-) -> Float[Array, "*X"]:
+def x0_from_velocity(level: NoiseLevel, x_t: Float[Array, "*X"], v: Float[Array, "*X"]) -> Float[Array, "*X"]:
     """x0 = alpha x_t - sigma v."""
     return level.alpha * x_t - level.sigma * v
 
 
-def eps_from_velocity(
-    level: NoiseLevel, x_t: Float[Array, "*X"], v: Float[Array, "*X"]
-) -> Float[Array, "*X"]:
+def eps_from_velocity(level: NoiseLevel, x_t: Float[Array, "*X"], v: Float[Array, "*X"]) -> Float[Array, "*X"]:
     """eps = sigma x_t + alpha v."""
     return level.sigma * x_t + level.alpha * v

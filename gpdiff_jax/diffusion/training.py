@@ -56,9 +56,7 @@ class PretrainConfig:
                 raise InputError(f"`{name}` must be above 0, got {getattr(self, name)}")
         for name in ("ema", "prompt_dropout", "pure_noise_share", "held_out_share"):
             if not 0 <= getattr(self, name) < 1:
-                raise InputError(
-                    f"`{name}` must be in [0, 1), got {getattr(self, name)}"
-                )
+                raise InputError(f"`{name}` must be in [0, 1), got {getattr(self, name)}")
 
 
 @flax.struct.dataclass
@@ -83,16 +81,10 @@ class ZooTokens:
 def draw_batch(zoo: ZooTokens, size: int, *, key: jax.Array) -> DiffusionBatch:
     """Draws regions by their odds, and for each a snapshot and a prompt variant."""
     keys = jax.random.split(key, 3)
-    region = jax.random.categorical(keys[0], jnp.log(zoo.odds), shape=(size,)).astype(
-        jnp.int32
-    )
+    region = jax.random.categorical(keys[0], jnp.log(zoo.odds), shape=(size,)).astype(jnp.int32)
     snapshot = jax.random.randint(keys[1], (size,), 0, zoo.x0.shape[1])
-    variant = jax.random.randint(
-        keys[2], (size,), 0, zoo.prompts.shape[0], dtype=jnp.int32
-    )
-    return DiffusionBatch(
-        zoo.x0[region, snapshot], zoo.prompts[variant, region], region, variant
-    )
+    variant = jax.random.randint(keys[2], (size,), 0, zoo.prompts.shape[0], dtype=jnp.int32)
+    return DiffusionBatch(zoo.x0[region, snapshot], zoo.prompts[variant, region], region, variant)
 
 
 def held_out_regions(sources: Sources, share: float, *, key: Key) -> np.ndarray:
@@ -101,9 +93,7 @@ def held_out_regions(sources: Sources, share: float, *, key: Key) -> np.ndarray:
     for index in np.unique(city):
         rows = np.flatnonzero(city == index)
         count = min(max(1, round(share * len(rows))), len(rows) - 1) if share > 0 else 0
-        order = np.asarray(
-            jax.random.permutation(jax.random.fold_in(key, int(index)), len(rows))
-        )
+        order = np.asarray(jax.random.permutation(jax.random.fold_in(key, int(index)), len(rows)))
         held[rows[order[:count]]] = True
     return held
 
@@ -167,9 +157,7 @@ def train_denoiser(
     )
     steps_per_call = max(1, config.steps // config.evaluations)
 
-    def step(
-        state: PretrainState, _: None
-    ) -> tuple[PretrainState, dict[str, jax.Array]]:
+    def step(state: PretrainState, _: None) -> tuple[PretrainState, dict[str, jax.Array]]:
         batch_key, loss_key = jax.random.split(jax.random.fold_in(keys[1], state.step))
         batch = draw_batch(zoo, config.batch, key=batch_key)
         grads, parts = jax.grad(loss_fn, has_aux=True)(state.variables, batch, loss_key)
@@ -219,9 +207,7 @@ def train_denoiser(
             )
             return (functional(x0, batch, key=batch_key) * weights).sum()
 
-        return jax.lax.map(
-            one_variant, jnp.arange(zoo.prompts.shape[0], dtype=jnp.int32)
-        ).mean()
+        return jax.lax.map(one_variant, jnp.arange(zoo.prompts.shape[0], dtype=jnp.int32)).mean()
 
     example = zoo.x0[0, 0], jnp.zeros(()), zoo.prompts[0, 0], jnp.ones(())
     variables = denoiser.init(keys[0], *example)["params"]
@@ -236,9 +222,7 @@ def train_denoiser(
         state, metrics = train(state)
         metrics = {name: float(value) for name, value in metrics.items()}
         if not np.isfinite(metrics["loss"]):
-            raise FloatingPointError(
-                f"the generator's loss is not finite near step {done}; lower its learning rate"
-            )
+            raise FloatingPointError(f"the generator's loss is not finite near step {done}; lower its learning rate")
         error = float(evaluate(state.ema)) if len(rows) else -float(done)
         if error < best_error:
             best, best_error = jax.tree.map(jnp.copy, state.ema), error
@@ -253,9 +237,5 @@ def train_denoiser(
 def _city_weights(sources: Sources, held_out: np.ndarray) -> np.ndarray:
     """float32 weights of the held-out regions, every city with the same total, summing to 1."""
     city = np.asarray(sources.city_index)[held_out]
-    weights = (
-        1.0 / np.maximum(np.bincount(city, minlength=1), 1)[city]
-        if len(city)
-        else np.zeros(0)
-    )
+    weights = 1.0 / np.maximum(np.bincount(city, minlength=1), 1)[city] if len(city) else np.zeros(0)
     return (weights / max(weights.sum(), 1e-9)).astype(np.float32)

@@ -35,9 +35,7 @@ def masked_absolute(
     return (jnp.abs(forecast - target) * mask).sum() / jnp.maximum(mask.sum(), 1.0)
 
 
-def batch_forecast(
-    model: Model, params: Params, graph: jraph.GraphsTuple, windows: Window
-) -> Float[Array, "B P"]:
+def batch_forecast(model: Model, params: Params, graph: jraph.GraphsTuple, windows: Window) -> Float[Array, "B P"]:
     """Forecasts of one region for a batch of windows, scaled."""
     apply = jax.vmap(model.apply, in_axes=(None, None, 0, 0))
     return apply(params, graph, windows.history, windows.covariates)[..., 0]

@@ -32,9 +32,7 @@ class Model(NamedTuple):
     """
 
     name: str
-    init: Callable[
-        [Key, jraph.GraphsTuple, Float[Array, "N H I"], Float[Array, "HP F"]], Params
-    ]
+    init: Callable[[Key, jraph.GraphsTuple, Float[Array, "N H I"], Float[Array, "HP F"]], Params]
     apply: Callable[
         [Params, jraph.GraphsTuple, Float[Array, "N H I"], Float[Array, "HP F"]],
         Float[Array, "P C"],
@@ -71,9 +69,7 @@ def make_model(name: str, sizes: ModelSizes) -> Model:
       InputError: unknown name, or a size that the model cannot take.
     """
     if name not in _REGISTRY:
-        raise InputError(
-            f"`model` must be one of {', '.join(model_names())}, got {name!r}"
-        )
+        raise InputError(f"`model` must be one of {', '.join(model_names())}, got {name!r}")
     for field, least in (
         ("history", 1),
         ("horizon", 1),
@@ -81,7 +77,5 @@ def make_model(name: str, sizes: ModelSizes) -> Model:
         ("num_covariates", 0),
     ):
         if getattr(sizes, field) < least:
-            raise InputError(
-                f"`{field}` must be at least {least}, got {getattr(sizes, field)}"
-            )
+            raise InputError(f"`{field}` must be at least {least}, got {getattr(sizes, field)}")
     return _REGISTRY[name](sizes)

@@ -22,9 +22,7 @@ _HIDDEN = 64
 def _unfold(x: jax.Array, kernel_size: int) -> jax.Array:
     """[..., T, C] to [..., T - kernel_size + 1, kernel_size * C]: every window of steps as one row."""
     steps = x.shape[-2] - kernel_size + 1
-    return jnp.concatenate(
-        [x[..., k : k + steps, :] for k in range(kernel_size)], axis=-1
-    )
+    return jnp.concatenate([x[..., k : k + steps, :] for k in range(kernel_size)], axis=-1)
 
 
 def _gate(x: jax.Array) -> jax.Array:
@@ -53,45 +51,29 @@ class STGCN(nn.Module):
         history: Float[Array, "N H I"],
         covariates: Float[Array, "HP F"],
     ) -> Float[Array, "P 1"]:
+        """Returns the scaled forecast of the centre."""
         seen, ahead = covariates[: self.sizes.history], covariates[self.sizes.history :]
         x = nn.Dense(2 * _CHANNELS, name="gate_in")(_unfold(history, _KERNEL))
         if self.sizes.num_covariates:
             # The nodes of a region graph share their clock: its part of the convolution is made once, not per node.
-            x = (
-                x
-                + nn.Dense(2 * _CHANNELS, use_bias=False, name="gate_in_covariates")(
-                    _unfold(seen, _KERNEL)
-                )[None]
-            )
+            x = x + nn.Dense(2 * _CHANNELS, use_bias=False, name="gate_in_covariates")(_unfold(seen, _KERNEL))[None]
         x = _gate(x)
         flow = jnp.einsum("n,ntc->tc", centre_weights(graph), x)
-        x = nn.relu(
-            nn.Dense(_BOTTLENECK, name="graph")(jnp.concatenate([x[0], flow], axis=-1))
-        )
+        x = nn.relu(nn.Dense(_BOTTLENECK, name="graph")(jnp.concatenate([x[0], flow], axis=-1)))
         x = _gate(nn.Dense(2 * _CHANNELS, name="gate_mid")(_unfold(x, _KERNEL)))
-        x = _gate(
-            nn.Dense(2 * _CHANNELS, name="gate_out")(
-                _unfold(x, min(_KERNEL, x.shape[-2]))
-            )
-        )
+        x = _gate(nn.Dense(2 * _CHANNELS, name="gate_out")(_unfold(x, min(_KERNEL, x.shape[-2]))))
         state = nn.Dense(_HIDDEN, use_bias=False, name="head_state")(x.reshape(-1))
-        lead = self.param(
-            "head_lead", nn.initializers.zeros_init(), (self.sizes.horizon, _HIDDEN)
-        )
+        lead = self.param("head_lead", nn.initializers.zeros_init(), (self.sizes.horizon, _HIDDEN))
         hidden = state[None, :] + lead
         if self.sizes.num_covariates:
-            hidden = hidden + nn.Dense(_HIDDEN, use_bias=False, name="head_covariates")(
-                ahead
-            )
+            hidden = hidden + nn.Dense(_HIDDEN, use_bias=False, name="head_covariates")(ahead)
         readout = self.param(
             "head_readout",
             nn.initializers.lecun_normal(),
             (self.sizes.horizon, _HIDDEN),
         )
         forecast = jnp.einsum("ph,ph->p", nn.relu(hidden), readout)
-        forecast = forecast + self.param(
-            "head_bias", nn.initializers.zeros_init(), (self.sizes.horizon,)
-        )
+        forecast = forecast + self.param("head_bias", nn.initializers.zeros_init(), (self.sizes.horizon,))
         if self.sizes.num_covariates:
             direct = self.param(
                 "head_direct",
@@ -105,18 +87,12 @@ class STGCN(nn.Module):
 def _make_stgcn(sizes: ModelSizes) -> Model:
     shortest = 2 * (_KERNEL - 1) + 1
     if sizes.history < shortest:
-        raise InputError(
-            f"model 'stgcn' needs a history of at least {shortest} steps, got {sizes.history}"
-        )
+        raise InputError(f"model 'stgcn' needs a history of at least {shortest} steps, got {sizes.history}")
     module = STGCN(sizes)
     return Model(
         "stgcn",
-        init=lambda key, graph, history, covariates: module.init(
-            key, graph, history, covariates
-        )["params"],
-        apply=lambda params, graph, history, covariates: module.apply(
-            {"params": params}, graph, history, covariates
-        ),
+        init=lambda key, graph, history, covariates: module.init(key, graph, history, covariates)["params"],
+        apply=lambda params, graph, history, covariates: module.apply({"params": params}, graph, history, covariates),
     )
 
 

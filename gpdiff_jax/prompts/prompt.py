@@ -55,9 +55,7 @@ def region_prompts(city: City, spans: Sequence[Span]) -> Prompts:
     return Prompts(jnp.asarray(np.stack(tables)), names + spatial_names)
 
 
-def source_prompts(
-    cities: Sequence[City], spans: Sequence[Sequence[Span]], train_spans: Sequence[Span]
-) -> Prompts:
+def source_prompts(cities: Sequence[City], spans: Sequence[Sequence[Span]], train_spans: Sequence[Span]) -> Prompts:
     """Prompts of the source regions, from random windows as long as the support days of a target.
 
     Args:
@@ -78,14 +76,10 @@ def source_prompts(
         kept = ~silent_regions(city, train)
         prompts = region_prompts(city, city_spans)
         parts.append(prompts.replace(values=prompts.values[:, kept]))
-    return Prompts(
-        jnp.concatenate([part.values for part in parts], axis=1), parts[0].names
-    )
+    return Prompts(jnp.concatenate([part.values for part in parts], axis=1), parts[0].names)
 
 
-def prompts(
-    city: City, *, support_days: int, history: int = 12, horizon: int = 6
-) -> Prompts:
+def prompts(city: City, *, support_days: int, history: int = 12, horizon: int = 6) -> Prompts:
     """Prompts of a target city from its support days, right before the test span.
 
     Args:
@@ -111,9 +105,7 @@ def prompts(
     return region_prompts(city, [split.support])
 
 
-def fit_prompt_scaler(
-    prompts: Prompts, city_index: Int[np.ndarray, " R"]
-) -> PromptScaler:
+def fit_prompt_scaler(prompts: Prompts, city_index: Int[np.ndarray, " R"]) -> PromptScaler:
     """Statistics of the source prompts, every city with the same weight.
 
     Args:
@@ -126,9 +118,7 @@ def fit_prompt_scaler(
     values = np.asarray(prompts.values)
     rows = [values[:, city_index == index] for index in np.unique(city_index)]
     mean = np.mean([table.mean(axis=(0, 1)) for table in rows], axis=0)
-    variance = np.mean(
-        [np.square(table - mean).mean(axis=(0, 1)) for table in rows], axis=0
-    )
+    variance = np.mean([np.square(table - mean).mean(axis=(0, 1)) for table in rows], axis=0)
     return PromptScaler(
         jnp.asarray(mean, jnp.float32),
         jnp.asarray(np.sqrt(variance) + 1e-3, jnp.float32),

@@ -20,9 +20,7 @@ _PROFILE_BINS = 24
 _LAG_HOURS = (1, 2, 3, 6, 12, 24)
 
 
-def temporal_statistics(
-    city: City, visible: Span
-) -> tuple[Float[np.ndarray, "N E"], tuple[str, ...]]:
+def temporal_statistics(city: City, visible: Span) -> tuple[Float[np.ndarray, "N E"], tuple[str, ...]]:
     """How every region behaves in a few days.
 
     Args:
@@ -46,35 +44,18 @@ def temporal_statistics(
     around = _neighbour_mean(city, deviation)
     everyone = _mean_of_observed(deviation, axis=1)[:, None]
     clock = np.arange(_PROFILE_BINS) * city.steps_per_day / _PROFILE_BINS
-    bins = np.stack(
-        [
-            np.interp(
-                clock, np.arange(city.steps_per_day), row, period=city.steps_per_day
-            )
-            for row in day
-        ]
-    )
+    bins = np.stack([np.interp(clock, np.arange(city.steps_per_day), row, period=city.steps_per_day) for row in day])
     count = np.maximum(observed.sum(axis=0), 1)
     weekend = is_weekend(city)
     columns = {f"profile_{k:02d}h": bins[:, k] for k in range(_PROFILE_BINS)}
     for hours in _LAG_HOURS:
-        columns[f"autocorrelation_{hours}h"] = _correlation(
-            scaled, scaled, lag=_steps(city, hours)
-        )
-    columns["deviation_autocorrelation_step"] = _correlation(
-        deviation, deviation, lag=1
-    )
-    columns["deviation_autocorrelation_1h"] = _correlation(
-        deviation, deviation, lag=_steps(city, 1)
-    )
-    columns["deviation_share"] = np.sqrt(
-        _mean_of_observed(np.square(deviation), axis=0)
-    )
+        columns[f"autocorrelation_{hours}h"] = _correlation(scaled, scaled, lag=_steps(city, hours))
+    columns["deviation_autocorrelation_step"] = _correlation(deviation, deviation, lag=1)
+    columns["deviation_autocorrelation_1h"] = _correlation(deviation, deviation, lag=_steps(city, 1))
+    columns["deviation_share"] = np.sqrt(_mean_of_observed(np.square(deviation), axis=0))
     columns["deviation_with_neighbours"] = _correlation(deviation, around, lag=0)
     columns["deviation_after_neighbours"] = _correlation(deviation, around, lag=1)
-    columns["deviation_with_city"] = _correlation(
-        deviation, np.broadcast_to(everyone, deviation.shape), lag=0
-    )
+    columns["deviation_with_city"] = _correlation(deviation, np.broadcast_to(everyone, deviation.shape), lag=0)
     columns["skewness"] = np.clip(_mean_of_observed(scaled**3, axis=0), -5, 5)
     columns["log_level"] = np.log1p(np.abs(mean))
     columns["log_variation"] = np.log((std + 1e-3) / (np.abs(mean) + std + 1e-3))
@@ -85,9 +66,7 @@ def temporal_statistics(
         2 / 7 if weekend is None else weekend[visible.start : visible.stop].mean(),
     )
     table = np.stack(list(columns.values()), axis=1)
-    return fill_from_neighbours(table, silent_regions(city, visible), city).astype(
-        np.float32
-    ), tuple(columns)
+    return fill_from_neighbours(table, silent_regions(city, visible), city).astype(np.float32), tuple(columns)
 
 
 def spatial_statistics(city: City) -> tuple[Float[np.ndarray, "N E"], tuple[str, ...]]:
@@ -109,8 +88,7 @@ def spatial_statistics(city: City) -> tuple[Float[np.ndarray, "N E"], tuple[str,
     within_two = (hops <= 2).sum(axis=1) - 1
     columns = {
         "log_degree": np.log1p(degree) - np.log1p(degree).mean(),
-        "log_strength": np.log1p(weights.sum(axis=1))
-        - np.log1p(weights.sum(axis=1)).mean(),
+        "log_strength": np.log1p(weights.sum(axis=1)) - np.log1p(weights.sum(axis=1)).mean(),
         "clustering": triangles / np.maximum(degree * (degree - 1), 1),
         "log_mean_hops": np.log(hops.mean(axis=1)) - np.log(hops.mean(axis=1)).mean(),
         "share_within_two_hops": within_two / max(city.num_nodes - 1, 1),
@@ -134,17 +112,11 @@ def _correlation(x: np.ndarray, y: np.ndarray, lag: int) -> np.ndarray:
         return np.zeros(x.shape[1])
     later, earlier = x[lag:], y[: len(y) - lag]
     both = np.isfinite(later) & np.isfinite(earlier)
-    later = np.where(
-        both, later - _mean_of_observed(np.where(both, later, np.nan), 0), 0.0
-    )
-    earlier = np.where(
-        both, earlier - _mean_of_observed(np.where(both, earlier, np.nan), 0), 0.0
-    )
+    later = np.where(both, later - _mean_of_observed(np.where(both, later, np.nan), 0), 0.0)
+    earlier = np.where(both, earlier - _mean_of_observed(np.where(both, earlier, np.nan), 0), 0.0)
     power = np.sqrt((later**2).sum(axis=0) * (earlier**2).sum(axis=0))
     enough = (both.sum(axis=0) >= 4) & (power > 1e-9)
-    return np.where(
-        enough, (later * earlier).sum(axis=0) / np.where(enough, power, 1.0), 0.0
-    )
+    return np.where(enough, (later * earlier).sum(axis=0) / np.where(enough, power, 1.0), 0.0)
 
 
 def _neighbour_mean(city: City, x: np.ndarray) -> np.ndarray:
@@ -166,9 +138,7 @@ def _hops(linked: np.ndarray) -> np.ndarray:
     frontier, distance = np.eye(count, dtype=bool), 0
     while frontier.any():
         distance += 1
-        frontier = (
-            frontier.astype(np.float32) @ linked.astype(np.float32) > 0
-        ) & np.isinf(hops)
+        frontier = (frontier.astype(np.float32) @ linked.astype(np.float32) > 0) & np.isinf(hops)
         hops[frontier] = distance
     return np.where(np.isinf(hops), count, hops)
 

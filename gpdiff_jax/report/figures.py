@@ -26,9 +26,7 @@ _VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "grid", _SHADE: "shade"}
 ROLES = ("few-shot", "zero-shot", "baseline", "history", "other")
 """What a line stands for; its colour is the CSS variable --few-shot, --zero-shot and so on."""
 
-_ROLE_COLOURS = {
-    role: f"#010b{number:02x}" for number, role in enumerate(ROLES, start=1)
-}
+_ROLE_COLOURS = {role: f"#010b{number:02x}" for number, role in enumerate(ROLES, start=1)}
 _VARIABLES |= {colour: role for role, colour in _ROLE_COLOURS.items()}
 
 # Okabe and Ito's palette, which readers with any colour vision tell apart; markers differ as well.
@@ -91,9 +89,7 @@ class Curve:
     role: str = "other"
 
 
-def horizon_figure(
-    curves: Sequence[Curve], *, name: str, x_label: str, y_label: str, alt: str
-) -> str:
+def horizon_figure(curves: Sequence[Curve], *, name: str, x_label: str, y_label: str, alt: str) -> str:
     """Draws error against the horizon: the named roles in colour with a label at their end, the others in grey.
 
     Args:
@@ -121,11 +117,7 @@ def horizon_figure(
             )
         _label_ends(
             axes,
-            [
-                curve
-                for curve in curves
-                if curve.role != "other" and np.isfinite(curve.y[-1:]).all()
-            ],
+            [curve for curve in curves if curve.role != "other" and np.isfinite(curve.y[-1:]).all()],
         )
         axes.set_xlabel(x_label)
         axes.set_title(y_label, loc="left", fontsize=11, color=_MUTED)
@@ -166,9 +158,7 @@ def week_figure(
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(980, 200, left=46, right=12, top=22, bottom=26)
         for day in weekend_days:
-            axes.axvspan(
-                24.0 * day, 24.0 * (day + 1), color=_SHADE, linewidth=0, zorder=0
-            )
+            axes.axvspan(24.0 * day, 24.0 * (day + 1), color=_SHADE, linewidth=0, zorder=0)
         if spread is not None:
             low, high = forecast - 2 * spread, forecast + 2 * spread
             if np.nanmin(truth, initial=np.inf) >= 0:
@@ -183,9 +173,7 @@ def week_figure(
                 zorder=2,
             )
         axes.plot(hours, truth, color=_INK, linewidth=1.3, zorder=3)
-        axes.plot(
-            hours, forecast, color=_ROLE_COLOURS["few-shot"], linewidth=1.8, zorder=4
-        )
+        axes.plot(hours, forecast, color=_ROLE_COLOURS["few-shot"], linewidth=1.8, zorder=4)
         days = np.arange(len(day_labels))
         axes.set_xlim(24.0 * int(hours[0] // 24), 24.0 * len(day_labels))
         axes.set_xticks(24.0 * days + 12, day_labels)
@@ -222,9 +210,7 @@ def map_figure(
         An `<svg>` element.
     """
     known = np.isfinite(values)
-    limits = (
-        np.percentile(values[known], [2, 98]) if known.any() else np.array([0.0, 1.0])
-    )
+    limits = np.percentile(values[known], [2, 98]) if known.any() else np.array([0.0, 1.0])
     if diverging:
         limits = np.array([-1.0, 1.0]) * max(np.abs(limits).max(), 1e-9)
     elif limits[0] == limits[1]:
@@ -238,9 +224,7 @@ def map_figure(
         # One path with gaps: hundreds of separate lines would make the page heavy.
         gaps = np.full((len(segments), 1, 2), np.nan)
         path = np.concatenate([segments, gaps], axis=1).reshape(-1, 2)
-        axes.plot(
-            path[:, 0], path[:, 1], color=_MUTED, linewidth=0.7, alpha=0.45, zorder=1
-        )
+        axes.plot(path[:, 0], path[:, 1], color=_MUTED, linewidth=0.7, alpha=0.45, zorder=1)
         size = float(np.clip(9000.0 / max(len(values), 1), 14.0, 110.0))
         raster = len(values) > _RASTER_POINTS
         axes.scatter(
@@ -284,9 +268,7 @@ def map_figure(
         return _svg(figure, name, alt)
 
 
-def loss_figure(
-    curves: Sequence[Curve], *, name: str, title: str, x_label: str, alt: str
-) -> str:
+def loss_figure(curves: Sequence[Curve], *, name: str, title: str, x_label: str, alt: str) -> str:
     """Draws the losses of one stage, on a logarithmic axis where they span more than a factor of three.
 
     Args:
@@ -305,11 +287,7 @@ def loss_figure(
         lines = [colour for colour in _CATEGORIES if colour != "#d55e00"]
         for number, curve in enumerate(curves):
             x, y = _thin(curve.x, curve.y)
-            colour = (
-                lines[number % len(lines)]
-                if curve.role == "other"
-                else _ROLE_COLOURS[curve.role]
-            )
+            colour = lines[number % len(lines)] if curve.role == "other" else _ROLE_COLOURS[curve.role]
             marker = "o" if len(x) <= 12 else None
             axes.plot(
                 x,
@@ -320,16 +298,10 @@ def loss_figure(
                 markersize=4,
                 label=curve.label,
             )
-        values = (
-            np.concatenate([curve.y[np.isfinite(curve.y)] for curve in curves])
-            if curves
-            else np.zeros(0)
-        )
+        values = np.concatenate([curve.y[np.isfinite(curve.y)] for curve in curves]) if curves else np.zeros(0)
         if len(values) and values.min() > 0 and values.max() > 3 * values.min():
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(
-                matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0))
-            )
+            axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
             axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
@@ -455,9 +427,7 @@ def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(x) <= _CURVE_POINTS:
         return x, y
     parts = np.array_split(np.arange(len(x)), _CURVE_POINTS)
-    return np.array([x[part].mean() for part in parts]), np.array(
-        [y[part].mean() for part in parts]
-    )
+    return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
 
 
 def _shorten(text: str, length: int) -> str:

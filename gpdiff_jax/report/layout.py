@@ -19,9 +19,7 @@ def project_coordinates(
     return coordinates * np.array([np.cos(middle), 1.0])
 
 
-def graph_layout(
-    edges: Int[np.ndarray, "E 2"], regions: int
-) -> Float[np.ndarray, "R 2"]:
+def graph_layout(edges: Int[np.ndarray, "E 2"], regions: int) -> Float[np.ndarray, "R 2"]:
     """Lays out a graph so that distances on the plane resemble hop distances in the graph.
 
     Each connected part starts from classical scaling, the two leading eigenvectors of its double-centred squared hop
@@ -39,9 +37,7 @@ def graph_layout(
         InputError: an edge names a region that is not there.
     """
     if len(edges) and (edges.min() < 0 or edges.max() >= regions):
-        raise InputError(
-            f"`edges` name regions from {edges.min()} to {edges.max()}, but there are {regions} of them"
-        )
+        raise InputError(f"`edges` name regions from {edges.min()} to {edges.max()}, but there are {regions} of them")
     hops = _hop_distances(edges, regions)
     positions = np.zeros((regions, 2))
     parts: dict[int, list[int]] = {}
@@ -89,12 +85,7 @@ def _lay_out_part(hops: np.ndarray) -> np.ndarray:
     if count <= 2:
         return np.stack([np.arange(count, dtype=np.float64), np.zeros(count)], axis=1)
     squared = hops**2
-    centred = -0.5 * (
-        squared
-        - squared.mean(axis=0)
-        - squared.mean(axis=1, keepdims=True)
-        + squared.mean()
-    )
+    centred = -0.5 * (squared - squared.mean(axis=0) - squared.mean(axis=1, keepdims=True) + squared.mean())
     values, vectors = np.linalg.eigh(centred)
     leading = vectors[:, ::-1][:, :2]
     # An eigenvector's sign is arbitrary: fix it, or the map could flip between machines.
@@ -111,7 +102,5 @@ def _lay_out_part(hops: np.ndarray) -> np.ndarray:
         difference = positions[:, None, :] - positions[None, :, :]
         distance = np.maximum(np.sqrt((difference**2).sum(axis=-1)), 1e-9)
         pull = weights * hops / distance
-        positions = solve @ (
-            pull.sum(axis=1, keepdims=True) * positions - pull @ positions
-        )
+        positions = solve @ (pull.sum(axis=1, keepdims=True) * positions - pull @ positions)
     return positions

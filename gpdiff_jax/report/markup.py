@@ -51,20 +51,14 @@ def role_of(name: str, ranked: Sequence[str]) -> str:
 
 def is_number(value: Any) -> bool:
     """Returns whether a value of a file is a finite number."""
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    )
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def number(value: float | int) -> str:
     """Returns three significant digits, four from 100 on."""
     if value == 0:
         return "0"
-    return f"{value:.{max(1 if abs(value) < 1e4 else 0, 2 - math.floor(math.log10(abs(value))))}f}".replace(
-        "-", "−"
-    )
+    return f"{value:.{max(1 if abs(value) < 1e4 else 0, 2 - math.floor(math.log10(abs(value))))}f}".replace("-", "−")
 
 
 def percent_apart(value: float | int, reference: float | int) -> str:
@@ -79,9 +73,7 @@ def percent_apart(value: float | int, reference: float | int) -> str:
 
 def format_minutes(minutes: float | int) -> str:
     """Returns a time ahead in words: 90 is "90 minutes", 360 is "6 hours"."""
-    amount, word = (
-        (minutes, "minute") if minutes % 60 or minutes == 0 else (minutes / 60, "hour")
-    )
+    amount, word = (minutes, "minute") if minutes % 60 or minutes == 0 else (minutes / 60, "hour")
     return f"{amount:g} {word}{'' if amount == 1 else 's'}"
 
 
@@ -95,9 +87,7 @@ def missing(reason: str | None) -> str:
     return f'<p class="missing">Not shown: {escape(reason or "the run did not write it")}.</p>'
 
 
-def table(
-    head: Iterable[str], rows: Iterable[str], caption: str, *, box: str = ""
-) -> str:
+def table(head: Iterable[str], rows: Iterable[str], caption: str, *, box: str = "") -> str:
     """Returns a sortable table in a box that scrolls by itself; `rows` are finished `<tr>` elements."""
     heads = "".join(f'<th scope="col">{escape(text)}</th>' for text in head)
     return (
@@ -124,7 +114,5 @@ def keys(entries: Iterable[tuple[str, str]]) -> str:
     parts = []
     for role, words in entries:
         band, variable = (" band", "few-shot") if role == "band" else ("", role)
-        parts.append(
-            f'<span><i class="key{band}" style="--mark: var(--{variable})"></i>{escape(words)}</span>'
-        )
+        parts.append(f'<span><i class="key{band}" style="--mark: var(--{variable})"></i>{escape(words)}</span>')
     return f'<p class="keys">{"".join(parts)}</p>'

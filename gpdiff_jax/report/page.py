@@ -84,11 +84,7 @@ def render_report(run_dir: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def _page(results: Results) -> str:
-    css = (
-        importlib.resources.files("gpdiff_jax.report")
-        .joinpath("report.css")
-        .read_text(encoding="utf-8")
-    )
+    css = importlib.resources.files("gpdiff_jax.report").joinpath("report.css").read_text(encoding="utf-8")
     parts = [
         _header(results),
         _methods(results),
@@ -157,11 +153,7 @@ def _headline(results: Results) -> str:
         else "for " + metrics["target"]
     )
     days = metrics.get("support_days")
-    seen = (
-        f", after {days} visible day{'' if days == 1 else 's'}"
-        if days is not None
-        else ""
-    )
+    seen = f", after {days} visible day{'' if days == 1 else 's'}" if days is not None else ""
     opening = f"Forecasts {reach}{whom}{seen}."
     methods = metrics["methods"]
     ranked = markup.ranked_methods(methods)
@@ -181,9 +173,7 @@ def _headline(results: Results) -> str:
             )
         if "historical_average" in ranked and baselines[:1] != ["historical_average"]:
             past = methods["historical_average"]["mae_mean"]
-            margins.append(
-                f"{markup.percent_apart(error, past)} the historical average ({markup.number(past)})"
-            )
+            margins.append(f"{markup.percent_apart(error, past)} the historical average ({markup.number(past)})")
         return f"{opening} {sentence}{': ' if margins else ''}{' and '.join(margins)}."
     ours = next((name for name in ranked if markup.is_ours(name)), None)
     if ours is None:
@@ -211,11 +201,7 @@ def _tiles(methods: Mapping[str, Any], ranked: Sequence[str], unit: str) -> str:
             continue
         against = "the visible days' mean at the same time of day"
         if name != "historical_average":
-            past = (
-                methods["historical_average"]["mae_mean"]
-                if "historical_average" in ranked
-                else None
-            )
+            past = methods["historical_average"]["mae_mean"] if "historical_average" in ranked else None
             against = (
                 ""
                 if past is None
@@ -240,14 +226,8 @@ def _methods(results: Results) -> str:
         _method_table(metrics["methods"], "Errors of every method"),
     ]
     for channel, content in (metrics.get("channels") or {}).items():
-        parts.append(
-            f"<h3>Channel {escape(channel)}, in {escape(markup.unit_of({**metrics, **content}))}</h3>"
-        )
-        parts.append(
-            _method_table(
-                content["methods"], f"Errors of every method, channel {channel}"
-            )
-        )
+        parts.append(f"<h3>Channel {escape(channel)}, in {escape(markup.unit_of({**metrics, **content}))}</h3>")
+        parts.append(_method_table(content["methods"], f"Errors of every method, channel {channel}"))
     return "".join([*parts, "</section>"])
 
 
@@ -258,19 +238,11 @@ def _method_table(methods: Mapping[str, Any], caption: str) -> str:
     highest = max((methods[name]["mae_mean"] for name in ranked), default=1.0) or 1.0
     places = max(1, 2 - math.floor(math.log10(lowest))) if lowest > 0 else 3
     values = {name: dict(methods[name]) for name in names}
-    past = (
-        methods["historical_average"]["mae_mean"]
-        if "historical_average" in ranked
-        else None
-    )
+    past = methods["historical_average"]["mae_mean"] if "historical_average" in ranked else None
     if past:
         for name in ranked:
             values[name]["change"] = 100 * (methods[name]["mae_mean"] / past - 1)
-    columns = [
-        column
-        for column in _COLUMNS
-        if any(markup.is_number(values[name].get(column[0])) for name in names)
-    ]
+    columns = [column for column in _COLUMNS if any(markup.is_number(values[name].get(column[0])) for name in names)]
     rows = []
     for name in names:
         cells = []
@@ -282,9 +254,7 @@ def _method_table(methods: Mapping[str, Any], caption: str) -> str:
                     markup.role_of(name, ranked),
                 )
                 extra = f'<span class="bar" style="--share: {share:.1f}%; --bar: var(--{role})"></span>'
-            cells.append(
-                markup.cell(values[name].get(key), form or f".{places}f", extra)
-            )
+            cells.append(markup.cell(values[name].get(key), form or f".{places}f", extra))
         kinds = [
             kind
             for kind, yes in (
@@ -296,12 +266,8 @@ def _method_table(methods: Mapping[str, Any], caption: str) -> str:
         mark = f' class="{" ".join(kinds)}"' if kinds else ""
         label = escape(method_label(name))
         first = f'<th scope="row" data-value="{label}">{label}</th>'
-        rows.append(
-            f'<tr{mark} data-method="{escape(name)}">{first}{"".join(cells)}</tr>'
-        )
-    return markup.table(
-        ["Method", *(heading for _, heading, _ in columns)], rows, caption
-    )
+        rows.append(f'<tr{mark} data-method="{escape(name)}">{first}{"".join(cells)}</tr>')
+    return markup.table(["Method", *(heading for _, heading, _ in columns)], rows, caption)
 
 
 def _settings(results: Results) -> str:
@@ -321,21 +287,10 @@ def _settings(results: Results) -> str:
         flat: dict[str, Any] = {}
         for key, value in results.config.items():
             if isinstance(value, dict):
-                flat.update(
-                    {
-                        (name if key == "flags" else f"{key} · {name}"): item
-                        for name, item in value.items()
-                    }
-                )
+                flat.update({(name if key == "flags" else f"{key} · {name}"): item for name, item in value.items()})
             else:
                 flat[key] = value
-        words = {
-            key: ", ".join(map(str, value)) if isinstance(value, list) else value
-            for key, value in flat.items()
-        }
-        items = "".join(
-            f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>"
-            for key, value in words.items()
-        )
+        words = {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in flat.items()}
+        items = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in words.items())
         parts.append(f'<dl class="settings">{items}</dl>')
     return "".join([*parts, "</section>"])

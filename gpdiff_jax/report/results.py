@@ -49,9 +49,7 @@ class Results:
 
     metrics: dict[str, Any]
     config: dict[str, Any] | None
-    regions: (
-        list[dict[str, Any]] | None
-    )  # the rows of regions.csv, numbers as floats, None for an empty cell
+    regions: list[dict[str, Any]] | None  # the rows of regions.csv, numbers as floats, None for an empty cell
     forecasts: Forecasts | None
     atlas: Atlas | None
     log: list[dict[str, Any]] | None
@@ -104,19 +102,13 @@ def _read_regions(path: pathlib.Path) -> list[dict[str, Any]]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
-    absent = [
-        column for column in REGION_COLUMNS if column not in (reader.fieldnames or ())
-    ]
+    absent = [column for column in REGION_COLUMNS if column not in (reader.fieldnames or ())]
     if absent:
         raise InputError(f"no column {absent[0]!r}")
     words = {"region", "channel", "method", "note"}
     return [
         {
-            column: (row[column] or "")
-            if column in words
-            else float(row[column])
-            if row[column]
-            else None
+            column: (row[column] or "") if column in words else float(row[column]) if row[column] else None
             for column in REGION_COLUMNS
         }
         for row in rows
@@ -128,31 +120,19 @@ def _read_forecasts(path: pathlib.Path) -> Forecasts:
         arrays = {name: file[name] for name in file.files}
     truth = arrays["truth"]
     starts, nodes = arrays["window_start"], arrays["node_ids"]
-    if (
-        truth.ndim != 3
-        or starts.shape != truth.shape[:1]
-        or nodes.shape != truth.shape[1:2]
-    ):
-        raise InputError(
-            f"truth {truth.shape}, window_start {starts.shape} and node_ids {nodes.shape} do not fit"
-        )
-    methods = [
-        name for name in arrays if name not in ("truth", "window_start", "node_ids")
-    ]
+    if truth.ndim != 3 or starts.shape != truth.shape[:1] or nodes.shape != truth.shape[1:2]:
+        raise InputError(f"truth {truth.shape}, window_start {starts.shape} and node_ids {nodes.shape} do not fit")
+    methods = [name for name in arrays if name not in ("truth", "window_start", "node_ids")]
     for name in methods:
         if arrays[name].shape != truth.shape:
-            raise InputError(
-                f"{name} {arrays[name].shape} and truth {truth.shape} do not fit"
-            )
+            raise InputError(f"{name} {arrays[name].shape} and truth {truth.shape} do not fit")
     means = {name: arrays[name] for name in methods if not name.endswith("_std")}
     return Forecasts(
         window_start=tuple(map(str, starts)),
         node_ids=tuple(map(str, nodes)),
         truth=truth,
         means=means,
-        spreads={
-            name: arrays[f"{name}_std"] for name in means if f"{name}_std" in arrays
-        },
+        spreads={name: arrays[f"{name}_std"] for name in means if f"{name}_std" in arrays},
     )
 
 
@@ -161,18 +141,14 @@ def _read_atlas(path: pathlib.Path) -> Atlas:
         arrays: Mapping[str, np.ndarray] = {name: file[name] for name in file.files}
     coordinates = None
     if "latitude" in arrays and "longitude" in arrays:
-        coordinates = np.stack(
-            [arrays["longitude"], arrays["latitude"]], axis=1
-        ).astype(np.float64)
+        coordinates = np.stack([arrays["longitude"], arrays["latitude"]], axis=1).astype(np.float64)
     edges = np.stack([arrays["senders"], arrays["receivers"]], axis=1)
     zoo, city = arrays["zoo_projection"], arrays["zoo_city"]
     for name in ("zoo_projection", "generated_projection", "base_projection"):
         if arrays[name].ndim != 2 or arrays[name].shape[1] != 2:
             raise InputError(f"{name} {arrays[name].shape} must be [any, 2]")
     if len(zoo) != len(city):
-        raise InputError(
-            f"zoo_projection {zoo.shape} and zoo_city {city.shape} do not fit"
-        )
+        raise InputError(f"zoo_projection {zoo.shape} and zoo_city {city.shape} do not fit")
     variance = arrays["projection_variance"].astype(np.float64)
     if variance.shape != (2,):
         raise InputError(f"projection_variance {variance.shape} must be [2]")

@@ -67,20 +67,12 @@ def _horizon(results: Results) -> str:
         curves = []
         for name in ranked:
             values = methods[name].get(key)
-            if (
-                isinstance(values, list)
-                and len(values) == len(x)
-                and any(map(markup.is_number, values))
-            ):
+            if isinstance(values, list) and len(values) == len(x) and any(map(markup.is_number, values)):
                 y = np.array(
                     [value if markup.is_number(value) else np.nan for value in values],
                     np.float64,
                 )
-                curves.append(
-                    figures.Curve(
-                        method_label(name), x, y, markup.role_of(name, ranked)
-                    )
-                )
+                curves.append(figures.Curve(method_label(name), x, y, markup.role_of(name, ranked)))
         if curves:
             unit = markup.unit_of(results.metrics)
             drawing = figures.horizon_figure(
@@ -98,13 +90,9 @@ def _horizon(results: Results) -> str:
             )
     if not drawn:
         return markup.missing("no method has errors by horizon")
-    roles = {
-        markup.role_of(name, ranked): method_label(name) for name in reversed(ranked)
-    }
+    roles = {markup.role_of(name, ranked): method_label(name) for name in reversed(ranked)}
     entries = [
-        (role, "every other method" if role == "other" else roles[role])
-        for role in figures.ROLES
-        if role in roles
+        (role, "every other method" if role == "other" else roles[role]) for role in figures.ROLES if role in roles
     ]
     return f"{markup.keys(entries)}<div class='figures'>{''.join(drawn)}</div>"
 
@@ -129,11 +117,7 @@ def _weeks(results: Results) -> str:
         f"{escape(track.words)}{' Weekends are shaded.' if track.weekend_days else ''}</p>",
         markup.keys(
             [("ink", "truth"), ("few-shot", method_label(method))]
-            + (
-                [("band", "two standard deviations of the samples")]
-                if method in forecasts.spreads
-                else []
-            )
+            + ([("band", "two standard deviations of the samples")] if method in forecasts.spreads else [])
         ),
     ]
     for number, (title, quantile) in enumerate(_QUANTILES):
@@ -163,9 +147,7 @@ def _weeks(results: Results) -> str:
 class _Track:
     """Follows one forecast per time through the overlapping windows of the test period, for a week."""
 
-    def __init__(
-        self, forecasts: Forecasts, horizon_minutes: Sequence[float | int]
-    ) -> None:
+    def __init__(self, forecasts: Forecasts, horizon_minutes: Sequence[float | int]) -> None:
         steps = forecasts.truth.shape[2]
         interval = float(horizon_minutes[0]) if horizon_minutes else 60.0
         starts, first_day = _start_minutes(forecasts.window_start, interval)
@@ -193,12 +175,8 @@ class _Track:
             self._leads[inside],
         )
         self._breaks = np.flatnonzero(np.diff(hours) * 60.0 > 1.5 * interval) + 1
-        self.hours = np.insert(
-            hours, self._breaks, hours[self._breaks - 1] + interval / 120.0
-        )
-        observed = np.asarray(np.isfinite(forecasts.truth).any(axis=1))[
-            self._windows, self._leads
-        ]
+        self.hours = np.insert(hours, self._breaks, hours[self._breaks - 1] + interval / 120.0)
+        observed = np.asarray(np.isfinite(forecasts.truth).any(axis=1))[self._windows, self._leads]
         self.city_observed = np.insert(observed, self._breaks, False)
         days = range(int(self.hours[-1] // 24) + 1)
         if first_day is None:
@@ -217,9 +195,7 @@ class _Track:
         )
 
 
-def _start_minutes(
-    window_start: Sequence[str], interval: float
-) -> tuple[np.ndarray, datetime.date | None]:
+def _start_minutes(window_start: Sequence[str], interval: float) -> tuple[np.ndarray, datetime.date | None]:
     """Returns the windows' starts in minutes since the first day's midnight, and that day if the calendar is known."""
     try:
         times = [datetime.datetime.fromisoformat(text) for text in window_start]
@@ -231,29 +207,21 @@ def _start_minutes(
         )
         return (numbers - numbers.min()) * interval, None
     midnight = min(times).replace(hour=0, minute=0, second=0, microsecond=0)
-    return np.array(
-        [(time - midnight).total_seconds() / 60.0 for time in times]
-    ), midnight.date()
+    return np.array([(time - midnight).total_seconds() / 60.0 for time in times]), midnight.date()
 
 
 def _relative_errors(forecasts: Forecasts, method: str) -> np.ndarray:
     """Returns each region's absolute error over its absolute truth, both summed; NaN where that says nothing."""
     observed = np.isfinite(forecasts.truth)
-    error = np.where(
-        observed, np.abs(forecasts.means[method] - forecasts.truth), 0.0
-    ).sum(axis=(0, 2), dtype=np.float64)
-    size = np.where(observed, np.abs(forecasts.truth), 0.0).sum(
+    error = np.where(observed, np.abs(forecasts.means[method] - forecasts.truth), 0.0).sum(
         axis=(0, 2), dtype=np.float64
     )
+    size = np.where(observed, np.abs(forecasts.truth), 0.0).sum(axis=(0, 2), dtype=np.float64)
     return np.where(size > 0, error / np.where(size > 0, size, 1.0), np.nan)
 
 
 def _chosen_method(names: Mapping[str, Any]) -> str | None:
-    return (
-        "gpdiff_few_shot"
-        if "gpdiff_few_shot" in names
-        else next(iter(sorted(names)), None)
-    )
+    return "gpdiff_few_shot" if "gpdiff_few_shot" in names else next(iter(sorted(names)), None)
 
 
 def _places(results: Results) -> str:
@@ -266,29 +234,17 @@ def _places(results: Results) -> str:
         if row["channel"] == channels[0] and row["mae"] is not None:
             errors[row["method"]][row["region"]] = row["mae"]
     # The forecasts name every region in the order of the map; the table alone must do where they are absent.
-    regions = list(
-        results.forecasts.node_ids
-        if results.forecasts
-        else dict.fromkeys(row["region"] for row in rows)
-    )
+    regions = list(results.forecasts.node_ids if results.forecasts else dict.fromkeys(row["region"] for row in rows))
     ranked = markup.ranked_methods(results.metrics["methods"])
     method = _chosen_method({name: None for name in ranked if markup.is_ours(name)})
     if method is None or not regions:
         return markup.missing("regions.csv holds no error of GPDiff")
     rival = markup.best_baseline(ranked)
-    remark = (
-        f" Of several channels, this is {channels[0]}." if len(channels) > 1 else ""
-    )
-    parts = [
-        f"<p>The error of {escape(method_label(method))} in every region.{escape(remark)}</p>"
-    ]
+    remark = f" Of several channels, this is {channels[0]}." if len(channels) > 1 else ""
+    parts = [f"<p>The error of {escape(method_label(method))} in every region.{escape(remark)}</p>"]
     parts.append(_maps(results, regions, errors, method, rival))
     shown = [
-        name
-        for name in dict.fromkeys(
-            (method, "gpdiff_zero_shot", rival, "historical_average")
-        )
-        if name in errors
+        name for name in dict.fromkeys((method, "gpdiff_zero_shot", rival, "historical_average")) if name in errors
     ]
     parts.append(_region_table(rows, channels[0], errors, shown))
     return "".join(parts)
@@ -309,9 +265,7 @@ def _maps(
         atlas.coordinates is not None and len(atlas.coordinates) == len(regions),
     )
     if len(edges) and edges.max() >= len(regions):
-        return markup.missing(
-            f"report.npz and regions.csv differ in the number of regions ({len(regions)})"
-        )
+        return markup.missing(f"report.npz and regions.csv differ in the number of regions ({len(regions)})")
     if located and atlas.coordinates is not None:
         positions, words = (
             layout.project_coordinates(atlas.coordinates),
@@ -340,9 +294,7 @@ def _maps(
     ]
     if rival is not None and rival in errors:
         other = np.array([errors[rival].get(region, np.nan) for region in regions])
-        change = 100.0 * np.where(
-            other > 0, own / np.where(other > 0, other, 1.0) - 1.0, np.nan
-        )
+        change = 100.0 * np.where(other > 0, own / np.where(other > 0, other, 1.0) - 1.0, np.nan)
         known = np.isfinite(change)
         wins = int((change[known] < 0).sum())
         drawn.append(
@@ -394,9 +346,7 @@ def _training(results: Results) -> str:
         if stage == "adapt":
             curves = _adapt_curves(records)
         else:
-            curves = [
-                _curve(records, metric, metric.replace("_", " ")) for metric in metrics
-            ]
+            curves = [_curve(records, metric, metric.replace("_", " ")) for metric in metrics]
         curves = [curve for curve in curves if len(curve.x)]
         if not curves:
             continue
@@ -416,40 +366,25 @@ def _training(results: Results) -> str:
     return f"<div class='figures'>{''.join(drawn)}</div>"
 
 
-def _curve(
-    records: Sequence[Mapping[str, Any]], metric: str, label: str, role: str = "other"
-) -> figures.Curve:
+def _curve(records: Sequence[Mapping[str, Any]], metric: str, label: str, role: str = "other") -> figures.Curve:
     """Returns a metric over the steps; several records of one step (a resumed run, several chunks) are averaged."""
     values: dict[float, list[float]] = defaultdict(list)
     for record in records:
         step, value = record.get("chunk", record.get("step")), record.get(metric)
-        if (
-            isinstance(step, int)
-            and isinstance(value, (int, float))
-            and markup.is_number(value)
-        ):
+        if isinstance(step, int) and isinstance(value, (int, float)) and markup.is_number(value):
             values[float(step)].append(float(value))
     x = sorted(values)
-    return figures.Curve(
-        label, np.array(x), np.array([np.mean(values[step]) for step in x]), role
-    )
+    return figures.Curve(label, np.array(x), np.array([np.mean(values[step]) for step in x]), role)
 
 
 def _adapt_curves(records: Sequence[Mapping[str, Any]]) -> list[figures.Curve]:
-    runs: dict[str, dict[Any, list[Mapping[str, Any]]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
+    runs: dict[str, dict[Any, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        runs[str(record.get("method", "all methods"))][
-            str(record.get("learning_rate"))
-        ].append(record)
+        runs[str(record.get("method", "all methods"))][str(record.get("learning_rate"))].append(record)
     curves = []
     for method, by_rate in runs.items():
         role = "few-shot" if markup.is_ours(method) else "other"
-        tried = [
-            _curve(found, "validation_loss", method_label(method), role)
-            for found in by_rate.values()
-        ]
+        tried = [_curve(found, "validation_loss", method_label(method), role) for found in by_rate.values()]
         tried = [curve for curve in tried if len(curve.x)]
         if tried:
             curves.append(min(tried, key=lambda curve: float(curve.y.min())))
@@ -465,10 +400,7 @@ def _parameters(results: Results) -> str:
     if not len(atlas.zoo_projection):
         return markup.missing("report.npz holds no harvested parameters")
     cities = np.array(atlas.zoo_city)
-    zoo = {
-        str(city): atlas.zoo_projection[cities == city]
-        for city in dict.fromkeys(atlas.zoo_city)
-    }
+    zoo = {str(city): atlas.zoo_projection[cities == city] for city in dict.fromkeys(atlas.zoo_city)}
     share = 100 * sum(atlas.projection_variance)
     drawing = figures.projection_figure(
         zoo,

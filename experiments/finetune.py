@@ -1,0 +1,27 @@
+"""Fine-tunes every few-shot method on the target's support days; leaves their test forecasts in the output folder.
+
+The fourth stage of `python -m experiments.transfer`, with the same flags and the same folder; runs what comes before
+where the folder does not hold it.
+
+    python -m experiments.finetune --data_dir DIR --sources a,b --target c --out_dir runs/c
+"""
+
+from experiments import command_line
+from experiments.stages import METHODS, Run, method_forecast, stage_main
+
+
+def show(run: Run) -> None:
+    """Fine-tunes what the folder does not hold yet, and prints what the validation day chose."""
+    for method in METHODS:
+        if not method.endswith("_few_shot") and method != "target_only":
+            continue
+        for channel, city in enumerate(run.target_cities):
+            result = method_forecast(run, channel, method)
+            print(
+                f"{city.name} {method}: learning rate {result.learning_rate}, {result.steps} steps, "
+                f"validation MAE {result.validation_mae}"
+            )
+
+
+if __name__ == "__main__":
+    command_line.run(stage_main(show))

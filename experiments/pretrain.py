@@ -1,0 +1,20 @@
+"""Pre-trains the parameter generator on the zoo; leaves the hypernetwork in the output folder.
+
+The second stage of `python -m experiments.transfer`, with the same flags and the same folder; harvests first where the
+folder holds no zoo.
+
+    python -m experiments.pretrain --data_dir DIR --sources a,b --target c --out_dir runs/c
+"""
+
+from experiments import command_line
+from experiments.stages import Run, stage_main
+
+
+def show(run: Run) -> None:
+    """Trains what the folder does not hold yet, and prints what the generator is."""
+    print(run.hypernetwork.summary())
+    print(run.folder / "hypernetwork")
+
+
+if __name__ == "__main__":
+    command_line.run(stage_main(show))

@@ -124,9 +124,9 @@ def _forecast_arrays(run: Run, results: dict[str, list[MethodForecast]], truth: 
 
 def _report_arrays(run: Run) -> dict[str, np.ndarray]:
     """Where regions lie, and the first two principal components of the zoo with what was generated among them."""
-    city, layout = run.target_cities[0], run.hypernetwork.layout
-    scaler = run.hypernetwork.scaler
-    spread, base = np.asarray(scaler.std), np.asarray(scaler.base)
+    city, layout = run.target_cities[0], run.hypernetwork.codec.layout
+    codec = run.hypernetwork.codec
+    spread, base = np.asarray(codec.spread), np.asarray(codec.base)
     zoo = ((zoo_tokens(run.zoo, layout)[:, 0] - base) / spread).reshape(run.zoo.num_regions, -1)
     centre = zoo.mean(axis=0)
     _, singular, axes = np.linalg.svd(zoo - centre, full_matrices=False)

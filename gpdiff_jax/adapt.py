@@ -1,6 +1,6 @@
 """In: a start for every region of a target city, and its support days. Out: fine-tuned parameters.
 
-Every method is tuned alike: learning rate and number of steps are the pair with the lowest error on the validation day.
+Every method is tuned alike: learning rate and number of steps are chosen on the validation day, by one rule.
 """
 
 import dataclasses
@@ -211,6 +211,40 @@ def forecast_rows(
     return jax.lax.map(forecast, (params, regions))
 
 
+def choose_adaptation(
+    errors: Float[np.ndarray, "rates X evaluations"], count: Float[np.ndarray, " X"], config: AdaptConfig
+) -> tuple[Float[np.ndarray, "rates evaluations"], int, int]:
+    """Chooses the least fine-tuning that the validation day cannot tell from the best.
+
+    A validation day says nothing of days unlike it (a weekend, say), and every step may spoil what the start knew of
+    them. So the one-standard-error rule holds (Breiman et al., "Classification and Regression Trees", 1984, 3.4.3):
+    of all choices whose error is within one standard error of the lowest, the one that goes least far from the start,
+    that is with the smallest learning rate x steps.
+
+    Args:
+      errors: sums of absolute errors of every row after every evaluation, for every learning rate.
+      count: observed readings behind each row's sums.
+      config: the choices.
+
+    Returns:
+      The city's mean error [rates, evaluations], and the indices of the chosen rate and evaluation.
+    """
+    seen = count > 0
+    total = max(count.sum(), 1.0)
+    curves = errors.sum(axis=1) / total
+    curves = np.where(np.isfinite(curves), curves, np.inf)
+    best_rate, best_evaluation = np.unravel_index(np.argmin(curves), curves.shape)
+    # The mean is a ratio of sums over rows; its standard error by linearisation.
+    residual = errors[best_rate, seen, best_evaluation] - curves[best_rate, best_evaluation] * count[seen]
+    standard_error = np.sqrt(np.square(residual).sum()) / total
+    travelled = np.outer(config.learning_rates, np.arange(curves.shape[1]))
+    eligible = curves <= curves.min() + standard_error
+    # Equal ways from the start (zero steps at any rate) go to the lower error.
+    order = np.lexsort((curves.ravel(), np.where(eligible, travelled, np.inf).ravel()))
+    rate, evaluation = np.unravel_index(order[0], curves.shape)
+    return curves, int(rate), int(evaluation)
+
+
 def adapt(
     model: Model,
     config: AdaptConfig,
@@ -241,30 +275,17 @@ def adapt(
     rows = slice(0, choose_on)
     if len(target.adaptation_starts) == 0 or len(target.validation_starts) == 0:
         return Adapted(params, None, 0, None, np.zeros((0, 0)))
-    curves = []
+    sums = []
     for done, rate in enumerate(config.learning_rates, 1):
-        errors, count = trace_validation(
-            model,
-            config,
-            target,
-            jax.tree.map(lambda leaf: leaf[rows], params),
-            regions[rows],
-            jnp.asarray(rate),
-            key=key,
-        )
-        curves.append(np.asarray(errors, np.float64).sum(axis=0) / max(float(count.sum()), 1.0))
+        shown = jax.tree.map(lambda leaf: leaf[rows], params)
+        errors, count = trace_validation(model, config, target, shown, regions[rows], jnp.asarray(rate), key=key)
+        sums.append((np.asarray(errors, np.float64), np.asarray(count, np.float64)))
         if progress:
-            progress(
-                done,
-                {"learning_rate": rate, "validation_loss": float(curves[-1].min())},
-            )
-    table = np.stack(curves)
-    table = np.where(np.isfinite(table), table, np.inf)
-    best_rate, best_evaluation = np.unravel_index(np.argmin(table), table.shape)
-    rate, steps = (
-        config.learning_rates[best_rate],
-        int(best_evaluation) * config.evaluate_every,
-    )
+            city = sums[-1][0].sum(axis=0) / max(sums[-1][1].sum(), 1.0)
+            progress(done, {"learning_rate": rate, "validation_loss": float(city.min())})
+    errors, count = np.stack([errors for errors, _ in sums]), sums[0][1]
+    curves, best_rate, best_evaluation = choose_adaptation(errors, count, config)
+    rate, steps = config.learning_rates[best_rate], best_evaluation * config.evaluate_every
     starts = target.support_starts if config.refit else target.adaptation_starts
     tuned = fine_tune(
         model,
@@ -277,4 +298,4 @@ def adapt(
         jnp.asarray(steps),
         key=key,
     )
-    return Adapted(tuned, rate, steps, float(table.min()), table)
+    return Adapted(tuned, rate, steps, float(curves[best_rate, best_evaluation]), curves)

@@ -33,7 +33,8 @@ class HarvestConfig:
     `init` says where a region starts: "pooled" the base trained on all regions, "shared" one random draw for all,
     "random" a draw of its own. `regions_per_batch` regions are trained side by side: 1 suits a CPU's cache, many an
     accelerator. A region stops after `patience` evaluations without a better validation error and keeps its best
-    `snapshots`.
+    `snapshots`. What is evaluated and kept is a running average of the parameters over about 1 / (1 - `averaging`)
+    steps.
     """
 
     init: str = "pooled"
@@ -43,6 +44,7 @@ class HarvestConfig:
     evaluate_every: int = 40
     patience: int = 2
     snapshots: int = 3
+    averaging: float = 0.97
     regions_per_batch: int = 1
 
     def __post_init__(self) -> None:
@@ -52,6 +54,8 @@ class HarvestConfig:
             value = getattr(self, field.name)
             if field.name != "init" and value <= 0:
                 raise InputError(f"`{field.name}` must be above 0, got {value}")
+        if not self.averaging < 1:
+            raise InputError(f"`averaging` must be below 1, got {self.averaging}")
         if self.snapshots > self.steps // self.evaluate_every:
             raise InputError(
                 f"`snapshots` (={self.snapshots}) is more than the {self.steps // self.evaluate_every} "
@@ -97,22 +101,26 @@ def make_region_trainer(
             )
 
         def update(carry: tuple, index: jax.Array) -> tuple:
-            params, opt_state = carry
+            params, average, opt_state = carry
             grads = jax.grad(loss_fn)(params, jax.random.fold_in(region_key, index))
             updates, opt_state = optimiser.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), None
+            params = optax.apply_updates(params, updates)
+            # What the last few batches happened to hold is noise to the generator.
+            average = optax.incremental_update(params, average, 1.0 - config.averaging)
+            return (params, average, opt_state), None
 
         def unfinished(carry: tuple) -> jax.Array:
             step, stale, *_ = carry
             return (step < config.steps) & ((stale < config.patience) | (kept_so_far(carry) < config.snapshots))
 
         def kept_so_far(carry: tuple) -> jax.Array:
-            return jnp.isfinite(carry[5]).sum()
+            return jnp.isfinite(carry[4]).sum()
 
         def advance(carry: tuple) -> tuple:
-            step, stale, params, opt_state, kept, errors, steps = carry
+            step, stale, training, kept, errors, steps = carry
             indices = step + jnp.arange(config.evaluate_every)
-            (params, opt_state), _ = jax.lax.scan(update, (params, opt_state), indices)
+            training, _ = jax.lax.scan(update, training, indices)
+            params = training[1]
             step = step + config.evaluate_every
             error = validation_error(model, params, sources, region)
             stale = jnp.where(error < errors.min(), 0, stale + 1)
@@ -125,7 +133,7 @@ def make_region_trainer(
             )
             errors = jnp.where(better, errors.at[worst].set(error), errors)
             steps = jnp.where(better, steps.at[worst].set(step), steps)
-            return step, stale, params, opt_state, kept, errors, steps
+            return step, stale, training, kept, errors, steps
 
         kept = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (config.snapshots, *leaf.shape)), start)
         empty = (
@@ -133,7 +141,7 @@ def make_region_trainer(
             jnp.zeros((config.snapshots,), jnp.int32),
         )
         zero = jnp.zeros((), jnp.int32)
-        carry = (zero, zero, start, optimiser.init(start), kept, *empty)
+        carry = (zero, zero, (start, start, optimiser.init(start)), kept, *empty)
         *_, kept, errors, steps = jax.lax.while_loop(unfinished, advance, carry)
         order = jnp.argsort(errors)
         start_error = validation_error(model, start, sources, region)

@@ -13,11 +13,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gpdiff_jax.checkpoint import load_arrays, save_arrays
+from gpdiff_jax.codec import Codec, encode_zoo, fit_codec
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise
 from gpdiff_jax.diffusion.samplers import ddim, guided
 from gpdiff_jax.diffusion.training import (
     PretrainConfig,
-    ZooTokens,
+    ZooCodes,
     held_out_regions,
     train_denoiser,
 )
@@ -30,16 +31,7 @@ from gpdiff_jax.prompts.prompt import (
     scale_prompts,
 )
 from gpdiff_jax.sources import DataConfig
-from gpdiff_jax.tokens import (
-    TokenLayout,
-    TokenScaler,
-    denormalise,
-    fit_scaler,
-    from_tokens,
-    make_layout,
-    normalise,
-    to_tokens,
-)
+from gpdiff_jax.tokens import TokenLayout, from_tokens, make_layout, to_tokens
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo import ParameterZoo
 
@@ -73,15 +65,14 @@ class RegionParameters:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Hypernetwork:
-    """Everything that a new city needs: the denoiser, the tokens' layout and scale, the prompts' scale, the base."""
+    """Everything that a new city needs: the denoiser, the codec with the base, the scale of the prompts."""
 
     model_name: str
     sizes: ModelSizes
     data: DataConfig
     denoiser_config: DenoiserConfig
     variables: dict
-    layout: TokenLayout
-    scaler: TokenScaler
+    codec: Codec
     prompt_scaler: PromptScaler
     prompt_names: tuple[str, ...]
 
@@ -93,7 +84,7 @@ class Hypernetwork:
     @property
     def base(self) -> Params:
         """Parameters of the pooled base, which every generated vector differs from."""
-        return from_tokens(self.layout, self.scaler.base)
+        return from_tokens(self.codec.layout, self.codec.base)
 
     def generate(self, prompts: Prompts, *, key: Key, config: GenerateConfig = GenerateConfig()) -> RegionParameters:
         """Draws parameters for every region from its prompt.
@@ -112,25 +103,25 @@ class Hypernetwork:
         if prompts.names != self.prompt_names:
             odd = sorted(set(prompts.names) ^ set(self.prompt_names))
             raise InputError(f"the prompts and the generator differ in {odd[:3]}; make the prompts with this version")
-        denoiser = Denoiser(self.denoiser_config, self.layout.layer_of_token, self.layout.width)
+        denoiser = Denoiser(self.denoiser_config, self.codec.layer_of_code, self.codec.mask().shape[1])
         told = scale_prompts(prompts, self.prompt_scaler)[0]
-        mask = jnp.asarray(self.layout.mask())
+        mask = jnp.asarray(self.codec.mask())
         sample = partial(_sample, denoiser, config.steps, config.guidance, self.variables, mask, told)
-        tokens = jax.lax.map(
+        codes = jax.lax.map(
             lambda index: sample(jax.random.fold_in(key, index)),
             jnp.arange(config.samples),
         )
-        back = jax.vmap(jax.vmap(partial(from_tokens, self.layout)))
-        return RegionParameters(back(denormalise(self.scaler, tokens)), self.model_name, self.data)
+        return RegionParameters(jax.vmap(jax.vmap(self.codec.params))(codes), self.model_name, self.data)
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes the generator into a folder, whole or not at all."""
         arrays = {
             "variables": self.variables,
-            "tokens": {
-                "base": self.scaler.base,
-                "mean": self.scaler.mean,
-                "std": self.scaler.std,
+            "codec": {
+                "base": self.codec.base,
+                "mean": self.codec.mean,
+                "spread": self.codec.spread,
+                "basis": {str(layer): rows for layer, rows in enumerate(self.codec.basis)},
             },
             "prompts": {"mean": self.prompt_scaler.mean, "std": self.prompt_scaler.std},
             "base": self.base,
@@ -141,7 +132,8 @@ class Hypernetwork:
             "sizes": self.sizes._asdict(),
             "data": dataclasses.asdict(self.data),
             "denoiser": dataclasses.asdict(self.denoiser_config),
-            "token_width": self.layout.width,
+            "token_width": self.codec.layout.width,
+            "components": len(self.codec.basis),
             "prompt_names": self.prompt_names,
         }
         save_arrays(pathlib.Path(folder), arrays, facts)
@@ -155,14 +147,20 @@ class Hypernetwork:
         """
         arrays, facts = load_arrays(pathlib.Path(folder), _FORMAT, "hypernetwork")
         arrays = jax.tree.map(jnp.asarray, arrays)
+        codec = arrays["codec"]
         return cls(
             model_name=facts["model"],
             sizes=ModelSizes(**facts["sizes"]),
             data=DataConfig(**facts["data"]),
             denoiser_config=DenoiserConfig(**facts["denoiser"]),
             variables=arrays["variables"],
-            layout=make_layout(arrays["base"], facts["token_width"]),
-            scaler=TokenScaler(**arrays["tokens"]),
+            codec=Codec(
+                base=codec["base"],
+                mean=codec["mean"],
+                spread=codec["spread"],
+                basis=tuple(codec["basis"][str(layer)] for layer in range(facts["components"])),
+                layout=make_layout(arrays["base"], facts["token_width"]),
+            ),
             prompt_scaler=PromptScaler(**arrays["prompts"]),
             prompt_names=tuple(facts["prompt_names"]),
         )
@@ -173,9 +171,9 @@ class Hypernetwork:
         return json.dumps(
             {
                 "model": self.model_name,
-                "model_parameters": int(self.layout.mask().sum()),
-                "tokens": [self.layout.num_tokens, self.layout.width],
-                "layers": list(self.layout.layers),
+                "model_parameters": int(self.codec.layout.mask().sum()),
+                "tokens": [self.codec.layout.num_tokens, self.codec.layout.width],
+                "layers": list(self.codec.layout.layers),
                 "denoiser_parameters": count,
                 "prompt_width": len(self.prompt_names),
                 "covariates": self.data.covariates,
@@ -243,18 +241,16 @@ def pretrain(
         raise InputError("the zoo has no sources attached; load it with `load_zoo(folder, sources)`")
     if zoo.names != sources.names:
         raise InputError("the zoo and the source cities name different regions; harvest again from these cities")
-    layout = make_layout(zoo.base, config.token_width)
+    layout = make_layout(zoo.base, config.codec.token_width)
     tokens = zoo_tokens(zoo, layout)
-    base = np.asarray(to_tokens(layout, zoo.base))
     odds = 1.0 / np.bincount(zoo.city_index)[zoo.city_index]
-    snapshots = tokens.shape[1]
-    differences = (tokens - base).reshape(-1, *base.shape)
-    scaler = fit_scaler(layout, zoo.base, differences, np.repeat(odds, snapshots))
+    flat, weights = tokens.reshape(-1, *tokens.shape[2:]), np.repeat(odds, tokens.shape[1])
+    codec = fit_codec(layout, np.asarray(to_tokens(layout, zoo.base)), flat, weights, config.codec.components)
     held_key, train_key = jax.random.split(key)
     held_out = held_out_regions(sources, config.held_out_share, key=held_key)
     prompt_scaler = fit_prompt_scaler(zoo.prompts, zoo.city_index)
-    training_set = ZooTokens(
-        x0=normalise(scaler, jnp.asarray(tokens)),
+    training_set = ZooCodes(
+        x0=encode_zoo(codec, jnp.asarray(tokens)),
         prompts=scale_prompts(zoo.prompts, prompt_scaler),
         odds=jnp.asarray(np.where(held_out, 0.0, odds), jnp.float32),
     )
@@ -263,8 +259,7 @@ def pretrain(
         model,
         sources,
         training_set,
-        layout,
-        scaler,
+        codec,
         held_out,
         config,
         key=train_key,
@@ -276,8 +271,7 @@ def pretrain(
         data=sources.config,
         denoiser_config=config.denoiser,
         variables=variables,
-        layout=layout,
-        scaler=scaler,
+        codec=codec,
         prompt_scaler=prompt_scaler,
         prompt_names=zoo.prompts.names,
     )

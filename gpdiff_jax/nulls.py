@@ -28,8 +28,8 @@ def ridge_hypernetwork(zoo: ParameterZoo, hypernetwork: Hypernetwork, prompts: P
     Returns:
       Parameters of the target regions, leaves [R, ...], and the penalty.
     """
-    layout = hypernetwork.layout
-    base = np.asarray(hypernetwork.scaler.base).reshape(-1)
+    layout = hypernetwork.codec.layout
+    base = np.asarray(hypernetwork.codec.base).reshape(-1)
     differences = zoo_tokens(zoo, layout)[:, 0].reshape(zoo.num_regions, -1) - base
     scaler = fit_prompt_scaler(zoo.prompts, zoo.city_index)
     told = np.asarray(scale_prompts(zoo.prompts, scaler), np.float64)

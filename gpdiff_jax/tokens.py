@@ -5,9 +5,7 @@ A layout is made once from the shapes and travels with every zoo and every gener
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,58 +98,3 @@ def from_tokens(layout: TokenLayout, tokens: Float[Array, "L W"]) -> Params:
             inner = inner.setdefault(key, {})
         inner[leaf.path[-1]] = flat[leaf.offset : leaf.offset + math.prod(leaf.shape)].reshape(leaf.shape)
     return params
-
-
-@flax.struct.dataclass
-class TokenScaler:
-    """Centre and spread of the zoo's tokens: what turns a parameter vector into something of unit size."""
-
-    base: jax.Array  # float32 [L, W], tokens of the base parameters
-    mean: jax.Array  # float32 [L, W], mean difference to the base over the zoo
-    std: jax.Array  # float32 [L, W], spread of that difference; 1 on padding
-
-
-def fit_scaler(
-    layout: TokenLayout,
-    base: Params,
-    differences: Float[np.ndarray, "X L W"],
-    weights: Sequence[float] | np.ndarray,
-) -> TokenScaler:
-    """Statistics of the zoo's differences to the base, by layer.
-
-    Args:
-      layout: the layout.
-      base: the base parameters.
-      differences: [X, L, W], tokens of parameters less tokens of the base.
-      weights: [X], weight of each, so that every city counts alike.
-
-    Returns:
-      The scaler: a mean for every entry, one spread for every layer, so that what matters little stays small.
-    """
-    share = np.asarray(weights, np.float64) / np.sum(weights)
-    mean = np.einsum("x,xlw->lw", share, differences)
-    variance = np.einsum("x,xlw->lw", share, np.square(differences - mean))
-    mask, layer = layout.mask(), layout.layer_tokens()
-    per_layer = np.asarray(
-        [(variance * mask)[layer == k].sum() / max(mask[layer == k].sum(), 1) for k in range(len(layout.layers))]
-    )
-    std = np.where(mask > 0, np.sqrt(per_layer[layer])[:, None] + 1e-8, 1.0)
-    return TokenScaler(
-        to_tokens(layout, base),
-        jnp.asarray(mean, jnp.float32),
-        jnp.asarray(std, jnp.float32),
-    )
-
-
-def normalise(scaler: TokenScaler, tokens: Float[Array, "*X L W"]) -> Float[Array, "*X L W"]:
-    """Tokens of parameters to normalised differences to the base."""
-    shape = tokens.shape
-    return (tokens.reshape(-1, *shape[-2:]) - (scaler.base + scaler.mean)[None]).reshape(shape) / jnp.broadcast_to(
-        scaler.std, shape
-    )
-
-
-def denormalise(scaler: TokenScaler, normalised: Float[Array, "*X L W"]) -> Float[Array, "*X L W"]:
-    """Normalised differences back to tokens of parameters; the inverse of `normalise` up to rounding."""
-    shape = normalised.shape
-    return normalised * jnp.broadcast_to(scaler.std, shape) + jnp.broadcast_to(scaler.base + scaler.mean, shape)

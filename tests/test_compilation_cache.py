@@ -50,9 +50,8 @@ def restored_settings():
 
 def _run(folder: pathlib.Path) -> dict:
     environment = {**os.environ, "GPDIFF_CACHE": str(folder), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM], env=environment, capture_output=True, text=True, timeout=60, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", _PROGRAM], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 

@@ -15,8 +15,8 @@ from gpdiff_jax.errors import InputError
 class DenoiserConfig:
     """Size of the Transformer."""
 
-    width: int = 96
-    layers: int = 2
+    width: int = 128
+    layers: int = 3
     heads: int = 4
     prompt_bottleneck: int = 32
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gpdiff_jax.cities.windows import draw_windows
+from gpdiff_jax.codec import Codec
 from gpdiff_jax.diffusion.denoiser import Denoiser, denoise
 from gpdiff_jax.diffusion.schedules import (
     add_noise,
@@ -20,7 +21,6 @@ from gpdiff_jax.diffusion.schedules import (
 from gpdiff_jax.models.loss import batch_forecast, masked_huber
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.sources import Sources
-from gpdiff_jax.tokens import TokenLayout, TokenScaler, denormalise, from_tokens
 from gpdiff_jax.typing import Key
 
 
@@ -28,7 +28,7 @@ from gpdiff_jax.typing import Key
 class DiffusionBatch:
     """B draws from the zoo."""
 
-    x0: jax.Array  # float32 [B, L, W], normalised tokens
+    x0: jax.Array  # float32 [B, L, W], codes
     prompt: jax.Array  # float32 [B, E]
     region: jax.Array  # int32 [B]
     variant: jax.Array  # int32 [B], the random window that the prompt was made from
@@ -45,8 +45,7 @@ class DiffusionLosses(NamedTuple):
 def functional_losses(
     model: Model,
     sources: Sources,
-    layout: TokenLayout,
-    scaler: TokenScaler,
+    codec: Codec,
     windows_per_region: int,
     x0: Float[Array, "B L W"],
     batch: DiffusionBatch,
@@ -58,10 +57,9 @@ def functional_losses(
     Args:
       model: the forecaster.
       sources: the source regions.
-      layout: of the tokens.
-      scaler: of the tokens.
+      codec: from codes to parameters.
       windows_per_region: windows drawn for each.
-      x0: [B, L, W], normalised tokens to be judged.
+      x0: [B, L, W], codes to be judged.
       batch: names the regions and variants.
       key: random key.
 
@@ -69,7 +67,7 @@ def functional_losses(
       float32 [B], Huber loss in standard deviations.
     """
 
-    def one(tokens: jax.Array, region: jax.Array, variant: jax.Array, key: Key) -> jax.Array:
+    def one(code: jax.Array, region: jax.Array, variant: jax.Array, key: Key) -> jax.Array:
         graph = jax.tree.map(lambda leaf: leaf[region], sources.graphs)
         windows = draw_windows(
             sources.bank,
@@ -79,11 +77,11 @@ def functional_losses(
             key=key,
             variant=variant,
         )
-        forecast = batch_forecast(model, from_tokens(layout, tokens), graph, windows)
+        forecast = batch_forecast(model, codec.params(code), graph, windows)
         return masked_huber(forecast, windows.target, windows.mask)
 
     keys = jax.random.split(key, x0.shape[0])
-    return jax.vmap(one)(denormalise(scaler, x0), batch.region, batch.variant, keys)
+    return jax.vmap(one)(x0, batch.region, batch.variant, keys)
 
 
 def make_diffusion_loss(
@@ -135,11 +133,7 @@ def make_diffusion_loss(
 
 
 def bind_functional(
-    model: Model,
-    sources: Sources,
-    layout: TokenLayout,
-    scaler: TokenScaler,
-    windows_per_region: int,
+    model: Model, sources: Sources, codec: Codec, windows_per_region: int
 ) -> Callable[..., Float[Array, " B"]]:
-    """`functional_losses` with all but the tokens, the batch and the key bound."""
-    return partial(functional_losses, model, sources, layout, scaler, windows_per_region)
+    """`functional_losses` with all but the codes, the batch and the key bound."""
+    return partial(functional_losses, model, sources, codec, windows_per_region)

@@ -1,4 +1,4 @@
-"""In: normalised zoo tokens and prompts. Out: a trained denoiser, chosen on source regions that were held out."""
+"""In: codes of the zoo and prompts. Out: a trained denoiser, chosen on source regions that were held out."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gpdiff_jax.codec import Codec, CodecConfig
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise
 from gpdiff_jax.diffusion.losses import (
     DiffusionBatch,
@@ -19,7 +20,6 @@ from gpdiff_jax.diffusion.losses import (
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.sources import Sources
-from gpdiff_jax.tokens import TokenLayout, TokenScaler
 from gpdiff_jax.typing import Key
 
 
@@ -27,9 +27,9 @@ from gpdiff_jax.typing import Key
 class PretrainConfig:
     """How the generator is trained."""
 
-    denoiser: DenoiserConfig = DenoiserConfig()
-    token_width: int = 256
-    steps: int = 1500
+    denoiser: DenoiserConfig = dataclasses.field(default_factory=DenoiserConfig)
+    codec: CodecConfig = dataclasses.field(default_factory=CodecConfig)
+    steps: int = 2000
     batch: int = 32
     windows: int = 16
     learning_rate: float = 1e-3
@@ -45,7 +45,6 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "token_width",
             "steps",
             "batch",
             "windows",
@@ -70,15 +69,15 @@ class PretrainState:
 
 
 @flax.struct.dataclass
-class ZooTokens:
+class ZooCodes:
     """The training set of the generator, on the device."""
 
-    x0: jax.Array  # float32 [R, S, L, W], normalised
+    x0: jax.Array  # float32 [R, S, L, W], codes
     prompts: jax.Array  # float32 [V, R, E]
     odds: jax.Array  # float32 [R], how often a region is drawn; 0 where held out
 
 
-def draw_batch(zoo: ZooTokens, size: int, *, key: jax.Array) -> DiffusionBatch:
+def draw_batch(zoo: ZooCodes, size: int, *, key: jax.Array) -> DiffusionBatch:
     """Draws regions by their odds, and for each a snapshot and a prompt variant."""
     keys = jax.random.split(key, 3)
     region = jax.random.categorical(keys[0], jnp.log(zoo.odds), shape=(size,)).astype(jnp.int32)
@@ -101,9 +100,8 @@ def held_out_regions(sources: Sources, share: float, *, key: Key) -> np.ndarray:
 def train_denoiser(
     model: Model,
     sources: Sources,
-    zoo: ZooTokens,
-    layout: TokenLayout,
-    scaler: TokenScaler,
+    zoo: ZooCodes,
+    codec: Codec,
     held_out: np.ndarray,
     config: PretrainConfig,
     *,
@@ -115,9 +113,8 @@ def train_denoiser(
     Args:
       model: the forecaster, for the functional loss.
       sources: the source regions.
-      zoo: tokens, prompts and odds.
-      layout: of the tokens.
-      scaler: of the tokens.
+      zoo: codes, prompts and odds.
+      codec: from codes to parameters.
       held_out: bool [R], the regions to choose on.
       config: sizes.
       key: random key.
@@ -131,9 +128,9 @@ def train_denoiser(
       FloatingPointError: the loss is not finite; names the step.
     """
     keys = jax.random.split(key, 3)
-    denoiser = Denoiser(config.denoiser, layout.layer_of_token, layout.width)
-    mask = jnp.asarray(layout.mask())
-    functional = bind_functional(model, sources, layout, scaler, config.windows)
+    denoiser = Denoiser(config.denoiser, codec.layer_of_code, codec.mask().shape[1])
+    mask = jnp.asarray(codec.mask())
+    functional = bind_functional(model, sources, codec, config.windows)
     loss_fn = make_diffusion_loss(
         denoiser,
         functional,

@@ -1,0 +1,230 @@
+"""In: simulated cities, and the same cities with readings changed that nobody may have seen.
+Out: forecasts, prompts and choices that are the same bit for bit; and different ones where the support days changed.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpdiff_jax import baselines
+from gpdiff_jax.adapt import AdaptConfig
+from gpdiff_jax.base import initial_params
+from gpdiff_jax.cities import City
+from gpdiff_jax.cities.splits import split_source
+from gpdiff_jax.cities.windows import draw_windows, gather_target, support_masks
+from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig
+from gpdiff_jax.evaluate import few_shot, zero_shot
+from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
+from gpdiff_jax.models import Model, make_model
+from gpdiff_jax.prompts.prompt import PromptScaler, prompts
+from gpdiff_jax.sources import DataConfig, prepare_sources, prepare_target
+from gpdiff_jax.tokens import TokenScaler, make_layout, to_tokens
+
+_DATA = DataConfig(covariates="profile", support_days=3, max_neighbours=3, variants=3)
+_ADAPT = AdaptConfig(learning_rates=(1e-3, 1e-2), steps=8, evaluate_every=4, batch=16)
+_LATER = 40  # a later test window
+
+
+def _noise(tree: dict, scale: float, *, seed: int) -> dict:
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    moved = [leaf + scale * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(treedef, moved)
+
+
+def _changed(city: City, begin: int, end: int, *, seed: int = 1) -> City:
+    """The city with other readings in [begin, end), and other ones of them missing; the first region stays observed."""
+    rng = np.random.default_rng(seed)
+    values = np.array(city.values)
+    shape = values[begin:end].shape
+    values[begin:end] = rng.gamma(2.0, 60.0, shape)
+    values[begin:end][:, 1:][rng.random((shape[0], shape[1] - 1, 1)) < 0.1] = np.nan
+    return dataclasses.replace(city, values=values)
+
+
+@pytest.fixture(scope="module", name="city")
+def _city(simulated_cities: list[City]) -> City:
+    return simulated_cities[-1]
+
+
+@pytest.fixture(scope="module", name="model")
+def _model(city: City) -> Model:
+    return make_model("stgcn", prepare_target(city, _DATA).sizes)
+
+
+@pytest.fixture(scope="module", name="hypernetwork")
+def _hypernetwork(city: City, model: Model) -> Hypernetwork:
+    """A generator whose weights are random: what it may look at does not depend on what it has learned."""
+    target = prepare_target(city, _DATA)
+    base = initial_params(model, target.graphs, target.sizes, key=jax.random.key(0))
+    layout = make_layout(base, 512)
+    tokens, names = to_tokens(layout, base), target.prompts.names
+    config = DenoiserConfig(width=8, layers=1, heads=2, prompt_bottleneck=4)
+    denoiser = Denoiser(config, layout.layer_of_token, layout.width)
+    example = tokens, jnp.zeros(()), target.prompts.values[0, 0], jnp.ones(())
+    return Hypernetwork(
+        model_name="stgcn",
+        sizes=target.sizes,
+        data=_DATA,
+        denoiser_config=config,
+        variables=_noise(denoiser.init(jax.random.key(1), *example)["params"], 0.3, seed=2),
+        layout=layout,
+        scaler=TokenScaler(tokens, jnp.zeros_like(tokens), jnp.full_like(tokens, 0.05)),
+        prompt_scaler=PromptScaler(target.prompts.values[0].mean(axis=0), jnp.full(len(names), 0.5)),
+        prompt_names=names,
+    )
+
+
+@pytest.fixture(scope="module", name="transfer")
+def _transfer(model: Model, hypernetwork: Hypernetwork):
+    """Returns a function from a target city to all that is made for it, as one flat dictionary of arrays."""
+
+    def transfer(city: City) -> dict[str, np.ndarray]:
+        target = prepare_target(city, _DATA)
+        drawn = hypernetwork.generate(
+            prompts(city, support_days=3), key=jax.random.key(3), config=GenerateConfig(samples=2, steps=2)
+        )
+        without = zero_shot(model, target, drawn.params)
+        tuned = few_shot(model, target, drawn.params, _ADAPT, key=jax.random.key(4))
+        window = {"history": _DATA.history, "horizon": _DATA.horizon}
+        starts = np.asarray(target.test_starts)
+        made = {
+            "zero-shot": without.forecast,
+            "zero-shot spread": without.spread,
+            "few-shot": tuned.forecast,
+            "few-shot spread": tuned.spread,
+            "prompts": target.prompts.values,
+            "parameters": jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(drawn.params)]),
+            "choice": np.asarray([tuned.learning_rate, tuned.steps, tuned.validation_mae]),
+            "curves": tuned.curves,
+            "historical average": baselines.historical_average(city, target.split.support, starts, **window),
+            "last value": baselines.last_value(city, target.split.support, starts, **window),
+            "test starts": starts,
+        }
+        return {name: np.asarray(value) for name, value in made.items()}
+
+    return functools.lru_cache(maxsize=1)(transfer)
+
+
+@pytest.fixture(scope="module", name="expected")
+def _expected(transfer, city: City) -> dict[str, np.ndarray]:
+    return dict(transfer(city))
+
+
+_FORECASTS = ("zero-shot", "zero-shot spread", "few-shot", "few-shot spread", "historical average", "last value")
+_ONCE = ("prompts", "parameters", "choice", "curves", "test starts")
+
+
+def test_readings_before_the_support_days_change_nothing(transfer, city, expected):
+    made = transfer(_changed(city, 0, prepare_target(city, _DATA).split.support.start))
+    for name in (*_FORECASTS, *_ONCE):
+        np.testing.assert_array_equal(made[name], expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("window", [0, _LATER])
+def test_readings_after_a_windows_history_change_neither_its_forecast_nor_any_choice(transfer, city, expected, window):
+    after = int(expected["test starts"][window]) + _DATA.history
+    assert after >= prepare_target(city, _DATA).split.test.start
+    made = transfer(_changed(city, after, city.num_steps))
+    for name in _ONCE:
+        np.testing.assert_array_equal(made[name], expected[name], err_msg=name)
+    for name in _FORECASTS:
+        np.testing.assert_array_equal(made[name][: window + 1], expected[name][: window + 1], err_msg=name)
+    # The next windows have changed readings in their history: the comparison above sees what it should.
+    for name in ("zero-shot", "few-shot", "last value"):
+        assert (made[name][window + 1 :] != expected[name][window + 1 :]).any(axis=(1, 2)).all(), name
+
+
+@pytest.mark.parametrize("day", [0, 1, 2])
+def test_every_support_day_changes_what_is_made(transfer, city, expected, day):
+    begin = prepare_target(city, _DATA).split.support.start + 24 * day
+    made = transfer(_changed(city, begin, begin + 24))
+    for name in ("zero-shot", "few-shot", "historical average", "prompts", "parameters", "curves", "choice"):
+        assert (made[name] != expected[name]).any(), name
+
+
+def test_a_sources_validation_span_shapes_neither_prompts_nor_scales_nor_training_windows(simulated_cities):
+    cities = simulated_cities[:2]
+    splits = [split_source(city.num_steps, history=12, horizon=6) for city in cities]
+    changed = [
+        _changed(city, split.validation.start, split.validation.stop)
+        for city, split in zip(cities, splits, strict=True)
+    ]
+    made = [prepare_sources(each, _DATA, key=jax.random.key(0)) for each in (cities, changed)]
+    for name in ("mean", "std", "profile", "profile_weekend"):
+        np.testing.assert_array_equal(*(getattr(sources.bank, name) for sources in made), err_msg=name)
+    np.testing.assert_array_equal(*(sources.prompts.values for sources in made))
+    assert made[0].spans == made[1].spans and made[0].names == made[1].names
+    for region in (0, 11):
+        batches = [
+            draw_windows(s.bank, s.train, s.graphs.nodes[region], 200, key=jax.random.key(region)) for s in made
+        ]
+        for leaves in zip(*(jax.tree.leaves(batch) for batch in batches), strict=True):
+            np.testing.assert_array_equal(*leaves)
+    # Within the training span the same change is seen.
+    seen = [_changed(city, 0, split.train.stop) for city, split in zip(cities, splits, strict=True)]
+    other = prepare_sources(seen, _DATA, key=jax.random.key(0))
+    assert (np.asarray(other.prompts.values) != np.asarray(made[0].prompts.values)).any()
+
+
+def _covariates_in_data_units(city: City, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The daily profile that windows see: of all nodes at the history steps, and of the centre at the horizon's."""
+    target = prepare_target(city, _DATA)
+    past, ahead = [], []
+    for region in range(target.num_regions):
+        nodes = target.graphs.nodes[region]
+        windows = gather_target(target.bank, nodes, jnp.asarray(starts), target.split.support.start, 24)
+        mean, std = np.asarray(target.bank.mean[-1, nodes]), np.asarray(target.bank.std[-1, nodes])
+        past.append(np.asarray(windows.history[..., 2]) * std[:, None] + mean[:, None])
+        ahead.append(np.asarray(windows.covariates[:, 12:, 20]) * std[0] + mean[0])
+    return np.stack(past), np.stack(ahead)
+
+
+@pytest.mark.parametrize("day", [0, 1, 2])
+def test_the_profile_at_a_support_step_leaves_out_that_steps_own_day(city, day):
+    target = prepare_target(city, _DATA)
+    begin = target.split.support.start + 24 * day
+    starts = np.asarray(target.support_starts)
+    past, ahead = _covariates_in_data_units(city, starts)
+    new_past, new_ahead = _covariates_in_data_units(_changed(city, begin, begin + 24), starts)
+    steps = starts[:, None] + np.arange(18)
+    own = (steps >= begin) & (steps < begin + 24)
+    assert own.any() and not own.all()
+    for old, new, mine in (
+        (past.transpose(1, 3, 0, 2), new_past.transpose(1, 3, 0, 2), own[:, :12]),
+        (ahead.transpose(1, 2, 0), new_ahead.transpose(1, 2, 0), own[:, 12:]),
+    ):
+        np.testing.assert_allclose(new[mine], old[mine], rtol=1e-4, atol=1e-3)
+        assert (np.abs(new[~mine] - old[~mine]) > 1).mean() > 0.9
+
+
+@pytest.mark.parametrize("day", [0, 1, 2])
+def test_no_profile_that_a_support_window_sees_holds_a_day_that_it_forecasts(city, day):
+    target = prepare_target(city, _DATA)
+    begin = target.split.support.start + 24 * day
+    for starts in (target.adaptation_starts, target.validation_starts, target.support_starts):
+        starts = np.asarray(starts)
+        forecasts_it = (starts + 18 > begin) & (starts + 12 < begin + 24)
+        if not forecasts_it.any():
+            continue
+        before = _covariates_in_data_units(city, starts[forecasts_it])
+        after = _covariates_in_data_units(_changed(city, begin, begin + 24), starts[forecasts_it])
+        for old, new in zip(before, after, strict=True):
+            np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-3)
+
+
+def test_the_last_variant_of_a_targets_profile_is_all_support_days_and_the_others_each_lack_one(city):
+    split = prepare_target(city, _DATA).split
+    masks = support_masks(city, split, city.steps_per_day)
+    assert masks.shape == (4, city.num_steps)
+    steps = np.arange(city.num_steps)
+    inside = (steps >= split.support.start) & (steps < split.support.stop)
+    np.testing.assert_array_equal(masks[3], inside)
+    for day in range(3):
+        own = inside & (steps >= split.support.start + 24 * day) & (steps < split.support.start + 24 * (day + 1))
+        assert own.sum() == 24
+        np.testing.assert_array_equal(masks[day], inside & ~own)

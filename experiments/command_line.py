@@ -45,10 +45,7 @@ def run(main: Callable[[list[str]], object], *, positional: str | None = None) -
     """
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        app.run(
-            lambda argv: _run_and_flush(main, argv),
-            flags_parser=lambda argv: _parse(argv, positional),
-        )
+        app.run(lambda argv: _run_and_flush(main, argv), flags_parser=lambda argv: _parse(argv, positional))
     except _Terminated:
         _end("terminated", _EXIT_TERMINATED)
     except KeyboardInterrupt:
@@ -131,12 +128,7 @@ def _help_text(positional: str | None) -> str:
     main_module = sys.modules["__main__"]
     spec = getattr(main_module, "__spec__", None)
     program = f"python -m {spec.name}" if spec is not None else f"python {sys.argv[0]}"
-    lines = [
-        (main_module.__doc__ or "").strip(),
-        "",
-        f"usage: {program} [flags] {positional or ''}".rstrip(),
-        "",
-    ]
+    lines = [(main_module.__doc__ or "").strip(), "", f"usage: {program} [flags] {positional or ''}".rstrip(), ""]
     for flag in _our_flags():
         lines += _flag_lines(flag)
     return "\n".join(lines).strip()
@@ -157,12 +149,7 @@ def _flag_lines(flag: flags.Flag) -> list[str]:
     text = f"{' '.join((flag.help or '').split())} ({'; '.join(note for note in notes if note)})"
     return [
         f"  {name}",
-        *textwrap.wrap(
-            text.replace(" ()", ""),
-            100,
-            initial_indent=" " * 6,
-            subsequent_indent=" " * 6,
-        ),
+        *textwrap.wrap(text.replace(" ()", ""), 100, initial_indent=" " * 6, subsequent_indent=" " * 6),
     ]
 
 

@@ -27,6 +27,8 @@ def evaluate(run: Run) -> dict[str, Any]:
     Returns:
       What metrics.json holds.
     """
+    # First the stages in their order, then what is compared on top of them.
+    _ = run.zoo, run.hypernetwork, run.generated
     channels = range(len(run.targets))
     results = {method: [method_forecast(run, channel, method) for channel in channels] for method in METHODS}
     truths = [observed_truth(city, target) for city, target in zip(run.target_cities, run.targets, strict=True)]

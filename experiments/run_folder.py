@@ -16,16 +16,7 @@ import numpy as np
 from experiments.settings import Settings
 from gpdiff_jax.errors import InputError
 
-_PACKAGES = (
-    "gpdiff_jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "jraph",
-    "numpy",
-)
+_PACKAGES = ("gpdiff_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jraph", "numpy")
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:

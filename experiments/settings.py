@@ -21,104 +21,39 @@ from gpdiff_jax.models import model_names
 from gpdiff_jax.regions import PICKS
 from gpdiff_jax.sources import SCALINGS, DataConfig
 
-PRESETS = ("tiny", "small")
+PRESETS = ("tiny", "demo", "small")
 
-flags.DEFINE_string(
-    "data_dir",
-    None,
-    "folder with one NAME.npz per city; without it, cities are simulated",
-)
+flags.DEFINE_string("data_dir", None, "folder with one NAME.npz per city; without it, cities are simulated")
 flags.DEFINE_list("sources", None, "names of the source cities, separated by commas; needs --data_dir")
 flags.DEFINE_string("target", None, "name of the target city; needs --data_dir")
 flags.DEFINE_integer("interval_minutes", 60, "common interval that every city is resampled to", 1, 1440)
-flags.DEFINE_integer(
-    "support_days",
-    3,
-    "visible days of the target city, right before its test span",
-    1,
-    365,
-)
-flags.DEFINE_enum(
-    "covariates",
-    "profile",
-    ["none", "calendar", "profile"],
-    "what a forecaster sees beside the history",
-)
+flags.DEFINE_integer("support_days", 3, "visible days of the target city, right before its test span", 1, 365)
+flags.DEFINE_enum("covariates", "profile", ["none", "calendar", "profile"], "what a forecaster sees beside the history")
 flags.DEFINE_string("channels", "first", "first, each, or the name of a channel")
 flags.DEFINE_enum("model", "stgcn", list(model_names()), "the forecaster to harvest and generate")
 flags.DEFINE_integer("seed", 0, "seed of everything random", 0, 2**31 - 1)
 flags.DEFINE_enum(
     "preset",
-    "small",
-    list(PRESETS),
-    "sizes: tiny for a check of the path, small for two CPU cores",
-)
-flags.DEFINE_string(
-    "out_dir",
     None,
-    "folder of the run; a run that it holds is continued",
-    required=True,
+    list(PRESETS),
+    "sizes: tiny to check the path, demo for some dozens of regions, small for hundreds on two CPU cores; if not given, "
+    "demo for simulated cities and small with --data_dir",
 )
+flags.DEFINE_string("out_dir", "runs/transfer", "folder of the run; a run that it holds is continued")
 flags.DEFINE_integer("history", 12, "steps that a forecaster sees", 7, 1000)
 flags.DEFINE_integer("horizon", 6, "steps that it forecasts", 1, 1000)
 flags.DEFINE_integer("max_neighbours", 8, "most neighbours in a region graph", 0, 1000)
 flags.DEFINE_enum("pick_neighbours", "weight", list(PICKS), "which neighbours a crowded region keeps")
-flags.DEFINE_enum(
-    "scaling",
-    "support",
-    list(SCALINGS),
-    "what scales a source region: windows like the support, or all",
-)
-flags.DEFINE_integer(
-    "samples",
-    None,
-    "parameter sets drawn per region; the preset's if not given",
-    1,
-    1000,
-)
-flags.DEFINE_integer(
-    "base_steps",
-    None,
-    "training steps of the pooled base; the preset's if not given",
-    1,
-)
-flags.DEFINE_integer(
-    "region_steps",
-    None,
-    "most training steps of a region; the preset's if not given",
-    1,
-)
-flags.DEFINE_integer(
-    "pretrain_steps",
-    None,
-    "training steps of the generator; the preset's if not given",
-    1,
-)
+flags.DEFINE_enum("scaling", "support", list(SCALINGS), "what scales a source region: windows like the support, or all")
+flags.DEFINE_integer("samples", None, "parameter sets drawn per region; the preset's if not given", 1, 1000)
+flags.DEFINE_integer("base_steps", None, "training steps of the pooled base; the preset's if not given", 1)
+flags.DEFINE_integer("region_steps", None, "most training steps of a region; the preset's if not given", 1)
+flags.DEFINE_integer("pretrain_steps", None, "training steps of the generator; the preset's if not given", 1)
 flags.DEFINE_integer("adapt_steps", None, "most fine-tuning steps; the preset's if not given", 1)
-flags.DEFINE_integer(
-    "regions_per_batch",
-    1,
-    "regions trained side by side: 1 suits a CPU, many an accelerator",
-    1,
-)
-flags.DEFINE_float(
-    "guidance",
-    1.0,
-    "0 ignores the prompt, 1 follows it, more exaggerates it",
-    0.0,
-    10.0,
-)
-flags.DEFINE_float(
-    "functional_weight",
-    None,
-    "weight of the functional loss; the preset's if not given",
-    0.0,
-)
-flags.DEFINE_bool(
-    "refit",
-    True,
-    "after the choice on the validation day, fine-tune on all support days",
-)
+flags.DEFINE_integer("regions_per_batch", 1, "regions trained side by side: 1 suits a CPU, many an accelerator", 1)
+flags.DEFINE_float("guidance", 1.0, "0 ignores the prompt, 1 follows it, more exaggerates it", 0.0, 10.0)
+flags.DEFINE_float("functional_weight", None, "weight of the functional loss; the preset's if not given", 0.0)
+flags.DEFINE_bool("refit", True, "after the choice on the validation day, fine-tune on all support days")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,16 +88,17 @@ def _preset(name: str) -> dict[str, Any]:
             "base": BaseConfig(steps=100, regions=16, evaluations=2),
             "harvest": HarvestConfig(steps=40, evaluate_every=20, snapshots=2),
             "pretrain": PretrainConfig(
-                denoiser=DenoiserConfig(width=32, layers=1),
-                steps=40,
-                batch=8,
-                windows=4,
-                evaluations=2,
+                denoiser=DenoiserConfig(width=32, layers=1), steps=40, batch=8, windows=4, evaluations=2
             ),
             "generate": GenerateConfig(samples=2, steps=5),
             "adapt": AdaptConfig(learning_rates=(1e-3,), steps=20),
             "target_only": AdaptConfig(learning_rates=(3e-3,), steps=40),
             "variants": 4,
+        }
+    if name == "demo":
+        return _preset("small") | {
+            "base": BaseConfig(steps=600, evaluations=10),
+            "pretrain": PretrainConfig(steps=600, evaluations=10),
         }
     return {
         "base": BaseConfig(),
@@ -193,10 +129,7 @@ def settings_from_flags() -> Settings:
             if getattr(values, name) is not None:
                 raise InputError(f"--{name} (={getattr(values, name)}) needs --data_dir, the folder of the city files")
         simulation = SimulationConfig(interval_minutes=values.interval_minutes)
-        sources, target = (
-            tuple(f"simulated_{i}" for i in range(simulation.cities - 1)),
-            "",
-        )
+        sources, target = (tuple(f"simulated_{i}" for i in range(simulation.cities - 1)), "")
     else:
         for name in ("sources", "target"):
             if not getattr(values, name):
@@ -206,7 +139,7 @@ def settings_from_flags() -> Settings:
             raise InputError(f"--sources names {max(sources, key=sources.count)!r} twice; name every city once")
         if target in sources:
             raise InputError(f"--target {target!r} is also a source; a target must not be trained on, leave it out")
-    preset = _preset(values.preset)
+    preset = _preset(values.preset or ("demo" if values.data_dir is None else "small"))
     data = DataConfig(
         covariates=values.covariates,
         support_days=values.support_days,
@@ -228,16 +161,8 @@ def settings_from_flags() -> Settings:
         simulation=simulation,
         data=data,
         base=_replace(preset["base"], steps=values.base_steps),
-        harvest=_replace(
-            preset["harvest"],
-            steps=values.region_steps,
-            regions_per_batch=values.regions_per_batch,
-        ),
-        pretrain=_replace(
-            preset["pretrain"],
-            steps=values.pretrain_steps,
-            functional_weight=values.functional_weight,
-        ),
+        harvest=_replace(preset["harvest"], steps=values.region_steps, regions_per_batch=values.regions_per_batch),
+        pretrain=_replace(preset["pretrain"], steps=values.pretrain_steps, functional_weight=values.functional_weight),
         generate=_replace(preset["generate"], samples=values.samples, guidance=values.guidance),
         adapt=_replace(preset["adapt"], steps=values.adapt_steps, refit=values.refit),
         target_only=_replace(preset["target_only"], refit=values.refit),

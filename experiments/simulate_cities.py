@@ -18,11 +18,7 @@ _CITIES = flags.DEFINE_integer("cities", 4, "Cities of each kind.", lower_bound=
 _REGIONS = flags.DEFINE_integer("regions", 24, "Regions of each city.", lower_bound=2, upper_bound=1000)
 _DAYS = flags.DEFINE_integer("days", 28, "Days of each series.", lower_bound=2, upper_bound=3660)
 _INTERVAL = flags.DEFINE_integer(
-    "interval_minutes",
-    60,
-    "Minutes per step; must divide 60.",
-    lower_bound=1,
-    upper_bound=60,
+    "interval_minutes", 60, "Minutes per step; must divide 60.", lower_bound=1, upper_bound=60
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the draws.", lower_bound=0)
 
@@ -33,11 +29,7 @@ def main(argv: list[str]) -> None:
     kinds = ("crowd", "speed") if _KIND.value == "both" else (_KIND.value,)
     configs = [
         SimulationConfig(
-            cities=_CITIES.value,
-            regions=_REGIONS.value,
-            days=_DAYS.value,
-            interval_minutes=_INTERVAL.value,
-            kind=kind,
+            cities=_CITIES.value, regions=_REGIONS.value, days=_DAYS.value, interval_minutes=_INTERVAL.value, kind=kind
         )
         for kind in kinds
     ]

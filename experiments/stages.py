@@ -23,13 +23,7 @@ from gpdiff_jax import baselines, nulls
 from gpdiff_jax.adapt import AdaptConfig
 from gpdiff_jax.base import initial_params, train_base
 from gpdiff_jax.checkpoint import load_arrays, save_arrays
-from gpdiff_jax.cities import (
-    City,
-    find_cities,
-    resample,
-    select_channels,
-    simulate_cities,
-)
+from gpdiff_jax.cities import City, find_cities, resample, select_channels, simulate_cities
 from gpdiff_jax.compilation_cache import enable_compilation_cache
 from gpdiff_jax.evaluate import MethodForecast, few_shot, zero_shot
 from gpdiff_jax.harvest import harvest_regions, make_zoo
@@ -70,12 +64,7 @@ class Run:
     @functools.cached_property
     def sources(self) -> Sources:
         """The source regions on the device."""
-        return prepare_sources(
-            self.source_cities,
-            self.settings.data,
-            key=self.key("sources"),
-            seed=self.settings.seed,
-        )
+        return prepare_sources(self.source_cities, self.settings.data, key=self.key("sources"), seed=self.settings.seed)
 
     @functools.cached_property
     def targets(self) -> list[Target]:
@@ -138,10 +127,7 @@ def open_run(settings: Settings, out_dir: str) -> Run:
                 file=sys.stderr,
             )
         if len(target.adaptation_starts) == 0:
-            print(
-                f"{city.name} leaves nothing to adapt on; few-shot will equal zero-shot",
-                file=sys.stderr,
-            )
+            print(f"{city.name} leaves nothing to adapt on; few-shot will equal zero-shot", file=sys.stderr)
     return run
 
 
@@ -180,13 +166,7 @@ def _base_stage(run: Run) -> Params:
     if folder.is_dir():
         return jax.tree.map(jnp.asarray, load_arrays(folder, _FORMAT, "base")[0])
     with _logged(run, "base", run.settings.base.steps) as report:
-        base = train_base(
-            run.model,
-            run.sources,
-            run.settings.base,
-            key=run.key("base"),
-            progress=report,
-        )
+        base = train_base(run.model, run.sources, run.settings.base, key=run.key("base"), progress=report)
     save_arrays(folder, base, {"format": _FORMAT})
     return base
 
@@ -198,12 +178,7 @@ def _harvest_stage(run: Run) -> ParameterZoo:
     base = run.base
     with _logged(run, "harvest", run.sources.num_regions) as report:
         harvested = harvest_regions(
-            run.model,
-            run.sources,
-            base,
-            run.settings.harvest,
-            key=run.key("harvest"),
-            progress=report,
+            run.model, run.sources, base, run.settings.harvest, key=run.key("harvest"), progress=report
         )
     zoo = make_zoo(run.model, run.sources, base, harvested)
     save_zoo(folder, zoo)
@@ -224,10 +199,7 @@ def _pretrain_stage(run: Run) -> Hypernetwork:
 def _generate_stage(run: Run) -> list[Params]:
     folder = run.folder / "generated"
     if folder.is_dir():
-        return jax.tree.map(
-            jnp.asarray,
-            load_arrays(folder, _FORMAT, "generated parameters")[0]["channels"],
-        )
+        return jax.tree.map(jnp.asarray, load_arrays(folder, _FORMAT, "generated parameters")[0]["channels"])
     hypernetwork, config = run.hypernetwork, run.settings.generate
     with _logged(run, "generate", len(run.targets)) as report:
         generated = []
@@ -259,18 +231,10 @@ def method_forecast(run: Run, channel: int, method: str) -> MethodForecast:
             for name in ("seconds", "learning_rate", "steps", "validation_mae")
             if name in fields
         }
-        return MethodForecast(
-            fields["forecast"],
-            fields.get("spread"),
-            curves=fields.get("curves"),
-            **scalars,
-        )
+        return MethodForecast(fields["forecast"], fields.get("spread"), curves=fields.get("curves"), **scalars)
     result = _make_forecast(run, channel, method)
     path.parent.mkdir(exist_ok=True)
-    write_npz(
-        path,
-        {name: np.asarray(value) for name, value in result._asdict().items() if value is not None},
-    )
+    write_npz(path, {name: np.asarray(value) for name, value in result._asdict().items() if value is not None})
     return result
 
 
@@ -278,14 +242,8 @@ def _make_forecast(run: Run, channel: int, method: str) -> MethodForecast:
     target, city = run.targets[channel], run.target_cities[channel]
     if method in ("historical_average", "last_value"):
         begin = time.monotonic()
-        rule = {
-            "historical_average": baselines.historical_average,
-            "last_value": baselines.last_value,
-        }[method]
-        windows = {
-            "history": run.settings.data.history,
-            "horizon": run.settings.data.horizon,
-        }
+        rule = {"historical_average": baselines.historical_average, "last_value": baselines.last_value}[method]
+        windows = {"history": run.settings.data.history, "horizon": run.settings.data.horizon}
         forecast = rule(city, target.split.support, np.asarray(target.test_starts), **windows)
         return MethodForecast(forecast, None, time.monotonic() - begin)
     family = method.removesuffix("_zero_shot").removesuffix("_few_shot")
@@ -314,10 +272,7 @@ def _starts(run: Run, channel: int, family: str) -> Params:
         params, _ = nulls.ridge_hypernetwork(run.zoo, run.hypernetwork, target.prompts)
         return jax.tree.map(lambda leaf: leaf[None], params)
     if family == "pooled":
-        return jax.tree.map(
-            lambda leaf: jnp.broadcast_to(leaf, (1, target.num_regions, *leaf.shape)),
-            run.base,
-        )
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (1, target.num_regions, *leaf.shape)), run.base)
     keys = jax.vmap(lambda region: jax.random.fold_in(run.key("target_only"), region))(target.region_ids)
     own = jax.vmap(lambda key: initial_params(run.model, target.graphs, target.sizes, key=key))(keys)
     return jax.tree.map(lambda leaf: leaf[None], own)

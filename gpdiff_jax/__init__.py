@@ -19,12 +19,7 @@ from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.forecasts import forecast
 from gpdiff_jax.harvest import HarvestConfig, harvest
-from gpdiff_jax.hypernetwork import (
-    GenerateConfig,
-    Hypernetwork,
-    RegionParameters,
-    pretrain,
-)
+from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork, RegionParameters, pretrain
 from gpdiff_jax.models import Model, ModelSizes, make_model, model_names, register_model
 from gpdiff_jax.prompts.prompt import Prompts, prompts
 from gpdiff_jax.report import render_report

@@ -57,22 +57,11 @@ class Adapted(NamedTuple):
 
 def _windows(target: Target, region: Int[Array, ""], starts: Int[Array, " B"]) -> tuple[jraph.GraphsTuple, Window]:
     graph = jax.tree.map(lambda leaf: leaf[region], target.graphs)
-    return graph, gather_target(
-        target.bank,
-        graph.nodes,
-        starts,
-        target.split.support.start,
-        target.steps_per_day,
-    )
+    return graph, gather_target(target.bank, graph.nodes, starts, target.split.support.start, target.steps_per_day)
 
 
 def _make_update(
-    model: Model,
-    graph: jraph.GraphsTuple,
-    windows: Window,
-    rate: jax.Array,
-    batch: int,
-    key: Key,
+    model: Model, graph: jraph.GraphsTuple, windows: Window, rate: jax.Array, batch: int, key: Key
 ) -> tuple[Callable[[jax.Array, tuple], tuple], Callable[[Params], optax.OptState]]:
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     count = windows.mask.shape[0]
@@ -124,12 +113,7 @@ def trace_validation(
         graph, windows = _windows(target, region, target.adaptation_starts)
         _, held_out = _windows(target, region, target.validation_starts)
         update, init = _make_update(
-            model,
-            graph,
-            windows,
-            rate,
-            config.batch,
-            jax.random.fold_in(key, target.region_ids[region]),
+            model, graph, windows, rate, config.batch, jax.random.fold_in(key, target.region_ids[region])
         )
 
         def error(params: Params) -> jax.Array:
@@ -181,12 +165,7 @@ def fine_tune(
         start, region = row
         graph, windows = _windows(target, region, starts)
         update, init = _make_update(
-            model,
-            graph,
-            windows,
-            rate,
-            config.batch,
-            jax.random.fold_in(key, target.region_ids[region]),
+            model, graph, windows, rate, config.batch, jax.random.fold_in(key, target.region_ids[region])
         )
         return jax.lax.fori_loop(0, steps, update, (start, init(start)))[0]
 
@@ -195,11 +174,7 @@ def fine_tune(
 
 @partial(jax.jit, static_argnames=("model",))
 def forecast_rows(
-    model: Model,
-    target: Target,
-    params: Params,
-    regions: Int[Array, " X"],
-    starts: Int[Array, " S"],
+    model: Model, target: Target, params: Params, regions: Int[Array, " X"], starts: Int[Array, " S"]
 ) -> Float[Array, "X S P"]:
     """Forecasts of every row for the given windows, in data units."""
 
@@ -287,15 +262,5 @@ def adapt(
     curves, best_rate, best_evaluation = choose_adaptation(errors, count, config)
     rate, steps = config.learning_rates[best_rate], best_evaluation * config.evaluate_every
     starts = target.support_starts if config.refit else target.adaptation_starts
-    tuned = fine_tune(
-        model,
-        config,
-        target,
-        params,
-        regions,
-        starts,
-        jnp.asarray(rate),
-        jnp.asarray(steps),
-        key=key,
-    )
+    tuned = fine_tune(model, config, target, params, regions, starts, jnp.asarray(rate), jnp.asarray(steps), key=key)
     return Adapted(tuned, rate, steps, float(curves[best_rate, best_evaluation]), curves)

@@ -40,13 +40,7 @@ def validation_error(model: Model, params: Params, sources: Sources, region: Int
     graph = jax.tree.map(lambda leaf: leaf[region], sources.graphs)
     # A fixed key: every evaluation of a region sees the same variants.
     key = jax.random.fold_in(jax.random.key(0), sources.region_ids[region])
-    windows = gather_source(
-        sources.bank,
-        sources.train,
-        graph.nodes,
-        sources.validation_starts[region],
-        key=key,
-    )
+    windows = gather_source(sources.bank, sources.train, graph.nodes, sources.validation_starts[region], key=key)
     return masked_absolute(batch_forecast(model, params, graph, windows), windows.target, windows.mask)
 
 
@@ -64,10 +58,7 @@ def initial_params(model: Model, graphs: jraph.GraphsTuple, sizes: ModelSizes, *
     """
     history, horizon, inputs, covariates = sizes
     graph = jax.tree.map(lambda leaf: leaf[0], graphs)
-    zeros = (
-        jnp.zeros((graph.nodes.shape[0], history, inputs)),
-        jnp.zeros((history + horizon, covariates)),
-    )
+    zeros = (jnp.zeros((graph.nodes.shape[0], history, inputs)), jnp.zeros((history + horizon, covariates)))
     return model.init(key, graph, *zeros)
 
 
@@ -126,10 +117,7 @@ def train_base(
 
     @jax.jit
     def evaluate(params: Params) -> jax.Array:
-        errors = jax.lax.map(
-            lambda r: validation_error(model, params, sources, r),
-            jnp.arange(sources.num_regions),
-        )
+        errors = jax.lax.map(lambda r: validation_error(model, params, sources, r), jnp.arange(sources.num_regions))
         return (errors * odds).sum() / odds.sum()
 
     opt_state = optimiser.init(params)
@@ -144,8 +132,5 @@ def train_base(
         if error < best_error:
             best, best_error = jax.tree.map(jnp.copy, params), error
         if progress:
-            progress(
-                done + steps_per_call,
-                {"train_loss": float(loss), "validation_loss": error},
-            )
+            progress(done + steps_per_call, {"train_loss": float(loss), "validation_loss": error})
     return best

@@ -11,12 +11,7 @@ from gpdiff_jax.cities.splits import Span
 
 
 def historical_average(
-    city: City,
-    support: Span,
-    starts: Int[np.ndarray, " S"],
-    *,
-    history: int,
-    horizon: int,
+    city: City, support: Span, starts: Int[np.ndarray, " S"], *, history: int, horizon: int
 ) -> Float[np.ndarray, "S R P"]:
     """Mean of the support days at the same time of day, weekdays and weekends apart where both were seen.
 
@@ -40,11 +35,7 @@ def historical_average(
             rows = seen == kind
             # Half a day of the other kind says less about it than all days together.
             if rows.sum() >= city.steps_per_day:
-                own = daily_profile(
-                    readings[rows],
-                    slots[support.start : support.stop][rows],
-                    city.steps_per_day,
-                )
+                own = daily_profile(readings[rows], slots[support.start : support.stop][rows], city.steps_per_day)
                 unseen = ~np.isfinite(readings[rows]).any(axis=0)
                 by_kind[kind] = np.where(unseen[:, None], everyday, own)
     silent = silent_regions(city, support)
@@ -56,12 +47,7 @@ def historical_average(
 
 
 def last_value(
-    city: City,
-    support: Span,
-    starts: Int[np.ndarray, " S"],
-    *,
-    history: int,
-    horizon: int,
+    city: City, support: Span, starts: Int[np.ndarray, " S"], *, history: int, horizon: int
 ) -> Float[np.ndarray, "S R P"]:
     """The last observed reading of the history, at every horizon step.
 

@@ -14,10 +14,7 @@ def save_arrays(folder: pathlib.Path, arrays: dict, facts: dict) -> None:
     """Writes a pytree of arrays with orbax and, as its metadata, JSON facts; the folder appears when all is written."""
     folder = pathlib.Path(folder).resolve()
     ocp.save_pytree(
-        folder,
-        jax.tree.map(np.asarray, arrays),
-        custom_metadata={"facts": json.dumps(facts)},
-        overwrite=True,
+        folder, jax.tree.map(np.asarray, arrays), custom_metadata={"facts": json.dumps(facts)}, overwrite=True
     )
 
 

@@ -19,9 +19,7 @@ _EVERY_SIZE = -1  # JAX's word for no lower bound; its own default leaves one to
 _logger = logging.getLogger(__name__)
 
 
-def enable_compilation_cache(
-    folder: str | os.PathLike[str] | None = None,
-) -> pathlib.Path | None:
+def enable_compilation_cache(folder: str | os.PathLike[str] | None = None) -> pathlib.Path | None:
     """Lets JAX keep every program that took it 0.5 s or longer to compile, and load it in later processes.
 
     The entries are keyed by program, JAX version and device, so one folder serves many runs. Deleting the folder is

@@ -84,25 +84,10 @@ def few_shot(
     begin = time.monotonic()
     rows, samples = _flatten(params)
     regions = jnp.tile(jnp.arange(target.num_regions, dtype=jnp.int32), samples)
-    tuned = adapt(
-        model,
-        config,
-        target,
-        rows,
-        regions,
-        key=key,
-        choose_on=target.num_regions,
-        progress=progress,
-    )
+    tuned = adapt(model, config, target, rows, regions, key=key, choose_on=target.num_regions, progress=progress)
     forecast, spread = _forecast(model, target, tuned.params, samples)
     return MethodForecast(
-        forecast,
-        spread,
-        time.monotonic() - begin,
-        tuned.learning_rate,
-        tuned.steps,
-        tuned.validation_mae,
-        tuned.curves,
+        forecast, spread, time.monotonic() - begin, tuned.learning_rate, tuned.steps, tuned.validation_mae, tuned.curves
     )
 
 

@@ -14,11 +14,7 @@ from gpdiff_jax.typing import Key
 
 
 def forecast(
-    parameters: RegionParameters,
-    city: City,
-    *,
-    adapt: AdaptConfig | None = None,
-    key: Key | None = None,
+    parameters: RegionParameters, city: City, *, adapt: AdaptConfig | None = None, key: Key | None = None
 ) -> Float[np.ndarray, "S R P"]:
     """Forecasts every test window of a city, optionally after fine-tuning on its support days.
 
@@ -38,10 +34,4 @@ def forecast(
     model = make_model(parameters.model, target.sizes)
     if adapt is None:
         return zero_shot(model, target, parameters.params).forecast
-    return few_shot(
-        model,
-        target,
-        parameters.params,
-        adapt,
-        key=jax.random.key(0) if key is None else key,
-    ).forecast
+    return few_shot(model, target, parameters.params, adapt, key=jax.random.key(0) if key is None else key).forecast

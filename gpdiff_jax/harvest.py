@@ -94,11 +94,7 @@ def make_region_trainer(
 
         def loss_fn(params: Params, key: Key) -> jax.Array:
             windows = draw_windows(sources.bank, sources.train, graph.nodes, config.windows, key=key)
-            return masked_huber(
-                batch_forecast(model, params, graph, windows),
-                windows.target,
-                windows.mask,
-            )
+            return masked_huber(batch_forecast(model, params, graph, windows), windows.target, windows.mask)
 
         def update(carry: tuple, index: jax.Array) -> tuple:
             params, average, opt_state = carry
@@ -126,31 +122,19 @@ def make_region_trainer(
             stale = jnp.where(error < errors.min(), 0, stale + 1)
             worst = jnp.argmax(errors)
             better = error < errors[worst]
-            kept = jax.tree.map(
-                lambda all_, new: jnp.where(better, all_.at[worst].set(new), all_),
-                kept,
-                params,
-            )
+            kept = jax.tree.map(lambda all_, new: jnp.where(better, all_.at[worst].set(new), all_), kept, params)
             errors = jnp.where(better, errors.at[worst].set(error), errors)
             steps = jnp.where(better, steps.at[worst].set(step), steps)
             return step, stale, training, kept, errors, steps
 
         kept = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (config.snapshots, *leaf.shape)), start)
-        empty = (
-            jnp.full((config.snapshots,), jnp.inf),
-            jnp.zeros((config.snapshots,), jnp.int32),
-        )
+        empty = (jnp.full((config.snapshots,), jnp.inf), jnp.zeros((config.snapshots,), jnp.int32))
         zero = jnp.zeros((), jnp.int32)
         carry = (zero, zero, (start, start, optimiser.init(start)), kept, *empty)
         *_, kept, errors, steps = jax.lax.while_loop(unfinished, advance, carry)
         order = jnp.argsort(errors)
         start_error = validation_error(model, start, sources, region)
-        return HarvestedRegion(
-            jax.tree.map(lambda leaf: leaf[order], kept),
-            errors[order],
-            steps[order],
-            start_error,
-        )
+        return HarvestedRegion(jax.tree.map(lambda leaf: leaf[order], kept), errors[order], steps[order], start_error)
 
     return train
 
@@ -193,11 +177,7 @@ def harvest_regions(
 
     @jax.jit
     def train_chunk(regions: Int[Array, " R"]) -> HarvestedRegion:
-        return jax.lax.map(
-            lambda r: train(start_of(r), r),
-            regions,
-            batch_size=config.regions_per_batch,
-        )
+        return jax.lax.map(lambda r: train(start_of(r), r), regions, batch_size=config.regions_per_batch)
 
     chunk = min(chunk, sources.num_regions)
     done: list[HarvestedRegion] = []
@@ -267,9 +247,4 @@ def harvest(
     sources = prepare_sources(cities, data, key=data_key)
     forecaster = make_model(model, sources.sizes)
     start = train_base(forecaster, sources, base, key=base_key)
-    return make_zoo(
-        forecaster,
-        sources,
-        start,
-        harvest_regions(forecaster, sources, start, config, key=region_key),
-    )
+    return make_zoo(forecaster, sources, start, harvest_regions(forecaster, sources, start, config, key=region_key))

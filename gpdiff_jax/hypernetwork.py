@@ -16,20 +16,10 @@ from gpdiff_jax.checkpoint import load_arrays, save_arrays
 from gpdiff_jax.codec import Codec, encode_zoo, fit_codec
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise
 from gpdiff_jax.diffusion.samplers import ddim, guided
-from gpdiff_jax.diffusion.training import (
-    PretrainConfig,
-    ZooCodes,
-    held_out_regions,
-    train_denoiser,
-)
+from gpdiff_jax.diffusion.training import PretrainConfig, ZooCodes, held_out_regions, train_denoiser
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model, ModelSizes, make_model
-from gpdiff_jax.prompts.prompt import (
-    Prompts,
-    PromptScaler,
-    fit_prompt_scaler,
-    scale_prompts,
-)
+from gpdiff_jax.prompts.prompt import Prompts, PromptScaler, fit_prompt_scaler, scale_prompts
 from gpdiff_jax.sources import DataConfig
 from gpdiff_jax.tokens import TokenLayout, from_tokens, make_layout, to_tokens
 from gpdiff_jax.typing import Key, Params
@@ -107,10 +97,7 @@ class Hypernetwork:
         told = scale_prompts(prompts, self.prompt_scaler)[0]
         mask = jnp.asarray(self.codec.mask())
         sample = partial(_sample, denoiser, config.steps, config.guidance, self.variables, mask, told)
-        codes = jax.lax.map(
-            lambda index: sample(jax.random.fold_in(key, index)),
-            jnp.arange(config.samples),
-        )
+        codes = jax.lax.map(lambda index: sample(jax.random.fold_in(key, index)), jnp.arange(config.samples))
         return RegionParameters(jax.vmap(jax.vmap(self.codec.params))(codes), self.model_name, self.data)
 
     def save(self, folder: str | pathlib.Path) -> None:
@@ -198,11 +185,7 @@ def _sample(
         time = jnp.broadcast_to(t, (regions,))
         told = denoise(denoiser, variables, x_t, time, prompt, jnp.ones(regions))
         if guidance != 1.0:
-            told = guided(
-                told,
-                denoise(denoiser, variables, x_t, time, prompt, jnp.zeros(regions)),
-                guidance,
-            )
+            told = guided(told, denoise(denoiser, variables, x_t, time, prompt, jnp.zeros(regions)), guidance)
         return told * mask[None]
 
     noise = jax.random.normal(key, (regions, *mask.shape)) * mask[None]
@@ -256,14 +239,7 @@ def pretrain(
     )
     model = make_model(zoo.model, sources.sizes)
     _, variables = train_denoiser(
-        model,
-        sources,
-        training_set,
-        codec,
-        held_out,
-        config,
-        key=train_key,
-        progress=progress,
+        model, sources, training_set, codec, held_out, config, key=train_key, progress=progress
     )
     return Hypernetwork(
         model_name=zoo.model,

@@ -91,10 +91,7 @@ def wape(
     residual, observed, xp = _residual(forecast, truth)
     total = _sum(xp.where(observed, xp.abs(truth), xp.zeros_like(truth)), axis, xp)
     error = _sum(xp.abs(residual), axis, xp)
-    return _float32(
-        xp.where(total > 0, error / xp.where(total > 0, total, xp.ones_like(total)), xp.nan),
-        xp,
-    )
+    return _float32(xp.where(total > 0, error / xp.where(total > 0, total, xp.ones_like(total)), xp.nan), xp)
 
 
 def crps(
@@ -131,21 +128,12 @@ def crps(
     samples, truth = xp.asarray(samples), xp.asarray(truth)
     observed = ~xp.isnan(truth)
     known = xp.broadcast_to(observed[None], samples.shape)
-    centred = xp.where(
-        known,
-        samples - xp.where(observed, truth, xp.zeros_like(truth))[None],
-        xp.zeros_like(samples),
-    )
+    centred = xp.where(known, samples - xp.where(observed, truth, xp.zeros_like(truth))[None], xp.zeros_like(samples))
     distance = xp.mean(xp.abs(centred), axis=0)
     # Sorted, the sum over pairs k < l of |x_k - x_l| is sum_k (2 k - K - 1) x_(k), k from 1: K log K, not K^2.
     rank = xp.asarray(2.0 * np.arange(1, count + 1) - count - 1, dtype=samples.dtype)
     spread = xp.sum(rank.reshape((count,) + (1,) * truth.ndim) * xp.sort(centred, axis=0), axis=0)
-    return _masked_mean(
-        distance - spread / (count * (count - 1) if fair else count**2),
-        observed,
-        axis,
-        xp,
-    )
+    return _masked_mean(distance - spread / (count * (count - 1) if fair else count**2), observed, axis, xp)
 
 
 def method_entry(
@@ -238,11 +226,7 @@ def region_rows(
 
 
 def _errors(
-    forecast: np.ndarray,
-    truth: np.ndarray,
-    is_weekend: np.ndarray | None,
-    *,
-    axis: tuple[int, ...],
+    forecast: np.ndarray, truth: np.ndarray, is_weekend: np.ndarray | None, *, axis: tuple[int, ...]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Returns errors per horizon step (the last axis) and their means over the steps with any observation."""
     if forecast.ndim != 3 or forecast.shape != truth.shape:

@@ -52,10 +52,7 @@ def ridge_hypernetwork(zoo: ParameterZoo, hypernetwork: Hypernetwork, prompts: P
 
 
 def _solve(
-    told: Float[np.ndarray, "V R E"],
-    wanted: Float[np.ndarray, "R X"],
-    weights: Float[np.ndarray, " R"],
-    penalty: float,
+    told: Float[np.ndarray, "V R E"], wanted: Float[np.ndarray, "R X"], weights: Float[np.ndarray, " R"], penalty: float
 ) -> Float[np.ndarray, "E1 X"]:
     """Weighted ridge regression with a free intercept; every variant of a prompt points at the same parameters."""
     variants, regions, width = told.shape

@@ -26,11 +26,7 @@ class Stage:
     """What `stage` yields: counts what is done, and shows it when it is time to."""
 
     def __init__(
-        self,
-        show: Callable[["Stage"], None],
-        completed: int,
-        interval_seconds: float,
-        clock: Callable[[], float],
+        self, show: Callable[["Stage"], None], completed: int, interval_seconds: float, clock: Callable[[], float]
     ) -> None:
         """Made by `stage`."""
         self.completed = completed
@@ -87,11 +83,7 @@ def stage(
             task = bar.add_task(name, total=total, completed=completed, metrics="")
 
             def update(shown: Stage) -> None:
-                bar.update(
-                    task,
-                    completed=shown.completed,
-                    metrics=_format_metrics(shown.metrics),
-                )
+                bar.update(task, completed=shown.completed, metrics=_format_metrics(shown.metrics))
 
             current = Stage(update, completed, _LIVE_SECONDS, clock)
             yield current
@@ -100,17 +92,11 @@ def stage(
             start = clock()
 
             def print_line(shown: Stage) -> None:
-                _print(
-                    console,
-                    _line(name, shown, total, shown.completed - completed, clock() - start),
-                )
+                _print(console, _line(name, shown, total, shown.completed - completed, clock() - start))
 
             current = Stage(print_line, completed, interval_seconds, clock)
             yield current
-            words = [
-                f"{name}: done in {_format_seconds(clock() - start)}",
-                _format_metrics(current.metrics),
-            ]
+            words = [f"{name}: done in {_format_seconds(clock() - start)}", _format_metrics(current.metrics)]
             _print(console, ", ".join(word for word in words if word))
 
 
@@ -209,11 +195,7 @@ def _line(name: str, shown: Stage, total: int, done: int, elapsed: float) -> str
     remaining = total - shown.completed
     share = 100.0 * shown.completed / total if total else 100.0
     left = f"{_format_seconds(elapsed * remaining / done)} left" if done > 0 and elapsed > 0 else "time left unknown"
-    words = [
-        f"{name}: {share:3.0f} % ({shown.completed}/{total})",
-        f"{_format_seconds(elapsed)} elapsed",
-        left,
-    ]
+    words = [f"{name}: {share:3.0f} % ({shown.completed}/{total})", f"{_format_seconds(elapsed)} elapsed", left]
     return ", ".join([*words, _format_metrics(shown.metrics)]).removesuffix(", ")
 
 

@@ -18,11 +18,7 @@ PICKS = ("weight", "random")
 
 
 def region_graphs(
-    cities: Sequence[City],
-    *,
-    max_neighbours: int = 8,
-    pick: str = "weight",
-    seed: int = 0,
+    cities: Sequence[City], *, max_neighbours: int = 8, pick: str = "weight", seed: int = 0
 ) -> jraph.GraphsTuple:
     """Cuts the one-hop ego graph of every region of every city.
 
@@ -107,9 +103,7 @@ def centre_weights(graph: jraph.GraphsTuple) -> Float[Array, " N"]:
     """
     into_centre = edge_mask(graph) & (graph.receivers == 0)
     weights = jax.ops.segment_sum(
-        jnp.where(into_centre, graph.edges, 0.0),
-        graph.senders,
-        num_segments=graph.nodes.shape[0],
+        jnp.where(into_centre, graph.edges, 0.0), graph.senders, num_segments=graph.nodes.shape[0]
     )
     total = weights.sum()
     return weights / jnp.where(total > 0, total, 1.0)

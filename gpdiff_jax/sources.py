@@ -15,20 +15,8 @@ import numpy as np
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.scaling import silent_regions
 from gpdiff_jax.cities.series import SeriesBank, build_bank
-from gpdiff_jax.cities.splits import (
-    SourceSplit,
-    Span,
-    TargetSplit,
-    split_source,
-    split_target,
-)
-from gpdiff_jax.cities.windows import (
-    StartTable,
-    random_spans,
-    start_table,
-    support_masks,
-    window_starts,
-)
+from gpdiff_jax.cities.splits import SourceSplit, Span, TargetSplit, split_source, split_target
+from gpdiff_jax.cities.windows import StartTable, random_spans, start_table, support_masks, window_starts
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import ModelSizes
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts, source_prompts
@@ -128,12 +116,7 @@ def region_id(city: City, node: int) -> int:
 
 
 def prepare_sources(
-    cities: Sequence[City],
-    config: DataConfig,
-    *,
-    key: Key,
-    validation_windows: int = 48,
-    seed: int = 0,
+    cities: Sequence[City], config: DataConfig, *, key: Key, validation_windows: int = 48, seed: int = 0
 ) -> Sources:
     """Splits source cities in time, draws the variants of their regions, and puts all on the device.
 
@@ -173,17 +156,9 @@ def prepare_sources(
         for city, drawn in zip(cities, spans, strict=True)
     ]
     bank = build_bank(cities, scale_spans, masks, covariates=config.covariates, **windows)
-    graphs = region_graphs(
-        cities,
-        max_neighbours=config.max_neighbours,
-        pick=config.pick_neighbours,
-        seed=seed,
-    )
+    graphs = region_graphs(cities, max_neighbours=config.max_neighbours, pick=config.pick_neighbours, seed=seed)
     rows = np.flatnonzero(np.concatenate(kept))
-    ids = np.asarray(
-        [region_id(city, n) for city in cities for n in range(city.num_nodes)],
-        np.uint32,
-    )
+    ids = np.asarray([region_id(city, n) for city in cities for n in range(city.num_nodes)], np.uint32)
     names = [f"{city.name}/{city.node_ids[n]}" for city in cities for n in range(city.num_nodes)]
     city_index = np.repeat(np.arange(len(cities)), [city.num_nodes for city in cities])
     return Sources(
@@ -215,32 +190,15 @@ def prepare_target(city: City, config: DataConfig, *, seed: int = 0) -> Target:
       InputError: see `split_target`, `build_bank`, `region_graphs`; or the test span holds no reading.
     """
     windows = {"history": config.history, "horizon": config.horizon}
-    split = split_target(
-        city.num_steps,
-        city.steps_per_day,
-        config.support_days,
-        name=city.name,
-        **windows,
-    )
+    split = split_target(city.num_steps, city.steps_per_day, config.support_days, name=city.name, **windows)
     masks = support_masks(city, split, city.steps_per_day)
-    bank = build_bank(
-        [city],
-        [[split.support] * len(masks)],
-        [masks],
-        covariates=config.covariates,
-        **windows,
-    )
+    bank = build_bank([city], [[split.support] * len(masks)], [masks], covariates=config.covariates, **windows)
     test_starts = window_starts(city, split.test, reach_back=True, **windows)
     if len(test_starts) == 0:
         raise InputError(f"city {city.name!r} has no reading in its test span (the last 30 %); use a longer series")
     return Target(
         bank=bank,
-        graphs=region_graphs(
-            [city],
-            max_neighbours=config.max_neighbours,
-            pick=config.pick_neighbours,
-            seed=seed,
-        ),
+        graphs=region_graphs([city], max_neighbours=config.max_neighbours, pick=config.pick_neighbours, seed=seed),
         region_ids=jax.numpy.asarray(np.asarray([region_id(city, n) for n in range(city.num_nodes)], np.uint32)),
         adaptation_starts=jax.numpy.asarray(window_starts(city, split.adaptation, **windows)),
         validation_starts=jax.numpy.asarray(_validation_starts(city, split, **windows)),

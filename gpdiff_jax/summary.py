@@ -104,12 +104,7 @@ def summarize_runs(run_dirs: Sequence[str | os.PathLike[str]]) -> list[GroupSumm
         content = read_metrics(run_dir)
         parts = {"": content, **(content.get("channels") or {})}
         for channel, part in parts.items():
-            settings = _settings(
-                content,
-                pathlib.Path(run_dir),
-                channel,
-                part.get("unit", content.get("unit")),
-            )
+            settings = _settings(content, pathlib.Path(run_dir), channel, part.get("unit", content.get("unit")))
             key = json.dumps(settings, sort_keys=True)
             _, seeds, entries = groups.setdefault(key, (settings, {}, []))
             seed = content["seed"]
@@ -126,9 +121,7 @@ def summarize_runs(run_dirs: Sequence[str | os.PathLike[str]]) -> list[GroupSumm
     ]
 
 
-def summarize_methods(
-    runs: Sequence[Mapping[str, Any]],
-) -> dict[str, dict[str, Statistic]]:
+def summarize_methods(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Statistic]]:
     """Summarises the `methods` of several metrics.json.
 
     Args:
@@ -234,13 +227,7 @@ def _table(group: GroupSummary, metrics: Sequence[str], *, markdown: bool) -> st
     # A method that some seeds lack says so: its mean is over fewer runs than its neighbours'.
     rows = [["method", *metrics, "runs"]]
     for name, entry in group.methods.items():
-        rows.append(
-            [
-                name,
-                *(_cell(entry[metric]) for metric in metrics),
-                str(entry["mae_mean"].runs),
-            ]
-        )
+        rows.append([name, *(_cell(entry[metric]) for metric in metrics), str(entry["mae_mean"].runs)])
     if markdown:
         rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
         lines = ["| " + " | ".join(row) + " |" for row in rows]

@@ -54,12 +54,7 @@ def save_zoo(folder: pathlib.Path, zoo: ParameterZoo) -> None:
         "prompts": zoo.prompts.values,
         "city_index": zoo.city_index,
     }
-    facts = {
-        "format": _FORMAT,
-        "model": zoo.model,
-        "names": zoo.names,
-        "prompt_names": zoo.prompts.names,
-    }
+    facts = {"format": _FORMAT, "model": zoo.model, "names": zoo.names, "prompt_names": zoo.prompts.names}
     save_arrays(folder, arrays, facts)
 
 

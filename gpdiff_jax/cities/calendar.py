@@ -54,10 +54,5 @@ def calendar_features(city: City) -> Float[np.ndarray, "T F"]:
     else:
         day = minutes // _MINUTES_PER_DAY
         week_angle = 2 * np.pi * minutes / (7 * _MINUTES_PER_DAY)
-        columns += [
-            (day == 5) * 1.0,
-            (day == 6) * 1.0,
-            np.sin(week_angle),
-            np.cos(week_angle),
-        ]
+        columns += [(day == 5) * 1.0, (day == 6) * 1.0, np.sin(week_angle), np.cos(week_angle)]
     return np.stack(columns, axis=1).astype(np.float32)

@@ -17,10 +17,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9_.:-]+")
 
 _SPEED_UNITS = {"kmh": "km/h", "kph": "km/h", "mph": "mph", "ms": "m/s"}
 # What `datetime.fromisoformat` can read back from a saved file.
-_EARLIEST, _LATEST = (
-    np.datetime64("0001-01-01T00:00", "m"),
-    np.datetime64("9999-12-31T23:59", "m"),
-)
+_EARLIEST, _LATEST = (np.datetime64("0001-01-01T00:00", "m"), np.datetime64("9999-12-31T23:59", "m"))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,13 +121,7 @@ def check_city(city: City) -> City:
     return city
 
 
-def _check_array(
-    name: str,
-    array: np.ndarray | None,
-    dtype: type,
-    shape: tuple[int | None, ...],
-    axes: str,
-) -> None:
+def _check_array(name: str, array: np.ndarray | None, dtype: type, shape: tuple[int | None, ...], axes: str) -> None:
     if not isinstance(array, np.ndarray) or array.dtype != np.dtype(dtype):
         found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise InputError(f"`{name}` (of type {found}) must be a numpy array of {np.dtype(dtype)}; convert it")
@@ -164,11 +155,7 @@ def _check_names(city: City) -> None:
     for wrong, what, remedy in (
         (np.isinf(values), "is infinite", "mark a missing reading as NaN"),
         (values < 0, "is negative", "mark a missing reading as NaN"),
-        (
-            np.zeros(1, bool) if counts else values == 0,
-            "is a speed of zero",
-            "zero means missing there: store NaN",
-        ),
+        (np.zeros(1, bool) if counts else values == 0, "is a speed of zero", "zero means missing there: store NaN"),
     ):
         if wrong.any():
             step, node, channel = (int(index) for index in np.argwhere(wrong)[0])
@@ -238,19 +225,11 @@ def _check_edges(city: City) -> None:
     if city.num_nodes > 1 and len(city.weights) == 0:
         raise InputError(f"the adjacency of {city.num_nodes} regions is all zero; give at least one edge")
     for wrong, what, remedy in (
-        (
-            ~np.isfinite(city.weights),
-            "is not finite",
-            "give every edge a number in (0, 1]",
-        ),
+        (~np.isfinite(city.weights), "is not finite", "give every edge a number in (0, 1]"),
         (city.weights < 0, "is negative", "give every edge a weight in (0, 1]"),
         (city.weights == 0, "is zero", "leave the edge out"),
         (city.weights > 1, "is above 1", "divide the adjacency by its maximum"),
-        (
-            city.senders == city.receivers,
-            "is a self-loop",
-            "set the diagonal of the adjacency to zero",
-        ),
+        (city.senders == city.receivers, "is a self-loop", "set the diagonal of the adjacency to zero"),
     ):
         if wrong.any():
             edge = int(np.argmax(wrong))
@@ -268,10 +247,7 @@ def _check_static_facts(city: City) -> None:
     if (city.latitude is None) != (city.longitude is None):
         absent = "latitude" if city.latitude is None else "longitude"
         raise InputError(f"`{absent}` is missing beside the other coordinate; give both or neither")
-    for name, degrees, limit in (
-        ("latitude", city.latitude, 90.0),
-        ("longitude", city.longitude, 180.0),
-    ):
+    for name, degrees, limit in (("latitude", city.latitude, 90.0), ("longitude", city.longitude, 180.0)):
         if degrees is None:
             continue
         _check_array(name, degrees, np.float64, (city.num_nodes,), "[N]")

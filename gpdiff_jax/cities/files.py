@@ -22,16 +22,7 @@ from gpdiff_jax.errors import InputError
 # Thirteen published cities need 0.1 to 11 MB; 4 GiB is a year of 5-minute readings of 10,000 regions.
 MAX_UNCOMPRESSED_BYTES = 4 << 30
 
-_REQUIRED = (
-    "values",
-    "adjacency",
-    "interval_minutes",
-    "start",
-    "feature_names",
-    "node_ids",
-    "city",
-    "kind",
-)
+_REQUIRED = ("values", "adjacency", "interval_minutes", "start", "feature_names", "node_ids", "city", "kind")
 _OPTIONAL = ("latitude", "longitude", "poi", "poi_names")
 
 # All that zipfile, its decompressors and numpy's header parser raise on damaged bytes.
@@ -178,10 +169,7 @@ def _read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
     stream = io.BytesIO(archive.read(f"{key}.npy"))
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
-        version = (
-            2,
-            0,
-        )  # 3.0 differs in the encoding of field names only, and city arrays have no fields
+        version = (2, 0)  # 3.0 differs in the encoding of field names only, and city arrays have no fields
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     _, _, dtype = read_header(stream)
     if dtype.hasobject:

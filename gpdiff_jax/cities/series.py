@@ -11,12 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from gpdiff_jax.cities.calendar import (
-    NUM_CALENDAR,
-    calendar_features,
-    is_weekend,
-    slot_of_day,
-)
+from gpdiff_jax.cities.calendar import NUM_CALENDAR, calendar_features, is_weekend, slot_of_day
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.scaling import region_scales
 from gpdiff_jax.cities.splits import Span
@@ -79,11 +74,7 @@ def num_covariates(covariates: str) -> int:
     """
     if covariates not in COVARIATES:
         raise InputError(f"`covariates` must be one of {', '.join(COVARIATES)}, got {covariates!r}")
-    return {
-        "none": 0,
-        "calendar": NUM_CALENDAR,
-        "profile": NUM_CALENDAR + _NUM_PROFILE,
-    }[covariates]
+    return {"none": 0, "calendar": NUM_CALENDAR, "profile": NUM_CALENDAR + _NUM_PROFILE}[covariates]
 
 
 def daily_profile(
@@ -216,10 +207,7 @@ _PER_VARIANT = ("mean", "std", "profile", "profile_weekend")
 
 
 def gather_window(
-    bank: SeriesBank,
-    nodes: Int[Array, " N"],
-    start: Int[Array, ""],
-    variants: Int[Array, " X"],
+    bank: SeriesBank, nodes: Int[Array, " N"], start: Int[Array, ""], variants: Int[Array, " X"]
 ) -> Window:
     """Reads one window of one region graph off the bank.
 
@@ -238,11 +226,7 @@ def gather_window(
     seen_through = variants[None, : bank.history], nodes[:, None]
     observed = bank.observed[reach]
     history = jnp.stack(
-        [
-            observed * (bank.values[reach] - bank.mean[seen_through]) / bank.std[seen_through],
-            observed,
-        ],
-        -1,
+        [observed * (bank.values[reach] - bank.mean[seen_through]) / bank.std[seen_through], observed], -1
     )
     clock = bank.city_offset[nodes[0]] + steps
     covariates = bank.calendar[clock]

@@ -71,11 +71,7 @@ class SimulationConfig:
     closing_share: float = 0.25  # share of the crowd cities whose service closes at night, on top of the lost readings
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("cities", 1, 1000),
-            ("regions", 2, 1000),
-            ("days", 2, 3660),
-        ):
+        for name, low, high in (("cities", 1, 1000), ("regions", 2, 1000), ("days", 2, 3660)):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise InputError(f"`{name}` (={value}) must be in {low}..{high}; choose a number in that range")
@@ -208,11 +204,7 @@ def _gabriel_graph(positions: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N 
         blocked[third], blocked[:, third] = False, False
         linked &= ~blocked
     np.fill_diagonal(linked, False)
-    return np.where(
-        linked,
-        np.maximum(np.exp(-squared / (2 * np.median(squared[linked]))), 0.05),
-        0.0,
-    )
+    return np.where(linked, np.maximum(np.exp(-squared / (2 * np.median(squared[linked]))), 0.05), 0.0)
 
 
 def _draw_functions(positions: Float[np.ndarray, "N 2"], rng: np.random.Generator) -> Float[np.ndarray, "N M"]:
@@ -247,9 +239,7 @@ def _profiles(
 
 
 def _levels(
-    config: SimulationConfig,
-    functions: Float[np.ndarray, "N M"],
-    rng: np.random.Generator,
+    config: SimulationConfig, functions: Float[np.ndarray, "N M"], rng: np.random.Generator
 ) -> Float[np.ndarray, " N"]:
     own = rng.normal(size=len(functions))
     if config.kind == "speed":
@@ -259,10 +249,7 @@ def _levels(
 
 
 def _deviations(
-    config: SimulationConfig,
-    truth: SimulationTruth,
-    adjacency: Float[np.ndarray, "N N"],
-    rng: np.random.Generator,
+    config: SimulationConfig, truth: SimulationTruth, adjacency: Float[np.ndarray, "N N"], rng: np.random.Generator
 ) -> Float[np.ndarray, "T N"]:
     steps, steps_per_hour = len(truth.deviations), 60 // config.interval_minutes
     warm_up = 48 * steps_per_hour
@@ -287,10 +274,7 @@ def _deviations(
 
 
 def _readings(
-    config: SimulationConfig,
-    truth: SimulationTruth,
-    profile: Float[np.ndarray, "T N"],
-    rng: np.random.Generator,
+    config: SimulationConfig, truth: SimulationTruth, profile: Float[np.ndarray, "T N"], rng: np.random.Generator
 ) -> Float[np.ndarray, "T N"]:
     demand = profile * np.exp(np.clip(truth.deviations, -3, 3))
     if config.kind == "crowd":

@@ -71,13 +71,7 @@ def split_source(num_steps: int, *, history: int, horizon: int, name: str = "sou
 
 
 def split_target(
-    num_steps: int,
-    steps_per_day: int,
-    support_days: int,
-    *,
-    history: int,
-    horizon: int,
-    name: str = "target",
+    num_steps: int, steps_per_day: int, support_days: int, *, history: int, horizon: int, name: str = "target"
 ) -> TargetSplit:
     """Splits a target city into support days (adaptation, validation) and the test that follows them.
 
@@ -111,7 +105,5 @@ def split_target(
         )
     validation_start = test_start - max(1, support_days // 3) * steps_per_day
     return TargetSplit(
-        Span(support_start, validation_start),
-        Span(validation_start, test_start),
-        Span(test_start, num_steps),
+        Span(support_start, validation_start), Span(validation_start, test_start), Span(test_start, num_steps)
     )

@@ -73,9 +73,7 @@ def random_spans(city: City, span: Span, length: int, count: int, *, key: Key) -
 
 
 def start_table(
-    cities: Sequence[City],
-    starts: Sequence[Int[np.ndarray, " X"]],
-    spans: Sequence[Sequence[Span]],
+    cities: Sequence[City], starts: Sequence[Int[np.ndarray, " X"]], spans: Sequence[Sequence[Span]]
 ) -> StartTable:
     """Lines up the allowed starts of several cities.
 
@@ -96,10 +94,7 @@ def start_table(
     counts = [len(allowed) for allowed in starts]
     nodes = [city.num_nodes for city in cities]
     first = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    bounds = np.asarray(
-        [[(span.start, span.stop) for span in city_spans] for city_spans in spans],
-        np.int32,
-    )
+    bounds = np.asarray([[(span.start, span.stop) for span in city_spans] for city_spans in spans], np.int32)
     return StartTable(
         starts=jnp.asarray(np.concatenate(starts).astype(np.int32)),
         first=jnp.asarray(np.repeat(first, nodes).astype(np.int32)),
@@ -191,11 +186,7 @@ def support_masks(city: City, split: TargetSplit, steps_per_day: int) -> np.ndar
 
 
 def gather_target(
-    bank: SeriesBank,
-    nodes: Int[Array, " N"],
-    starts: Int[Array, " B"],
-    support_start: int,
-    steps_per_day: int,
+    bank: SeriesBank, nodes: Int[Array, " N"], starts: Int[Array, " B"], support_start: int, steps_per_day: int
 ) -> Window:
     """Gathers given windows of one target region, where the profile at every step leaves out that step's own day.
 

@@ -59,9 +59,7 @@ class AdaptiveNorm(nn.Module):
 
 
 def gated_residual(
-    x: Float[Array, "L width"],
-    branch: Float[Array, "L width"],
-    gate: Float[Array, " width"],
+    x: Float[Array, "L width"], branch: Float[Array, "L width"], gate: Float[Array, " width"]
 ) -> jax.Array:
     """x + gate * branch."""
     return x + gate[None, :] * branch

@@ -40,11 +40,7 @@ class Denoiser(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x_t: Float[Array, "L W"],
-        t: Float[Array, ""],
-        prompt: Float[Array, " E"],
-        given: Float[Array, ""],
+        self, x_t: Float[Array, "L W"], t: Float[Array, ""], prompt: Float[Array, " E"], given: Float[Array, ""]
     ) -> Float[Array, "L W"]:
         """Returns the velocity of one region's tokens; `given` is 0 where the prompt is dropped."""
         config, count = self.config, len(self.layer_of_token)
@@ -59,17 +55,9 @@ class Denoiser(nn.Module):
             x = gated_residual(x, attended, gate)
             normed, gate = AdaptiveNorm(name=f"feed_forward_norm_{index}")(x, condition)
             hidden = nn.gelu(nn.Dense(4 * config.width, name=f"feed_forward_in_{index}")(normed))
-            x = gated_residual(
-                x,
-                nn.Dense(config.width, name=f"feed_forward_out_{index}")(hidden),
-                gate,
-            )
+            x = gated_residual(x, nn.Dense(config.width, name=f"feed_forward_out_{index}")(hidden), gate)
         x, _ = AdaptiveNorm(name="out_norm")(x, condition)
-        return nn.Dense(
-            self.token_width,
-            kernel_init=nn.initializers.zeros_init(),
-            name="tokens_out",
-        )(x)
+        return nn.Dense(self.token_width, kernel_init=nn.initializers.zeros_init(), name="tokens_out")(x)
 
 
 def denoise(

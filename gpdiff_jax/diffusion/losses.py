@@ -12,12 +12,7 @@ from jaxtyping import Array, Float
 from gpdiff_jax.cities.windows import draw_windows
 from gpdiff_jax.codec import Codec
 from gpdiff_jax.diffusion.denoiser import Denoiser, denoise
-from gpdiff_jax.diffusion.schedules import (
-    add_noise,
-    cosine_level,
-    velocity,
-    x0_from_velocity,
-)
+from gpdiff_jax.diffusion.schedules import add_noise, cosine_level, velocity, x0_from_velocity
 from gpdiff_jax.models.loss import batch_forecast, masked_huber
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.sources import Sources
@@ -69,14 +64,7 @@ def functional_losses(
 
     def one(code: jax.Array, region: jax.Array, variant: jax.Array, key: Key) -> jax.Array:
         graph = jax.tree.map(lambda leaf: leaf[region], sources.graphs)
-        windows = draw_windows(
-            sources.bank,
-            sources.train,
-            graph.nodes,
-            windows_per_region,
-            key=key,
-            variant=variant,
-        )
+        windows = draw_windows(sources.bank, sources.train, graph.nodes, windows_per_region, key=key, variant=variant)
         forecast = batch_forecast(model, codec.params(code), graph, windows)
         return masked_huber(forecast, windows.target, windows.mask)
 

@@ -6,11 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gpdiff_jax.diffusion.schedules import (
-    cosine_level,
-    eps_from_velocity,
-    x0_from_velocity,
-)
+from gpdiff_jax.diffusion.schedules import cosine_level, eps_from_velocity, x0_from_velocity
 
 
 def ddim(
@@ -40,9 +36,7 @@ def ddim(
 
 
 def guided(
-    told: Float[Array, "*X"],
-    untold: Float[Array, "*X"],
-    guidance: Float[Array, ""] | float,
+    told: Float[Array, "*X"], untold: Float[Array, "*X"], guidance: Float[Array, ""] | float
 ) -> Float[Array, "*X"]:
     """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): 0 ignores the prompt, above 1 exaggerates it."""
     return untold + guidance * (told - untold)

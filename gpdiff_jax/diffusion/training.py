@@ -12,11 +12,7 @@ import optax
 
 from gpdiff_jax.codec import Codec, CodecConfig
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise
-from gpdiff_jax.diffusion.losses import (
-    DiffusionBatch,
-    bind_functional,
-    make_diffusion_loss,
-)
+from gpdiff_jax.diffusion.losses import DiffusionBatch, bind_functional, make_diffusion_loss
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.sources import Sources
@@ -44,13 +40,7 @@ class PretrainConfig:
     held_out_share: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch",
-            "windows",
-            "learning_rate",
-            "evaluations",
-        ):
+        for name in ("steps", "batch", "windows", "learning_rate", "evaluations"):
             if getattr(self, name) <= 0:
                 raise InputError(f"`{name}` must be above 0, got {getattr(self, name)}")
         for name in ("ema", "prompt_dropout", "pure_noise_share", "held_out_share"):
@@ -142,16 +132,9 @@ def train_denoiser(
         pure_noise_share=config.pure_noise_share,
     )
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0,
-        config.learning_rate,
-        max(1, config.steps // 20),
-        config.steps,
-        0.05 * config.learning_rate,
+        0.0, config.learning_rate, max(1, config.steps // 20), config.steps, 0.05 * config.learning_rate
     )
-    optimiser = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, weight_decay=config.weight_decay),
-    )
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=config.weight_decay))
     steps_per_call = max(1, config.steps // config.evaluations)
 
     def step(state: PretrainState, _: None) -> tuple[PretrainState, dict[str, jax.Array]]:
@@ -163,11 +146,7 @@ def train_denoiser(
         # A short average first: the first steps would otherwise linger in it.
         decay = jnp.minimum(config.ema, (1.0 + state.step) / (10.0 + state.step))
         ema = optax.incremental_update(variables, state.ema, 1.0 - decay)
-        metrics = dict(
-            parts._asdict(),
-            grad_norm=optax.global_norm(grads),
-            update_norm=optax.global_norm(updates),
-        )
+        metrics = dict(parts._asdict(), grad_norm=optax.global_norm(grads), update_norm=optax.global_norm(updates))
         return PretrainState(state.step + 1, variables, ema, opt_state), metrics
 
     @partial(jax.jit, donate_argnums=0)
@@ -184,24 +163,11 @@ def train_denoiser(
             batch_key = jax.random.fold_in(keys[2], variant)
             size = rows.shape[0]
             batch = DiffusionBatch(
-                zoo.x0[rows, 0],
-                zoo.prompts[variant, rows],
-                rows,
-                jnp.broadcast_to(variant, rows.shape),
+                zoo.x0[rows, 0], zoo.prompts[variant, rows], rows, jnp.broadcast_to(variant, rows.shape)
             )
             eps = jax.random.normal(batch_key, batch.x0.shape) * mask[None]
             # At t = 1 the velocity is minus the mean of x0 given the prompt.
-            x0 = (
-                -denoise(
-                    denoiser,
-                    variables,
-                    eps,
-                    jnp.ones(size),
-                    batch.prompt,
-                    jnp.ones(size),
-                )
-                * mask[None]
-            )
+            x0 = -denoise(denoiser, variables, eps, jnp.ones(size), batch.prompt, jnp.ones(size)) * mask[None]
             return (functional(x0, batch, key=batch_key) * weights).sum()
 
         return jax.lax.map(one_variant, jnp.arange(zoo.prompts.shape[0], dtype=jnp.int32)).mean()
@@ -209,10 +175,7 @@ def train_denoiser(
     example = zoo.x0[0, 0], jnp.zeros(()), zoo.prompts[0, 0], jnp.ones(())
     variables = denoiser.init(keys[0], *example)["params"]
     state = PretrainState(
-        jnp.zeros((), jnp.int32),
-        variables,
-        jax.tree.map(jnp.copy, variables),
-        optimiser.init(variables),
+        jnp.zeros((), jnp.int32), variables, jax.tree.map(jnp.copy, variables), optimiser.init(variables)
     )
     best, best_error = state.ema, np.inf
     for done in range(steps_per_call, config.steps + 1, steps_per_call):

@@ -11,10 +11,7 @@ from gpdiff_jax.typing import Params
 
 
 def masked_huber(
-    forecast: Float[Array, "*X P"],
-    target: Float[Array, "*X P"],
-    mask: Float[Array, "*X P"],
-    delta: float = 0.5,
+    forecast: Float[Array, "*X P"], target: Float[Array, "*X P"], mask: Float[Array, "*X P"], delta: float = 0.5
 ) -> Float[Array, ""]:
     """Mean Huber loss over the observed readings; 0 where nothing is observed.
 
@@ -27,9 +24,7 @@ def masked_huber(
 
 
 def masked_absolute(
-    forecast: Float[Array, "*X P"],
-    target: Float[Array, "*X P"],
-    mask: Float[Array, "*X P"],
+    forecast: Float[Array, "*X P"], target: Float[Array, "*X P"], mask: Float[Array, "*X P"]
 ) -> Float[Array, ""]:
     """Mean absolute error over the observed readings; 0 where nothing is observed."""
     return (jnp.abs(forecast - target) * mask).sum() / jnp.maximum(mask.sum(), 1.0)

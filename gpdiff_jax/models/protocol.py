@@ -33,10 +33,7 @@ class Model(NamedTuple):
 
     name: str
     init: Callable[[Key, jraph.GraphsTuple, Float[Array, "N H I"], Float[Array, "HP F"]], Params]
-    apply: Callable[
-        [Params, jraph.GraphsTuple, Float[Array, "N H I"], Float[Array, "HP F"]],
-        Float[Array, "P C"],
-    ]
+    apply: Callable[[Params, jraph.GraphsTuple, Float[Array, "N H I"], Float[Array, "HP F"]], Float[Array, "P C"]]
 
 
 _REGISTRY: dict[str, Callable[[ModelSizes], Model]] = {}
@@ -70,12 +67,7 @@ def make_model(name: str, sizes: ModelSizes) -> Model:
     """
     if name not in _REGISTRY:
         raise InputError(f"`model` must be one of {', '.join(model_names())}, got {name!r}")
-    for field, least in (
-        ("history", 1),
-        ("horizon", 1),
-        ("num_inputs", 1),
-        ("num_covariates", 0),
-    ):
+    for field, least in (("history", 1), ("horizon", 1), ("num_inputs", 1), ("num_covariates", 0)):
         if getattr(sizes, field) < least:
             raise InputError(f"`{field}` must be at least {least}, got {getattr(sizes, field)}")
     return _REGISTRY[name](sizes)

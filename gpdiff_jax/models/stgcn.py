@@ -46,10 +46,7 @@ class STGCN(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        graph: jraph.GraphsTuple,
-        history: Float[Array, "N H I"],
-        covariates: Float[Array, "HP F"],
+        self, graph: jraph.GraphsTuple, history: Float[Array, "N H I"], covariates: Float[Array, "HP F"]
     ) -> Float[Array, "P 1"]:
         """Returns the scaled forecast of the centre."""
         seen, ahead = covariates[: self.sizes.history], covariates[self.sizes.history :]
@@ -67,19 +64,11 @@ class STGCN(nn.Module):
         hidden = state[None, :] + lead
         if self.sizes.num_covariates:
             hidden = hidden + nn.Dense(_HIDDEN, use_bias=False, name="head_covariates")(ahead)
-        readout = self.param(
-            "head_readout",
-            nn.initializers.lecun_normal(),
-            (self.sizes.horizon, _HIDDEN),
-        )
+        readout = self.param("head_readout", nn.initializers.lecun_normal(), (self.sizes.horizon, _HIDDEN))
         forecast = jnp.einsum("ph,ph->p", nn.relu(hidden), readout)
         forecast = forecast + self.param("head_bias", nn.initializers.zeros_init(), (self.sizes.horizon,))
         if self.sizes.num_covariates:
-            direct = self.param(
-                "head_direct",
-                nn.initializers.zeros_init(),
-                (self.sizes.num_covariates,),
-            )
+            direct = self.param("head_direct", nn.initializers.zeros_init(), (self.sizes.num_covariates,))
             forecast = forecast + ahead @ direct
         return forecast[:, None]
 

@@ -95,12 +95,7 @@ def prompts(city: City, *, support_days: int, history: int = 12, horizon: int = 
       InputError: see `split_target`, and `region_prompts`.
     """
     split = split_target(
-        city.num_steps,
-        city.steps_per_day,
-        support_days,
-        history=history,
-        horizon=horizon,
-        name=city.name,
+        city.num_steps, city.steps_per_day, support_days, history=history, horizon=horizon, name=city.name
     )
     return region_prompts(city, [split.support])
 
@@ -119,16 +114,9 @@ def fit_prompt_scaler(prompts: Prompts, city_index: Int[np.ndarray, " R"]) -> Pr
     rows = [values[:, city_index == index] for index in np.unique(city_index)]
     mean = np.mean([table.mean(axis=(0, 1)) for table in rows], axis=0)
     variance = np.mean([np.square(table - mean).mean(axis=(0, 1)) for table in rows], axis=0)
-    return PromptScaler(
-        jnp.asarray(mean, jnp.float32),
-        jnp.asarray(np.sqrt(variance) + 1e-3, jnp.float32),
-    )
+    return PromptScaler(jnp.asarray(mean, jnp.float32), jnp.asarray(np.sqrt(variance) + 1e-3, jnp.float32))
 
 
 def scale_prompts(prompts: Prompts, scaler: PromptScaler) -> Float[Array, "V R E"]:
     """Prompts in deviations of the sources, cut at four: beyond, a distance carries no more information."""
-    return jnp.clip(
-        (prompts.values - scaler.mean[None, None]) / scaler.std[None, None],
-        -_CLIP,
-        _CLIP,
-    )
+    return jnp.clip((prompts.values - scaler.mean[None, None]) / scaler.std[None, None], -_CLIP, _CLIP)

@@ -8,11 +8,7 @@ from jaxtyping import Float
 
 from gpdiff_jax.cities.calendar import is_weekend, slot_of_day
 from gpdiff_jax.cities.city import City
-from gpdiff_jax.cities.scaling import (
-    fill_from_neighbours,
-    region_scales,
-    silent_regions,
-)
+from gpdiff_jax.cities.scaling import fill_from_neighbours, region_scales, silent_regions
 from gpdiff_jax.cities.series import daily_profile
 from gpdiff_jax.cities.splits import Span
 
@@ -62,8 +58,7 @@ def temporal_statistics(city: City, visible: Span) -> tuple[Float[np.ndarray, "N
     columns["missing_share"] = 1.0 - observed.mean(axis=0)
     columns["zero_share"] = (readings == 0).sum(axis=0) / count
     columns["weekend_share"] = np.full(
-        city.num_nodes,
-        2 / 7 if weekend is None else weekend[visible.start : visible.stop].mean(),
+        city.num_nodes, 2 / 7 if weekend is None else weekend[visible.start : visible.stop].mean()
     )
     table = np.stack(list(columns.values()), axis=1)
     return fill_from_neighbours(table, silent_regions(city, visible), city).astype(np.float32), tuple(columns)
@@ -124,11 +119,7 @@ def _neighbour_mean(city: City, x: np.ndarray) -> np.ndarray:
     weights = np.maximum(city.adjacency(), city.adjacency().T).astype(np.float64)
     seen = np.isfinite(x)
     total = seen @ weights
-    return np.where(
-        total > 0,
-        np.where(seen, x, 0.0) @ weights / np.where(total > 0, total, 1.0),
-        np.nan,
-    )
+    return np.where(total > 0, np.where(seen, x, 0.0) @ weights / np.where(total > 0, total, 1.0), np.nan)
 
 
 def _hops(linked: np.ndarray) -> np.ndarray:

@@ -30,16 +30,7 @@ _ROLE_COLOURS = {role: f"#010b{number:02x}" for number, role in enumerate(ROLES,
 _VARIABLES |= {colour: role for role, colour in _ROLE_COLOURS.items()}
 
 # Okabe and Ito's palette, which readers with any colour vision tell apart; markers differ as well.
-_CATEGORIES = (
-    "#0072b2",
-    "#e69f00",
-    "#009e73",
-    "#cc79a7",
-    "#56b4e9",
-    "#d55e00",
-    "#8a7f00",
-    "#8c8c8c",
-)
+_CATEGORIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a7f00", "#8c8c8c")
 _MARKERS = "osv^DPX*"
 _BETTER_WORSE = matplotlib.colors.LinearSegmentedColormap.from_list(
     "better_worse", ["#01665e", "#5ab4ac", "#efefef", "#d8b365", "#8c510a"]
@@ -115,10 +106,7 @@ def horizon_figure(curves: Sequence[Curve], *, name: str, x_label: str, y_label:
                 markersize=4.5,
                 zorder=2 if other else 4,
             )
-        _label_ends(
-            axes,
-            [curve for curve in curves if curve.role != "other" and np.isfinite(curve.y[-1:]).all()],
-        )
+        _label_ends(axes, [curve for curve in curves if curve.role != "other" and np.isfinite(curve.y[-1:]).all()])
         axes.set_xlabel(x_label)
         axes.set_title(y_label, loc="left", fontsize=11, color=_MUTED)
         if curves and len(curves[0].x) <= 12:
@@ -163,15 +151,7 @@ def week_figure(
             low, high = forecast - 2 * spread, forecast + 2 * spread
             if np.nanmin(truth, initial=np.inf) >= 0:
                 low = np.maximum(low, 0.0)
-            axes.fill_between(
-                hours,
-                low,
-                high,
-                color=_ROLE_COLOURS["few-shot"],
-                alpha=0.22,
-                linewidth=0,
-                zorder=2,
-            )
+            axes.fill_between(hours, low, high, color=_ROLE_COLOURS["few-shot"], alpha=0.22, linewidth=0, zorder=2)
         axes.plot(hours, truth, color=_INK, linewidth=1.3, zorder=3)
         axes.plot(hours, forecast, color=_ROLE_COLOURS["few-shot"], linewidth=1.8, zorder=4)
         days = np.arange(len(day_labels))
@@ -227,14 +207,7 @@ def map_figure(
         axes.plot(path[:, 0], path[:, 1], color=_MUTED, linewidth=0.7, alpha=0.45, zorder=1)
         size = float(np.clip(9000.0 / max(len(values), 1), 14.0, 110.0))
         raster = len(values) > _RASTER_POINTS
-        axes.scatter(
-            *positions[~known].T,
-            s=size,
-            facecolors="none",
-            edgecolors=_MUTED,
-            linewidths=1.0,
-            zorder=2,
-        )
+        axes.scatter(*positions[~known].T, s=size, facecolors="none", edgecolors=_MUTED, linewidths=1.0, zorder=2)
         # The extremes last, on top of their neighbours.
         order = np.flatnonzero(known)[np.argsort(np.abs(values[known]), kind="stable")]
         axes.scatter(
@@ -252,14 +225,7 @@ def map_figure(
         axes.margins(0.06)
         bar = figure.add_axes((0.06, 32 / 440, 0.88, 8 / 440))
         steps = np.linspace(limits[0], limits[1], 65)
-        bar.pcolormesh(
-            steps,
-            [0, 1],
-            steps[None, :-1],
-            cmap=colours,
-            edgecolors="face",
-            linewidth=0.3,
-        )
+        bar.pcolormesh(steps, [0, 1], steps[None, :-1], cmap=colours, edgecolors="face", linewidth=0.3)
         bar.set_yticks([])
         bar.spines["bottom"].set_visible(False)
         bar.grid(False)
@@ -289,15 +255,7 @@ def loss_figure(curves: Sequence[Curve], *, name: str, title: str, x_label: str,
             x, y = _thin(curve.x, curve.y)
             colour = lines[number % len(lines)] if curve.role == "other" else _ROLE_COLOURS[curve.role]
             marker = "o" if len(x) <= 12 else None
-            axes.plot(
-                x,
-                y,
-                color=colour,
-                linewidth=1.7,
-                marker=marker,
-                markersize=4,
-                label=curve.label,
-            )
+            axes.plot(x, y, color=colour, linewidth=1.7, marker=marker, markersize=4, label=curve.label)
         values = np.concatenate([curve.y[np.isfinite(curve.y)] for curve in curves]) if curves else np.zeros(0)
         if len(values) and values.min() > 0 and values.max() > 3 * values.min():
             axes.set_yscale("log")
@@ -350,34 +308,14 @@ def projection_figure(
                 rasterized=raster,
             )
         axes.scatter(
-            *generated.T,
-            s=24,
-            facecolors="none",
-            edgecolors=_INK,
-            marker="D",
-            linewidths=1.0,
-            label="generated",
+            *generated.T, s=24, facecolors="none", edgecolors=_INK, marker="D", linewidths=1.0, label="generated"
         )
         if base is not None:
-            axes.scatter(
-                *base.T,
-                s=90,
-                color=_INK,
-                marker="x",
-                linewidths=2.6,
-                label="base",
-                zorder=5,
-            )
+            axes.scatter(*base.T, s=90, color=_INK, marker="x", linewidths=2.6, label="base", zorder=5)
         axes.set_xlabel(f"component 1 ({100 * variance[0]:.0f} % of the variance)")
         axes.set_ylabel(f"component 2 ({100 * variance[1]:.0f} %)")
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
-        axes.legend(
-            loc="upper left",
-            bbox_to_anchor=(1.01, 1.0),
-            handletextpad=0.3,
-            labelspacing=0.7,
-            markerscale=1.4,
-        )
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), handletextpad=0.3, labelspacing=0.7, markerscale=1.4)
         return _svg(figure, name, alt)
 
 
@@ -385,12 +323,7 @@ def _figure(width: int, height: int, *, left: int, right: int, top: int, bottom:
     """Returns a figure with one axes inside margins; every length is one unit of the SVG's view box."""
     figure = matplotlib.figure.Figure(figsize=(width / 72, height / 72), dpi=72)
     figure.patch.set_alpha(0.0)
-    box = (
-        left / width,
-        bottom / height,
-        (width - left - right) / width,
-        (height - top - bottom) / height,
-    )
+    box = (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
     return figure, figure.add_axes(box)
 
 
@@ -441,8 +374,7 @@ def _svg(figure: matplotlib.figure.Figure, name: str, alt: str) -> str:
         # The browser's fonts draw the words: what matplotlib's own font lacks does not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         FigureCanvasSVG(figure).print_svg(
-            buffer,
-            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+            buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
     text = buffer.getvalue()
     view_box = re.search(r'viewBox="([^"]+)"', text)

@@ -11,9 +11,7 @@ _STRESS_STEPS = 60
 _LARGEST = 1500
 
 
-def project_coordinates(
-    coordinates: Float[np.ndarray, "R 2"],
-) -> Float[np.ndarray, "R 2"]:
+def project_coordinates(coordinates: Float[np.ndarray, "R 2"]) -> Float[np.ndarray, "R 2"]:
     """Returns longitude and latitude (degrees) as plane positions whose distances are true near the city's middle."""
     middle = np.deg2rad(np.nanmean(coordinates[:, 1])) if len(coordinates) else 0.0
     return coordinates * np.array([np.cos(middle), 1.0])
@@ -49,12 +47,7 @@ def graph_layout(edges: Int[np.ndarray, "E 2"], regions: int) -> Float[np.ndarra
         positions[part] = local - local.min(axis=0)
         placed.append((part, np.ptp(local, axis=0) + 1.0))
     # Shelves from top to bottom, as wide as the largest part or as a square of everything.
-    width = max(
-        [
-            np.sqrt(1.4 * sum(float(size.prod()) for _, size in placed)),
-            *(float(size[0]) for _, size in placed),
-        ]
-    )
+    width = max([np.sqrt(1.4 * sum(float(size.prod()) for _, size in placed)), *(float(size[0]) for _, size in placed)])
     left, top, shelf = 0.0, 0.0, 0.0
     for part, size in placed:
         if left > 0 and left + size[0] > width + 1e-9:

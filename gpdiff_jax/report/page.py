@@ -85,12 +85,7 @@ def render_report(run_dir: str | os.PathLike[str]) -> pathlib.Path:
 
 def _page(results: Results) -> str:
     css = importlib.resources.files("gpdiff_jax.report").joinpath("report.css").read_text(encoding="utf-8")
-    parts = [
-        _header(results),
-        _methods(results),
-        *sections.all_sections(results),
-        _settings(results),
-    ]
+    parts = [_header(results), _methods(results), *sections.all_sections(results), _settings(results)]
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -249,20 +244,10 @@ def _method_table(methods: Mapping[str, Any], caption: str) -> str:
         for key, _, form in columns:
             extra = " %" if key == "change" else ""
             if key == "mae_mean" and name in ranked:
-                share, role = (
-                    100 * values[name][key] / highest,
-                    markup.role_of(name, ranked),
-                )
+                share, role = (100 * values[name][key] / highest, markup.role_of(name, ranked))
                 extra = f'<span class="bar" style="--share: {share:.1f}%; --bar: var(--{role})"></span>'
             cells.append(markup.cell(values[name].get(key), form or f".{places}f", extra))
-        kinds = [
-            kind
-            for kind, yes in (
-                ("ours", markup.is_ours(name)),
-                ("best", name in ranked[:1]),
-            )
-            if yes
-        ]
+        kinds = [kind for kind, yes in (("ours", markup.is_ours(name)), ("best", name in ranked[:1])) if yes]
         mark = f' class="{" ".join(kinds)}"' if kinds else ""
         label = escape(method_label(name))
         first = f'<th scope="row" data-value="{label}">{label}</th>'
@@ -276,7 +261,7 @@ def _settings(results: Results) -> str:
     if silent:
         named = ", ".join(f"<code>{escape(region)}</code>" for region in silent)
         parts.append(
-            f"<h3>Silent regions</h3><p>Without a reading in the support days, forecast from the other regions alone "
+            f"<h3>Silent regions</h3><p>Without a reading in the support days, generated from the prompts of their neighbours "
             f"({len(silent)}): {named}.</p>"
         )
     else:

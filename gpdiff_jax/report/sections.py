@@ -17,14 +17,8 @@ _WEEK_HOURS = 7 * 24
 _QUANTILES = (("A good region", 0.1), ("A median region", 0.5), ("A bad region", 0.9))
 _STAGES = {
     "base": ("The pooled base model", ("train_loss", "validation_loss")),
-    "harvest": (
-        "Harvest, region by region",
-        ("base_validation_loss", "validation_loss"),
-    ),
-    "pretrain": (
-        "The diffusion model",
-        ("loss", "token_loss", "functional_loss", "validation_functional_loss"),
-    ),
+    "harvest": ("Harvest, region by region", ("base_validation_loss", "validation_loss")),
+    "pretrain": ("The diffusion model", ("loss", "token_loss", "functional_loss", "validation_functional_loss")),
     "adapt": ("Fine-tuning on the support days", ("validation_loss",)),
 }
 
@@ -52,26 +46,17 @@ def _section(title: str, body: str) -> str:
 
 
 def _horizon(results: Results) -> str:
-    methods, ahead = (
-        results.metrics["methods"],
-        results.metrics.get("horizon_minutes") or [],
-    )
+    methods, ahead = (results.metrics["methods"], results.metrics.get("horizon_minutes") or [])
     ranked = markup.ranked_methods(methods)
     hourly = bool(ahead) and all(minutes % 60 == 0 for minutes in ahead)
     x = np.array(ahead, np.float64) / (60 if hourly else 1)
     drawn = []
-    for key, label in (
-        ("mae", "Mean absolute error"),
-        ("rmse", "Root mean squared error"),
-    ):
+    for key, label in (("mae", "Mean absolute error"), ("rmse", "Root mean squared error")):
         curves = []
         for name in ranked:
             values = methods[name].get(key)
             if isinstance(values, list) and len(values) == len(x) and any(map(markup.is_number, values)):
-                y = np.array(
-                    [value if markup.is_number(value) else np.nan for value in values],
-                    np.float64,
-                )
+                y = np.array([value if markup.is_number(value) else np.nan for value in values], np.float64)
                 curves.append(figures.Curve(method_label(name), x, y, markup.role_of(name, ranked)))
         if curves:
             unit = markup.unit_of(results.metrics)
@@ -82,12 +67,7 @@ def _horizon(results: Results) -> str:
                 y_label=f"{label}, {unit}",
                 alt=f"{label} of {len(curves)} methods against the time ahead; the smallest is {curves[0].label}.",
             )
-            drawn.append(
-                markup.figure(
-                    drawing,
-                    f"{label} at every step ahead, over all regions and test windows.",
-                )
-            )
+            drawn.append(markup.figure(drawing, f"{label} at every step ahead, over all regions and test windows."))
     if not drawn:
         return markup.missing("no method has errors by horizon")
     roles = {markup.role_of(name, ranked): method_label(name) for name in reversed(ranked)}
@@ -127,11 +107,7 @@ def _weeks(results: Results) -> str:
         drawing = figures.week_figure(
             track.hours,
             track.follow(forecasts.truth, region),
-            np.where(
-                track.city_observed,
-                track.follow(forecasts.means[method], region),
-                np.nan,
-            ),
+            np.where(track.city_observed, track.follow(forecasts.means[method], region), np.nan),
             None if spread is None else track.follow(spread, region),
             day_labels=track.day_labels,
             weekend_days=track.weekend_days,
@@ -169,11 +145,7 @@ class _Track:
         hours = (starts[self._windows] + self._leads * interval) / 60.0
         inside = hours < 24.0 * (hours[0] // 24) + _WEEK_HOURS
         # A pause between windows breaks the lines: one empty point after each.
-        hours, self._windows, self._leads = (
-            hours[inside],
-            self._windows[inside],
-            self._leads[inside],
-        )
+        hours, self._windows, self._leads = (hours[inside], self._windows[inside], self._leads[inside])
         self._breaks = np.flatnonzero(np.diff(hours) * 60.0 > 1.5 * interval) + 1
         self.hours = np.insert(hours, self._breaks, hours[self._breaks - 1] + interval / 120.0)
         observed = np.asarray(np.isfinite(forecasts.truth).any(axis=1))[self._windows, self._leads]
@@ -188,11 +160,7 @@ class _Track:
 
     def follow(self, values: np.ndarray, region: int) -> np.ndarray:
         """Returns [S, R, P] values of one region along the track, NaN at the breaks."""
-        return np.insert(
-            values[self._windows, region, self._leads].astype(np.float64),
-            self._breaks,
-            np.nan,
-        )
+        return np.insert(values[self._windows, region, self._leads].astype(np.float64), self._breaks, np.nan)
 
 
 def _start_minutes(window_start: Sequence[str], interval: float) -> tuple[np.ndarray, datetime.date | None]:
@@ -201,10 +169,7 @@ def _start_minutes(window_start: Sequence[str], interval: float) -> tuple[np.nda
         times = [datetime.datetime.fromisoformat(text) for text in window_start]
     except ValueError:
         digits = ["".join(c for c in text if c.isdecimal()) for text in window_start]
-        numbers = np.array(
-            [int(text) if text else place for place, text in enumerate(digits)],
-            np.float64,
-        )
+        numbers = np.array([int(text) if text else place for place, text in enumerate(digits)], np.float64)
         return (numbers - numbers.min()) * interval, None
     midnight = min(times).replace(hour=0, minute=0, second=0, microsecond=0)
     return np.array([(time - midnight).total_seconds() / 60.0 for time in times]), midnight.date()
@@ -251,26 +216,16 @@ def _places(results: Results) -> str:
 
 
 def _maps(
-    results: Results,
-    regions: list[str],
-    errors: Mapping[str, Mapping[str, float]],
-    method: str,
-    rival: str | None,
+    results: Results, regions: list[str], errors: Mapping[str, Mapping[str, float]], method: str, rival: str | None
 ) -> str:
     atlas = results.atlas
     if atlas is None:
         return markup.missing(results.problems["report.npz"])
-    edges, located = (
-        atlas.edges,
-        atlas.coordinates is not None and len(atlas.coordinates) == len(regions),
-    )
+    edges, located = (atlas.edges, atlas.coordinates is not None and len(atlas.coordinates) == len(regions))
     if len(edges) and edges.max() >= len(regions):
         return markup.missing(f"report.npz and regions.csv differ in the number of regions ({len(regions)})")
     if located and atlas.coordinates is not None:
-        positions, words = (
-            layout.project_coordinates(atlas.coordinates),
-            "on the map, north is up",
-        )
+        positions, words = (layout.project_coordinates(atlas.coordinates), "on the map, north is up")
     else:
         positions, words = (
             layout.graph_layout(edges, len(regions)),
@@ -316,10 +271,7 @@ def _maps(
 
 
 def _region_table(
-    rows: Sequence[Mapping[str, Any]],
-    channel: str,
-    errors: Mapping[str, Mapping[str, float]],
-    shown: Sequence[str],
+    rows: Sequence[Mapping[str, Any]], channel: str, errors: Mapping[str, Mapping[str, float]], shown: Sequence[str]
 ) -> str:
     facts = {row["region"]: row for row in rows if row["channel"] == channel}
     first = errors[shown[0]]

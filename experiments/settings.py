@@ -36,8 +36,8 @@ flags.DEFINE_enum(
     "preset",
     None,
     list(PRESETS),
-    "sizes: tiny to check the path, demo for some dozens of regions, small for hundreds on two CPU cores; if not given, "
-    "demo for simulated cities and small with --data_dir",
+    "sizes: tiny to check the path, demo for some dozens of regions, small for hundreds on two CPU cores; demo is the "
+    "default for simulated cities, small with --data_dir",
 )
 flags.DEFINE_string("out_dir", "runs/transfer", "folder of the run; a run that it holds is continued")
 flags.DEFINE_integer("history", 12, "steps that a forecaster sees", 7, 1000)

@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -150,11 +151,11 @@ def stage_main(show: Callable[[Run], None]) -> Callable[[list[str]], None]:
 
 
 @contextmanager
-def _logged(run: Run, name: str, total: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
+def _logged(run: Run, name: str, total: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
     """Progress on the terminal and lines in log.jsonl; yields `report(done, metrics)`."""
     with LogWriter(run.folder / "log.jsonl") as log, stage(name, total) as shown:
 
-        def report(done: int, metrics: dict[str, float]) -> None:
+        def report(done: int, metrics: dict[str, Any]) -> None:
             log.write(name, done, **metrics)
             shown.advance(done - shown.completed, **metrics)
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jraph
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
@@ -21,7 +20,7 @@ from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.loss import batch_forecast, masked_huber
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.sources import Target
-from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.typing import Key, Params, RegionGraph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +54,13 @@ class Adapted(NamedTuple):
     curves: np.ndarray  # [rates, evaluations + 1], validation error of the city, data units
 
 
-def _windows(target: Target, region: Int[Array, ""], starts: Int[Array, " B"]) -> tuple[jraph.GraphsTuple, Window]:
+def _windows(target: Target, region: Int[Array, ""], starts: Int[Array, " B"]) -> tuple[RegionGraph, Window]:
     graph = jax.tree.map(lambda leaf: leaf[region], target.graphs)
     return graph, gather_target(target.bank, graph.nodes, starts, target.split.support.start, target.steps_per_day)
 
 
 def _make_update(
-    model: Model, graph: jraph.GraphsTuple, windows: Window, rate: jax.Array, batch: int, key: Key
+    model: Model, graph: RegionGraph, windows: Window, rate: jax.Array, batch: int, key: Key
 ) -> tuple[Callable[[jax.Array, tuple], tuple], Callable[[Params], optax.OptState]]:
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     count = windows.mask.shape[0]

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,7 +38,8 @@ def load_arrays(folder: pathlib.Path, version: int, what: str) -> tuple[dict, di
         raise InputError(f"no {what} at {str(folder)!r}; name the folder that holds one")
     try:
         metadata = ocp.pytree_metadata(folder)
-        facts = json.loads(metadata.custom_metadata["facts"])
+        custom: Any = metadata.custom_metadata
+        facts = json.loads(custom["facts"])
         arrays = ocp.load_pytree(folder)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(

@@ -15,9 +15,9 @@ from jaxtyping import Array, Int
 
 from gpdiff_jax.base import BaseConfig, initial_params, train_base, validation_error
 from gpdiff_jax.cities.city import City
-from gpdiff_jax.cities.windows import draw_windows
+from gpdiff_jax.cities.windows import draw_unseen, draw_windows
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models.loss import batch_forecast, masked_huber
+from gpdiff_jax.models.loss import anchor_loss, batch_forecast, masked_huber
 from gpdiff_jax.models.protocol import Model, make_model
 from gpdiff_jax.sources import DataConfig, Sources, prepare_sources
 from gpdiff_jax.typing import Key, Params
@@ -34,7 +34,8 @@ class HarvestConfig:
     "random" a draw of its own. `regions_per_batch` regions are trained side by side: 1 suits a CPU's cache, many an
     accelerator. A region stops after `patience` evaluations without a better validation error and keeps its best
     `snapshots`. What is evaluated and kept is a running average of the parameters over about 1 / (1 - `averaging`)
-    steps.
+    steps. Where a city shows no weekend at all (or no weekday), `anchor_windows` windows a step hold the region to what
+    its start says of such days, which its own readings would let drift; 0 lets it.
     """
 
     init: str = "pooled"
@@ -45,6 +46,7 @@ class HarvestConfig:
     patience: int = 2
     snapshots: int = 3
     averaging: float = 0.97
+    anchor_windows: int = 8
     regions_per_batch: int = 1
 
     def __post_init__(self) -> None:
@@ -52,7 +54,7 @@ class HarvestConfig:
             raise InputError(f"`init` must be one of {', '.join(INITS)}, got {self.init!r}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name != "init" and value <= 0:
+            if field.name not in ("init", "anchor_windows") and value <= 0:
                 raise InputError(f"`{field.name}` must be above 0, got {value}")
         if not self.averaging < 1:
             raise InputError(f"`averaging` must be below 1, got {self.averaging}")
@@ -93,8 +95,13 @@ def make_region_trainer(
         region_key = jax.random.fold_in(key, sources.region_ids[region])
 
         def loss_fn(params: Params, key: Key) -> jax.Array:
-            windows = draw_windows(sources.bank, sources.train, graph.nodes, config.windows, key=key)
-            return masked_huber(batch_forecast(model, params, graph, windows), windows.target, windows.mask)
+            data_key, unseen_key = jax.random.split(key)
+            windows = draw_windows(sources.bank, sources.train, graph.nodes, config.windows, key=data_key)
+            loss = masked_huber(batch_forecast(model, params, graph, windows), windows.target, windows.mask)
+            if not config.anchor_windows or sources.bank.covariates == "none":
+                return loss
+            unseen = draw_unseen(sources.bank, sources.train, graph.nodes, config.anchor_windows, key=unseen_key)
+            return loss + anchor_loss(model, params, start, graph, unseen)
 
         def update(carry: tuple, index: jax.Array) -> tuple:
             params, average, opt_state = carry

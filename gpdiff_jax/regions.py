@@ -4,15 +4,17 @@ The centre is node 0 of its graph; padding follows jraph's convention (a second 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.typing import RegionGraph
 
 PICKS = ("weight", "random")
 
@@ -51,7 +53,7 @@ def region_graphs(
     num_nodes = 1 + max(int(g.n_node[0]) for g in graphs)
     num_edges = 1 + max(int(g.n_edge[0]) for g in graphs)
     padded = [jraph.pad_with_graphs(g, num_nodes, num_edges, n_graph=2) for g in graphs]
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
+    stacked: RegionGraph = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
     spare = np.arange(num_nodes)[None, :] >= stacked.n_node[:, :1]
     stacked = stacked._replace(nodes=np.where(spare, stacked.nodes[:, :1], stacked.nodes))
     return jax.tree.map(jnp.asarray, stacked)
@@ -71,7 +73,7 @@ def _ego_graph(city: City, kept: np.ndarray, first: int) -> jraph.GraphsTuple:
     local = np.full(city.num_nodes, -1)
     local[kept] = np.arange(len(kept))
     inside = (local[city.senders] >= 0) & (local[city.receivers] >= 0)
-    return jraph.GraphsTuple(
+    fields: dict[str, Any] = dict(
         nodes=(first + kept).astype(np.int32),
         edges=city.weights[inside].astype(np.float32),
         senders=local[city.senders[inside]].astype(np.int32),
@@ -80,19 +82,20 @@ def _ego_graph(city: City, kept: np.ndarray, first: int) -> jraph.GraphsTuple:
         n_edge=np.asarray([int(inside.sum())], np.int32),
         globals=None,
     )
+    return jraph.GraphsTuple(**fields)
 
 
-def node_mask(graph: jraph.GraphsTuple) -> Bool[Array, " N"]:
+def node_mask(graph: RegionGraph) -> Bool[Array, " N"]:
     """True for the real nodes of one padded region graph."""
     return jnp.arange(graph.nodes.shape[0]) < graph.n_node[0]
 
 
-def edge_mask(graph: jraph.GraphsTuple) -> Bool[Array, " E"]:
+def edge_mask(graph: RegionGraph) -> Bool[Array, " E"]:
     """True for the real edges of one padded region graph."""
     return jnp.arange(graph.senders.shape[0]) < graph.n_edge[0]
 
 
-def centre_weights(graph: jraph.GraphsTuple) -> Float[Array, " N"]:
+def centre_weights(graph: RegionGraph) -> Float[Array, " N"]:
     """Share of each node in what flows into the centre: D^-1 A of the centre's row, 0 for itself and for spare nodes.
 
     Args:
@@ -107,8 +110,3 @@ def centre_weights(graph: jraph.GraphsTuple) -> Float[Array, " N"]:
     )
     total = weights.sum()
     return weights / jnp.where(total > 0, total, 1.0)
-
-
-def take_regions(graphs: jraph.GraphsTuple, regions: Int[Array, " R"]) -> jraph.GraphsTuple:
-    """The region graphs of the given rows."""
-    return jax.tree.map(lambda leaf: leaf[regions], graphs)

@@ -6,6 +6,7 @@ This is where a list of cities becomes a list of R regions; the region axis runs
 import dataclasses
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -133,7 +134,7 @@ def prepare_sources(
     Raises:
       InputError: see `build_bank`, `region_graphs`, `split_source`.
     """
-    windows = {"history": config.history, "horizon": config.horizon}
+    windows: Any = {"history": config.history, "horizon": config.horizon}
     starts, validation, spans, scale_spans, kept = [], [], [], [], []
     splits: list[SourceSplit] = []
     for city in cities:
@@ -164,7 +165,7 @@ def prepare_sources(
     return Sources(
         bank=bank,
         graphs=jax.tree.map(lambda leaf: leaf[rows], graphs),
-        train=start_table(cities, starts, spans),
+        train=start_table(cities, [split.train for split in splits], starts, spans),
         validation_starts=jax.numpy.asarray(np.concatenate(validation)[rows]),
         region_ids=jax.numpy.asarray(ids[rows]),
         city_index=jax.numpy.asarray(city_index[rows].astype(np.int32)),
@@ -189,7 +190,7 @@ def prepare_target(city: City, config: DataConfig, *, seed: int = 0) -> Target:
     Raises:
       InputError: see `split_target`, `build_bank`, `region_graphs`; or the test span holds no reading.
     """
-    windows = {"history": config.history, "horizon": config.horizon}
+    windows: Any = {"history": config.history, "horizon": config.horizon}
     split = split_target(city.num_steps, city.steps_per_day, config.support_days, name=city.name, **windows)
     masks = support_masks(city, split, city.steps_per_day)
     bank = build_bank([city], [[split.support] * len(masks)], [masks], covariates=config.covariates, **windows)

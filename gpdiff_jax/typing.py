@@ -15,5 +15,8 @@ import jax
 Params = Any
 """A pytree of float32 arrays: the parameters of one region's forecaster, or of many, stacked on axis 0."""
 
+RegionGraph = Any
+"""A padded `jraph.GraphsTuple`, one or stacked; jraph's own annotations call every field optional."""
+
 Key = jax.Array
 """A typed key, as `jax.random.key` makes it."""

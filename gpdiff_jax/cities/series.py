@@ -207,7 +207,11 @@ _PER_VARIANT = ("mean", "std", "profile", "profile_weekend")
 
 
 def gather_window(
-    bank: SeriesBank, nodes: Int[Array, " N"], start: Int[Array, ""], variants: Int[Array, " X"]
+    bank: SeriesBank,
+    nodes: Int[Array, " N"],
+    start: Int[Array, ""],
+    variants: Int[Array, " X"],
+    shift: Int[Array, ""] | None = None,
 ) -> Window:
     """Reads one window of one region graph off the bank.
 
@@ -216,6 +220,7 @@ def gather_window(
       nodes: [N], bank numbers of the nodes of the region graph, the centre first.
       start: time step of the first history step, within the city of the nodes.
       variants: [H + P], the variant of scale and profile that each step is seen through.
+      shift: steps by which the calendar is read off its place, as if the same readings came on another day.
 
     Returns:
       The window, scaled by each node's own statistics.
@@ -229,6 +234,8 @@ def gather_window(
         [observed * (bank.values[reach] - bank.mean[seen_through]) / bank.std[seen_through], observed], -1
     )
     clock = bank.city_offset[nodes[0]] + steps
+    if shift is not None:
+        clock = clock + shift
     covariates = bank.calendar[clock]
     if bank.covariates == "profile":
         profile = bank.profile[variants[None, :], nodes[:, None], bank.slot[clock][None, :]]

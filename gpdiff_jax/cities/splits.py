@@ -87,7 +87,8 @@ def split_target(
       The three spans. With one support day the adaptation span is empty.
 
     Raises:
-      InputError: `support_days` is below 1 or longer than the data before the test, or the test holds no window.
+      InputError: `support_days` is below 1, shorter than the history or longer than the data before the test, or the
+        test holds no window.
     """
     if support_days < 1:
         raise InputError(f"`support_days` must be at least 1, got {support_days}")
@@ -98,7 +99,12 @@ def split_target(
             f"`support_days` (={support_days}) is longer than the {test_start / steps_per_day:.1f} days that city "
             f"{name!r} has before its test span; use at most {test_start // steps_per_day}"
         )
-    if num_steps - test_start < horizon or test_start < history:
+    if support_days * steps_per_day < history:
+        raise InputError(
+            f"`support_days` (={support_days}) hold {support_days * steps_per_day} steps of city {name!r}, fewer than "
+            f"history (={history}), which would reach into hidden days; use more days or a shorter interval"
+        )
+    if num_steps - test_start < horizon:
         raise InputError(
             f"city {name!r} has {num_steps} steps, too few for history (={history}) + horizon (={horizon}) around its "
             "test span (the last 30 %); use a longer series or a shorter interval"

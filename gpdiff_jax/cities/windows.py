@@ -3,6 +3,7 @@
 Only starts are ever kept; a window exists while a batch is gathered.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import flax.struct
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from gpdiff_jax.cities.calendar import is_weekend
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.series import SeriesBank, Window, gather_window
 from gpdiff_jax.cities.splits import Span, TargetSplit
@@ -26,6 +28,9 @@ class StartTable:
     first: jax.Array  # int32 [M], where a node's city begins in `starts`
     count: jax.Array  # int32 [M], how many starts its city has
     spans: jax.Array  # int32 [V, M, 2], the steps that each variant of a node's profile was made from
+    length: jax.Array  # int32 [M], steps of a node's city
+    unseen: jax.Array  # float32 [M], the kind of day its city never shows: 1 weekend, 0 weekday, -1 neither or unknown
+    steps_per_day: int = flax.struct.field(pytree_node=False)
 
 
 def window_starts(city: City, span: Span, *, history: int, horizon: int, reach_back: bool = False) -> np.ndarray:
@@ -73,12 +78,16 @@ def random_spans(city: City, span: Span, length: int, count: int, *, key: Key) -
 
 
 def start_table(
-    cities: Sequence[City], starts: Sequence[Int[np.ndarray, " X"]], spans: Sequence[Sequence[Span]]
+    cities: Sequence[City],
+    train: Sequence[Span],
+    starts: Sequence[Int[np.ndarray, " X"]],
+    spans: Sequence[Sequence[Span]],
 ) -> StartTable:
     """Lines up the allowed starts of several cities.
 
     Args:
       cities: in the order of the bank.
+      train: per city, its training span.
       starts: per city, the allowed starts.
       spans: per city, the V spans of its profile variants.
 
@@ -100,7 +109,22 @@ def start_table(
         first=jnp.asarray(np.repeat(first, nodes).astype(np.int32)),
         count=jnp.asarray(np.repeat(counts, nodes).astype(np.int32)),
         spans=jnp.asarray(np.repeat(bounds.transpose(1, 0, 2), nodes, axis=1)),
+        length=jnp.asarray(np.repeat([city.num_steps for city in cities], nodes).astype(np.int32)),
+        unseen=jnp.asarray(
+            np.repeat([_unseen_kind(city, span) for city, span in zip(cities, train, strict=True)], nodes), jnp.float32
+        ),
+        steps_per_day=cities[0].steps_per_day,
     )
+
+
+def _unseen_kind(city: City, span: Span) -> float:
+    """1 where no reading of the span falls on a weekend, 0 where none falls on a weekday, else -1."""
+    weekend = is_weekend(city)
+    if weekend is None:
+        return -1.0
+    anyone = np.isfinite(city.values[span.start : span.stop, :, 0]).any(axis=1)
+    seen = weekend[span.start : span.stop][anyone]
+    return 1.0 if not seen.any() else 0.0 if seen.all() else -1.0
 
 
 def draw_windows(
@@ -131,6 +155,49 @@ def draw_windows(
     return gather_source(bank, table, nodes, starts, key=variant_key, variant=variant)
 
 
+def draw_unseen(
+    bank: SeriesBank,
+    table: StartTable,
+    nodes: Int[Array, " N"],
+    batch: int,
+    *,
+    key: Key,
+    variant: Int[Array, ""] | None = None,
+) -> Window:
+    """Draws windows of one source region as if they came on the kind of day that its city never shows.
+
+    The readings are real, the calendar is that of a day up to six days away. There is no truth for such a window: the
+    mask says only whether it is one, and a loss may hold a forecaster to what it said before it was trained on this
+    region.
+
+    Args:
+      bank: the series.
+      table: which windows may be drawn, and which kind of day is unseen.
+      nodes: [N], the nodes of the region graph, the centre first.
+      batch: B.
+      key: random key.
+      variant: see `gather_source`.
+
+    Returns:
+      The windows, stacked on a leading axis B; mask 1 on every horizon step, or 0 where no kind of day is unseen.
+    """
+    start_key, shift_key, variant_key = jax.random.split(key, 3)
+    centre = nodes[0]
+    draw = jax.random.randint(start_key, (batch,), 0, table.count[centre], dtype=jnp.int32)
+    starts = table.starts[table.first[centre] + draw]
+    days = jnp.asarray([-6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6], jnp.int32) * table.steps_per_day
+    moved = starts[:, None] + days[None, :]
+    last = table.length[centre] - bank.history - bank.horizon
+    inside = (moved >= 0) & (moved <= last)
+    first_ahead = jnp.clip(moved, 0, last) + bank.history
+    fits = inside & (bank.weekend[bank.city_offset[centre] + first_ahead] == table.unseen[centre])
+    chosen = jax.random.categorical(shift_key, jnp.where(fits, 0.0, -1e9), axis=-1)
+    usable = jnp.take_along_axis(fits, chosen[:, None], axis=1)
+    shift = jnp.where(usable[:, 0], days[chosen], 0)
+    windows = gather_source(bank, table, nodes, starts, key=variant_key, variant=variant, shift=shift)
+    return dataclasses.replace(windows, mask=jnp.broadcast_to(usable.astype(jnp.float32), windows.mask.shape))
+
+
 def gather_source(
     bank: SeriesBank,
     table: StartTable,
@@ -139,6 +206,7 @@ def gather_source(
     *,
     key: Key,
     variant: Int[Array, ""] | None = None,
+    shift: Int[Array, " B"] | None = None,
 ) -> Window:
     """Gathers given windows of one source region, each seen through a variant that shares no step with it.
 
@@ -149,6 +217,7 @@ def gather_source(
       starts: [B], starts of the windows.
       key: random key of the choice of variants.
       variant: the one variant to see all windows through, instead of a random one for each.
+      shift: steps by which the calendar of each window is shifted; see `gather_window`.
 
     Returns:
       The windows, stacked on a leading axis B. A window that shares a step with the given variant, or with every
@@ -162,9 +231,10 @@ def gather_source(
     else:
         chosen = jnp.broadcast_to(variant, starts.shape)
     variants = jnp.broadcast_to(chosen[:, None], (starts.shape[0], length))
-    window = jax.vmap(gather_window, in_axes=(None, None, 0, 0))(bank, nodes, starts, variants)
+    shift_axis = None if shift is None else 0
+    window = jax.vmap(gather_window, in_axes=(None, None, 0, 0, shift_axis))(bank, nodes, starts, variants, shift)
     allowed = jnp.take_along_axis(free, chosen[:, None], axis=1).astype(jnp.float32)
-    return window.replace(mask=window.mask * allowed)
+    return dataclasses.replace(window, mask=window.mask * allowed)
 
 
 def support_masks(city: City, split: TargetSplit, steps_per_day: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """In: noisy tokens of one region, the time and the region's prompt. Out: the velocity back to clean tokens."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,7 @@ from jaxtyping import Array, Float
 
 from gpdiff_jax.diffusion.conditioning import AdaptiveNorm, Conditioner, gated_residual
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.typing import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +64,15 @@ class Denoiser(nn.Module):
 
 def denoise(
     denoiser: Denoiser,
-    variables: dict,
+    variables: Params,
     x_t: Float[Array, "B L W"],
     t: Float[Array, " B"],
     prompt: Float[Array, "B E"],
     given: Float[Array, " B"],
-) -> jax.Array:
-    """Velocities [B, L, W] of a batch of regions."""
-    return jax.vmap(lambda *row: denoiser.apply({"params": variables}, *row))(x_t, t, prompt, given)
+) -> Float[Array, "B L W"]:
+    """Velocities of a batch of regions."""
+
+    def one(*row: jax.Array) -> Any:
+        return denoiser.apply({"params": variables}, *row)
+
+    return jax.vmap(one)(x_t, t, prompt, given)

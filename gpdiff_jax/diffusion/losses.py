@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gpdiff_jax.cities.windows import draw_windows
+from gpdiff_jax.cities.windows import draw_unseen, draw_windows
 from gpdiff_jax.codec import Codec
 from gpdiff_jax.diffusion.denoiser import Denoiser, denoise
 from gpdiff_jax.diffusion.schedules import add_noise, cosine_level, velocity, x0_from_velocity
-from gpdiff_jax.models.loss import batch_forecast, masked_huber
+from gpdiff_jax.models.loss import anchor_loss, batch_forecast, masked_huber
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.sources import Sources
+from gpdiff_jax.tokens import from_tokens
 from gpdiff_jax.typing import Key
 
 
@@ -49,6 +50,8 @@ def functional_losses(
 ) -> Float[Array, " B"]:
     """Forecast loss of generated parameters on windows of their own region, seen through the prompt's variant.
 
+    On the kind of day that a city never shows, the base's own forecast stands for the truth: see `draw_unseen`.
+
     Args:
       model: the forecaster.
       sources: the source regions.
@@ -61,12 +64,19 @@ def functional_losses(
     Returns:
       float32 [B], Huber loss in standard deviations.
     """
+    bank, table = sources.bank, sources.train
+    anchor = from_tokens(codec.layout, codec.base)
 
     def one(code: jax.Array, region: jax.Array, variant: jax.Array, key: Key) -> jax.Array:
         graph = jax.tree.map(lambda leaf: leaf[region], sources.graphs)
-        windows = draw_windows(sources.bank, sources.train, graph.nodes, windows_per_region, key=key, variant=variant)
-        forecast = batch_forecast(model, codec.params(code), graph, windows)
-        return masked_huber(forecast, windows.target, windows.mask)
+        data_key, unseen_key = jax.random.split(key)
+        params = codec.params(code)
+        windows = draw_windows(bank, table, graph.nodes, windows_per_region, key=data_key, variant=variant)
+        loss = masked_huber(batch_forecast(model, params, graph, windows), windows.target, windows.mask)
+        if bank.covariates == "none":
+            return loss
+        unseen = draw_unseen(bank, table, graph.nodes, windows_per_region // 4 + 1, key=unseen_key, variant=variant)
+        return loss + anchor_loss(model, params, anchor, graph, unseen)
 
     keys = jax.random.split(key, x0.shape[0])
     return jax.vmap(one)(x0, batch.region, batch.variant, keys)

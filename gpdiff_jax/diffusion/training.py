@@ -16,7 +16,7 @@ from gpdiff_jax.diffusion.losses import DiffusionBatch, bind_functional, make_di
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.sources import Sources
-from gpdiff_jax.typing import Key
+from gpdiff_jax.typing import Key, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class PretrainConfig:
     prompt_dropout: float = 0.15
     prompt_noise: float = 0.2
     pure_noise_share: float = 0.3
-    evaluations: int = 15
+    evaluations: int = 20
     held_out_share: float = 0.1
 
     def __post_init__(self) -> None:
@@ -53,8 +53,8 @@ class PretrainState:
     """The denoiser in training."""
 
     step: jax.Array  # int32
-    variables: dict
-    ema: dict
+    variables: Params
+    ema: Params
     opt_state: optax.OptState
 
 
@@ -97,7 +97,7 @@ def train_denoiser(
     *,
     key: Key,
     progress: Callable[[int, dict[str, float]], None] | None = None,
-) -> tuple[Denoiser, dict]:
+) -> tuple[Denoiser, Params]:
     """Trains the denoiser on the zoo.
 
     Args:
@@ -158,7 +158,7 @@ def train_denoiser(
     weights = jnp.asarray(_city_weights(sources, held_out))
 
     @jax.jit
-    def evaluate(variables: dict) -> jax.Array:
+    def evaluate(variables: Params) -> jax.Array:
         def one_variant(variant: jax.Array) -> jax.Array:
             batch_key = jax.random.fold_in(keys[2], variant)
             size = rows.shape[0]
@@ -173,7 +173,7 @@ def train_denoiser(
         return jax.lax.map(one_variant, jnp.arange(zoo.prompts.shape[0], dtype=jnp.int32)).mean()
 
     example = zoo.x0[0, 0], jnp.zeros(()), zoo.prompts[0, 0], jnp.ones(())
-    variables = denoiser.init(keys[0], *example)["params"]
+    variables: Params = denoiser.init(keys[0], *example)["params"]
     state = PretrainState(
         jnp.zeros((), jnp.int32), variables, jax.tree.map(jnp.copy, variables), optimiser.init(variables)
     )

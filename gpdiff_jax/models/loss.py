@@ -34,3 +34,11 @@ def batch_forecast(model: Model, params: Params, graph: jraph.GraphsTuple, windo
     """Forecasts of one region for a batch of windows, scaled."""
     apply = jax.vmap(model.apply, in_axes=(None, None, 0, 0))
     return apply(params, graph, windows.history, windows.covariates)[..., 0]
+
+
+def anchor_loss(
+    model: Model, params: Params, anchor: Params, graph: jraph.GraphsTuple, windows: Window
+) -> Float[Array, ""]:
+    """How far forecasts of one region have moved from those of `anchor`, on windows that have no truth."""
+    held = jax.lax.stop_gradient(batch_forecast(model, anchor, graph, windows))
+    return masked_huber(batch_forecast(model, params, graph, windows), held, windows.mask)

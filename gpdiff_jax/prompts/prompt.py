@@ -1,5 +1,6 @@
 """In: cities and the spans that may be seen. Out: prompts of their regions, and their scale over the sources."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import flax.struct
@@ -75,7 +76,7 @@ def source_prompts(cities: Sequence[City], spans: Sequence[Sequence[Span]], trai
     for city, city_spans, train in zip(cities, spans, train_spans, strict=True):
         kept = ~silent_regions(city, train)
         prompts = region_prompts(city, city_spans)
-        parts.append(prompts.replace(values=prompts.values[:, kept]))
+        parts.append(dataclasses.replace(prompts, values=prompts.values[:, kept]))
     return Prompts(jnp.concatenate([part.values for part in parts], axis=1), parts[0].names)
 
 

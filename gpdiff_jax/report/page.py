@@ -261,8 +261,8 @@ def _settings(results: Results) -> str:
     if silent:
         named = ", ".join(f"<code>{escape(region)}</code>" for region in silent)
         parts.append(
-            f"<h3>Silent regions</h3><p>Without a reading in the support days, generated from the prompts of their neighbours "
-            f"({len(silent)}): {named}.</p>"
+            f"<h3>Silent regions</h3><p>Without a reading in the support days, generated from the prompts of their "
+            f"neighbours ({len(silent)}): {named}.</p>"
         )
     else:
         parts.append("<p>Every region had readings in the support days.</p>")

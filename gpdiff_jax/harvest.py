@@ -35,7 +35,8 @@ class HarvestConfig:
     accelerator. A region stops after `patience` evaluations without a better validation error and keeps its best
     `snapshots`. What is evaluated and kept is a running average of the parameters over about 1 / (1 - `averaging`)
     steps. Where a city shows no weekend at all (or no weekday), `anchor_windows` windows a step hold the region to what
-    its start says of such days, which its own readings would let drift; 0 lets it.
+    its start says of such days, which its own readings would let drift; 0 lets it. That takes profile covariates:
+    without them the start knows nothing of the region that is worth holding to.
     """
 
     init: str = "pooled"
@@ -98,7 +99,7 @@ def make_region_trainer(
             data_key, unseen_key = jax.random.split(key)
             windows = draw_windows(sources.bank, sources.train, graph.nodes, config.windows, key=data_key)
             loss = masked_huber(batch_forecast(model, params, graph, windows), windows.target, windows.mask)
-            if not config.anchor_windows or sources.bank.covariates == "none":
+            if not config.anchor_windows or not sources.bank.has_profile:
                 return loss
             unseen = draw_unseen(sources.bank, sources.train, graph.nodes, config.anchor_windows, key=unseen_key)
             return loss + anchor_loss(model, params, start, graph, unseen)

@@ -53,7 +53,12 @@ class SeriesBank:
     @property
     def num_inputs(self) -> int:
         """I, the number of inputs per node and history step."""
-        return 3 if self.covariates == "profile" else 2
+        return 3 if self.has_profile else 2
+
+    @property
+    def has_profile(self) -> bool:
+        """Whether the daily profile is among the covariates."""
+        return self.covariates == "profile"
 
 
 @flax.struct.dataclass
@@ -237,7 +242,7 @@ def gather_window(
     if shift is not None:
         clock = clock + shift
     covariates = bank.calendar[clock]
-    if bank.covariates == "profile":
+    if bank.has_profile:
         profile = bank.profile[variants[None, :], nodes[:, None], bank.slot[clock][None, :]]
         history = jnp.concatenate([history, profile[:, : bank.history, None]], axis=-1)
         share = bank.profile_weekend[variants, nodes[0]]

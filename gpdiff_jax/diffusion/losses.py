@@ -50,7 +50,8 @@ def functional_losses(
 ) -> Float[Array, " B"]:
     """Forecast loss of generated parameters on windows of their own region, seen through the prompt's variant.
 
-    On the kind of day that a city never shows, the base's own forecast stands for the truth: see `draw_unseen`.
+    With profile covariates, on the kind of day that a city never shows, the base's own forecast stands for the truth:
+    see `draw_unseen`.
 
     Args:
       model: the forecaster.
@@ -73,7 +74,7 @@ def functional_losses(
         params = codec.params(code)
         windows = draw_windows(bank, table, graph.nodes, windows_per_region, key=data_key, variant=variant)
         loss = masked_huber(batch_forecast(model, params, graph, windows), windows.target, windows.mask)
-        if bank.covariates == "none":
+        if not bank.has_profile:
             return loss
         unseen = draw_unseen(bank, table, graph.nodes, windows_per_region // 4 + 1, key=unseen_key, variant=variant)
         return loss + anchor_loss(model, params, anchor, graph, unseen)

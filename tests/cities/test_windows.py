@@ -1,5 +1,6 @@
 """In: series with gaps. Out: the starts that a brute-force search finds, and windows apart from their own variant."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpdiff_jax.cities import City
+from gpdiff_jax.cities.calendar import is_weekend
 from gpdiff_jax.cities.series import build_bank
 from gpdiff_jax.cities.splits import Span, TargetSplit
 from gpdiff_jax.cities.windows import (
+    draw_unseen,
     draw_windows,
     gather_source,
     gather_target,
@@ -106,8 +109,9 @@ def _sources():
         for c, spans in zip(cities, _SPANS, strict=True)
     ]
     bank = build_bank(cities, _SPANS, masks, covariates="profile", history=_HISTORY, horizon=_HORIZON)
-    starts = [window_starts(c, Span(0, c.num_steps - 9), history=_HISTORY, horizon=_HORIZON) for c in cities]
-    return cities, bank, start_table(cities, starts, _SPANS), starts
+    trains = [Span(0, c.num_steps - 9) for c in cities]
+    starts = [window_starts(c, t, history=_HISTORY, horizon=_HORIZON) for c, t in zip(cities, trains, strict=True)]
+    return cities, bank, start_table(cities, trains, starts, _SPANS), starts
 
 
 def _in_data_units(windows, bank, node: int, variant: int) -> np.ndarray:
@@ -160,7 +164,7 @@ def test_a_given_variant_masks_the_windows_that_share_a_step_with_it():
 def test_a_city_without_a_window_is_refused_by_name():
     cities, _, _, starts = _sources()
     with pytest.raises(InputError, match="city 'b' has no window with a reading to forecast"):
-        start_table(cities, [starts[0], np.zeros(0, np.int32)], _SPANS)
+        start_table(cities, [Span(0, 51), Span(0, 39)], [starts[0], np.zeros(0, np.int32)], _SPANS)
 
 
 def test_a_targets_test_windows_see_the_whole_support_and_its_own_windows_all_but_their_day():
@@ -180,3 +184,43 @@ def test_a_targets_test_windows_see_the_whole_support_and_its_own_windows_all_bu
             at = [s for d in days for s in range(20 + 6 * d, 26 + 6 * d) if s % 6 == step % 6]
             expected = np.mean([(city.values[s, 1, 0] - mean) / std for s in at])
             np.testing.assert_allclose(windows.covariates[row, k, 20], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("begin", "kind"), [("2024-01-01", 1.0), ("2024-01-06", 0.0), ("2024-01-03", -1.0)])
+def test_windows_of_an_unseen_kind_of_day_are_real_readings_under_another_days_calendar(begin, kind):
+    """Five weekdays and the weekend after; a weekend and five weekdays after; days of both kinds."""
+    days = 5 if kind else 2
+    rng = np.random.default_rng(0)
+    city = dataclasses.replace(_city(rng.gamma(2.0, 10.0, (42, 2))), start=np.datetime64(begin, "m"))
+    train, spans = Span(0, 6 * days), [[Span(0, 6), Span(6, 12)]]
+    masks = np.stack([(np.arange(42) >= s.start) & (np.arange(42) < s.stop) for s in spans[0]])
+    bank = build_bank([city], spans, [masks], covariates="calendar", history=_HISTORY, horizon=_HORIZON)
+    starts = window_starts(city, train, history=_HISTORY, horizon=_HORIZON)
+    table = start_table([city], [train], [starts], spans)
+    nodes = jnp.asarray([1, 0], jnp.int32)
+    np.testing.assert_array_equal(table.unseen, kind)
+    windows = jax.jit(lambda key: draw_unseen(bank, table, nodes, 200, key=key))(jax.random.key(0))
+    mask = np.asarray(windows.mask)
+    assert ((mask == mask[:, :1]) & np.isin(mask, (0, 1))).all()
+    if kind == -1:
+        assert not mask.any()
+        return
+    assert mask[:, 0].mean() > 0.5
+    calendar, weekend = np.asarray(bank.calendar), np.asarray(is_weekend(city))
+    for row in np.flatnonzero(mask[:, 0])[:50]:
+        raw = [
+            np.asarray(windows.history[row, 0, :, 0]) * float(bank.std[v, 1]) + float(bank.mean[v, 1]) for v in range(2)
+        ]
+        real = [
+            s
+            for s in starts
+            for one in raw
+            if np.allclose(one, city.values[s : s + _HISTORY, 1, 0], rtol=1e-3, atol=1e-2)
+        ]
+        shown = [
+            s
+            for s in range(42 - _LENGTH + 1)
+            if np.allclose(windows.covariates[row], calendar[s : s + _LENGTH], atol=1e-6)
+        ]
+        assert real and len(shown) == 1
+        assert weekend[shown[0] + _HISTORY] == kind and (shown[0] - real[0]) % 6 == 0

@@ -34,14 +34,17 @@ def _graph(edges=_EDGES, *, nodes: int = _NODES, spare_nodes: int = 1, spare_edg
 
 def _example(sizes: ModelSizes = _SIZES, *, nodes: int = _NODES + 1, seed: int = 0):
     """The model with generic parameters (no zeros that an initialiser left), and generic inputs."""
-    keys = jax.random.split(jax.random.key(seed), 4)
+    keys = jax.random.split(jax.random.key(seed), 3)
     model = make_model("stgcn", sizes)
     history = jax.random.normal(keys[0], (nodes, sizes.history, sizes.num_inputs))
     covariates = jax.random.normal(keys[1], (sizes.history + sizes.horizon, sizes.num_covariates))
-    params = jax.jit(model.init)(keys[2], _graph(spare_nodes=nodes - _NODES), history, covariates)
-    leaves, treedef = jax.tree.flatten(params)
-    noise = [0.1 * jax.random.normal(jax.random.fold_in(keys[3], k), leaf.shape) for k, leaf in enumerate(leaves)]
-    params = jax.tree.unflatten(treedef, [leaf + extra for leaf, extra in zip(leaves, noise, strict=True)])
+    shapes = jax.eval_shape(model.init, keys[2], _graph(spare_nodes=nodes - _NODES), history, covariates)
+    rng = np.random.default_rng(seed)
+
+    def draw(shape: tuple[int, ...]) -> jax.Array:
+        return jnp.asarray(rng.normal(size=shape) / np.sqrt(max(2, shape[0])), jnp.float32)
+
+    params = jax.tree.map(lambda leaf: draw(leaf.shape), shapes)
     return model, params, history, covariates
 
 
@@ -112,7 +115,7 @@ def test_every_weight_gets_a_gradient(sizes):
     model, params, _, _ = _example(sizes)
     keys = jax.random.split(jax.random.key(7), 2)
     # Wide inputs, so that every hidden unit is active somewhere.
-    history = 3.0 * jax.random.normal(keys[0], (256, _NODES + 1, sizes.history, sizes.num_inputs))
+    history = 10.0 * jax.random.normal(keys[0], (256, _NODES + 1, sizes.history, sizes.num_inputs))
     covariates = jax.random.normal(keys[1], (256, sizes.history + sizes.horizon, sizes.num_covariates))
 
     @jax.jit

@@ -1,0 +1,179 @@
+"""In: a toy zoo whose codes are a function of the prompt. Out: a generator that learns it, and says when it cannot."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpdiff_jax.cities import City
+from gpdiff_jax.codec import Codec, fit_codec
+from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise
+from gpdiff_jax.diffusion.training import (
+    PretrainConfig,
+    ZooCodes,
+    draw_batch,
+    held_out_regions,
+    train_denoiser,
+)
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.models import Model
+from gpdiff_jax.sources import DataConfig, Sources, prepare_sources
+from gpdiff_jax.tokens import make_layout, to_tokens
+
+_CONFIG = PretrainConfig(
+    denoiser=DenoiserConfig(width=16, layers=1, heads=2, prompt_bottleneck=8),
+    steps=60,
+    batch=16,
+    windows=2,
+    learning_rate=5e-3,
+    evaluations=6,
+    held_out_share=0.2,
+)
+
+
+def _linear() -> Model:
+    """Forecasts every step as a multiple of the last reading plus a bias: compiles in no time."""
+
+    def init(key, graph, history, covariates):
+        del key, graph, history, covariates
+        return {"bias": jnp.zeros(6), "scale": jnp.zeros(6)}
+
+    def apply(params, graph, history, covariates):
+        del graph, covariates
+        return (history[0, -1, 0] * params["scale"] + params["bias"])[:, None]
+
+    return Model("linear", init, apply)
+
+
+@pytest.fixture(scope="module", name="sources")
+def _sources(simulated_cities: list[City]) -> Sources:
+    data = DataConfig(covariates="calendar", variants=3, max_neighbours=2)
+    return prepare_sources(simulated_cities[:2], data, key=jax.random.key(0), validation_windows=4)
+
+
+@pytest.fixture(scope="module", name="toy")
+def _toy(sources: Sources) -> tuple[ZooCodes, Codec, np.ndarray]:
+    """Codes that are a linear function of two prompt entries, and a codec for them."""
+    rng = np.random.default_rng(0)
+    prompt = rng.normal(size=(3, sources.num_regions, 4)).astype(np.float32)
+    prompt[1:] = prompt[0] + 0.05 * rng.normal(size=(2, sources.num_regions, 4)).astype(np.float32)
+    vectors = [
+        {"bias": 0.3 * p[0] * np.ones(6, np.float32), "scale": 0.5 + 0.3 * p[1] * np.ones(6, np.float32)}
+        for p in prompt[0]
+    ]
+    base = {"bias": np.zeros(6, np.float32), "scale": np.full(6, 0.5, np.float32)}
+    layout = make_layout(base, 8)
+    tokens = np.stack([to_tokens(layout, jax.tree.map(lambda leaf: leaf.astype(np.float32), v)) for v in vectors])
+    codec = fit_codec(layout, np.asarray(to_tokens(layout, base)), tokens, np.ones(len(tokens)), 0)
+    codes = jnp.stack([codec.encode(jnp.asarray(t)) for t in tokens])[:, None]
+    held_out = held_out_regions(sources, 0.2, key=jax.random.key(1))
+    odds = jnp.asarray(np.where(held_out, 0.0, 1.0), jnp.float32)
+    return ZooCodes(codes, jnp.asarray(prompt), odds), codec, held_out
+
+
+def _train(sources: Sources, toy, config: PretrainConfig = _CONFIG, zoo: ZooCodes | None = None):
+    codes, codec, held_out = toy
+    log: list[dict[str, float]] = []
+    _, variables = train_denoiser(
+        _linear(),
+        sources,
+        zoo or codes,
+        codec,
+        held_out,
+        config,
+        key=jax.random.key(2),
+        progress=lambda done, metrics: log.append({"done": done, **metrics}),
+    )
+    return variables, log
+
+
+@pytest.fixture(scope="module", name="trained")
+def _trained(sources, toy):
+    return _train(sources, toy)
+
+
+def test_the_losses_of_a_toy_zoo_fall(trained):
+    _, log = trained
+    assert [line["done"] for line in log] == [10, 20, 30, 40, 50, 60]
+    assert log[-1]["token_loss"] < 0.7 * log[0]["token_loss"]
+    assert log[-1]["validation_functional_loss"] < log[0]["validation_functional_loss"]
+    for line in log:
+        parts = line["token_loss"] + _CONFIG.functional_weight * line["functional_loss"]
+        assert line["loss"] == pytest.approx(parts, rel=1e-4)
+        assert line["grad_norm"] > 0 and line["update_norm"] > 0 and line["param_norm"] > 0
+
+
+def test_training_is_the_same_every_time(sources, toy, trained):
+    again = _train(sources, toy)
+    assert again[1] == trained[1]
+    for one, other in zip(jax.tree.leaves(again[0]), jax.tree.leaves(trained[0]), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_one_step_of_training_gives_the_numbers_that_it_gave(sources, toy):
+    _, log = _train(sources, toy, dataclasses.replace(_CONFIG, steps=1, evaluations=1))
+    assert [line["done"] for line in log] == [1]
+    # An untrained denoiser says v = 0, so the token loss is the mean square of v, about one.
+    assert log[0]["token_loss"] == pytest.approx(0.843, rel=0.02)
+    assert log[0]["functional_loss"] == pytest.approx(0.455, rel=0.02)
+    assert log[0]["grad_norm"] == pytest.approx(0.767, rel=0.05)
+
+
+def test_a_loss_that_is_not_finite_is_raised_with_its_step(sources, toy):
+    codes, _, _ = toy
+    broken = dataclasses.replace(codes, x0=codes.x0.at[:, 0, 0, 0].set(jnp.nan))
+    with pytest.raises(FloatingPointError, match=r"the generator's loss is not finite near step 10; lower"):
+        _train(sources, toy, zoo=broken)
+
+
+def test_held_out_regions_are_a_share_of_every_city_and_never_drawn(sources, toy):
+    held_out = held_out_regions(sources, 0.25, key=jax.random.key(5))
+    city = np.asarray(sources.city_index)
+    assert [held_out[city == k].sum() for k in range(2)] == [2, 2]
+    assert not held_out_regions(sources, 0.0, key=jax.random.key(5)).any()
+    draws = [held_out_regions(sources, 0.25, key=jax.random.key(seed)) for seed in range(4)]
+    assert any((one != other).any() for one, other in itertools.pairwise(draws))
+    codes, _, kept_out = toy
+    batch = jax.jit(functools.partial(draw_batch, codes, 500))(key=jax.random.key(0))
+    assert not np.asarray(kept_out)[np.asarray(batch.region)].any()
+    assert set(np.asarray(batch.region).tolist()) == set(np.flatnonzero(~kept_out).tolist())
+    assert set(np.asarray(batch.variant).tolist()) == {0, 1, 2}
+    np.testing.assert_array_equal(batch.prompt, np.asarray(codes.prompts)[batch.variant, batch.region])
+    np.testing.assert_array_equal(batch.x0, np.asarray(codes.x0)[batch.region, 0])
+
+
+def test_odds_say_how_often_a_region_is_drawn(toy):
+    codes, _, _ = toy
+    odds = jnp.zeros(codes.odds.shape).at[jnp.asarray([3, 5])].set(jnp.asarray([1.0, 3.0]))
+    batch = jax.jit(lambda key: draw_batch(dataclasses.replace(codes, odds=odds), 2000, key=key))(jax.random.key(0))
+    share = (np.asarray(batch.region) == 5).mean()
+    assert set(np.asarray(batch.region).tolist()) == {3, 5} and abs(share - 0.75) < 0.04
+
+
+def test_what_is_learned_follows_the_prompt(toy, trained):
+    codes, codec, _ = toy
+    denoiser = Denoiser(_CONFIG.denoiser, codec.layer_of_code, codec.mask().shape[1])
+    count = codes.prompts.shape[1]
+    noise = jax.random.normal(jax.random.key(9), codes.x0[:, 0].shape) * jnp.asarray(codec.mask())[None]
+    run = jax.jit(functools.partial(denoise, denoiser))
+    drawn = -np.asarray(run(trained[0], noise, jnp.ones(count), codes.prompts[0], jnp.ones(count)))
+    for entry in range(2):
+        learned, true = drawn[:, entry, 0], np.asarray(codes.x0)[:, 0, entry, 0]
+        assert np.corrcoef(learned, true)[0, 1] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": 0}, "`steps` must be above 0, got 0"),
+        ({"ema": 1.0}, r"`ema` must be in \[0, 1\), got 1.0"),
+        ({"prompt_dropout": -0.1}, r"`prompt_dropout` must be in \[0, 1\), got -0.1"),
+    ],
+)
+def test_a_configuration_out_of_range_is_refused(change, words):
+    with pytest.raises(InputError, match=words):
+        dataclasses.replace(_CONFIG, **change)

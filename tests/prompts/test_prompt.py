@@ -1,0 +1,78 @@
+"""In: simulated cities and spans. Out: prompts of the right regions and spans, and their scale over the sources."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpdiff_jax.cities.splits import Span, split_target
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.prompts.prompt import (
+    Prompts,
+    PromptScaler,
+    fit_prompt_scaler,
+    prompts,
+    region_prompts,
+    scale_prompts,
+    source_prompts,
+)
+from gpdiff_jax.prompts.statistics import spatial_statistics, temporal_statistics
+
+
+def test_a_prompt_is_the_temporal_statistics_of_its_span_and_the_spatial_ones(simulated_cities):
+    city, spans = simulated_cities[0], [Span(0, 72), Span(50, 122)]
+    made = region_prompts(city, spans)
+    spatial, spatial_names = spatial_statistics(city)
+    for variant, span in enumerate(spans):
+        temporal, names = temporal_statistics(city, span)
+        np.testing.assert_array_equal(made.values[variant], np.concatenate([temporal, spatial], axis=1))
+        assert made.names == names + spatial_names
+
+
+def test_prompts_of_a_target_are_those_of_its_support_days(simulated_cities):
+    city = simulated_cities[1]
+    split = split_target(city.num_steps, 24, 3, history=12, horizon=6)
+    made, expected = prompts(city, support_days=3), region_prompts(city, [split.support])
+    np.testing.assert_array_equal(made.values, expected.values)
+    assert made.names == expected.names and made.values.shape[:2] == (1, 8)
+    assert (np.asarray(prompts(city, support_days=4).values) != np.asarray(made.values)).any()
+
+
+def test_source_prompts_line_up_cities_and_leave_silent_regions_out(simulated_cities):
+    first, second = simulated_cities[:2]
+    values = np.array(second.values)
+    values[:200, 3] = np.nan
+    second = dataclasses.replace(second, values=values)
+    spans = [[Span(0, 72), Span(40, 112)], [Span(10, 82), Span(90, 162)]]
+    made = source_prompts([first, second], spans, [Span(0, 200)] * 2)
+    assert made.values.shape[:2] == (2, 15)
+    np.testing.assert_array_equal(made.values[:, :8], region_prompts(first, spans[0]).values)
+    kept = [0, 1, 2, 4, 5, 6, 7]
+    np.testing.assert_array_equal(made.values[:, 8:], np.asarray(region_prompts(second, spans[1]).values)[:, kept])
+    with pytest.raises(InputError, match="`cities` is empty"):
+        source_prompts([], [], [])
+
+
+def test_the_scale_weighs_every_city_alike():
+    rng = np.random.default_rng(0)
+    city_index = np.array([0] * 90 + [1] * 10)
+    values = rng.normal(size=(3, 100, 2)).astype(np.float32)
+    values[:, 90:] += np.float32(10)
+    scaler = fit_prompt_scaler(Prompts(jnp.asarray(values), ("a", "b")), city_index)
+    cities = [values[:, city_index == k].reshape(-1, 2) for k in range(2)]
+    mean = (cities[0].mean(axis=0) + cities[1].mean(axis=0)) / 2
+    variance = sum(np.square(city - mean).mean(axis=0) for city in cities) / 2
+    np.testing.assert_allclose(scaler.mean, mean, rtol=1e-4)
+    np.testing.assert_allclose(scaler.std, np.sqrt(variance) + 1e-3, rtol=1e-4)
+
+
+def test_scaled_prompts_are_cut_at_four_deviations():
+    scaler = PromptScaler(jnp.asarray([1.0, 0.0]), jnp.asarray([2.0, 0.5]))
+    scaled = scale_prompts(Prompts(jnp.asarray([[[5.0, 1.0], [100.0, -9.0]]]), ("a", "b")), scaler)
+    np.testing.assert_allclose(scaled, [[[2.0, 2.0], [4.0, -4.0]]])
+
+
+def test_too_many_support_days_are_refused(simulated_cities):
+    with pytest.raises(InputError, match=r"`support_days` \(=10\) is longer than the 9.8 days"):
+        prompts(simulated_cities[0], support_days=10)

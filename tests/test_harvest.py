@@ -1,0 +1,201 @@
+"""In: source regions of simulated cities. Out: each region's own parameters, which depend on nothing but the region."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpdiff_jax.base import BaseConfig, initial_params, train_base, validation_error
+from gpdiff_jax.cities import City
+from gpdiff_jax.cities.windows import gather_source
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.harvest import HarvestConfig, HarvestedRegion, harvest_regions, make_zoo
+from gpdiff_jax.models import Model, make_model
+from gpdiff_jax.sources import DataConfig, Sources, prepare_sources
+from gpdiff_jax.zoo import load_zoo, save_zoo
+
+_DATA = DataConfig(covariates="calendar", variants=3, max_neighbours=3)
+_CONFIG = HarvestConfig(
+    steps=24, windows=8, learning_rate=1e-2, evaluate_every=6, patience=2, snapshots=2, averaging=0.5
+)
+_KEY = jax.random.key(11)
+
+
+def _linear() -> Model:
+    """A linear forecaster of the centre's history, its neighbours' and the calendar: compiles in no time."""
+
+    def init(key, graph, history, covariates):
+        del graph, history, covariates
+        return {"bias": jnp.zeros(6), "kernel": 0.1 * jax.random.normal(key, (6, 44))}
+
+    def apply(params, graph, history, covariates):
+        around = jnp.where(jnp.arange(history.shape[0]) < graph.n_node[0], 1.0, 0.0)
+        seen = jnp.concatenate([history[0, :, 0], jnp.einsum("n,nt->t", around, history[..., 0]), covariates[12]])
+        return (params["kernel"] @ seen + params["bias"])[:, None]
+
+    return Model("linear", init, apply)
+
+
+_MODEL = _linear()
+
+
+def _prepare(cities: list[City]) -> Sources:
+    return prepare_sources(cities, _DATA, key=jax.random.key(0), validation_windows=12)
+
+
+@pytest.fixture(scope="module", name="sources")
+def _sources(simulated_cities: list[City]) -> Sources:
+    return _prepare(simulated_cities[:2])
+
+
+@pytest.fixture(scope="module", name="base")
+def _base(sources: Sources) -> dict:
+    params = initial_params(_MODEL, sources.graphs, sources.sizes, key=jax.random.key(3))
+    return jax.tree.map(lambda leaf: 0.3 * leaf, params)
+
+
+def _harvest(sources: Sources, base: dict, chunk: int = 32, **change) -> HarvestedRegion:
+    return harvest_regions(_MODEL, sources, base, dataclasses.replace(_CONFIG, **change), key=_KEY, chunk=chunk)
+
+
+@pytest.fixture(scope="module", name="harvested")
+def _harvested(sources: Sources, base: dict) -> HarvestedRegion:
+    return _harvest(sources, base)
+
+
+def _assert_same(got: HarvestedRegion, want: HarvestedRegion, rows: list[int], *, atol: float = 0.0) -> None:
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert one.shape[0] == len(rows)
+        np.testing.assert_allclose(one, other[rows], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("chunk", [1, 5])
+def test_a_regions_result_does_not_depend_on_the_size_of_a_chunk(sources, base, harvested, chunk):
+    _assert_same(_harvest(sources, base, chunk=chunk), harvested, list(range(16)))
+
+
+def test_a_regions_result_does_not_depend_on_the_other_cities_or_their_order(simulated_cities, base, harvested):
+    first, second = simulated_cities[:2]
+    _assert_same(_harvest(_prepare([second, first]), base), harvested, [*range(8, 16), *range(8)])
+    _assert_same(_harvest(_prepare([second]), base), harvested, list(range(8, 16)))
+
+
+def test_a_regions_result_does_not_depend_on_a_region_that_is_left_out(simulated_cities, base, harvested):
+    first, second = simulated_cities[:2]
+    # No region hears the silent one: it is cut off from the graph.
+    linked = (second.senders != 3) & (second.receivers != 3)
+    cut = dataclasses.replace(
+        second, senders=second.senders[linked], receivers=second.receivers[linked], weights=second.weights[linked]
+    )
+    values = np.array(second.values)
+    values[: round(0.8 * len(values)), 3] = np.nan
+    whole = _harvest(_prepare([first, cut]), base)
+    sources = _prepare([first, dataclasses.replace(cut, values=values)])
+    assert sources.num_regions == 15
+    without = _harvest(sources, base)
+    _assert_same(without, whole, [k for k in range(16) if k != 11])
+    assert np.isfinite(without.validation_mae).all()
+    del harvested
+
+
+def test_regions_trained_side_by_side_agree_with_those_trained_alone(sources, base, harvested):
+    _assert_same(_harvest(sources, base, regions_per_batch=4), harvested, list(range(16)), atol=1e-4)
+
+
+def test_snapshots_are_sorted_and_their_errors_are_those_of_their_parameters(sources, harvested, base):
+    errors = harvested.validation_mae
+    assert errors.shape == (16, 2) and (np.diff(errors, axis=1) >= 0).all()
+    assert (harvested.step % 6 == 0).all() and (harvested.step > 0).all() and (harvested.step <= 24).all()
+    assert (harvested.step[:, 0] != harvested.step[:, 1]).all()
+    measure = jax.jit(functools.partial(validation_error, _MODEL, sources=sources))
+    for region in (0, 9, 15):
+        index = jnp.asarray(region, jnp.int32)
+        assert float(measure(base, region=index)) == pytest.approx(harvested.start_mae[region], rel=1e-5)
+        for snapshot in range(2):
+            params = jax.tree.map(lambda leaf, r=region, s=snapshot: jnp.asarray(leaf[r, s]), harvested.params)
+            assert float(measure(params, region=index)) == pytest.approx(errors[region, snapshot], rel=1e-5)
+    assert errors[:, 0].mean() < harvested.start_mae.mean()
+
+
+def test_more_snapshots_keep_the_better_ones(sources, base, harvested):
+    more = _harvest(sources, base, snapshots=4, patience=100)
+    fewer = _harvest(sources, base, snapshots=2, patience=100)
+    np.testing.assert_array_equal(more.validation_mae[:, :2], fewer.validation_mae)
+    assert (more.validation_mae[:, 0] <= harvested.validation_mae[:, 0]).all()
+    # All four evaluations are among the four snapshots.
+    np.testing.assert_array_equal(np.sort(more.step, axis=1), np.broadcast_to([6, 12, 18, 24], (16, 4)))
+
+
+@pytest.mark.parametrize("init", ["shared", "random"])
+def test_regions_may_start_from_one_draw_or_from_their_own(sources, base, init):
+    # A learning rate of almost nothing leaves them where they start.
+    made = _harvest(sources, base, init=init, learning_rate=1e-12)
+    starts = made.params["kernel"][:, 0]
+    apart = np.abs(starts[:, None] - starts[None]).max(axis=(2, 3))[~np.eye(16, dtype=bool)]
+    assert (apart.max() < 1e-6) if init == "shared" else (apart.min() > 0.1)
+    assert np.abs(starts - np.asarray(base["kernel"])).max() > 0.05
+
+
+def test_a_region_whose_error_is_not_finite_is_named(sources, base):
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, base)
+    with pytest.raises(FloatingPointError, match="the validation error of region 'crowd_0/r0' is not finite"):
+        _harvest(sources, broken)
+
+
+def test_a_zoo_comes_back_from_disk_bit_for_bit(tmp_path, sources, base, harvested):
+    zoo = make_zoo(_MODEL, sources, base, harvested)
+    save_zoo(tmp_path / "zoo", zoo)
+    read = load_zoo(tmp_path / "zoo", sources)
+    assert (read.model, read.names, read.prompts.names) == (zoo.model, zoo.names, zoo.prompts.names)
+    assert read.sources is sources and read.num_regions == 16
+    for name in ("base", "params", "validation_mae", "start_mae", "step", "city_index"):
+        for got, want in zip(jax.tree.leaves(getattr(read, name)), jax.tree.leaves(getattr(zoo, name)), strict=True):
+            np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(read.prompts.values, zoo.prompts.values)
+    with pytest.raises(InputError, match="no zoo at"):
+        load_zoo(tmp_path / "none")
+
+
+def test_a_trained_base_beats_the_mean(sources):
+    """Some steps of the STGCN: to know the hour is worth more than to forecast the mean."""
+    model = make_model("stgcn", sources.sizes)
+    log: list[tuple[int, dict[str, float]]] = []
+    config = BaseConfig(steps=60, regions=8, windows=8, learning_rate=5e-3, evaluations=3)
+    base = train_base(
+        model, sources, config, key=jax.random.key(0), progress=lambda done, metrics: log.append((done, metrics))
+    )
+    assert [done for done, _ in log] == [20, 40, 60]
+    best = min(metrics["validation_loss"] for _, metrics in log)
+
+    @jax.jit
+    def errors(params):
+        def one(region):
+            key = jax.random.fold_in(jax.random.key(0), sources.region_ids[region])
+            nodes, starts = sources.graphs.nodes[region], sources.validation_starts[region]
+            windows = gather_source(sources.bank, sources.train, nodes, starts, key=key)
+            of_mean = (jnp.abs(windows.target) * windows.mask).sum() / windows.mask.sum()
+            return validation_error(model, params, sources, region), of_mean
+
+        return jax.lax.map(one, jnp.arange(16, dtype=jnp.int32))
+
+    trained, of_mean = (np.asarray(error) for error in errors(base))
+    assert trained.mean() < 0.9 * of_mean.mean()
+    # What is returned is the best that was seen, and both cities count alike in it.
+    assert trained.reshape(2, 8).mean(axis=1).mean() == pytest.approx(best, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"init": "zero"}, "`init` must be one of pooled, shared, random, got 'zero'"),
+        ({"steps": 0}, "`steps` must be above 0, got 0"),
+        ({"averaging": 1.0}, "`averaging` must be below 1, got 1.0"),
+        ({"snapshots": 9}, r"`snapshots` \(=9\) is more than the 4 evaluations"),
+    ],
+)
+def test_a_configuration_out_of_range_is_refused(values, words):
+    with pytest.raises(InputError, match=words):
+        dataclasses.replace(_CONFIG, **values)

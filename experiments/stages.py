@@ -252,16 +252,26 @@ def _make_forecast(run: Run, channel: int, method: str) -> MethodForecast:
     if method.endswith("_zero_shot"):
         return zero_shot(run.model, target, starts)
     config: AdaptConfig = run.settings.target_only if family == "target_only" else run.settings.adapt
-    with _logged(run, "adapt", len(config.learning_rates)) as report:
+    with stage(f"adapt {method}", len(config.learning_rates)) as shown:
         result = few_shot(
             run.model,
             target,
             starts,
             config,
             key=run.key("adapt"),
-            progress=lambda done, metrics: report(done, {"method": method, **metrics}),
+            progress=lambda done, metrics: shown.advance(done - shown.completed, **metrics),
         )
+    _log_curves(run, method, config, result)
     return result
+
+
+def _log_curves(run: Run, method: str, config: AdaptConfig, result: MethodForecast) -> None:
+    """One line for every validation error that the choice of learning rate and steps rests on."""
+    with LogWriter(run.folder / "log.jsonl") as log:
+        for rate, curve in zip(config.learning_rates, [] if result.curves is None else result.curves, strict=False):
+            for evaluation, error in enumerate(curve):
+                step = evaluation * config.evaluate_every
+                log.write("adapt", step, method=method, learning_rate=rate, validation_loss=error)
 
 
 def _starts(run: Run, channel: int, family: str) -> Params:

@@ -83,7 +83,7 @@ def test_a_regions_result_does_not_depend_on_the_other_cities_or_their_order(sim
     _assert_same(_harvest(_prepare([second]), base), harvested, list(range(8, 16)))
 
 
-def test_a_regions_result_does_not_depend_on_a_region_that_is_left_out(simulated_cities, base, harvested):
+def test_a_regions_result_does_not_depend_on_a_region_that_is_left_out(simulated_cities, base):
     first, second = simulated_cities[:2]
     # No region hears the silent one: it is cut off from the graph.
     linked = (second.senders != 3) & (second.receivers != 3)
@@ -98,7 +98,6 @@ def test_a_regions_result_does_not_depend_on_a_region_that_is_left_out(simulated
     without = _harvest(sources, base)
     _assert_same(without, whole, [k for k in range(16) if k != 11])
     assert np.isfinite(without.validation_mae).all()
-    del harvested
 
 
 def test_regions_trained_side_by_side_agree_with_those_trained_alone(sources, base, harvested):

@@ -16,13 +16,14 @@ from gpdiff_jax.base import initial_params
 from gpdiff_jax.cities import City
 from gpdiff_jax.cities.splits import split_source
 from gpdiff_jax.cities.windows import draw_windows, gather_target, support_masks
+from gpdiff_jax.codec import fit_codec
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig
 from gpdiff_jax.evaluate import few_shot, zero_shot
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models import Model, make_model
 from gpdiff_jax.prompts.prompt import PromptScaler, prompts
 from gpdiff_jax.sources import DataConfig, prepare_sources, prepare_target
-from gpdiff_jax.tokens import TokenScaler, make_layout, to_tokens
+from gpdiff_jax.tokens import make_layout, to_tokens
 
 _DATA = DataConfig(covariates="profile", support_days=3, max_neighbours=3, variants=3)
 _ADAPT = AdaptConfig(learning_rates=(1e-3, 1e-2), steps=8, evaluate_every=4, batch=16)
@@ -61,19 +62,22 @@ def _hypernetwork(city: City, model: Model) -> Hypernetwork:
     """A generator whose weights are random: what it may look at does not depend on what it has learned."""
     target = prepare_target(city, _DATA)
     base = initial_params(model, target.graphs, target.sizes, key=jax.random.key(0))
+    zoo = [_noise(base, 0.05, seed=seed) for seed in range(6)]
     layout = make_layout(base, 512)
-    tokens, names = to_tokens(layout, base), target.prompts.names
+    tokens = np.stack([to_tokens(layout, params) for params in zoo])
+    codec = fit_codec(layout, np.asarray(to_tokens(layout, base)), tokens, np.ones(6), 4)
     config = DenoiserConfig(width=8, layers=1, heads=2, prompt_bottleneck=4)
-    denoiser = Denoiser(config, layout.layer_of_token, layout.width)
-    example = tokens, jnp.zeros(()), target.prompts.values[0, 0], jnp.ones(())
+    rows, width = codec.mask().shape
+    denoiser, names = Denoiser(config, codec.layer_of_code, width), target.prompts.names
+    example = jnp.zeros((rows, width)), jnp.zeros(()), target.prompts.values[0, 0], jnp.ones(())
+    shapes = jax.eval_shape(denoiser.init, jax.random.key(1), *example)["params"]
     return Hypernetwork(
         model_name="stgcn",
         sizes=target.sizes,
         data=_DATA,
         denoiser_config=config,
-        variables=_noise(denoiser.init(jax.random.key(1), *example)["params"], 0.3, seed=2),
-        layout=layout,
-        scaler=TokenScaler(tokens, jnp.zeros_like(tokens), jnp.full_like(tokens, 0.05)),
+        variables=_noise(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes), 0.5, seed=2),
+        codec=codec,
         prompt_scaler=PromptScaler(target.prompts.values[0].mean(axis=0), jnp.full(len(names), 0.5)),
         prompt_names=names,
     )

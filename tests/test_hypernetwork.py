@@ -1,0 +1,196 @@
+"""In: a zoo of random parameters. Out: a generator that draws, saves and loads without changing a bit."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpdiff_jax.checkpoint import load_arrays, save_arrays
+from gpdiff_jax.cities import City
+from gpdiff_jax.codec import CodecConfig
+from gpdiff_jax.diffusion.denoiser import DenoiserConfig
+from gpdiff_jax.diffusion.training import PretrainConfig
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork, pretrain
+from gpdiff_jax.models import Model, ModelSizes, protocol
+from gpdiff_jax.prompts.prompt import Prompts, prompts
+from gpdiff_jax.sources import DataConfig, prepare_sources
+from gpdiff_jax.zoo import ParameterZoo
+
+_PRETRAIN = PretrainConfig(
+    denoiser=DenoiserConfig(width=8, layers=1, heads=2, prompt_bottleneck=4),
+    codec=CodecConfig(token_width=16, components=5),
+    steps=4,
+    batch=4,
+    windows=2,
+    evaluations=2,
+)
+_GENERATE = GenerateConfig(samples=3, steps=4)
+
+
+@functools.cache
+def _make_linear(sizes: ModelSizes) -> Model:
+    """The last reading, scaled and shifted: compiles in no time."""
+
+    def init(key, graph, history, covariates):
+        del key, graph, history, covariates
+        return {"head": {"bias": jnp.zeros(sizes.horizon)}, "scale": jnp.ones((sizes.horizon, 1))}
+
+    def apply(params, graph, history, covariates):
+        del graph, covariates
+        return history[0, -1, 0] * params["scale"] + params["head"]["bias"][:, None]
+
+    return Model("linear", init, apply)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _linear_is_registered():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(protocol._REGISTRY, "linear", _make_linear)
+        yield
+
+
+@pytest.fixture(scope="module", name="zoo")
+def _zoo(simulated_cities: list[City]) -> ParameterZoo:
+    data = DataConfig(covariates="calendar", variants=3, max_neighbours=2)
+    sources = prepare_sources(simulated_cities[:2], data, key=jax.random.key(0), validation_windows=4)
+    rng = np.random.default_rng(0)
+    base = {"head": {"bias": jnp.zeros(6)}, "scale": jnp.ones((6, 1))}
+    return ParameterZoo(
+        model="linear",
+        base=base,
+        params=jax.tree.map(lambda leaf: leaf + rng.normal(size=(16, 2, *leaf.shape)).astype(np.float32), base),
+        validation_mae=np.ones((16, 2), np.float32),
+        start_mae=np.ones(16, np.float32),
+        step=np.ones((16, 2), np.int32),
+        prompts=sources.prompts,
+        names=sources.names,
+        city_index=np.asarray(sources.city_index),
+        sources=sources,
+    )
+
+
+def _lively(hypernetwork: Hypernetwork) -> Hypernetwork:
+    """With every weight moved, as after a long training: what is drawn depends on all of them."""
+    leaves, treedef = jax.tree.flatten(hypernetwork.variables)
+    rng = np.random.default_rng(1)
+    moved = [leaf + (0.3 * rng.normal(size=leaf.shape)).astype(np.float32) for leaf in leaves]
+    return dataclasses.replace(hypernetwork, variables=jax.tree.unflatten(treedef, moved))
+
+
+@pytest.fixture(scope="module", name="hypernetwork")
+def _hypernetwork(zoo: ParameterZoo) -> Hypernetwork:
+    return _lively(pretrain(zoo, key=jax.random.key(1), config=_PRETRAIN))
+
+
+@pytest.fixture(scope="module", name="told")
+def _told(simulated_cities: list[City]) -> Prompts:
+    return prompts(simulated_cities[2], support_days=3)
+
+
+def _leaves(hypernetwork: Hypernetwork, told: Prompts, config: GenerateConfig = _GENERATE, seed: int = 2) -> np.ndarray:
+    """All generated parameters as [K, R, ...] in one row per region."""
+    params = hypernetwork.generate(told, key=jax.random.key(seed), config=config).params
+    return np.concatenate([np.asarray(leaf).reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(params)], axis=2)
+
+
+@pytest.mark.parametrize("components", [5, 0])
+def test_a_saved_generator_draws_the_same_bit_for_bit(tmp_path, zoo, told, hypernetwork, components):
+    if not components:
+        config = dataclasses.replace(_PRETRAIN, codec=CodecConfig(token_width=4, components=0))
+        hypernetwork = _lively(pretrain(zoo, key=jax.random.key(1), config=config))
+    hypernetwork.save(tmp_path / "made")
+    read = Hypernetwork.load(tmp_path / "made")
+    np.testing.assert_array_equal(_leaves(read, told), _leaves(hypernetwork, told))
+    for name in ("model_name", "sizes", "data", "denoiser_config", "prompt_names"):
+        assert getattr(read, name) == getattr(hypernetwork, name), name
+    assert read.codec.layout == hypernetwork.codec.layout
+    for one, other in zip(jax.tree.leaves(read.base), jax.tree.leaves(zoo.base), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert json.loads(read.summary()) == json.loads(hypernetwork.summary())
+
+
+def test_what_is_drawn_fits_the_model_and_depends_on_the_key_and_the_prompt(hypernetwork, zoo, told):
+    drawn = hypernetwork.generate(told, key=jax.random.key(2), config=_GENERATE)
+    assert (drawn.model, drawn.data) == ("linear", hypernetwork.data)
+    for leaf, like in zip(jax.tree.leaves(drawn.params), jax.tree.leaves(zoo.base), strict=True):
+        assert leaf.shape == (3, 8, *like.shape) and np.isfinite(leaf).all()
+    values = _leaves(hypernetwork, told)
+    assert all((values[k] != values[j]).any() for k in range(3) for j in range(k))
+    np.testing.assert_array_equal(_leaves(hypernetwork, told), values)
+    assert (_leaves(hypernetwork, told, seed=3) != values).any()
+    moved = dataclasses.replace(told, values=told.values.at[0, 4].multiply(0.5))
+    changed = _leaves(hypernetwork, moved)
+    assert (changed[:, 4] != values[:, 4]).any()
+    # A region hears its own prompt alone.
+    np.testing.assert_array_equal(np.delete(changed, 4, axis=1), np.delete(values, 4, axis=1))
+
+
+def test_more_samples_begin_with_the_same_ones(hypernetwork, told):
+    more = _leaves(hypernetwork, told, dataclasses.replace(_GENERATE, samples=5))
+    np.testing.assert_array_equal(more[:3], _leaves(hypernetwork, told))
+
+
+def test_without_guidance_the_prompt_is_not_heard_and_with_more_it_is_heard_more(hypernetwork, told):
+    other = dataclasses.replace(told, values=told.values * 0.5 + 1.0)
+
+    def gap(guidance: float) -> float:
+        config = dataclasses.replace(_GENERATE, guidance=guidance)
+        return float(np.abs(_leaves(hypernetwork, told, config) - _leaves(hypernetwork, other, config)).mean())
+
+    assert gap(0.0) == 0.0
+    assert 0 < gap(0.5) < gap(1.0) < gap(2.0)
+
+
+def test_prompts_with_other_entries_are_refused_by_name(hypernetwork, told):
+    named = dataclasses.replace(told, names=("profile_99h", *told.names[1:]))
+    with pytest.raises(InputError, match=r"differ in \['profile_00h', 'profile_99h'\]; make the prompts"):
+        hypernetwork.generate(named, key=jax.random.key(0))
+
+
+def test_prompts_in_another_order_are_refused_in_words_that_say_so(hypernetwork, told):
+    swapped = dataclasses.replace(told, names=(told.names[1], told.names[0], *told.names[2:]))
+    with pytest.raises(InputError, match="profile_0"):
+        hypernetwork.generate(swapped, key=jax.random.key(0))
+
+
+def test_a_folder_that_holds_no_generator_is_refused(tmp_path, hypernetwork):
+    with pytest.raises(InputError, match="no hypernetwork at"):
+        Hypernetwork.load(tmp_path / "none")
+    hypernetwork.save(tmp_path / "made")
+    arrays, facts = load_arrays(tmp_path / "made", 1, "hypernetwork")
+    save_arrays(tmp_path / "newer", arrays, facts | {"format": 99})
+    with pytest.raises(InputError, match="has format 99"):
+        Hypernetwork.load(tmp_path / "newer")
+    largest = max(
+        (p for p in pathlib.Path(tmp_path / "made").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+    largest.unlink()
+    with pytest.raises(InputError, match="the hypernetwork at .* cannot be read"):
+        Hypernetwork.load(tmp_path / "made")
+
+
+def test_a_zoo_without_its_sources_or_with_others_is_refused(zoo):
+    with pytest.raises(InputError, match="the zoo has no sources attached"):
+        pretrain(dataclasses.replace(zoo, sources=None), key=jax.random.key(0))
+    with pytest.raises(InputError, match="the zoo and the source cities name different regions"):
+        pretrain(dataclasses.replace(zoo, names=("x/0", *zoo.names[1:])), key=jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"samples": 0}, "`samples` must be at least 1, got 0"),
+        ({"steps": 0}, "`steps` must be at least 1, got 0"),
+        ({"guidance": -1.0}, r"`guidance` must be in \[0, 10\], got -1.0"),
+        ({"guidance": 11.0}, r"`guidance` must be in \[0, 10\], got 11.0"),
+    ],
+)
+def test_a_generation_out_of_range_is_refused(values, words):
+    with pytest.raises(InputError, match=words):
+        GenerateConfig(**values)

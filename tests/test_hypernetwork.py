@@ -64,7 +64,9 @@ def _zoo(simulated_cities: list[City]) -> ParameterZoo:
     return ParameterZoo(
         model="linear",
         base=base,
-        params=jax.tree.map(lambda leaf: leaf + rng.normal(size=(16, 2, *leaf.shape)).astype(np.float32), base),
+        params=jax.tree.map(
+            lambda leaf: np.asarray(leaf) + rng.normal(size=(16, 2, *leaf.shape)).astype(np.float32), base
+        ),
         validation_mae=np.ones((16, 2), np.float32),
         start_mae=np.ones(16, np.float32),
         step=np.ones((16, 2), np.int32),
@@ -171,7 +173,7 @@ def test_a_folder_that_holds_no_generator_is_refused(tmp_path, hypernetwork):
         (p for p in pathlib.Path(tmp_path / "made").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
     )
     largest.unlink()
-    with pytest.raises(InputError, match="the hypernetwork at .* cannot be read"):
+    with pytest.raises(InputError, match=r"the hypernetwork at .* cannot be read"):
         Hypernetwork.load(tmp_path / "made")
 
 

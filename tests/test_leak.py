@@ -30,11 +30,9 @@ _ADAPT = AdaptConfig(learning_rates=(1e-3, 1e-2), steps=8, evaluate_every=4, bat
 _LATER = 40  # a later test window
 
 
-def _noise(tree: dict, scale: float, *, seed: int) -> dict:
-    leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    moved = [leaf + scale * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(treedef, moved)
+def _random(shapes: dict, scale: float, *, seed: int) -> dict:
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: (scale * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
 
 
 def _changed(city: City, begin: int, end: int, *, seed: int = 1) -> City:
@@ -61,8 +59,10 @@ def _model(city: City) -> Model:
 def _hypernetwork(city: City, model: Model) -> Hypernetwork:
     """A generator whose weights are random: what it may look at does not depend on what it has learned."""
     target = prepare_target(city, _DATA)
-    base = initial_params(model, target.graphs, target.sizes, key=jax.random.key(0))
-    zoo = [_noise(base, 0.05, seed=seed) for seed in range(6)]
+    start = functools.partial(initial_params, model, target.graphs, target.sizes)
+    shapes = jax.eval_shape(lambda: start(key=jax.random.key(0)))
+    base = _random(shapes, 0.1, seed=100)
+    zoo = [jax.tree.map(np.add, base, _random(shapes, 0.05, seed=seed)) for seed in range(6)]
     layout = make_layout(base, 512)
     tokens = np.stack([to_tokens(layout, params) for params in zoo])
     codec = fit_codec(layout, np.asarray(to_tokens(layout, base)), tokens, np.ones(6), 4)
@@ -70,13 +70,13 @@ def _hypernetwork(city: City, model: Model) -> Hypernetwork:
     rows, width = codec.mask().shape
     denoiser, names = Denoiser(config, codec.layer_of_code, width), target.prompts.names
     example = jnp.zeros((rows, width)), jnp.zeros(()), target.prompts.values[0, 0], jnp.ones(())
-    shapes = jax.eval_shape(denoiser.init, jax.random.key(1), *example)["params"]
+    weights = jax.eval_shape(denoiser.init, jax.random.key(1), *example)["params"]
     return Hypernetwork(
         model_name="stgcn",
         sizes=target.sizes,
         data=_DATA,
         denoiser_config=config,
-        variables=_noise(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes), 0.5, seed=2),
+        variables=_random(weights, 0.5, seed=2),
         codec=codec,
         prompt_scaler=PromptScaler(target.prompts.values[0].mean(axis=0), jnp.full(len(names), 0.5)),
         prompt_names=names,
@@ -163,6 +163,7 @@ def test_a_sources_validation_span_shapes_neither_prompts_nor_scales_nor_trainin
         np.testing.assert_array_equal(*(getattr(sources.bank, name) for sources in made), err_msg=name)
     np.testing.assert_array_equal(*(sources.prompts.values for sources in made))
     assert made[0].spans == made[1].spans and made[0].names == made[1].names
+    draw = jax.jit(draw_windows, static_argnums=3)
     for region in (0, 11):
         batches = [draw_windows(s.bank, s.train, s.graphs.nodes[region], 200, key=jax.random.key(region)) for s in made]
         for leaves in zip(*(jax.tree.leaves(batch) for batch in batches), strict=True):
@@ -176,10 +177,10 @@ def test_a_sources_validation_span_shapes_neither_prompts_nor_scales_nor_trainin
 def _covariates_in_data_units(city: City, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The daily profile that windows see: of all nodes at the history steps, and of the centre at the horizon's."""
     target = prepare_target(city, _DATA)
-    past, ahead = [], []
+    past, ahead, gather = [], [], jax.jit(gather_target, static_argnums=(3, 4))
     for region in range(target.num_regions):
         nodes = target.graphs.nodes[region]
-        windows = gather_target(target.bank, nodes, jnp.asarray(starts), target.split.support.start, 24)
+        windows = gather(target.bank, nodes, jnp.asarray(starts), target.split.support.start, 24)
         mean, std = np.asarray(target.bank.mean[-1, nodes]), np.asarray(target.bank.std[-1, nodes])
         past.append(np.asarray(windows.history[..., 2]) * std[:, None] + mean[:, None])
         ahead.append(np.asarray(windows.covariates[:, 12:, 20]) * std[0] + mean[0])

@@ -1,0 +1,1 @@
+"""One script per hot path; each prints one JSON object per line."""

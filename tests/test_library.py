@@ -1,0 +1,81 @@
+"""In: simulated cities. Out: forecasts by the five lines that a user of the library writes."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import gpdiff_jax as gpd
+from gpdiff_jax.codec import CodecConfig
+
+_DATA = gpd.DataConfig(variants=3, max_neighbours=3)
+_BASE = gpd.BaseConfig(steps=30, regions=8, windows=4, evaluations=2)
+_HARVEST = gpd.HarvestConfig(steps=10, windows=4, evaluate_every=5, snapshots=2)
+_PRETRAIN = gpd.PretrainConfig(
+    denoiser=gpd.DenoiserConfig(width=16, layers=1, heads=2, prompt_bottleneck=8),
+    codec=CodecConfig(components=8),
+    steps=6,
+    batch=4,
+    windows=2,
+    evaluations=2,
+)
+_GENERATE = gpd.GenerateConfig(samples=2, steps=3)
+
+
+@pytest.fixture(scope="module", name="made")
+def _made(simulated_cities: list[gpd.City]):
+    *sources, target = simulated_cities
+    zoo = gpd.harvest(sources, model="stgcn", key=jax.random.key(0), data=_DATA, base=_BASE, config=_HARVEST)
+    hypernetwork = gpd.pretrain(zoo, key=jax.random.key(1), config=_PRETRAIN)
+    params = hypernetwork.generate(gpd.prompts(target, support_days=3), key=jax.random.key(2), config=_GENERATE)
+    forecast = gpd.forecast(params, target)
+    return zoo, hypernetwork, params, forecast
+
+
+def test_the_five_lines_forecast_every_test_window_in_the_datas_units(made, simulated_cities):
+    _, _, _, forecast = made
+    target = simulated_cities[-1]
+    windows = round(0.3 * target.num_steps) - 6 + 1
+    assert forecast.shape == (windows, target.num_nodes, 6) and forecast.dtype == np.float32
+    assert np.isfinite(forecast).all()
+    # In the data's units: closer to the truth than zero is, region by region.
+    steps = target.num_steps - round(0.3 * target.num_steps) + np.arange(windows)[:, None] + np.arange(6)
+    truth = target.values[steps, :, 0].transpose(0, 2, 1)
+    assert (np.nanmean(np.abs(forecast - truth), axis=(0, 2)) < np.nanmean(np.abs(truth), axis=(0, 2))).all()
+
+
+def test_the_zoo_holds_every_source_region_and_its_own_gain(made, simulated_cities):
+    zoo, hypernetwork, params, _ = made
+    assert zoo.num_regions == sum(city.num_nodes for city in simulated_cities[:-1]) == 16
+    assert zoo.model == params.model == "stgcn"
+    assert (zoo.validation_mae[:, 0] <= zoo.validation_mae[:, 1]).all()
+    for leaf, drawn in zip(jax.tree.leaves(zoo.base), jax.tree.leaves(params.params), strict=True):
+        assert drawn.shape == (2, 8, *leaf.shape)
+    for one, other in zip(jax.tree.leaves(hypernetwork.base), jax.tree.leaves(zoo.base), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_loaded_generator_forecasts_the_same_and_fine_tuning_changes_it(made, simulated_cities, tmp_path):
+    _, hypernetwork, _, forecast = made
+    target = simulated_cities[-1]
+    hypernetwork.save(tmp_path / "hypernetwork")
+    read = gpd.Hypernetwork.load(tmp_path / "hypernetwork")
+    params = read.generate(gpd.prompts(target, support_days=3), key=jax.random.key(2), config=_GENERATE)
+    np.testing.assert_array_equal(gpd.forecast(params, target), forecast)
+    # The learning rate is so small and the rule so careful that what counts is only that it ran.
+    adapted = gpd.forecast(params, target, adapt=gpd.AdaptConfig(learning_rates=(1e-3,), steps=4, evaluate_every=4))
+    assert adapted.shape == forecast.shape and np.isfinite(adapted).all()
+
+
+def test_a_city_of_another_interval_is_no_target_of_the_generator(made, simulated_cities):
+    _, _, params, _ = made
+    coarse = dataclasses.replace(simulated_cities[-1], interval_minutes=720)
+    with pytest.raises(gpd.InputError, match="day"):
+        gpd.forecast(params, coarse)
+
+
+def test_every_public_name_exists_and_has_a_docstring():
+    assert list(gpd.__all__) == sorted(gpd.__all__)
+    for name in gpd.__all__:
+        assert getattr(gpd, name).__doc__, name

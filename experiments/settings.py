@@ -129,7 +129,7 @@ def settings_from_flags() -> Settings:
             if getattr(values, name) is not None:
                 raise InputError(f"--{name} (={getattr(values, name)}) needs --data_dir, the folder of the city files")
         simulation = SimulationConfig(interval_minutes=values.interval_minutes)
-        sources, target = (tuple(f"simulated_{i}" for i in range(simulation.cities - 1)), "")
+        sources, target = (), ""
     else:
         for name in ("sources", "target"):
             if not getattr(values, name):

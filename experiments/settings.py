@@ -97,8 +97,11 @@ def _preset(name: str) -> dict[str, Any]:
         }
     if name == "demo":
         return _preset("small") | {
-            "base": BaseConfig(steps=600, evaluations=10),
-            "pretrain": PretrainConfig(steps=600, evaluations=10),
+            "base": BaseConfig(steps=500, evaluations=10),
+            "harvest": HarvestConfig(steps=160),
+            "pretrain": PretrainConfig(denoiser=DenoiserConfig(width=64, layers=2), steps=500, evaluations=10),
+            "adapt": AdaptConfig(steps=80),
+            "target_only": AdaptConfig(learning_rates=(1e-3, 3e-3, 1e-2), steps=160, evaluate_every=20),
         }
     return {
         "base": BaseConfig(),

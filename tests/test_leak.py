@@ -165,7 +165,7 @@ def test_a_sources_validation_span_shapes_neither_prompts_nor_scales_nor_trainin
     assert made[0].spans == made[1].spans and made[0].names == made[1].names
     draw = jax.jit(draw_windows, static_argnums=3)
     for region in (0, 11):
-        batches = [draw_windows(s.bank, s.train, s.graphs.nodes[region], 200, key=jax.random.key(region)) for s in made]
+        batches = [draw(s.bank, s.train, s.graphs.nodes[region], 200, key=jax.random.key(region)) for s in made]
         for leaves in zip(*(jax.tree.leaves(batch) for batch in batches), strict=True):
             np.testing.assert_array_equal(*leaves)
     # Within the training span the same change is seen.

@@ -9,7 +9,7 @@ import pytest
 import gpdiff_jax as gpd
 from gpdiff_jax.codec import CodecConfig
 
-_DATA = gpd.DataConfig(variants=3, max_neighbours=3)
+_DATA = gpd.DataConfig(covariates="none", variants=3, max_neighbours=3)
 _BASE = gpd.BaseConfig(steps=30, regions=8, windows=4, evaluations=2)
 _HARVEST = gpd.HarvestConfig(steps=10, windows=4, evaluate_every=5, snapshots=2)
 _PRETRAIN = gpd.PretrainConfig(

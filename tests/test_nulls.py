@@ -1,14 +1,17 @@
 """In: a zoo whose parameters are a linear function of the prompt. Out: the ridge hypernetwork finds that function."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gpdiff_jax.codec import fit_codec
+from gpdiff_jax.diffusion.denoiser import DenoiserConfig
+from gpdiff_jax.hypernetwork import Hypernetwork
+from gpdiff_jax.models import ModelSizes
 from gpdiff_jax.nulls import ridge_hypernetwork
 from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler, scale_prompts
+from gpdiff_jax.sources import DataConfig
 from gpdiff_jax.tokens import make_layout, to_tokens
 from gpdiff_jax.zoo import ParameterZoo
 
@@ -42,9 +45,19 @@ def _problem(cities: int, *, noise: float = 0.0, regions: int = 200):
         city_index=(np.arange(regions) % cities).astype(np.int32),
     )
     layout = make_layout(base, 4)
-    codec = types.SimpleNamespace(layout=layout, base=to_tokens(layout, base))
+    flat = np.asarray(to_tokens(layout, base))
+    hypernetwork = Hypernetwork(
+        model_name="linear",
+        sizes=ModelSizes(12, 6, 2, 0),
+        data=DataConfig(),
+        denoiser_config=DenoiserConfig(),
+        variables={},
+        codec=fit_codec(layout, flat, flat[None], np.ones(1), 0),
+        prompt_scaler=fit_prompt_scaler(zoo.prompts, zoo.city_index),
+        prompt_names=names,
+    )
     target = Prompts(jnp.asarray(told[None, regions:], jnp.float32), names)
-    return zoo, types.SimpleNamespace(codec=codec), target, tree(params[regions:])
+    return zoo, hypernetwork, target, tree(params[regions:])
 
 
 @pytest.mark.parametrize("cities", [1, 2])

@@ -1,0 +1,288 @@
+"""In: tiny runs of the main job on simulated cities, whole, repeated, killed, and mistaken.
+Out: every file that was promised, the same numbers however a run got there, and one line for every mistake.
+"""
+
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.results import evaluate, results_table
+from experiments.settings import Settings
+from experiments.stages import METHODS, Run, open_run
+from gpdiff_jax.adapt import AdaptConfig
+from gpdiff_jax.base import BaseConfig
+from gpdiff_jax.cities import City, load_city, save_city
+from gpdiff_jax.codec import CodecConfig
+from gpdiff_jax.diffusion.denoiser import DenoiserConfig
+from gpdiff_jax.diffusion.training import PretrainConfig
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.harvest import HarvestConfig
+from gpdiff_jax.hypernetwork import GenerateConfig
+from gpdiff_jax.progress import read_log
+from gpdiff_jax.sources import DataConfig
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_GPDIFF = ("gpdiff_zero_shot", "gpdiff_few_shot")
+
+
+@pytest.fixture(scope="module", name="data_dir")
+def _data_dir(tmp_path_factory, simulated_cities: list[City]) -> pathlib.Path:
+    """Files of three cities; the target has a region that shows nothing in the support days."""
+    folder = tmp_path_factory.mktemp("cities")
+    for city in simulated_cities:
+        values = np.array(city.values)
+        if city is simulated_cities[-1]:
+            values[163:235, 5] = np.nan
+        save_city(folder / f"{city.name}.npz", dataclasses.replace(city, values=values))
+    return folder
+
+
+def _settings(data_dir: pathlib.Path, **change) -> Settings:
+    """What `--preset tiny` stands for, cut further."""
+    settings = Settings(
+        data_dir=str(data_dir),
+        sources=("crowd_0", "crowd_1"),
+        target="crowd_2",
+        interval_minutes=60,
+        channels="first",
+        model="stgcn",
+        seed=0,
+        simulation=None,
+        data=DataConfig(variants=3, max_neighbours=3),
+        base=BaseConfig(steps=20, regions=4, windows=4, evaluations=2),
+        harvest=HarvestConfig(steps=8, windows=4, evaluate_every=4, snapshots=2, anchor_windows=2),
+        pretrain=PretrainConfig(
+            denoiser=DenoiserConfig(width=16, layers=1, heads=2, prompt_bottleneck=8),
+            codec=CodecConfig(components=8),
+            steps=4,
+            batch=4,
+            windows=2,
+            evaluations=2,
+        ),
+        generate=GenerateConfig(samples=2, steps=3),
+        adapt=AdaptConfig(learning_rates=(1e-3,), steps=4, evaluate_every=2, batch=16),
+        target_only=AdaptConfig(learning_rates=(3e-3,), steps=4, evaluate_every=2, batch=16),
+    )
+    return dataclasses.replace(settings, **change)
+
+
+@pytest.fixture(scope="module", name="finished")
+def _finished(data_dir: pathlib.Path, tmp_path_factory) -> tuple[pathlib.Path, dict]:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return folder, evaluate(open_run(_settings(data_dir), str(folder)))
+
+
+def _without_seconds(content: dict) -> dict:
+    methods = {name: {k: v for k, v in entry.items() if k != "seconds"} for name, entry in content["methods"].items()}
+    return content | {"methods": methods}
+
+
+def test_metrics_hold_every_method_with_finite_errors(finished):
+    folder, content = finished
+    assert json.loads((folder / "metrics.json").read_text()) == content
+    assert set(content["methods"]) == set(METHODS)
+    assert {*_GPDIFF, "historical_average", "last_value", "target_only", "pooled_zero_shot"} <= set(METHODS)
+    expected = {
+        "target": "crowd_2",
+        "target_kind": "crowd",
+        "unit": "visitors per 60 min",
+        "horizon_minutes": [60, 120, 180, 240, 300, 360],
+        "seed": 0,
+        "covariates": "profile",
+        "support_days": 3,
+        "sources": ["crowd_0", "crowd_1"],
+        "protocol": "leak-free",
+        "regions": 8,
+        "test_windows": 96,
+        "silent_regions": ["r5"],
+    }
+    assert {name: content[name] for name in expected} == expected
+    for name, entry in content["methods"].items():
+        assert len(entry["mae"]) == len(entry["rmse"]) == 6, name
+        numbers = [*entry["mae"], *entry["rmse"], entry["mae_mean"], entry["rmse_mean"], entry["seconds"]]
+        assert np.isfinite(numbers).all() and entry["mae_mean"] == pytest.approx(np.mean(entry["mae"]))
+        tuned = name == "target_only" or name.endswith("few_shot")
+        assert (entry["steps"] is not None) == (entry["validation_mae"] is not None) == tuned, name
+
+
+def test_forecasts_are_those_that_the_metrics_measure(finished, data_dir):
+    folder, content = finished
+    with np.load(folder / "forecasts.npz", allow_pickle=False) as held:
+        arrays = {name: held[name] for name in held.files}
+    city = load_city(data_dir / "crowd_2.npz")
+    assert city.start is not None
+    starts = [str(city.start + np.timedelta64(60 * (235 + k), "m")) for k in range(96)]
+    assert arrays["window_start"].tolist() == starts and arrays["node_ids"].tolist() == list(city.node_ids)
+    truth = np.stack([city.values[235 + k : 241 + k, :, 0].T for k in range(96)])
+    np.testing.assert_array_equal(arrays["truth"], truth)
+    for name in _GPDIFF:
+        assert arrays[name].shape == arrays[f"{name}_std"].shape == (96, 8, 6)
+        assert (arrays[f"{name}_std"] >= 0).all() and arrays[f"{name}_std"].max() > 0
+        error = np.nanmean(np.abs(arrays[name].astype(np.float64) - truth), axis=(0, 1))
+        np.testing.assert_allclose(content["methods"][name]["mae"], error, rtol=1e-5)
+
+
+def test_every_other_file_of_a_run_is_there_and_readable(finished):
+    folder, _ = finished
+    with (folder / "regions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8 * len(METHODS)
+    assert {row["region"] for row in rows if row["note"]} == {"r5"}
+    assert all(float(row["mae"]) > 0 and int(row["observations"]) > 0 for row in rows)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["seed"] == 0 and config["device_count"] >= 1 and {"jax", "flax", "optax"} <= set(config["versions"])
+    log = read_log(folder / "log.jsonl")
+    assert {line["stage"] for line in log} == {"base", "harvest", "pretrain", "generate", "adapt"}
+    steps = [line["step"] for line in log if line["stage"] == "base"]
+    assert steps == [10, 20] and all("train_loss" in line for line in log if line["stage"] == "base")
+    page = (folder / "report.html").read_text()
+    assert "<html" in page and "crowd_2" in page and "gpdiff_few_shot" in page.replace(" ", "_").lower()
+    with np.load(folder / "report.npz", allow_pickle=False) as held:
+        assert held["zoo_projection"].shape == (16, 2) and held["generated_projection"].shape == (16, 2)
+        assert set(held["zoo_city"].tolist()) == {"crowd_0", "crowd_1"} and held["latitude"].shape == (8,)
+        assert all(np.isfinite(held[name]).all() for name in held.files if held[name].dtype.kind == "f")
+
+
+def test_the_table_ranks_all_methods(finished):
+    _, content = finished
+    lines = results_table(content).splitlines()[1:]
+    assert sorted(line.split()[0] for line in lines) == sorted(METHODS)
+    errors = [content["methods"][line.split()[0]]["mae_mean"] for line in lines]
+    assert errors == sorted(errors)
+
+
+def test_a_finished_run_is_read_back_without_training(finished, data_dir, monkeypatch):
+    folder, content = finished
+
+    def refuse(*arguments, **options):
+        raise AssertionError("a finished stage ran again")
+
+    for name in ("train_base", "harvest_regions", "pretrain", "zero_shot", "few_shot"):
+        monkeypatch.setattr(f"experiments.stages.{name}", refuse)
+    assert evaluate(open_run(_settings(data_dir), str(folder))) == content
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ("hypernetwork", "generated", "methods"),
+        ("generated", "methods"),
+        ("methods/gpdiff_few_shot_0.npz", "methods/ridge_hypernetwork_zero_shot_0.npz"),
+    ],
+    ids=["after the zoo", "after pretraining", "among the methods"],
+)
+def test_a_killed_run_that_goes_on_ends_with_the_same_numbers(finished, data_dir, tmp_path, lost):
+    folder, content = finished
+    half = tmp_path / "half"
+    shutil.copytree(folder, half)
+    for name in (*lost, "metrics.json", "regions.csv", "forecasts.npz", "report.npz", "report.html"):
+        path = half / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    # A kill may cut a line of the log short and leave temporary files.
+    with (half / "log.jsonl").open("a") as log:
+        log.write('{"time": 1')
+    (half / ".metrics.json.x").write_text("{")
+    resumed = evaluate(open_run(_settings(data_dir), str(half)))
+    assert _without_seconds(resumed) == _without_seconds(content)
+    with np.load(half / "forecasts.npz") as now, np.load(folder / "forecasts.npz") as then:
+        for name in then.files:
+            np.testing.assert_array_equal(now[name], then[name])
+    assert len(read_log(half / "log.jsonl")) >= len(read_log(folder / "log.jsonl"))
+
+
+def test_a_stage_that_was_damaged_is_refused_by_name(finished, data_dir, tmp_path):
+    folder, _ = finished
+    half = tmp_path / "half"
+    shutil.copytree(folder, half)
+    for path in (half / "zoo").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    with pytest.raises(InputError, match=r"the zoo at .* cannot be read .*; delete it and make it again"):
+        evaluate(open_run(_settings(data_dir), str(half)))
+
+
+def test_the_targets_readings_are_in_nothing_that_is_trained_before_it(finished, data_dir, tmp_path):
+    """Another target, the same sources: what is harvested does not change, so its folder can be shared."""
+    folder, _ = finished
+    city = load_city(data_dir / "crowd_2.npz")
+    other = tmp_path / "cities"
+    shutil.copytree(data_dir, other)
+    save_city(other / "crowd_2.npz", dataclasses.replace(city, values=city.values * np.float32(2) + np.float32(1)))
+    runs = [Run(_settings(data_dir), folder, *_cities(data_dir)), Run(_settings(other), tmp_path, *_cities(other))]
+    for name in ("bank", "graphs", "train", "validation_starts", "prompts"):
+        one, two = (jax.tree.leaves(getattr(run.sources, name)) for run in runs)
+        for a, b in zip(one, two, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert str(runs[0].key("harvest")) == str(runs[1].key("harvest"))
+
+
+def _cities(folder: pathlib.Path) -> tuple[list[City], list[City]]:
+    cities = [load_city(folder / f"crowd_{k}.npz") for k in range(3)]
+    return cities[:2], cities[2:]
+
+
+def _transfer(*words: str, cwd: pathlib.Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.transfer", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(_ROOT), "LC_ALL": "C.UTF-8"},
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module", name="mistakes")
+def _mistakes(tmp_path_factory, data_dir: pathlib.Path, finished) -> pathlib.Path:
+    """A working folder with everything that the mistaken command lines name."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    shutil.copytree(data_dir, folder / "cities")
+    whole = (folder / "cities" / "crowd_0.npz").read_bytes()
+    (folder / "cities" / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "thesis.tex").write_text("mine")
+    (folder / "file").write_text("a file")
+    shutil.copytree(finished[0], folder / "other")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--data_dir=nowhere"], "nowhere"),
+        (["--target=atlantis"], "'atlantis'.*crowd_0"),
+        (["--target=crowd_0"], "--target 'crowd_0' is also a source"),
+        (["--support_days=12"], r"`support_days` \(=12\) is longer than the 9.8 days .* use at most 9"),
+        (["--interval_minutes=7"], r"`interval_minutes` \(=7\)"),
+        (["--interval_minutes=90"], r"`interval_minutes` \(=90\) must be a multiple of the 60 minutes"),
+        (["--out_dir=foreign"], "'foreign' holds 'thesis.tex' but no run"),
+        (["--out_dir=file/run"], "--out_dir 'file/run' cannot be written"),
+        (["--out_dir=other"], "'other' holds a run with other settings"),
+        (["--history=3"], "--history=3"),
+        (["--guidance=11"], "--guidance=11"),
+        (["--sources=crowd_0,cut"], "cut.npz"),
+        (["--sources=crowd_0,crowd_0"], "--sources names 'crowd_0' twice"),
+        (["--channels=riders"], r"`channels` \(=riders\)|`channels` \(='riders'\)"),
+    ],
+    ids=lambda value: value[0].removeprefix("--") if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_exit_code_2(mistakes, words, expected):
+    usual = ["--data_dir=cities", "--sources=crowd_0,crowd_1", "--target=crowd_2", "--preset=tiny", "--out_dir=run"]
+    result = _transfer(*usual, *words, cwd=mistakes)
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+    assert re.search(expected, result.stderr), result.stderr
+    # Nothing was begun that would stand in the way of a second try.
+    assert not (mistakes / "run").exists()

@@ -11,6 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from experiments import command_line
-from gpdiff_jax.base import initial_params
+from gpdiff_jax.base import initial_params, validation_error
 from gpdiff_jax.cities import SimulationConfig, simulate_cities
 from gpdiff_jax.codec import encode_zoo, fit_codec
 from gpdiff_jax.diffusion.denoiser import Denoiser
@@ -86,14 +87,16 @@ def main(argv: list[str]) -> None:
         sources = prepare_sources(cities, DataConfig(covariates=covariates), key=jax.random.key(0))
         model = make_model("stgcn", sources.sizes)
         start = initial_params(model, sources.graphs, sources.sizes, key=jax.random.key(1))
-        # One evaluation at the end of 40 steps, as in harvest.
+        # As in harvest, 40 steps between two evaluations.
         config = HarvestConfig(steps=40, evaluate_every=40, snapshots=1)
         train = make_region_trainer(model, sources, config, key=jax.random.key(2))
         regions = jnp.arange(16)
         many = jax.jit(lambda rows, train=train, start=start: jax.lax.map(lambda row: train(start, row), rows))
         seconds = _seconds(lambda many=many, regions=regions: many(regions), repeats) / (16 * config.steps)
-        # XLA counts a loop's body once.
-        operations = _operations(lambda row, train=train, start=start: train(start, row), regions[0])
+        # XLA counts a loop's body once: one step, and the validation before and after the 40.
+        validation = _operations(partial(validation_error, model, start, sources), regions[0])
+        total = _operations(partial(train, start), regions[0])
+        operations = total - 2 * validation + 2 * validation / config.steps
         _report(f"stgcn_region_step_{covariates}", seconds, operations, ceiling)
     _pretrain_step(cities, ceiling, repeats)
 

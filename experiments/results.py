@@ -142,7 +142,7 @@ def _report_arrays(run: Run) -> dict[str, np.ndarray]:
         "senders": city.senders,
         "receivers": city.receivers,
         "zoo_projection": project(zoo),
-        "zoo_city": np.asarray([name.rsplit("/", 1)[0] for name in run.zoo.names]),
+        "zoo_city": np.asarray([name.split("/", 1)[0] for name in run.zoo.names]),
         "generated_projection": project(drawn),
         "base_projection": project(np.zeros((1, zoo.shape[1]))),
         "projection_variance": np.square(singular[:2]) / max(float(np.square(singular).sum()), 1e-12),

@@ -1,6 +1,7 @@
 """In: the output folder of a run and its settings. Out: a folder that belongs to this run, or one clear refusal."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -14,8 +15,11 @@ import jax
 import numpy as np
 
 from experiments.settings import Settings
+from gpdiff_jax.cities import City
 from gpdiff_jax.errors import InputError
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 _PACKAGES = ("gpdiff_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jraph", "numpy")
 
 
@@ -27,7 +31,7 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
+        os.chmod(name, 0o666 & ~_UMASK)
         os.replace(name, path)
     except BaseException:
         pathlib.Path(name).unlink(missing_ok=True)
@@ -55,12 +59,13 @@ def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def open_run_folder(out_dir: str, settings: Settings) -> pathlib.Path:
+def open_run_folder(out_dir: str, settings: Settings, cities: Sequence[City]) -> pathlib.Path:
     """Makes the folder of a run, or continues the run that it holds.
 
     Args:
       out_dir: the folder.
       settings: of the run; written as config.json.
+      cities: what it reads; a run is not continued with other readings.
 
     Returns:
       The absolute path.
@@ -69,7 +74,9 @@ def open_run_folder(out_dir: str, settings: Settings) -> pathlib.Path:
       InputError: the path is a file, cannot be written, holds something else, or a run with other settings.
     """
     folder = pathlib.Path(out_dir).absolute()
-    wanted = json.loads(json.dumps(settings.as_json()))
+    flags = json.loads(json.dumps(settings.as_json()))
+    digests = {city.name: _digest(city) for city in cities}
+    wanted = {**flags, "cities": digests}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         entries = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
@@ -83,7 +90,8 @@ def open_run_folder(out_dir: str, settings: Settings) -> pathlib.Path:
         raise InputError(f"--out_dir {out_dir!r} holds {entries[0]!r} but no run; name an empty or a new folder")
     if config.exists():
         try:
-            held = json.loads(config.read_text())["flags"]
+            content = json.loads(config.read_text())
+            held = {**content["flags"], "cities": content["cities"]}
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise InputError(f"{str(config)!r} cannot be read; remove the folder or name another --out_dir") from error
         if held != wanted:
@@ -99,7 +107,8 @@ def open_run_folder(out_dir: str, settings: Settings) -> pathlib.Path:
     write_json(
         config,
         {
-            "flags": wanted,
+            "flags": flags,
+            "cities": digests,
             "seed": settings.seed,
             "versions": versions,
             "device_kind": jax.devices()[0].device_kind,
@@ -107,6 +116,14 @@ def open_run_folder(out_dir: str, settings: Settings) -> pathlib.Path:
         },
     )
     return folder
+
+
+def _digest(city: City) -> str:
+    """SHA-256 of what a run reads of a city."""
+    digest = hashlib.sha256(f"{city.node_ids} {city.interval_minutes} {city.start}".encode())
+    for array in (city.values, city.senders, city.receivers, city.weights, city.latitude, city.longitude):
+        digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _differences(held: Any, wanted: Any, path: str = "") -> Iterator[str]:

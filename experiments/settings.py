@@ -92,7 +92,7 @@ def _preset(name: str) -> dict[str, Any]:
             ),
             "generate": GenerateConfig(samples=2, steps=5),
             "adapt": AdaptConfig(learning_rates=(1e-3,), steps=20),
-            "target_only": AdaptConfig(learning_rates=(3e-3,), steps=40),
+            "target_only": AdaptConfig(learning_rates=(3e-3,), steps=40, blind_learning_rate=3e-3),
             "variants": 4,
         }
     if name == "demo":
@@ -101,7 +101,9 @@ def _preset(name: str) -> dict[str, Any]:
             "harvest": HarvestConfig(steps=160),
             "pretrain": PretrainConfig(denoiser=DenoiserConfig(width=64, layers=2), steps=500, evaluations=10),
             "adapt": AdaptConfig(steps=80),
-            "target_only": AdaptConfig(learning_rates=(1e-3, 3e-3, 1e-2), steps=160, evaluate_every=20),
+            "target_only": AdaptConfig(
+                learning_rates=(1e-3, 3e-3, 1e-2), steps=160, evaluate_every=20, blind_learning_rate=3e-3
+            ),
         }
     return {
         "base": BaseConfig(),
@@ -110,7 +112,9 @@ def _preset(name: str) -> dict[str, Any]:
         "generate": GenerateConfig(),
         "adapt": AdaptConfig(),
         # From random weights every choice of rate and steps is larger; the care is the same.
-        "target_only": AdaptConfig(learning_rates=(1e-3, 3e-3, 1e-2), steps=240, evaluate_every=20),
+        "target_only": AdaptConfig(
+            learning_rates=(1e-3, 3e-3, 1e-2), steps=240, evaluate_every=20, blind_learning_rate=3e-3
+        ),
         "variants": 12,
     }
 
@@ -153,6 +157,7 @@ def settings_from_flags() -> Settings:
         variants=preset["variants"],
         scaling=values.scaling,
     )
+    adapt = {"steps": values.adapt_steps, "refit": values.refit, "regions_per_batch": values.regions_per_batch}
     return Settings(
         data_dir=None if values.data_dir is None else str(pathlib.Path(values.data_dir)),
         sources=sources,
@@ -167,6 +172,6 @@ def settings_from_flags() -> Settings:
         harvest=_replace(preset["harvest"], steps=values.region_steps, regions_per_batch=values.regions_per_batch),
         pretrain=_replace(preset["pretrain"], steps=values.pretrain_steps, functional_weight=values.functional_weight),
         generate=_replace(preset["generate"], samples=values.samples, guidance=values.guidance),
-        adapt=_replace(preset["adapt"], steps=values.adapt_steps, refit=values.refit),
-        target_only=_replace(preset["target_only"], refit=values.refit),
+        adapt=_replace(preset["adapt"], **adapt),
+        target_only=_replace(preset["target_only"], **adapt),
     )

@@ -31,7 +31,7 @@ from gpdiff_jax.harvest import harvest_regions, make_zoo
 from gpdiff_jax.hypernetwork import Hypernetwork, pretrain
 from gpdiff_jax.models import Model, make_model
 from gpdiff_jax.progress import LogWriter, stage
-from gpdiff_jax.sources import Sources, Target, prepare_sources, prepare_target
+from gpdiff_jax.sources import Sources, Target, prepare_sources, prepare_targets
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo import ParameterZoo, load_zoo, save_zoo
 
@@ -70,7 +70,7 @@ class Run:
     @functools.cached_property
     def targets(self) -> list[Target]:
         """The target's regions on the device, one value per channel."""
-        return [prepare_target(city, self.settings.data, seed=self.settings.seed) for city in self.target_cities]
+        return prepare_targets(self.target_cities, self.settings.data, seed=self.settings.seed)
 
     @functools.cached_property
     def model(self) -> Model:
@@ -91,6 +91,11 @@ class Run:
     def hypernetwork(self) -> Hypernetwork:
         """The trained generator."""
         return _pretrain_stage(self)
+
+    @functools.cached_property
+    def ridge(self) -> list[Params]:
+        """Parameters by ridge regression from the prompts, leaves [R, ...], one value per channel."""
+        return [nulls.ridge_hypernetwork(self.zoo, self.hypernetwork, target.prompts)[0] for target in self.targets]
 
     @functools.cached_property
     def generated(self) -> list[Params]:
@@ -120,15 +125,15 @@ def open_run(settings: Settings, out_dir: str) -> Run:
     run = Run(settings, pathlib.Path(out_dir).absolute(), sources, chosen[-1])
     # Both are checked before the first minute of training.
     _ = run.targets, run.sources
-    open_run_folder(out_dir, settings)
+    open_run_folder(out_dir, settings, [*run.source_cities, *run.target_cities])
     for city, target in zip(run.target_cities, run.targets, strict=True):
         for node in target.silent:
             print(
                 f"region {city.node_ids[node]!r} has no visible reading; it takes its neighbours' prompt",
                 file=sys.stderr,
             )
-        if len(target.adaptation_starts) == 0:
-            print(f"{city.name} leaves nothing to adapt on; few-shot will equal zero-shot", file=sys.stderr)
+        if not target.can_choose:
+            print(f"{city.name} leaves nothing to choose on; few-shot will equal zero-shot", file=sys.stderr)
     return run
 
 
@@ -252,7 +257,7 @@ def _make_forecast(run: Run, channel: int, method: str) -> MethodForecast:
     if method.endswith("_zero_shot"):
         return zero_shot(run.model, target, starts)
     config: AdaptConfig = run.settings.target_only if family == "target_only" else run.settings.adapt
-    with stage(f"adapt {method}", len(config.learning_rates)) as shown:
+    with stage(f"adapt {method}", len(config.learning_rates) + 1) as shown:
         result = few_shot(
             run.model,
             target,
@@ -261,7 +266,8 @@ def _make_forecast(run: Run, channel: int, method: str) -> MethodForecast:
             key=run.key("adapt"),
             progress=lambda done, metrics: shown.advance(done - shown.completed, **metrics),
         )
-    _log_curves(run, method, config, result)
+        shown.advance()
+    _log_curves(run, f"{method} of {city.name}" if len(run.targets) > 1 else method, config, result)
     return result
 
 
@@ -280,8 +286,7 @@ def _starts(run: Run, channel: int, family: str) -> Params:
     if family == "gpdiff":
         return run.generated[channel]
     if family == "ridge_hypernetwork":
-        params, _ = nulls.ridge_hypernetwork(run.zoo, run.hypernetwork, target.prompts)
-        return jax.tree.map(lambda leaf: leaf[None], params)
+        return jax.tree.map(lambda leaf: leaf[None], run.ridge[channel])
     if family == "pooled":
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (1, target.num_regions, *leaf.shape)), run.base)
     keys = jax.vmap(lambda region: jax.random.fold_in(run.key("target_only"), region))(target.region_ids)

@@ -27,7 +27,9 @@ from gpdiff_jax.typing import Key, Params, RegionGraph
 class AdaptConfig:
     """The choices offered to every method alike.
 
-    With `refit`, the chosen learning rate and number of steps are used once more on all support days.
+    With `refit`, the chosen learning rate and number of steps are used once more on all support days. Where the support
+    is too short to choose on, a start stays as it is, or, with `blind_learning_rate`, all steps are made at that rate:
+    that is for a start that is no forecaster yet. `regions_per_batch` regions are tuned side by side.
     """
 
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
@@ -35,11 +37,13 @@ class AdaptConfig:
     evaluate_every: int = 10
     batch: int = 64
     refit: bool = True
+    blind_learning_rate: float | None = None
+    regions_per_batch: int = 1
 
     def __post_init__(self) -> None:
         if not self.learning_rates or min(self.learning_rates) <= 0:
             raise InputError(f"`learning_rates` must hold numbers above 0, got {self.learning_rates}")
-        for name in ("steps", "evaluate_every", "batch"):
+        for name in ("steps", "evaluate_every", "batch", "regions_per_batch"):
             if getattr(self, name) < 1:
                 raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}")
 
@@ -120,14 +124,14 @@ def trace_validation(
             return absolute.sum() * target.bank.std[-1, graph.nodes[0]]
 
         def advance(carry: tuple, first: jax.Array) -> tuple[tuple, jax.Array]:
-            carry = jax.lax.fori_loop(first, first + config.evaluate_every, update, carry)
+            carry = jax.lax.fori_loop(first, jnp.minimum(first + config.evaluate_every, config.steps), update, carry)
             return carry, error(carry[0])
 
         firsts = jnp.arange(0, config.steps, config.evaluate_every)
         _, errors = jax.lax.scan(advance, (start, init(start)), firsts)
         return jnp.concatenate([error(start)[None], errors]), held_out.mask.sum()
 
-    return jax.lax.map(trace, (params, regions))
+    return jax.lax.map(trace, (params, regions), batch_size=config.regions_per_batch)
 
 
 @partial(jax.jit, static_argnames=("model", "config"))
@@ -168,7 +172,7 @@ def fine_tune(
         )
         return jax.lax.fori_loop(0, steps, update, (start, init(start)))[0]
 
-    return jax.lax.map(tune, (params, regions))
+    return jax.lax.map(tune, (params, regions), batch_size=config.regions_per_batch)
 
 
 @partial(jax.jit, static_argnames=("model",))
@@ -247,8 +251,12 @@ def adapt(
       on, the rows come back as they were.
     """
     rows = slice(0, choose_on)
-    if len(target.adaptation_starts) == 0 or len(target.validation_starts) == 0:
-        return Adapted(params, None, 0, None, np.zeros((0, 0)))
+    if not target.can_choose:
+        if config.blind_learning_rate is None or len(target.support_starts) == 0:
+            return Adapted(params, None, 0, None, np.zeros((0, 0)))
+        rate, steps = jnp.asarray(config.blind_learning_rate), jnp.asarray(config.steps)
+        tuned = fine_tune(model, config, target, params, regions, target.support_starts, rate, steps, key=key)
+        return Adapted(tuned, config.blind_learning_rate, config.steps, None, np.zeros((0, 0)))
     sums = []
     for done, rate in enumerate(config.learning_rates, 1):
         shown = jax.tree.map(lambda leaf: leaf[rows], params)
@@ -259,7 +267,7 @@ def adapt(
             progress(done, {"learning_rate": rate, "validation_loss": float(city.min())})
     errors, count = np.stack([errors for errors, _ in sums]), sums[0][1]
     curves, best_rate, best_evaluation = choose_adaptation(errors, count, config)
-    rate, steps = config.learning_rates[best_rate], best_evaluation * config.evaluate_every
+    rate, steps = config.learning_rates[best_rate], min(best_evaluation * config.evaluate_every, config.steps)
     starts = target.support_starts if config.refit else target.adaptation_starts
     tuned = fine_tune(model, config, target, params, regions, starts, jnp.asarray(rate), jnp.asarray(steps), key=key)
     return Adapted(tuned, rate, steps, float(curves[best_rate, best_evaluation]), curves)

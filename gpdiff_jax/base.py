@@ -62,6 +62,11 @@ def initial_params(model: Model, graphs: jraph.GraphsTuple, sizes: ModelSizes, *
     return model.init(key, graph, *zeros)
 
 
+def steps_between_evaluations(steps: int, evaluations: int) -> int:
+    """The smallest divisor of `steps` that asks for at most so many evaluations."""
+    return next(count for count in range(1, steps + 1) if steps % count == 0 and steps <= count * evaluations)
+
+
 def train_base(
     model: Model,
     sources: Sources,
@@ -91,9 +96,10 @@ def train_base(
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
     city_counts = jnp.bincount(sources.city_index)
     odds = (1.0 / city_counts.astype(jnp.float32))[sources.city_index]
-    steps_per_call = max(1, config.steps // config.evaluations)
+    steps_per_call = steps_between_evaluations(config.steps, config.evaluations)
 
-    def loss_fn(params: Params, key: Key) -> jax.Array:
+    # The sources and the key are arguments: closed over, they would be written into the program as constants.
+    def loss_fn(params: Params, sources: Sources, key: Key) -> jax.Array:
         region_key, window_key = jax.random.split(key)
         regions = jax.random.categorical(region_key, jnp.log(odds), shape=(config.regions,))
         graphs = jax.tree.map(lambda leaf: leaf[regions], sources.graphs)
@@ -105,10 +111,10 @@ def train_base(
         return masked_huber(forecast, windows.target, windows.mask)
 
     @partial(jax.jit, donate_argnums=(0, 1))
-    def train(params: Params, opt_state: optax.OptState, first: jax.Array) -> tuple:
+    def train(params: Params, opt_state: optax.OptState, sources: Sources, key: Key, first: jax.Array) -> tuple:
         def step(carry: tuple, index: jax.Array) -> tuple:
             params, opt_state = carry
-            loss, grads = jax.value_and_grad(loss_fn)(params, jax.random.fold_in(train_key, index))
+            loss, grads = jax.value_and_grad(loss_fn)(params, sources, jax.random.fold_in(key, index))
             updates, opt_state = optimiser.update(grads, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), loss
 
@@ -116,15 +122,15 @@ def train_base(
         return params, opt_state, losses.mean()
 
     @jax.jit
-    def evaluate(params: Params) -> jax.Array:
+    def evaluate(params: Params, sources: Sources) -> jax.Array:
         errors = jax.lax.map(lambda r: validation_error(model, params, sources, r), jnp.arange(sources.num_regions))
         return (errors * odds).sum() / odds.sum()
 
     opt_state = optimiser.init(params)
     best, best_error = jax.tree.map(jnp.copy, params), np.inf
     for done in range(0, config.steps, steps_per_call):
-        params, opt_state, loss = train(params, opt_state, jnp.asarray(done))
-        error = float(evaluate(params))
+        params, opt_state, loss = train(params, opt_state, sources, train_key, jnp.asarray(done))
+        error = float(evaluate(params, sources))
         if not np.isfinite(float(loss)):
             raise FloatingPointError(
                 f"the loss of the pooled base is not finite near step {done}; lower its learning rate"

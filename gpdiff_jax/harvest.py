@@ -59,10 +59,10 @@ class HarvestConfig:
                 raise InputError(f"`{field.name}` must be above 0, got {value}")
         if not self.averaging < 1:
             raise InputError(f"`averaging` must be below 1, got {self.averaging}")
-        if self.snapshots > self.steps // self.evaluate_every:
+        if self.steps % self.evaluate_every or self.steps < self.snapshots * self.evaluate_every:
             raise InputError(
-                f"`snapshots` (={self.snapshots}) is more than the {self.steps // self.evaluate_every} "
-                "evaluations that `steps` and `evaluate_every` leave; lower it or train longer"
+                f"the steps of a region (={self.steps}) must be a multiple of {self.evaluate_every}, after which each "
+                f"snapshot is taken, and at least {self.snapshots * self.evaluate_every} for {self.snapshots} snapshots"
             )
 
 
@@ -175,25 +175,30 @@ def harvest_regions(
       FloatingPointError: a region's validation error is not finite; names the region.
     """
     start_key, train_key = jax.random.split(key)
-    train = make_region_trainer(model, sources, config, key=train_key)
 
-    def start_of(region: Int[Array, ""]) -> Params:
-        if config.init == "pooled":
-            return base
-        own = jax.random.fold_in(start_key, sources.region_ids[region]) if config.init == "random" else start_key
-        return initial_params(model, sources.graphs, sources.sizes, key=own)
-
+    # Sources, base and keys are arguments: closed over, they would be written into the program as constants.
     @jax.jit
-    def train_chunk(regions: Int[Array, " R"]) -> HarvestedRegion:
+    def train_chunk(
+        sources: Sources, base: Params, start_key: Key, train_key: Key, regions: Int[Array, " R"]
+    ) -> HarvestedRegion:
+        train = make_region_trainer(model, sources, config, key=train_key)
+
+        def start_of(region: Int[Array, ""]) -> Params:
+            if config.init == "pooled":
+                return base
+            own = jax.random.fold_in(start_key, sources.region_ids[region]) if config.init == "random" else start_key
+            return initial_params(model, sources.graphs, sources.sizes, key=own)
+
         return jax.lax.map(lambda r: train(start_of(r), r), regions, batch_size=config.regions_per_batch)
 
-    chunk = min(chunk, sources.num_regions)
+    chunk = min(max(chunk, config.regions_per_batch), sources.num_regions)
     done: list[HarvestedRegion] = []
     for first in range(0, sources.num_regions, chunk):
         # The last chunk is filled up with repeats, so that one compiled program serves all.
         regions = np.minimum(np.arange(first, first + chunk), sources.num_regions - 1)
         real = min(chunk, sources.num_regions - first)
-        result = jax.tree.map(lambda leaf, n=real: np.asarray(leaf)[:n], train_chunk(jnp.asarray(regions)))
+        trained = train_chunk(sources, base, start_key, train_key, jnp.asarray(regions))
+        result = jax.tree.map(lambda leaf, n=real: np.asarray(leaf)[:n], trained)
         broken = ~np.isfinite(result.validation_mae).all(axis=1)
         if broken.any():
             name = sources.names[first + int(np.flatnonzero(broken)[0])]

@@ -10,7 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from gpdiff_jax.checkpoint import load_arrays, save_arrays
 from gpdiff_jax.codec import Codec, encode_zoo, fit_codec
@@ -96,8 +96,8 @@ class Hypernetwork:
         denoiser = Denoiser(self.denoiser_config, self.codec.layer_of_code, self.codec.mask().shape[1])
         told = scale_prompts(prompts, self.prompt_scaler)[0]
         mask = jnp.asarray(self.codec.mask())
-        sample = partial(_sample, denoiser, config.steps, config.guidance, self.variables, mask, told)
-        codes = jax.lax.map(lambda index: sample(jax.random.fold_in(key, index)), jnp.arange(config.samples))
+        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(config.samples))
+        codes = _sample(denoiser, config.steps, config.guidance, self.variables, mask, told, prompts.region_ids, keys)
         return RegionParameters(jax.vmap(jax.vmap(self.codec.params))(codes), self.model_name, self.data)
 
     def save(self, folder: str | pathlib.Path) -> None:
@@ -177,8 +177,10 @@ def _sample(
     variables: dict,
     mask: Float[Array, "L W"],
     prompt: Float[Array, "R E"],
-    key: Key,
-) -> Float[Array, "R L W"]:
+    region_ids: UInt32[Array, " R"],
+    keys: Key,
+) -> Float[Array, "K R L W"]:
+    """Codes of every region, one sample after another; a region's noise comes from the sample's key and its own id."""
     regions = prompt.shape[0]
 
     def velocity_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
@@ -188,8 +190,11 @@ def _sample(
             told = guided(told, denoise(denoiser, variables, x_t, time, prompt, jnp.zeros(regions)), guidance)
         return told * mask[None]
 
-    noise = jax.random.normal(key, (regions, *mask.shape)) * mask[None]
-    return ddim(velocity_fn, noise, steps)
+    def one_sample(key: Key) -> jax.Array:
+        noise = jax.vmap(lambda region: jax.random.normal(jax.random.fold_in(key, region), mask.shape))(region_ids)
+        return ddim(velocity_fn, noise * mask[None], steps)
+
+    return jax.lax.map(one_sample, keys)
 
 
 def zoo_tokens(zoo: ParameterZoo, layout: TokenLayout) -> Float[np.ndarray, "R S L W"]:
@@ -227,20 +232,20 @@ def pretrain(
     layout = make_layout(zoo.base, config.codec.token_width)
     tokens = zoo_tokens(zoo, layout)
     odds = 1.0 / np.bincount(zoo.city_index)[zoo.city_index]
-    flat, weights = tokens.reshape(-1, *tokens.shape[2:]), np.repeat(odds, tokens.shape[1])
-    codec = fit_codec(layout, np.asarray(to_tokens(layout, zoo.base)), flat, weights, config.codec.components)
     held_key, train_key = jax.random.split(key)
     held_out = held_out_regions(sources, config.held_out_share, key=held_key)
+    odds = np.where(held_out, 0.0, odds)
+    kept = tokens[~held_out]
+    flat, weights = kept.reshape(-1, *kept.shape[2:]), np.repeat(odds[~held_out], kept.shape[1])
+    codec = fit_codec(layout, np.asarray(to_tokens(layout, zoo.base)), flat, weights, config.codec.components)
     prompt_scaler = fit_prompt_scaler(zoo.prompts, zoo.city_index)
     training_set = ZooCodes(
         x0=encode_zoo(codec, jnp.asarray(tokens)),
         prompts=scale_prompts(zoo.prompts, prompt_scaler),
-        odds=jnp.asarray(np.where(held_out, 0.0, odds), jnp.float32),
+        odds=jnp.asarray(odds, jnp.float32),
     )
     model = make_model(zoo.model, sources.sizes)
-    _, variables = train_denoiser(
-        model, sources, training_set, codec, held_out, config, key=train_key, progress=progress
-    )
+    variables = train_denoiser(model, sources, training_set, codec, held_out, config, key=train_key, progress=progress)
     return Hypernetwork(
         model_name=zoo.model,
         sizes=sources.sizes,

@@ -41,6 +41,8 @@ def ridge_hypernetwork(zoo: ParameterZoo, hypernetwork: Hypernetwork, prompts: P
         errors[penalty] = 0.0
         for left_out in np.unique(fold):
             rows = fold != left_out
+            if not rows.any():
+                continue
             solution = _solve(told[:, rows], differences[rows], weights[rows], penalty)
             error = np.square(_predict(solution, told[0, ~rows]) - differences[~rows]).sum(axis=1)
             errors[penalty] += float((error * weights[~rows]).sum())

@@ -27,8 +27,8 @@ def region_graphs(
     Args:
       cities: the cities, in the order of the series bank; their nodes are numbered through.
       max_neighbours: most neighbours that a region keeps; every edge among the kept nodes stays.
-      pick: which neighbours a crowded region keeps: "weight" the strongest edges in either direction (ties by node
-        number), "random" a draw that depends on `seed` and the region's own id alone.
+      pick: which neighbours a crowded region keeps: "weight" the strongest edges into it, then out of it (ties by
+        node number), "random" a draw that depends on `seed` and the region's own id alone.
       seed: for "random".
 
     Returns:
@@ -45,9 +45,11 @@ def region_graphs(
         raise InputError(f"`pick` must be one of {', '.join(PICKS)}, got {pick!r}")
     graphs, first = [], 0
     for city in cities:
-        strength = np.maximum(city.adjacency(), city.adjacency().T)
+        adjacency = city.adjacency()
         for region in range(city.num_nodes):
-            kept = _neighbours(strength[region], max_neighbours, pick, seed, city, region)
+            kept = _neighbours(
+                adjacency[:, region], adjacency[region], max_neighbours, pick, seed, city.node_ids[region]
+            )
             graphs.append(_ego_graph(city, np.concatenate([[region], kept]), first))
         first += city.num_nodes
     num_nodes = 1 + max(int(g.n_node[0]) for g in graphs)
@@ -59,13 +61,15 @@ def region_graphs(
     return jax.tree.map(jnp.asarray, stacked)
 
 
-def _neighbours(strength: np.ndarray, most: int, pick: str, seed: int, city: City, region: int) -> np.ndarray:
-    linked = np.flatnonzero(strength > 0)
+def _neighbours(
+    incoming: np.ndarray, outgoing: np.ndarray, most: int, pick: str, seed: int, node_id: str
+) -> np.ndarray:
+    linked = np.flatnonzero((incoming > 0) | (outgoing > 0))
     if len(linked) <= most:
         return linked
     if pick == "weight":
-        return linked[np.argsort(-strength[linked], kind="stable")[:most]]
-    draw = np.random.default_rng([seed, *city.node_ids[region].encode()])
+        return linked[np.lexsort((linked, -outgoing[linked], -incoming[linked]))[:most]]
+    draw = np.random.default_rng([seed, *node_id.encode()])
     return np.sort(draw.choice(linked, size=most, replace=False))
 
 

@@ -17,7 +17,7 @@ from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.scaling import silent_regions
 from gpdiff_jax.cities.series import SeriesBank, build_bank
 from gpdiff_jax.cities.splits import SourceSplit, Span, TargetSplit, split_source, split_target
-from gpdiff_jax.cities.windows import StartTable, random_spans, start_table, support_masks, window_starts
+from gpdiff_jax.cities.windows import StartTable, free_starts, random_spans, start_table, support_masks, window_starts
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import ModelSizes
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts, source_prompts
@@ -101,6 +101,11 @@ class Target:
         return self.region_ids.shape[0]
 
     @property
+    def can_choose(self) -> bool:
+        """Whether there are windows to adapt on and others to choose learning rate and steps on."""
+        return len(self.adaptation_starts) > 0 and len(self.validation_starts) > 0
+
+    @property
     def sizes(self) -> ModelSizes:
         """What a model of these windows must fit."""
         return model_sizes(self.bank)
@@ -109,11 +114,6 @@ class Target:
 def model_sizes(bank: SeriesBank) -> ModelSizes:
     """The sizes of a model that reads windows of this bank."""
     return ModelSizes(bank.history, bank.horizon, bank.num_inputs, bank.num_covariates)
-
-
-def region_id(city: City, node: int) -> int:
-    """A 32-bit id of a region that depends on the names of its city and its node alone."""
-    return zlib.crc32(f"{city.name}/{city.node_ids[node]}".encode())
 
 
 def prepare_sources(
@@ -145,7 +145,14 @@ def prepare_sources(
         drawn = random_spans(city, split.train, length, config.variants, key=city_key)
         spans.append(drawn)
         scale_spans.append(drawn if config.scaling == "support" else [split.train] * config.variants)
-        starts.append(window_starts(city, split.train, **windows))
+        allowed = window_starts(city, split.train, **windows)
+        usable = free_starts(city, allowed, drawn, **windows)
+        if len(allowed) and not len(usable):
+            raise InputError(
+                f"source city {city.name!r} trains on {len(split.train) / city.steps_per_day:.1f} days, too few beside "
+                f"{config.support_days} support days; use fewer support days or leave the city out"
+            )
+        starts.append(usable)
         held_out = window_starts(city, split.validation, reach_back=True, **windows)
         if len(held_out) == 0:
             raise InputError(f"city {city.name!r} has no reading in its last 20 %, which validate it; leave it out")
@@ -159,7 +166,7 @@ def prepare_sources(
     bank = build_bank(cities, scale_spans, masks, covariates=config.covariates, **windows)
     graphs = region_graphs(cities, max_neighbours=config.max_neighbours, pick=config.pick_neighbours, seed=seed)
     rows = np.flatnonzero(np.concatenate(kept))
-    ids = np.asarray([region_id(city, n) for city in cities for n in range(city.num_nodes)], np.uint32)
+    ids = np.concatenate([city.region_ids() for city in cities])
     names = [f"{city.name}/{city.node_ids[n]}" for city in cities for n in range(city.num_nodes)]
     city_index = np.repeat(np.arange(len(cities)), [city.num_nodes for city in cities])
     return Sources(
@@ -174,6 +181,25 @@ def prepare_sources(
         prompts=source_prompts(cities, spans, [split.train for split in splits]),
         config=config,
     )
+
+
+def prepare_targets(cities: Sequence[City], config: DataConfig, *, seed: int = 0) -> list[Target]:
+    """Prepares the channels of a target, all with the same test windows: those in which any has a reading to forecast.
+
+    Args:
+      cities: one-channel cities of the same length, one per channel.
+      config: windows, covariates and graphs, the same as the sources'.
+      seed: for `pick_neighbours="random"`.
+
+    Returns:
+      One target per city.
+
+    Raises:
+      InputError: see `prepare_target`.
+    """
+    targets = [prepare_target(city, config, seed=seed) for city in cities]
+    common = np.unique(np.concatenate([np.asarray(target.test_starts) for target in targets]))
+    return [dataclasses.replace(target, test_starts=jax.numpy.asarray(common)) for target in targets]
 
 
 def prepare_target(city: City, config: DataConfig, *, seed: int = 0) -> Target:
@@ -200,7 +226,7 @@ def prepare_target(city: City, config: DataConfig, *, seed: int = 0) -> Target:
     return Target(
         bank=bank,
         graphs=region_graphs([city], max_neighbours=config.max_neighbours, pick=config.pick_neighbours, seed=seed),
-        region_ids=jax.numpy.asarray(np.asarray([region_id(city, n) for n in range(city.num_nodes)], np.uint32)),
+        region_ids=jax.numpy.asarray(city.region_ids()),
         adaptation_starts=jax.numpy.asarray(window_starts(city, split.adaptation, **windows)),
         validation_starts=jax.numpy.asarray(_validation_starts(city, split, **windows)),
         support_starts=jax.numpy.asarray(window_starts(city, split.support, **windows)),

@@ -30,7 +30,8 @@ METRICS = (
 
 FORMATS = ("text", "markdown", "json")
 
-_CONFIG_KEYS = ("interval_minutes", "model", "preset")
+_NOT_COMPARED = ("seed", "data_dir")
+_TITLE_KEYS = ("target", "channel", "unit", "covariates", "support_days", "horizon_minutes", "sources", "protocol")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +201,7 @@ def _settings(content: Mapping[str, Any], run_dir: pathlib.Path, channel: str, u
         "horizon_minutes": content.get("horizon_minutes"),
         "protocol": content.get("protocol"),
         "sources": sorted(map(str, content.get("sources") or [])),
-        **{name: chosen[name] for name in _CONFIG_KEYS if chosen.get(name) is not None},
+        **{name: chosen[name] for name in sorted(chosen.keys() - set(_NOT_COMPARED)) if name not in _TITLE_KEYS},
     }
 
 
@@ -244,7 +245,8 @@ def _table(group: GroupSummary, metrics: Sequence[str], *, markdown: bool) -> st
 
 def _title(group: GroupSummary) -> str:
     words = []
-    for name, value in group.settings.items():
+    for name in (*_TITLE_KEYS, "interval_minutes", "model"):
+        value = group.settings.get(name)
         if value not in (None, "", []):
             words.append(f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}")
     return "; ".join([*words, f"seeds {', '.join(map(str, group.seeds))}"])

@@ -52,6 +52,7 @@ def save_zoo(folder: pathlib.Path, zoo: ParameterZoo) -> None:
         "start_mae": zoo.start_mae,
         "step": zoo.step,
         "prompts": zoo.prompts.values,
+        "region_ids": zoo.prompts.region_ids,
         "city_index": zoo.city_index,
     }
     facts = {"format": _FORMAT, "model": zoo.model, "names": zoo.names, "prompt_names": zoo.prompts.names}
@@ -72,7 +73,9 @@ def load_zoo(folder: pathlib.Path, sources: Sources | None = None) -> ParameterZ
         validation_mae=np.asarray(arrays["validation_mae"]),
         start_mae=np.asarray(arrays["start_mae"]),
         step=np.asarray(arrays["step"]),
-        prompts=Prompts(jnp.asarray(arrays["prompts"]), tuple(facts["prompt_names"])),
+        prompts=Prompts(
+            jnp.asarray(arrays["prompts"]), jnp.asarray(arrays["region_ids"]), tuple(facts["prompt_names"])
+        ),
         names=tuple(facts["names"]),
         city_index=np.asarray(arrays["city_index"]),
         sources=sources,

@@ -186,6 +186,19 @@ def test_with_one_support_day_the_rows_come_back_as_they_were(city):
     )
 
 
+def test_a_blind_start_is_tuned_for_all_steps_where_nothing_can_be_chosen(city):
+    values = np.array(city.values)
+    values[:, 5] = 3.0
+    target = prepare_target(dataclasses.replace(city, values=values), dataclasses.replace(_DATA, support_days=1))
+    assert not target.can_choose
+    blind = dataclasses.replace(_CONFIG, blind_learning_rate=1e-2)
+    made = adapt(_MODEL, blind, target, _starts(8), _REGIONS, key=_KEY)
+    assert (made.learning_rate, made.steps, made.validation_mae) == (1e-2, 12, None)
+    expected = _tune(target, 1e-2, 12, starts=target.support_starts)
+    for got, want in zip(jax.tree.leaves(made.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
+
+
 def test_samples_are_averaged_as_forecasts_and_the_first_one_chooses(target, adapted):
     pair = jax.tree.map(lambda *leaves: jnp.stack(leaves), _starts(8), _starts(8, seed=1))
     made = few_shot(_MODEL, target, pair, _CONFIG, key=_KEY)

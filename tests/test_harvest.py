@@ -10,16 +10,24 @@ import pytest
 
 from gpdiff_jax.base import BaseConfig, initial_params, train_base, validation_error
 from gpdiff_jax.cities import City
-from gpdiff_jax.cities.windows import gather_source
+from gpdiff_jax.cities.windows import draw_unseen, gather_source
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.harvest import HarvestConfig, HarvestedRegion, harvest_regions, make_zoo
 from gpdiff_jax.models import Model, make_model
+from gpdiff_jax.models.loss import batch_forecast
 from gpdiff_jax.sources import DataConfig, Sources, prepare_sources
 from gpdiff_jax.zoo import load_zoo, save_zoo
 
 _DATA = DataConfig(covariates="calendar", variants=3, max_neighbours=3)
 _CONFIG = HarvestConfig(
-    steps=24, windows=8, learning_rate=1e-2, evaluate_every=6, patience=2, snapshots=2, averaging=0.5
+    steps=24,
+    windows=8,
+    learning_rate=1e-2,
+    evaluate_every=6,
+    patience=2,
+    snapshots=2,
+    averaging=0.5,
+    anchor_windows=0,
 )
 _KEY = jax.random.key(11)
 
@@ -138,6 +146,29 @@ def test_regions_may_start_from_one_draw_or_from_their_own(sources, base, init):
     assert np.abs(starts - np.asarray(base["kernel"])).max() > 0.05
 
 
+def test_a_region_is_held_to_its_start_on_the_kind_of_day_that_its_city_never_shows(simulated_cities, base):
+    city = simulated_cities[0]
+    week = dataclasses.replace(city, values=city.values[:144], start=np.datetime64("2024-01-01T00:00", "m"))
+    sources = prepare_sources([week], dataclasses.replace(_DATA, support_days=1), key=jax.random.key(0))
+    np.testing.assert_array_equal(sources.train.unseen, 1.0)
+
+    @jax.jit
+    def moved(params, region):
+        """How far the forecasts of weekends have gone from the base's."""
+        graph = jax.tree.map(lambda leaf: leaf[region], sources.graphs)
+        windows = draw_unseen(sources.bank, sources.train, graph.nodes, 100, key=jax.random.key(1))
+        gone = jnp.abs(batch_forecast(_MODEL, params, graph, windows) - batch_forecast(_MODEL, base, graph, windows))
+        return (gone * windows.mask).sum() / windows.mask.sum()
+
+    distance = {}
+    for count in (0, 8):
+        made = _harvest(sources, base, anchor_windows=count)
+        last = [jax.tree.map(lambda leaf, r=region: jnp.asarray(leaf[r, 0]), made.params) for region in range(8)]
+        distance[count] = np.array([moved(params, jnp.int32(region)) for region, params in enumerate(last)])
+        assert (made.validation_mae[:, 0] < made.start_mae).mean() > 0.5
+    assert distance[8].mean() < 0.7 * distance[0].mean()
+
+
 def test_a_region_whose_error_is_not_finite_is_named(sources, base):
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, base)
     with pytest.raises(FloatingPointError, match="the validation error of region 'crowd_0/r0' is not finite"):
@@ -192,7 +223,7 @@ def test_a_trained_base_beats_the_mean(sources):
         ({"init": "zero"}, "`init` must be one of pooled, shared, random, got 'zero'"),
         ({"steps": 0}, "`steps` must be above 0, got 0"),
         ({"averaging": 1.0}, "`averaging` must be below 1, got 1.0"),
-        ({"snapshots": 9}, r"`snapshots` \(=9\) is more than the 4 evaluations"),
+        ({"snapshots": 9}, r"steps of a region \(=24\) must be .* at least 54 for 9 snapshots"),
     ],
 )
 def test_a_configuration_out_of_range_is_refused(values, words):

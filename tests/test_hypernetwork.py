@@ -138,6 +138,12 @@ def test_what_is_drawn_fits_the_model_and_depends_on_the_key_and_the_prompt(hype
     np.testing.assert_array_equal(np.delete(changed, 4, axis=1), np.delete(values, 4, axis=1))
 
 
+def test_a_regions_draws_do_not_depend_on_the_regions_beside_it(hypernetwork, told):
+    rows = np.array([6, 1, 3])
+    some = dataclasses.replace(told, values=told.values[:, rows], region_ids=told.region_ids[rows])
+    np.testing.assert_allclose(_leaves(hypernetwork, some), _leaves(hypernetwork, told)[:, rows], rtol=1e-4, atol=1e-5)
+
+
 def test_more_samples_begin_with_the_same_ones(hypernetwork, told):
     more = _leaves(hypernetwork, told, dataclasses.replace(_GENERATE, samples=5))
     np.testing.assert_array_equal(more[:3], _leaves(hypernetwork, told))

@@ -1,5 +1,7 @@
 """In: a zoo whose parameters are a linear function of the prompt. Out: the ridge hypernetwork finds that function."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +42,7 @@ def _problem(cities: int, *, noise: float = 0.0, regions: int = 200):
         validation_mae=np.ones((regions, 2), np.float32),
         start_mae=np.ones(regions, np.float32),
         step=np.ones((regions, 2), np.int32),
-        prompts=Prompts(jnp.asarray(variants, jnp.float32), names),
+        prompts=Prompts(jnp.asarray(variants, jnp.float32), jnp.arange(regions, dtype=jnp.uint32), names),
         names=tuple(f"city/{k}" for k in range(regions)),
         city_index=(np.arange(regions) % cities).astype(np.int32),
     )
@@ -56,7 +58,7 @@ def _problem(cities: int, *, noise: float = 0.0, regions: int = 200):
         prompt_scaler=fit_prompt_scaler(zoo.prompts, zoo.city_index),
         prompt_names=names,
     )
-    target = Prompts(jnp.asarray(told[None, regions:], jnp.float32), names)
+    target = Prompts(jnp.asarray(told[None, regions:], jnp.float32), jnp.arange(20, dtype=jnp.uint32), names)
     return zoo, hypernetwork, target, tree(params[regions:])
 
 
@@ -96,8 +98,7 @@ def test_the_solution_is_the_weighted_ridge_regression():
 def test_prompts_that_say_nothing_are_penalised_most():
     zoo, hypernetwork, target, _ = _problem(2, regions=12)
     rng = np.random.default_rng(1)
-    deaf = ParameterZoo(
-        **{**vars(zoo), "prompts": Prompts(jnp.asarray(rng.normal(size=(3, 12, 3)), jnp.float32), zoo.prompts.names)}
-    )
+    noise = jnp.asarray(rng.normal(size=(3, 12, 3)), jnp.float32)
+    deaf = dataclasses.replace(zoo, prompts=dataclasses.replace(zoo.prompts, values=noise))
     _, penalty = ridge_hypernetwork(deaf, hypernetwork, target)
     assert penalty >= 1.0

@@ -8,7 +8,7 @@ import pytest
 
 from gpdiff_jax.cities import City
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.sources import DataConfig, prepare_sources, prepare_target, region_id
+from gpdiff_jax.sources import DataConfig, prepare_sources, prepare_target, prepare_targets
 
 _DATA = DataConfig(covariates="calendar", support_days=2, max_neighbours=3, variants=4)
 
@@ -57,7 +57,8 @@ def test_a_regions_id_depends_on_its_own_names_alone(simulated_cities):
     second = prepare_sources(simulated_cities[1:2], _DATA, key=jax.random.key(0))
     np.testing.assert_array_equal(np.asarray(both.region_ids)[8:], second.region_ids)
     assert len(set(np.asarray(both.region_ids).tolist())) == 16
-    assert int(second.region_ids[0]) == region_id(simulated_cities[1], 0)
+    np.testing.assert_array_equal(second.region_ids, simulated_cities[1].region_ids())
+    np.testing.assert_array_equal(second.prompts.region_ids, second.region_ids)
     # So do its variants and its prompts.
     assert both.spans[1] == second.spans[0]
     np.testing.assert_array_equal(np.asarray(both.prompts.values)[:, 8:], second.prompts.values)
@@ -84,6 +85,16 @@ def test_a_targets_windows_keep_to_their_spans(simulated_cities):
         assert starts.min() >= reaches_to and starts.max() + 18 <= span.stop
         assert starts.min() + 12 >= span.start
     assert len(target.test_starts) == len(split.test) - 6 + 1
+
+
+def test_the_channels_of_a_target_share_their_test_windows(simulated_cities):
+    city = simulated_cities[0]
+    gaps = [_silenced(city, 240, 260, slice(None)), _silenced(city, 300, 336, slice(None))]
+    alone = [np.asarray(prepare_target(gap, _DATA).test_starts) for gap in gaps]
+    together = prepare_targets(gaps, _DATA)
+    assert len(alone[0]) != len(alone[1])
+    for target in together:
+        np.testing.assert_array_equal(target.test_starts, np.union1d(*alone))
 
 
 def test_one_support_day_leaves_nothing_to_adapt_on(simulated_cities):

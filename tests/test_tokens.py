@@ -45,7 +45,7 @@ def _assert_same_bits(one: dict, other: dict) -> None:
         np.testing.assert_array_equal(np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32))
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(_TREES, st.integers(1, 9), st.integers(0, 10))
 def test_any_pytree_comes_back_bit_for_bit_and_no_token_mixes_layers(shapes, width, seed):
     params = _filled(shapes, seed)

@@ -5,6 +5,7 @@ Out: a `City`, the value that every other module takes, and the check that says 
 import dataclasses
 import re
 import unicodedata
+import zlib
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -72,6 +73,10 @@ class City:
         # A file may name its channel "vehicles_per_5min"; after resampling only the first part still holds.
         quantities = [name.partition("_per_")[0].replace("_", " ") for name in self.feature_names]
         return f"{', '.join(quantities)} per {self.interval_minutes} min"
+
+    def region_ids(self) -> Int[np.ndarray, " N"]:
+        """Return uint32 ids of the regions, which depend on the names of the city and of the node alone."""
+        return np.asarray([zlib.crc32(f"{self.name}/{node}".encode()) for node in self.node_ids], np.uint32)
 
     def adjacency(self) -> Float[np.ndarray, "N N"]:
         """Return the dense float32 weights, row = from, column = to, zero where there is no edge."""

@@ -15,7 +15,8 @@ _SMALLEST_SHARE = 0.05
 
 def silent_regions(city: City, visible: Span) -> Bool[np.ndarray, " N"]:
     """True for every region of a one-channel city without a single reading in the visible span."""
-    return ~np.any(np.isfinite(city.values[visible.start : visible.stop, :, 0]), axis=0, keepdims=True)[0]
+    seen = np.isfinite(city.values[visible.start : visible.stop, :, 0])
+    return np.asarray(~seen.any(axis=0))
 
 
 def fill_from_neighbours(

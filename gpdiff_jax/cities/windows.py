@@ -5,6 +5,7 @@ Only starts are ever kept; a window exists while a batch is gathered.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from gpdiff_jax.cities.calendar import is_weekend
+from gpdiff_jax.cities.calendar import is_weekend, slot_of_day
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.series import SeriesBank, Window, gather_window
 from gpdiff_jax.cities.splits import Span, TargetSplit
@@ -29,6 +30,7 @@ class StartTable:
     count: jax.Array  # int32 [M], how many starts its city has
     spans: jax.Array  # int32 [V, M, 2], the steps that each variant of a node's profile was made from
     length: jax.Array  # int32 [M], steps of a node's city
+    first_slot: jax.Array  # int32 [M], step of the day at which a node's city begins
     unseen: jax.Array  # float32 [M], the kind of day its city never shows: 1 weekend, 0 weekday, -1 neither or unknown
     steps_per_day: int = flax.struct.field(pytree_node=False)
 
@@ -110,11 +112,41 @@ def start_table(
         count=jnp.asarray(np.repeat(counts, nodes).astype(np.int32)),
         spans=jnp.asarray(np.repeat(bounds.transpose(1, 0, 2), nodes, axis=1)),
         length=jnp.asarray(np.repeat([city.num_steps for city in cities], nodes).astype(np.int32)),
+        first_slot=jnp.asarray(np.repeat([slot_of_day(city)[0] for city in cities], nodes).astype(np.int32)),
         unseen=jnp.asarray(
             np.repeat([_unseen_kind(city, span) for city, span in zip(cities, train, strict=True)], nodes), jnp.float32
         ),
         steps_per_day=cities[0].steps_per_day,
     )
+
+
+def reserved_steps(starts: Any, first_slot: Any, history: int, horizon: int, steps_per_day: int) -> tuple[Any, Any]:
+    """The steps that a window's scale, profile and prompt must not be made from: its own, and the days it forecasts.
+
+    Args:
+      starts: starts of windows, any shape.
+      first_slot: step of the day at which the city begins.
+      history: H.
+      horizon: P.
+      steps_per_day: steps from midnight to midnight.
+
+    Returns:
+      First reserved step and first step after, shaped like `starts`.
+    """
+    midnight = (starts + history + first_slot) // steps_per_day * steps_per_day - first_slot
+    last_day = (starts + history + horizon - 1 + first_slot) // steps_per_day
+    next_midnight = (last_day + 1) * steps_per_day - first_slot
+    xp = np if isinstance(starts, np.ndarray) else jnp
+    return xp.minimum(starts, midnight), next_midnight
+
+
+def free_starts(
+    city: City, starts: Int[np.ndarray, " X"], spans: Sequence[Span], *, history: int, horizon: int
+) -> Int[np.ndarray, " Y"]:
+    """The starts that at least one of the spans leaves free: no step of the window and no day that it forecasts."""
+    low, high = reserved_steps(starts, int(slot_of_day(city)[0]), history, horizon, city.steps_per_day)
+    free = np.any([(span.start >= high) | (span.stop <= low) for span in spans], axis=0)
+    return starts[free]
 
 
 def _unseen_kind(city: City, span: Span) -> float:
@@ -208,7 +240,7 @@ def gather_source(
     variant: Int[Array, ""] | None = None,
     shift: Int[Array, " B"] | None = None,
 ) -> Window:
-    """Gathers given windows of one source region, each seen through a variant that shares no step with it.
+    """Gathers given windows of one source region, each seen through a variant that holds no day that it forecasts.
 
     Args:
       bank: the series.
@@ -220,12 +252,14 @@ def gather_source(
       shift: steps by which the calendar of each window is shifted; see `gather_window`.
 
     Returns:
-      The windows, stacked on a leading axis B. A window that shares a step with the given variant, or with every
-      variant, is masked out.
+      The windows, stacked on a leading axis B. A window is masked out where the given variant, or every variant, holds
+      a step of it or of a day that it forecasts.
     """
     length = bank.history + bank.horizon
     spans = table.spans[:, nodes[0]]
-    free = (spans[None, :, 0] >= starts[:, None] + length) | (spans[None, :, 1] <= starts[:, None])
+    first_slot, day = table.first_slot[nodes[0]], table.steps_per_day
+    low, high = reserved_steps(starts, first_slot, bank.history, bank.horizon, day)
+    free = (spans[None, :, 0] >= high[:, None]) | (spans[None, :, 1] <= low[:, None])
     if variant is None:
         chosen = jax.random.categorical(key, jnp.where(free, 0.0, -1e9), axis=-1).astype(jnp.int32)
     else:

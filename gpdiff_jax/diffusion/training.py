@@ -1,6 +1,7 @@
 """In: codes of the zoo and prompts. Out: a trained denoiser, chosen on source regions that were held out."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gpdiff_jax.base import steps_between_evaluations
 from gpdiff_jax.codec import Codec, CodecConfig
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise
 from gpdiff_jax.diffusion.losses import DiffusionBatch, bind_functional, make_diffusion_loss
@@ -43,6 +45,9 @@ class PretrainConfig:
         for name in ("steps", "batch", "windows", "learning_rate", "evaluations"):
             if getattr(self, name) <= 0:
                 raise InputError(f"`{name}` must be above 0, got {getattr(self, name)}")
+        for name in ("functional_weight", "token_weight", "prompt_noise", "weight_decay"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise InputError(f"`{name}` must be a number of at least 0, got {getattr(self, name)}")
         for name in ("ema", "prompt_dropout", "pure_noise_share", "held_out_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"`{name}` must be in [0, 1), got {getattr(self, name)}")
@@ -97,7 +102,7 @@ def train_denoiser(
     *,
     key: Key,
     progress: Callable[[int, dict[str, float]], None] | None = None,
-) -> tuple[Denoiser, Params]:
+) -> Params:
     """Trains the denoiser on the zoo.
 
     Args:
@@ -111,7 +116,7 @@ def train_denoiser(
       progress: called with (steps done, metrics) after every evaluation.
 
     Returns:
-      The network and its averaged variables at the lowest functional loss on the held-out regions, or at the end where
+      The averaged variables of the network at the lowest functional loss on the held-out regions, or at the end where
       nothing was held out.
 
     Raises:
@@ -120,25 +125,30 @@ def train_denoiser(
     keys = jax.random.split(key, 3)
     denoiser = Denoiser(config.denoiser, codec.layer_of_code, codec.mask().shape[1])
     mask = jnp.asarray(codec.mask())
-    functional = bind_functional(model, sources, codec, config.windows)
-    loss_fn = make_diffusion_loss(
-        denoiser,
-        functional,
-        mask,
-        functional_weight=config.functional_weight,
-        token_weight=config.token_weight,
-        prompt_dropout=config.prompt_dropout,
-        prompt_noise=config.prompt_noise,
-        pure_noise_share=config.pure_noise_share,
-    )
+
+    # The data are arguments of what is compiled: closed over, they would be written into the program as constants.
+    def functional_of(sources: Sources, codec: Codec) -> Callable[..., jax.Array]:
+        return bind_functional(model, sources, codec, config.windows)
+
+    warmup = max(1, config.steps // 20)
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, max(1, config.steps // 20), config.steps, 0.05 * config.learning_rate
+        0.0, config.learning_rate, warmup, max(config.steps, warmup + 1), 0.05 * config.learning_rate
     )
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=config.weight_decay))
-    steps_per_call = max(1, config.steps // config.evaluations)
+    steps_per_call = steps_between_evaluations(config.steps, config.evaluations)
 
-    def step(state: PretrainState, _: None) -> tuple[PretrainState, dict[str, jax.Array]]:
-        batch_key, loss_key = jax.random.split(jax.random.fold_in(keys[1], state.step))
+    def step(state: PretrainState, sources: Sources, zoo: ZooCodes, codec: Codec, key: Key) -> tuple:
+        loss_fn = make_diffusion_loss(
+            denoiser,
+            functional_of(sources, codec),
+            mask,
+            functional_weight=config.functional_weight,
+            token_weight=config.token_weight,
+            prompt_dropout=config.prompt_dropout,
+            prompt_noise=config.prompt_noise,
+            pure_noise_share=config.pure_noise_share,
+        )
+        batch_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
         batch = draw_batch(zoo, config.batch, key=batch_key)
         grads, parts = jax.grad(loss_fn, has_aux=True)(state.variables, batch, loss_key)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.variables)
@@ -150,25 +160,32 @@ def train_denoiser(
         return PretrainState(state.step + 1, variables, ema, opt_state), metrics
 
     @partial(jax.jit, donate_argnums=0)
-    def train(state: PretrainState) -> tuple[PretrainState, dict[str, jax.Array]]:
-        state, metrics = jax.lax.scan(step, state, length=steps_per_call)
+    def train(
+        state: PretrainState, sources: Sources, zoo: ZooCodes, codec: Codec, key: Key
+    ) -> tuple[PretrainState, dict[str, jax.Array]]:
+        def advance(state: PretrainState, _: None) -> tuple:
+            return step(state, sources, zoo, codec, key)
+
+        state, metrics = jax.lax.scan(advance, state, length=steps_per_call)
         return state, jax.tree.map(jnp.mean, metrics)
 
     rows = jnp.asarray(np.flatnonzero(held_out), jnp.int32)
     weights = jnp.asarray(_city_weights(sources, held_out))
 
     @jax.jit
-    def evaluate(variables: Params) -> jax.Array:
+    def evaluate(variables: Params, sources: Sources, zoo: ZooCodes, codec: Codec, key: Key) -> jax.Array:
+        functional = functional_of(sources, codec)
+
         def one_variant(variant: jax.Array) -> jax.Array:
-            batch_key = jax.random.fold_in(keys[2], variant)
+            noise_key, window_key = jax.random.split(jax.random.fold_in(key, variant))
             size = rows.shape[0]
             batch = DiffusionBatch(
                 zoo.x0[rows, 0], zoo.prompts[variant, rows], rows, jnp.broadcast_to(variant, rows.shape)
             )
-            eps = jax.random.normal(batch_key, batch.x0.shape) * mask[None]
+            eps = jax.random.normal(noise_key, batch.x0.shape) * mask[None]
             # At t = 1 the velocity is minus the mean of x0 given the prompt.
             x0 = -denoise(denoiser, variables, eps, jnp.ones(size), batch.prompt, jnp.ones(size)) * mask[None]
-            return (functional(x0, batch, key=batch_key) * weights).sum()
+            return (functional(x0, batch, key=window_key) * weights).sum()
 
         return jax.lax.map(one_variant, jnp.arange(zoo.prompts.shape[0], dtype=jnp.int32)).mean()
 
@@ -179,11 +196,11 @@ def train_denoiser(
     )
     best, best_error = state.ema, np.inf
     for done in range(steps_per_call, config.steps + 1, steps_per_call):
-        state, metrics = train(state)
+        state, metrics = train(state, sources, zoo, codec, keys[1])
         metrics = {name: float(value) for name, value in metrics.items()}
         if not np.isfinite(metrics["loss"]):
             raise FloatingPointError(f"the generator's loss is not finite near step {done}; lower its learning rate")
-        error = float(evaluate(state.ema)) if len(rows) else -float(done)
+        error = float(evaluate(state.ema, sources, zoo, codec, keys[2])) if len(rows) else -float(done)
         if error < best_error:
             best, best_error = jax.tree.map(jnp.copy, state.ema), error
         if progress:
@@ -191,7 +208,7 @@ def train_denoiser(
             if len(rows):
                 metrics["validation_functional_loss"] = error
             progress(done, metrics)
-    return denoiser, best
+    return best
 
 
 def _city_weights(sources: Sources, held_out: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 Everything else in the library sees a model through this pair alone, so any pair can be harvested and generated.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -70,4 +71,10 @@ def make_model(name: str, sizes: ModelSizes) -> Model:
     for field, least in (("history", 1), ("horizon", 1), ("num_inputs", 1), ("num_covariates", 0)):
         if getattr(sizes, field) < least:
             raise InputError(f"`{field}` must be at least {least}, got {getattr(sizes, field)}")
+    return _make(name, sizes)
+
+
+@functools.cache
+def _make(name: str, sizes: ModelSizes) -> Model:
+    # The same pair every time: compiled programs are found by it.
     return _REGISTRY[name](sizes)

@@ -1,6 +1,5 @@
 """In: cities and the spans that may be seen. Out: prompts of their regions, and their scale over the sources."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import flax.struct
@@ -31,6 +30,7 @@ class Prompts:
     """What the generator is told about R regions, each seen through V variants (one for a target)."""
 
     values: jax.Array  # float32 [V, R, E], unscaled
+    region_ids: jax.Array  # uint32 [R], what seeds a region's randomness
     names: tuple[str, ...] = flax.struct.field(pytree_node=False)  # E
 
 
@@ -53,7 +53,7 @@ def region_prompts(city: City, spans: Sequence[Span]) -> Prompts:
     for span in spans:
         temporal, names = temporal_statistics(city, span)
         tables.append(np.concatenate([temporal, spatial], axis=1))
-    return Prompts(jnp.asarray(np.stack(tables)), names + spatial_names)
+    return Prompts(jnp.asarray(np.stack(tables)), jnp.asarray(city.region_ids()), names + spatial_names)
 
 
 def source_prompts(cities: Sequence[City], spans: Sequence[Sequence[Span]], train_spans: Sequence[Span]) -> Prompts:
@@ -76,8 +76,12 @@ def source_prompts(cities: Sequence[City], spans: Sequence[Sequence[Span]], trai
     for city, city_spans, train in zip(cities, spans, train_spans, strict=True):
         kept = ~silent_regions(city, train)
         prompts = region_prompts(city, city_spans)
-        parts.append(dataclasses.replace(prompts, values=prompts.values[:, kept]))
-    return Prompts(jnp.concatenate([part.values for part in parts], axis=1), parts[0].names)
+        parts.append(Prompts(prompts.values[:, kept], prompts.region_ids[kept], prompts.names))
+    return Prompts(
+        jnp.concatenate([part.values for part in parts], axis=1),
+        jnp.concatenate([part.region_ids for part in parts]),
+        parts[0].names,
+    )
 
 
 def prompts(city: City, *, support_days: int, history: int = 12, horizon: int = 6) -> Prompts:

@@ -1,6 +1,6 @@
 """In: a few days of a city's readings, or its graph. Out: named statistics of every region, the first form of a prompt.
 
-Every statistic is free of units and of the interval, so that cities can be compared.
+All but the level and the one-step lags are free of units and of the interval, so that cities can be compared.
 """
 
 import numpy as np
@@ -80,12 +80,13 @@ def spatial_statistics(city: City) -> tuple[Float[np.ndarray, "N E"], tuple[str,
     degree = linked.sum(axis=1)
     triangles = ((linked @ linked.astype(np.float64)) * linked).sum(axis=1)
     hops = _hops(linked)
+    distance = np.log(np.maximum(hops.mean(axis=1), 1e-9))  # a city of one region has no distance
     within_two = (hops <= 2).sum(axis=1) - 1
     columns = {
         "log_degree": np.log1p(degree) - np.log1p(degree).mean(),
         "log_strength": np.log1p(weights.sum(axis=1)) - np.log1p(weights.sum(axis=1)).mean(),
         "clustering": triangles / np.maximum(degree * (degree - 1), 1),
-        "log_mean_hops": np.log(hops.mean(axis=1)) - np.log(hops.mean(axis=1)).mean(),
+        "log_mean_hops": distance - distance.mean(),
         "share_within_two_hops": within_two / max(city.num_nodes - 1, 1),
         "log_spacing": _spacing(city),
     }

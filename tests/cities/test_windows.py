@@ -114,12 +114,18 @@ def _sources():
     return cities, bank, start_table(cities, trains, starts, _SPANS), starts
 
 
+def _holds(span: Span, start: int) -> bool:
+    """Whether a variant was made from a step of a window, or from one of a day that the window forecasts."""
+    days = {(start + _HISTORY + k) // 6 for k in range(_HORIZON)}
+    return any(start <= step < start + _LENGTH or step // 6 in days for step in range(span.start, span.stop))
+
+
 def _in_data_units(windows, bank, node: int, variant: int) -> np.ndarray:
     return np.asarray(windows.history[:, 0, :, 0]) * float(bank.std[variant, node]) + float(bank.mean[variant, node])
 
 
 @pytest.mark.parametrize(("node", "city"), [(1, 0), (4, 1)])
-def test_drawn_windows_begin_at_allowed_starts_of_their_own_city_and_share_no_step_with_their_variant(node, city):
+def test_drawn_windows_begin_at_allowed_starts_of_their_own_city_and_share_no_day_with_their_variant(node, city):
     _, bank, table, starts = _sources()
     nodes = jnp.asarray([node, node], jnp.int32)
     windows = jax.jit(lambda key: draw_windows(bank, table, nodes, 400, key=key))(jax.random.key(0))
@@ -130,24 +136,24 @@ def test_drawn_windows_begin_at_allowed_starts_of_their_own_city_and_share_no_st
         begin = (raw[:, 0] - local) / 10
         fits = (np.abs(begin - begin.round()) < 1e-3) & np.isin(begin.round(), starts[city])
         fits &= np.abs(np.diff(raw, axis=1) - 10).max(axis=1) < 1e-2
-        shares = (begin.round() < span.stop) & (begin.round() + _LENGTH > span.start)
+        shares = np.array([_holds(span, int(start)) for start in begin.round()])
         masked = np.asarray(windows.mask).sum(axis=1) == 0
         explained += fits & (shares == masked)
     assert (explained >= 1).all()
     assert (np.asarray(windows.mask).sum(axis=1) > 0).any()
 
 
-def test_a_window_that_overlaps_every_variant_is_masked_and_no_other():
+def test_a_window_whose_days_every_variant_holds_is_masked_and_no_other():
     _, bank, table, _ = _sources()
     nodes = jnp.asarray([3, 4], jnp.int32)  # of the second city, whose variants crowd its first twenty steps
     starts = np.arange(0, _STEPS[1] - _LENGTH + 1).astype(np.int32)
     windows = jax.jit(lambda key: gather_source(bank, table, nodes, jnp.asarray(starts), key=key))(jax.random.key(1))
-    free = [all(s < span.stop and s + _LENGTH > span.start for span in _SPANS[1]) for s in starts]
-    np.testing.assert_array_equal(np.asarray(windows.mask).max(axis=1) == 0, free)
-    assert any(free) and not all(free)
+    held = [all(_holds(span, int(start)) for span in _SPANS[1]) for start in starts]
+    np.testing.assert_array_equal(np.asarray(windows.mask).max(axis=1) == 0, held)
+    assert any(held) and not all(held)
 
 
-def test_a_given_variant_masks_the_windows_that_share_a_step_with_it():
+def test_a_given_variant_masks_the_windows_whose_days_it_holds():
     _, bank, table, _ = _sources()
     nodes = jnp.asarray([0, 1], jnp.int32)
     starts = np.arange(0, _STEPS[0] - _LENGTH + 1).astype(np.int32)
@@ -156,7 +162,7 @@ def test_a_given_variant_masks_the_windows_that_share_a_step_with_it():
     )
     for variant, span in enumerate(_SPANS[0]):
         windows = gather(jnp.int32(variant))
-        shares = (starts < span.stop) & (starts + _LENGTH > span.start)
+        shares = [_holds(span, int(start)) for start in starts]
         np.testing.assert_array_equal(np.asarray(windows.mask).max(axis=1) == 0, shares)
         np.testing.assert_allclose(_in_data_units(windows, bank, 0, variant)[:, 0], starts * 10.0, atol=1e-2)
 

@@ -51,7 +51,7 @@ def _linear() -> Model:
 
 @pytest.fixture(scope="module", name="sources")
 def _sources(simulated_cities: list[City]) -> Sources:
-    data = DataConfig(covariates="calendar", variants=3, max_neighbours=2)
+    data = DataConfig(covariates="none", variants=3, max_neighbours=2)
     return prepare_sources(simulated_cities[:2], data, key=jax.random.key(0), validation_windows=4)
 
 
@@ -78,7 +78,7 @@ def _toy(sources: Sources) -> tuple[ZooCodes, Codec, np.ndarray]:
 def _train(sources: Sources, toy, config: PretrainConfig = _CONFIG, zoo: ZooCodes | None = None):
     codes, codec, held_out = toy
     log: list[dict[str, float]] = []
-    _, variables = train_denoiser(
+    variables = train_denoiser(
         _linear(),
         sources,
         zoo or codes,

@@ -60,7 +60,7 @@ def _settings(data_dir: pathlib.Path, **change) -> Settings:
         simulation=None,
         data=DataConfig(variants=3, max_neighbours=3),
         base=BaseConfig(steps=20, regions=4, windows=4, evaluations=2),
-        harvest=HarvestConfig(steps=8, windows=4, evaluate_every=4, snapshots=2, anchor_windows=2),
+        harvest=HarvestConfig(steps=8, windows=4, evaluate_every=4, snapshots=2, anchor_windows=0),
         pretrain=PretrainConfig(
             denoiser=DenoiserConfig(width=16, layers=1, heads=2, prompt_bottleneck=8),
             codec=CodecConfig(components=8),
@@ -209,6 +209,20 @@ def test_a_stage_that_was_damaged_is_refused_by_name(finished, data_dir, tmp_pat
             path.unlink()
     with pytest.raises(InputError, match=r"the zoo at .* cannot be read .*; delete it and make it again"):
         evaluate(open_run(_settings(data_dir), str(half)))
+
+
+def test_a_run_is_not_continued_with_other_readings(finished, data_dir, tmp_path):
+    folder, _ = finished
+    other = tmp_path / "cities"
+    shutil.copytree(data_dir, other)
+    city = load_city(other / "crowd_1.npz")
+    save_city(other / "crowd_1.npz", dataclasses.replace(city, values=city.values + np.float32(1)))
+    shutil.copytree(folder, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    config["flags"]["data_dir"] = str(other)
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"holds a run with other settings .*crowd_1"):
+        open_run(_settings(other), str(tmp_path / "run"))
 
 
 def test_the_targets_readings_are_in_nothing_that_is_trained_before_it(finished, data_dir, tmp_path):

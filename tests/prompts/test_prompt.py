@@ -50,6 +50,7 @@ def test_source_prompts_line_up_cities_and_leave_silent_regions_out(simulated_ci
     np.testing.assert_array_equal(made.values[:, :8], region_prompts(first, spans[0]).values)
     kept = [0, 1, 2, 4, 5, 6, 7]
     np.testing.assert_array_equal(made.values[:, 8:], np.asarray(region_prompts(second, spans[1]).values)[:, kept])
+    np.testing.assert_array_equal(made.region_ids, np.concatenate([first.region_ids(), second.region_ids()[kept]]))
     with pytest.raises(InputError, match="`cities` is empty"):
         source_prompts([], [], [])
 
@@ -59,7 +60,7 @@ def test_the_scale_weighs_every_city_alike():
     city_index = np.array([0] * 90 + [1] * 10)
     values = rng.normal(size=(3, 100, 2)).astype(np.float32)
     values[:, 90:] += np.float32(10)
-    scaler = fit_prompt_scaler(Prompts(jnp.asarray(values), ("a", "b")), city_index)
+    scaler = fit_prompt_scaler(Prompts(jnp.asarray(values), jnp.arange(100, dtype=jnp.uint32), ("a", "b")), city_index)
     cities = [values[:, city_index == k].reshape(-1, 2) for k in range(2)]
     mean = (cities[0].mean(axis=0) + cities[1].mean(axis=0)) / 2
     variance = sum(np.square(city - mean).mean(axis=0) for city in cities) / 2
@@ -69,7 +70,8 @@ def test_the_scale_weighs_every_city_alike():
 
 def test_scaled_prompts_are_cut_at_four_deviations():
     scaler = PromptScaler(jnp.asarray([1.0, 0.0]), jnp.asarray([2.0, 0.5]))
-    scaled = scale_prompts(Prompts(jnp.asarray([[[5.0, 1.0], [100.0, -9.0]]]), ("a", "b")), scaler)
+    told = Prompts(jnp.asarray([[[5.0, 1.0], [100.0, -9.0]]]), jnp.arange(2, dtype=jnp.uint32), ("a", "b"))
+    scaled = scale_prompts(told, scaler)
     np.testing.assert_allclose(scaled, [[[2.0, 2.0], [4.0, -4.0]]])
 
 

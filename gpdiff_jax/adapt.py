@@ -25,11 +25,13 @@ from gpdiff_jax.typing import Key, Params, RegionGraph
 
 @dataclasses.dataclass(frozen=True)
 class AdaptConfig:
-    """The choices offered to every method alike.
+    """The choices offered to a method.
 
-    With `refit`, the chosen learning rate and number of steps are used once more on all support days. Where the support
-    is too short to choose on, a start stays as it is, or, with `blind_learning_rate`, all steps are made at that rate:
-    that is for a start that is no forecaster yet. `regions_per_batch` regions are tuned side by side.
+    With `refit`, the chosen learning rate and number of steps are used once more on all support days. With `stay_near`,
+    the least fine-tuning within one standard error of the best is chosen (see `choose_adaptation`); without it the best,
+    since a random start is nothing to stay near. Where the support is too short to choose on, a start stays as it is,
+    or, with `blind_learning_rate`, takes all steps at that rate: for a start that is no forecaster yet.
+    `regions_per_batch` rows are tuned side by side.
     """
 
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
@@ -37,6 +39,7 @@ class AdaptConfig:
     evaluate_every: int = 10
     batch: int = 64
     refit: bool = True
+    stay_near: bool = True
     blind_learning_rate: float | None = None
     regions_per_batch: int = 1
 
@@ -216,7 +219,7 @@ def choose_adaptation(
     residual = errors[best_rate, seen, best_evaluation] - curves[best_rate, best_evaluation] * count[seen]
     standard_error = np.sqrt(np.square(residual).sum()) / total
     travelled = np.outer(config.learning_rates, np.arange(curves.shape[1]))
-    eligible = curves <= curves.min() + standard_error
+    eligible = curves <= curves.min() + (standard_error if config.stay_near else 0.0)
     # Equal ways from the start (zero steps at any rate) go to the lower error.
     order = np.lexsort((curves.ravel(), np.where(eligible, travelled, np.inf).ravel()))
     rate, evaluation = np.unravel_index(order[0], curves.shape)

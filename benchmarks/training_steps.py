@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,8 +67,8 @@ def _ceiling(repeats: int) -> float:
 
 
 def _operations(function: Callable, *arguments: object) -> float:
-    cost = jax.jit(function).lower(*arguments).compile().cost_analysis()
-    return float(cost["flops"] if isinstance(cost, dict) else cost[0]["flops"])
+    cost: Any = jax.jit(function).lower(*arguments).compile().cost_analysis()
+    return float(cost["flops"])
 
 
 def _report(case: str, seconds: float, operations: float, ceiling: float) -> None:

@@ -28,9 +28,9 @@ class AdaptConfig:
     """The choices offered to a method.
 
     With `refit`, the chosen learning rate and number of steps are used once more on all support days. With `stay_near`,
-    the least fine-tuning within one standard error of the best is chosen (see `choose_adaptation`); without it the best,
-    since a random start is nothing to stay near. Where the support is too short to choose on, a start stays as it is,
-    or, with `blind_learning_rate`, takes all steps at that rate: for a start that is no forecaster yet.
+    the least fine-tuning within one standard error of the best is chosen (see `choose_adaptation`); without it the
+    best, since a random start is nothing to stay near. Where the support is too short to choose on, a start stays as it
+    is, or, with `blind_learning_rate`, takes all steps at that rate: for a start that is no forecaster yet.
     `regions_per_batch` rows are tuned side by side.
     """
 

@@ -32,7 +32,7 @@ def historical_average(
     if weekend is not None:
         seen = weekend[support.start : support.stop]
         for kind in (True, False):
-            rows = np.asarray(seen) == kind
+            rows = seen if kind else ~seen
             # Half a day of the other kind says less about it than all days together.
             if rows.sum() >= city.steps_per_day:
                 own = daily_profile(readings[rows], slots[support.start : support.stop][rows], city.steps_per_day)

@@ -146,10 +146,12 @@ def test_regions_may_start_from_one_draw_or_from_their_own(sources, base, init):
     assert np.abs(starts - np.asarray(base["kernel"])).max() > 0.05
 
 
-def test_a_region_is_held_to_its_start_on_the_kind_of_day_that_its_city_never_shows(simulated_cities, base):
+def test_a_region_is_held_to_its_start_on_the_kind_of_day_that_its_city_never_shows(simulated_cities):
     city = simulated_cities[0]
     week = dataclasses.replace(city, values=city.values[:144], start=np.datetime64("2024-01-01T00:00", "m"))
-    sources = prepare_sources([week], dataclasses.replace(_DATA, support_days=1), key=jax.random.key(0))
+    data = dataclasses.replace(_DATA, covariates="profile", support_days=1)
+    sources = prepare_sources([week], data, key=jax.random.key(0))
+    base = {"bias": jnp.zeros(6), "kernel": 0.03 * jax.random.normal(_KEY, (6, 46))}
     np.testing.assert_array_equal(sources.train.unseen, 1.0)
 
     @jax.jit

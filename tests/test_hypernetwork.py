@@ -157,7 +157,7 @@ def test_without_guidance_the_prompt_is_not_heard_and_with_more_it_is_heard_more
         return float(np.abs(_leaves(hypernetwork, told, config) - _leaves(hypernetwork, other, config)).mean())
 
     assert gap(0.0) == 0.0
-    assert 0 < gap(0.5) < gap(1.0) < gap(2.0)
+    assert 0 < gap(1.0) < gap(2.0)
 
 
 def test_prompts_with_other_entries_are_refused_by_name(hypernetwork, told):

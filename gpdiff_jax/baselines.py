@@ -36,7 +36,7 @@ def historical_average(
             # Half a day of the other kind says less about it than all days together.
             if rows.sum() >= city.steps_per_day:
                 own = daily_profile(readings[rows], slots[support.start : support.stop][rows], city.steps_per_day)
-                unseen = ~np.isfinite(readings[rows]).any(axis=0)
+                unseen = np.asarray(~np.isfinite(readings[rows]).any(axis=0))
                 by_kind[kind] = np.where(unseen[:, None], everyday, own)
     silent = silent_regions(city, support)
     by_kind = {kind: fill_from_neighbours(profile, silent, city) for kind, profile in by_kind.items()}

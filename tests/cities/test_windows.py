@@ -173,20 +173,20 @@ def test_a_city_without_a_window_is_refused_by_name():
         start_table(cities, [Span(0, 51), Span(0, 39)], [starts[0], np.zeros(0, np.int32)], _SPANS)
 
 
-def test_a_targets_test_windows_see_the_whole_support_and_its_own_windows_all_but_their_day():
+def test_a_targets_test_windows_see_the_whole_support_and_its_own_windows_all_but_the_days_they_forecast():
     rng = np.random.default_rng(0)
     city = _city(rng.gamma(2.0, 10.0, (60, 2)))
     split = TargetSplit(Span(20, 32), Span(32, 38), Span(38, 60))
     masks = support_masks(city, split, 6)
-    bank = build_bank([city], [[split.support] * 4], [masks], covariates="profile", history=3, horizon=2)
+    bank = build_bank([city], [[split.support] * len(masks)], [masks], covariates="profile", history=3, horizon=2)
     nodes = jnp.asarray([1, 0], jnp.int32)
     starts = np.arange(20, 56).astype(np.int32)
     windows = gather_target(bank, nodes, jnp.asarray(starts), 20, 6)
     mean, std = float(bank.mean[-1, 1]), float(bank.std[-1, 1])
     for row, start in enumerate(starts):
-        for k in (3, 4):  # the horizon's steps
+        days = sorted({0, 1, 2} - {(start + k - 20) // 6 for k in (3, 4)})
+        for k in range(5):
             step = start + k
-            days = [d for d in range(3) if not 20 + 6 * d <= step < 26 + 6 * d]
             at = [s for d in days for s in range(20 + 6 * d, 26 + 6 * d) if s % 6 == step % 6]
             expected = np.mean([(city.values[s, 1, 0] - mean) / std for s in at])
             np.testing.assert_allclose(windows.covariates[row, k, 20], expected, rtol=1e-4, atol=1e-5)

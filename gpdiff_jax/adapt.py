@@ -19,6 +19,7 @@ from gpdiff_jax.cities.windows import gather_target
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.loss import batch_forecast, masked_huber
 from gpdiff_jax.models.protocol import Model
+from gpdiff_jax.optimisers import clipped_adam
 from gpdiff_jax.sources import Target
 from gpdiff_jax.typing import Key, Params, RegionGraph
 
@@ -69,7 +70,7 @@ def _windows(target: Target, region: Int[Array, ""], starts: Int[Array, " B"]) -
 def _make_update(
     model: Model, graph: RegionGraph, windows: Window, rate: jax.Array, batch: int, key: Key
 ) -> tuple[Callable[[jax.Array, tuple], tuple], Callable[[Params], optax.OptState]]:
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+    optimiser = clipped_adam(rate)
     count = windows.mask.shape[0]
 
     def loss_fn(params: Params, step: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from gpdiff_jax.cities.windows import draw_windows, gather_source
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.loss import batch_forecast, masked_absolute, masked_huber
 from gpdiff_jax.models.protocol import Model, ModelSizes
+from gpdiff_jax.optimisers import clipped_adam
 from gpdiff_jax.sources import Sources
 from gpdiff_jax.typing import Key, Params
 
@@ -93,7 +94,7 @@ def train_base(
     init_key, train_key = jax.random.split(key)
     params = initial_params(model, sources.graphs, sources.sizes, key=init_key)
     schedule = optax.cosine_decay_schedule(config.learning_rate, config.steps, alpha=0.02)
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+    optimiser = clipped_adam(schedule)
     city_counts = jnp.bincount(sources.city_index)
     odds = (1.0 / city_counts.astype(jnp.float32))[sources.city_index]
     steps_per_call = steps_between_evaluations(config.steps, config.evaluations)

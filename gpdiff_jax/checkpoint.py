@@ -14,9 +14,7 @@ from gpdiff_jax.errors import InputError
 def save_arrays(folder: pathlib.Path, arrays: dict, facts: dict) -> None:
     """Writes a pytree of arrays with orbax and, as its metadata, JSON facts; the folder appears when all is written."""
     folder = pathlib.Path(folder).resolve()
-    ocp.save_pytree(
-        folder, jax.tree.map(np.asarray, arrays), custom_metadata={"facts": json.dumps(facts)}, overwrite=True
-    )
+    ocp.save(folder, jax.tree.map(np.asarray, arrays), custom_metadata={"facts": json.dumps(facts)}, overwrite=True)
 
 
 def load_arrays(folder: pathlib.Path, version: int, what: str) -> tuple[dict, dict]:
@@ -37,10 +35,10 @@ def load_arrays(folder: pathlib.Path, version: int, what: str) -> tuple[dict, di
     if not folder.is_dir():
         raise InputError(f"no {what} at {str(folder)!r}; name the folder that holds one")
     try:
-        metadata = ocp.pytree_metadata(folder)
+        metadata = ocp.metadata(folder)
         custom: Any = metadata.custom_metadata
         facts = json.loads(custom["facts"])
-        arrays = ocp.load_pytree(folder)
+        arrays = ocp.load(folder)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(
             f"the {what} at {str(folder)!r} cannot be read ({type(error).__name__}); delete it and make it again"

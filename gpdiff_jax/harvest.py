@@ -19,6 +19,7 @@ from gpdiff_jax.cities.windows import draw_unseen, draw_windows
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.loss import anchor_loss, batch_forecast, masked_huber
 from gpdiff_jax.models.protocol import Model, make_model
+from gpdiff_jax.optimisers import clipped_adam
 from gpdiff_jax.sources import DataConfig, Sources, prepare_sources
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo import ParameterZoo
@@ -89,7 +90,7 @@ def make_region_trainer(
     Returns:
       `train(start, region) -> HarvestedRegion`.
     """
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
+    optimiser = clipped_adam(config.learning_rate)
 
     def train(start: Params, region: Int[Array, ""]) -> HarvestedRegion:
         graph = jax.tree.map(lambda leaf: leaf[region], sources.graphs)

@@ -91,7 +91,7 @@ class Hypernetwork:
           InputError: the prompts hold other entries than those the generator was trained with.
         """
         if prompts.names != self.prompt_names:
-            odd = sorted(set(prompts.names) ^ set(self.prompt_names))
+            odd = sorted(set(prompts.names) ^ set(self.prompt_names)) or ["the order of entries", prompts.names[0]]
             raise InputError(f"the prompts and the generator differ in {odd[:3]}; make the prompts with this version")
         denoiser = Denoiser(self.denoiser_config, self.codec.layer_of_code, self.codec.mask().shape[1])
         told = scale_prompts(prompts, self.prompt_scaler)[0]

@@ -8,7 +8,7 @@ import unicodedata
 import zlib
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt32
 
 from gpdiff_jax.errors import InputError
 
@@ -74,7 +74,7 @@ class City:
         quantities = [name.partition("_per_")[0].replace("_", " ") for name in self.feature_names]
         return f"{', '.join(quantities)} per {self.interval_minutes} min"
 
-    def region_ids(self) -> Int[np.ndarray, " N"]:
+    def region_ids(self) -> UInt32[np.ndarray, " N"]:
         """Return uint32 ids of the regions, which depend on the names of the city and of the node alone."""
         return np.asarray([zlib.crc32(f"{self.name}/{node}".encode()) for node in self.node_ids], np.uint32)
 

@@ -112,7 +112,7 @@ def daily_profile(
 def build_bank(
     cities: Sequence[City],
     scale_spans: Sequence[Sequence[Span]],
-    profile_masks: Sequence[Bool[np.ndarray, "V T"]],
+    profile_masks: Sequence[Bool[np.ndarray, "V _"]],
     *,
     covariates: str,
     history: int,

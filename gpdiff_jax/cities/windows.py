@@ -82,7 +82,7 @@ def random_spans(city: City, span: Span, length: int, count: int, *, key: Key) -
 def start_table(
     cities: Sequence[City],
     train: Sequence[Span],
-    starts: Sequence[Int[np.ndarray, " X"]],
+    starts: Sequence[Int[np.ndarray, " _"]],
     spans: Sequence[Sequence[Span]],
 ) -> StartTable:
     """Lines up the allowed starts of several cities.
@@ -272,7 +272,7 @@ def gather_source(
 
 
 def support_masks(city: City, split: TargetSplit, steps_per_day: int) -> np.ndarray:
-    """Which steps enter each variant of a target's profile: all support days but one, for each, and all of them.
+    """Which steps enter each variant of a target's profile.
 
     Args:
       city: the target.
@@ -280,19 +280,21 @@ def support_masks(city: City, split: TargetSplit, steps_per_day: int) -> np.ndar
       steps_per_day: steps in 24 hours.
 
     Returns:
-      bool [V, T] with V = support days + 1. Variant j leaves out the j-th support day; the last leaves out none.
+      bool [V, T] with V = 2 x support days. Variant j leaves out the j-th support day; the next ones leave out the j-th
+      and the one after, for a horizon across midnight; the last leaves out none.
     """
     support = split.support
     day = (np.arange(city.num_steps) - support.start) // steps_per_day
     inside = (day >= 0) & (np.arange(city.num_steps) < support.stop)
-    days = len(support) // steps_per_day
-    return np.stack([inside & (day != left_out) for left_out in range(days + 1)])
+    days = range(len(support) // steps_per_day)
+    left_out = [{j} for j in days] + [{j, j + 1} for j in days[:-1]] + [set()]
+    return np.stack([inside & ~np.isin(day, list(some)) for some in left_out])
 
 
 def gather_target(
     bank: SeriesBank, nodes: Int[Array, " N"], starts: Int[Array, " B"], support_start: int, steps_per_day: int
 ) -> Window:
-    """Gathers given windows of one target region, where the profile at every step leaves out that step's own day.
+    """Gathers given windows of one target region, where the profile leaves out every day that a window forecasts.
 
     Args:
       bank: the series of a target, whose profile variants are those of `support_masks`.
@@ -304,7 +306,10 @@ def gather_target(
     Returns:
       The windows, stacked on a leading axis B.
     """
-    steps = starts[:, None] + jnp.arange(bank.history + bank.horizon, dtype=jnp.int32)[None, :]
-    last = bank.profile.shape[0] - 1
-    variants = jnp.clip((steps - support_start) // steps_per_day, 0, last).astype(jnp.int32)
+    days = bank.profile.shape[0] // 2
+    first = (starts + bank.history - support_start) // steps_per_day
+    last = (starts + bank.history + bank.horizon - 1 - support_start) // steps_per_day
+    variant = jnp.where((first == last) | (last >= days), first, days + first)
+    variant = jnp.where(first < days, variant, 2 * days - 1).astype(jnp.int32)
+    variants = jnp.broadcast_to(variant[:, None], (starts.shape[0], bank.history + bank.horizon))
     return jax.vmap(gather_window, in_axes=(None, None, 0, 0))(bank, nodes, starts, variants)

@@ -17,6 +17,7 @@ from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise
 from gpdiff_jax.diffusion.losses import DiffusionBatch, bind_functional, make_diffusion_loss
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model
+from gpdiff_jax.optimisers import clipped_adam
 from gpdiff_jax.sources import Sources
 from gpdiff_jax.typing import Key, Params
 
@@ -134,7 +135,7 @@ def train_denoiser(
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, warmup, max(config.steps, warmup + 1), 0.05 * config.learning_rate
     )
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=config.weight_decay))
+    optimiser = clipped_adam(schedule, weight_decay=config.weight_decay)
     steps_per_call = steps_between_evaluations(config.steps, config.evaluations)
 
     def step(state: PretrainState, sources: Sources, zoo: ZooCodes, codec: Codec, key: Key) -> tuple:
@@ -154,9 +155,10 @@ def train_denoiser(
         updates, opt_state = optimiser.update(grads, state.opt_state, state.variables)
         variables = optax.apply_updates(state.variables, updates)
         # A short average first: the first steps would otherwise linger in it.
-        decay = jnp.minimum(config.ema, (1.0 + state.step) / (10.0 + state.step))
+        count = state.step.astype(jnp.float32)
+        decay = jnp.minimum(config.ema, (1.0 + count) / (10.0 + count))
         ema = optax.incremental_update(variables, state.ema, 1.0 - decay)
-        metrics = dict(parts._asdict(), grad_norm=optax.global_norm(grads), update_norm=optax.global_norm(updates))
+        metrics = dict(parts._asdict(), grad_norm=optax.tree.norm(grads), update_norm=optax.tree.norm(updates))
         return PretrainState(state.step + 1, variables, ema, opt_state), metrics
 
     @partial(jax.jit, donate_argnums=0)
@@ -204,7 +206,7 @@ def train_denoiser(
         if error < best_error:
             best, best_error = jax.tree.map(jnp.copy, state.ema), error
         if progress:
-            metrics["param_norm"] = float(optax.global_norm(state.variables))
+            metrics["param_norm"] = float(optax.tree.norm(state.variables))
             if len(rows):
                 metrics["validation_functional_loss"] = error
             progress(done, metrics)

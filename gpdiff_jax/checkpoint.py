@@ -13,8 +13,12 @@ from gpdiff_jax.errors import InputError
 
 def save_arrays(folder: pathlib.Path, arrays: dict, facts: dict) -> None:
     """Writes a pytree of arrays with orbax and, as its metadata, JSON facts; the folder appears when all is written."""
-    folder = pathlib.Path(folder).resolve()
-    ocp.save(folder, jax.tree.map(np.asarray, arrays), custom_metadata={"facts": json.dumps(facts)}, overwrite=True)
+    ocp.save(
+        _absolute(folder),
+        jax.tree.map(np.asarray, arrays),
+        custom_metadata={"facts": json.dumps(facts)},
+        overwrite=True,
+    )
 
 
 def load_arrays(folder: pathlib.Path, version: int, what: str) -> tuple[dict, dict]:
@@ -31,20 +35,23 @@ def load_arrays(folder: pathlib.Path, version: int, what: str) -> tuple[dict, di
     Raises:
       InputError: missing, damaged, or of another format.
     """
-    folder = pathlib.Path(folder).resolve()
-    if not folder.is_dir():
-        raise InputError(f"no {what} at {str(folder)!r}; name the folder that holds one")
+    place = _absolute(folder)
+    if not place.is_dir():
+        raise InputError(f"no {what} at {str(place)!r}; name the folder that holds one")
     try:
-        metadata = ocp.metadata(folder)
+        metadata = ocp.metadata(place)
         custom: Any = metadata.custom_metadata
         facts = json.loads(custom["facts"])
-        arrays = ocp.load(folder)
+        arrays = ocp.load(place)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(
-            f"the {what} at {str(folder)!r} cannot be read ({type(error).__name__}); delete it and make it again"
+            f"the {what} at {str(place)!r} cannot be read ({type(error).__name__}); delete it and make it again"
         ) from error
     if facts.get("format") != version:
-        raise InputError(
-            f"the {what} at {str(folder)!r} has format {facts.get('format')}, not {version}; make it again"
-        )
+        raise InputError(f"the {what} at {str(place)!r} has format {facts.get('format')}, not {version}; make it again")
     return arrays, facts
+
+
+def _absolute(folder: pathlib.Path) -> Any:
+    # Typed loosely: orbax's own PathLike does not admit pathlib's Path, which it takes.
+    return pathlib.Path(folder).resolve()

@@ -102,7 +102,7 @@ def _preset(name: str) -> dict[str, Any]:
             "pretrain": PretrainConfig(denoiser=DenoiserConfig(width=64, layers=2), steps=500, evaluations=10),
             "adapt": AdaptConfig(steps=80),
             "target_only": AdaptConfig(
-                learning_rates=(3e-3, 1e-2, 3e-2),
+                learning_rates=(1e-3, 3e-3, 1e-2),
                 steps=160,
                 evaluate_every=20,
                 stay_near=False,
@@ -117,7 +117,7 @@ def _preset(name: str) -> dict[str, Any]:
         "adapt": AdaptConfig(),
         # From random weights every choice of rate and steps is larger, and there is nothing to stay near.
         "target_only": AdaptConfig(
-            learning_rates=(3e-3, 1e-2, 3e-2), steps=240, evaluate_every=20, stay_near=False, blind_learning_rate=3e-3
+            learning_rates=(1e-3, 3e-3, 1e-2), steps=240, evaluate_every=20, stay_near=False, blind_learning_rate=3e-3
         ),
         "variants": 12,
     }

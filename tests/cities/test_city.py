@@ -56,7 +56,8 @@ def test_a_good_city_passes_unchanged_and_describes_itself():
 
 
 def test_optional_facts_may_be_absent():
-    check_city(_city(start=None, latitude=None, longitude=None, poi=None, poi_names=(), place=""))
+    city = _city(start=None, latitude=None, longitude=None, poi=None, poi_names=(), place="")
+    assert check_city(city) is city
 
 
 @pytest.mark.parametrize(

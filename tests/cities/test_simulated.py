@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from gpdiff_jax.cities import City, SimulationConfig, simulate_cities, simulate_city_with_truth
+from gpdiff_jax.cities import City, SimulationConfig, check_city, simulate_cities, simulate_city_with_truth
 from gpdiff_jax.errors import InputError
 
 _WHOLE = SimulationConfig(missing_rate=0.0, closing_share=0.0)
@@ -239,4 +239,7 @@ def test_a_negative_seed_is_refused():
 
 def test_the_smallest_and_leakiest_city_is_still_valid():
     for seed in range(20):
-        simulate_cities(SimulationConfig(regions=2, days=2, missing_rate=0.5, closing_share=1.0), seed=seed)
+        config = SimulationConfig(regions=2, days=2, missing_rate=0.5, closing_share=1.0)
+        for city in simulate_cities(config, seed=seed):
+            assert check_city(city) is city
+            assert np.isfinite(city.values).any(axis=0).all()

@@ -131,10 +131,15 @@ def test_help_shows_only_the_flags_of_the_module(script):
     assert "--verbosity" not in result.stdout and "pdb" not in result.stdout
 
 
-def _heed_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+@pytest.fixture
+def heed_interrupts():
+    """What is started while this lasts heeds SIGINT, also where a shell started the tests with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.usefixtures("heed_interrupts")
 @pytest.mark.parametrize(
     ("number", "code", "line"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
@@ -145,8 +150,6 @@ def test_signals_clean_up_and_end_with_their_codes(script, number, code, line):
         stderr=subprocess.PIPE,
         text=True,
         env=_environment(),
-        # A shell starts its background jobs with SIGINT ignored, and so would be what they start.
-        preexec_fn=_heed_interrupts,
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     time.sleep(0.1)

@@ -91,12 +91,12 @@ def _ego_graph(city: City, kept: np.ndarray, first: int) -> jraph.GraphsTuple:
 
 def node_mask(graph: RegionGraph) -> Bool[Array, " N"]:
     """True for the real nodes of one padded region graph."""
-    return jnp.arange(graph.nodes.shape[0]) < graph.n_node[0]
+    return jnp.arange(graph.nodes.shape[0], dtype=graph.n_node.dtype) < graph.n_node[0]
 
 
 def edge_mask(graph: RegionGraph) -> Bool[Array, " E"]:
     """True for the real edges of one padded region graph."""
-    return jnp.arange(graph.senders.shape[0]) < graph.n_edge[0]
+    return jnp.arange(graph.senders.shape[0], dtype=graph.n_edge.dtype) < graph.n_edge[0]
 
 
 def centre_weights(graph: RegionGraph) -> Float[Array, " N"]:
@@ -114,3 +114,38 @@ def centre_weights(graph: RegionGraph) -> Float[Array, " N"]:
     )
     total = weights.sum()
     return weights / jnp.where(total > 0, total, 1.0)
+
+
+def transition_matrices(graph: RegionGraph) -> tuple[Float[Array, "N N"], Float[Array, "N N"]]:
+    """Random walks on one padded region graph, along its edges and against them (Li et al., arXiv 1707.01926, eq. 2).
+
+    Args:
+      graph: one padded region graph.
+
+    Returns:
+      Two float32 [N, N] matrices. Row i of the first holds the share of each node in what flows into i, row i of the
+      second its share in what flows out of i. A row sums to 1, or is 0 where there is no such edge or the node is
+      spare.
+    """
+    num_nodes = graph.nodes.shape[0]
+    weights = jnp.where(edge_mask(graph), graph.edges, 0.0)
+    into = jnp.zeros((num_nodes, num_nodes), weights.dtype).at[graph.receivers, graph.senders].add(weights)
+    walks = []
+    for adjacency in (into, into.T):
+        total = adjacency.sum(axis=1, keepdims=True)
+        walks.append(adjacency / jnp.where(total > 0, total, 1.0))
+    return walks[0], walks[1]
+
+
+def diffusion_walks(graph: RegionGraph, order: int) -> Float[Array, "S N N"]:
+    """No step, and 1 to `order` steps of the random walk in each direction: S = 1 + 2 x order matrices.
+
+    The supports of a diffusion convolution (Li et al., arXiv 1707.01926, eq. 2).
+    """
+    walks = [jnp.eye(graph.nodes.shape[0], dtype=graph.edges.dtype)]
+    for step in transition_matrices(graph):
+        walk = step
+        for _ in range(order):
+            walks.append(walk)
+            walk = step @ walk
+    return jnp.stack(walks)

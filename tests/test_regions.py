@@ -3,12 +3,14 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
+import jraph
 import numpy as np
 import pytest
 
 from gpdiff_jax.cities import City
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.regions import centre_weights, edge_mask, node_mask, region_graphs
+from gpdiff_jax.regions import centre_weights, diffusion_walks, edge_mask, node_mask, region_graphs
 
 
 def _city(edges: list[tuple[int, int, float]], nodes: int, name: str = "town") -> City:
@@ -96,6 +98,26 @@ def test_centre_weights_are_the_centres_row_of_the_normalised_adjacency(most):
             expected[: len(nodes)] = entering / entering.sum() if entering.sum() else 0.0
             np.testing.assert_allclose(weights[first + region], expected, rtol=1e-6)
         first += city.num_nodes
+
+
+@pytest.mark.parametrize("region", range(7))
+def test_diffusion_walks_are_steps_of_jraphs_message_passing_in_both_directions(region):
+    graph = _row(region_graphs([_STAR, _PAIR]), region)
+    walks = np.asarray(diffusion_walks(graph, 2))
+    assert walks.shape == (5, 6, 6) and walks.dtype == np.float32
+
+    def step(x: jax.Array, senders: jax.Array, receivers: jax.Array) -> jax.Array:
+        carried = jraph.segment_sum(graph.edges[:, None] * x[senders], receivers, 6)
+        total = jraph.segment_sum(graph.edges, receivers, 6)[:, None]
+        return jnp.where(total > 0, carried / jnp.where(total > 0, total, 1.0), 0.0)
+
+    expected = [jnp.eye(6)]
+    for ends in ((graph.senders, graph.receivers), (graph.receivers, graph.senders)):
+        once = step(jnp.eye(6), *ends)
+        expected += [once, step(once, *ends)]
+    np.testing.assert_allclose(walks, np.stack(expected), rtol=1e-5, atol=1e-7)
+    shares = walks[[1, 3]].sum(axis=2)
+    np.testing.assert_allclose(shares[shares > 0], 1.0, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,11 @@ def masked_absolute(
 
 def batch_forecast(model: Model, params: Params, graph: jraph.GraphsTuple, windows: Window) -> Float[Array, "B P"]:
     """Forecasts of one region for a batch of windows, scaled."""
-    apply = jax.vmap(model.apply, in_axes=(None, None, 0, 0))
-    return apply(params, graph, windows.history, windows.covariates)[..., 0]
+    if model.apply_batch is None:
+        apply = jax.vmap(model.apply, in_axes=(None, None, 0, 0))
+        return apply(params, graph, windows.history, windows.covariates)[..., 0]
+    history, covariates = jnp.moveaxis(windows.history, 0, 2), jnp.moveaxis(windows.covariates, 0, 1)
+    return model.apply_batch(params, graph, history, covariates)[..., 0].T
 
 
 def anchor_loss(

@@ -5,8 +5,10 @@ Everything else in the library sees a model through this pair alone, so any pair
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.linen as nn
+import jax
 import jraph
 from jaxtyping import Array, Float
 
@@ -30,11 +32,35 @@ class Model(NamedTuple):
     [P, C]`, where `region_graph` is one padded `jraph.GraphsTuple` (centre first), history is [N, H, I] (scaled
     reading, observed, and the node's daily profile if that is a covariate), covariates are [H + P, F] (calendar, and
     the centre's profile), and the forecast is scaled. All state is in `params`.
+
+    A batch of windows goes through `vmap` of `apply`, or through `apply_batch` where a model has one: the same function
+    with the batch axis before the last, a layout in which time is sliced and nodes are mixed without a transpose.
     """
 
     name: str
     init: Callable[[Key, jraph.GraphsTuple, Float[Array, "N H I"], Float[Array, "HP F"]], Params]
     apply: Callable[[Params, jraph.GraphsTuple, Float[Array, "N H I"], Float[Array, "HP F"]], Float[Array, "P C"]]
+    apply_batch: (
+        Callable[[Params, jraph.GraphsTuple, Float[Array, "N H B I"], Float[Array, "HP B F"]], Float[Array, "P B C"]]
+        | None
+    ) = None
+
+
+def linen_model(name: str, module: nn.Module) -> Model:
+    """The pair of a Linen module whose `__call__(graph, history, covariates)` also takes batch axes before the last.
+
+    Args:
+      name: of the model.
+      module: all its variables are parameters.
+
+    Returns:
+      The pair, with the module itself as `apply_batch`.
+    """
+
+    def apply(params: Params, graph: jraph.GraphsTuple, history: jax.Array, covariates: jax.Array) -> Any:
+        return module.apply({"params": params}, graph, history, covariates)
+
+    return Model(name, lambda *arguments: module.init(*arguments)["params"], apply, apply)
 
 
 _REGISTRY: dict[str, Callable[[ModelSizes], Model]] = {}

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.errors import InputError
@@ -99,6 +99,12 @@ def edge_mask(graph: RegionGraph) -> Bool[Array, " E"]:
     return jnp.arange(graph.senders.shape[0], dtype=graph.n_edge.dtype) < graph.n_edge[0]
 
 
+def _one_hot(graph: RegionGraph, ends: Int[Array, " E"]) -> Float[Array, "E N"]:
+    # A product with these is a sum over edges: on a CPU a scatter is a loop, one edge after another.
+    numbers = jnp.arange(graph.nodes.shape[0], dtype=ends.dtype)
+    return (ends[:, None] == numbers[None, :]).astype(graph.edges.dtype)
+
+
 def centre_weights(graph: RegionGraph) -> Float[Array, " N"]:
     """Share of each node in what flows into the centre: D^-1 A of the centre's row, 0 for itself and for spare nodes.
 
@@ -108,10 +114,8 @@ def centre_weights(graph: RegionGraph) -> Float[Array, " N"]:
     Returns:
       float32 [N], non-negative, summing to 1, or all 0 where no edge enters the centre.
     """
-    into_centre = edge_mask(graph) & (graph.receivers == 0)
-    weights = jax.ops.segment_sum(
-        jnp.where(into_centre, graph.edges, 0.0), graph.senders, num_segments=graph.nodes.shape[0]
-    )
+    into_centre = jnp.where(edge_mask(graph) & (graph.receivers == 0), graph.edges, 0.0)
+    weights = into_centre @ _one_hot(graph, graph.senders)
     total = weights.sum()
     return weights / jnp.where(total > 0, total, 1.0)
 
@@ -127,9 +131,8 @@ def transition_matrices(graph: RegionGraph) -> tuple[Float[Array, "N N"], Float[
       second its share in what flows out of i. A row sums to 1, or is 0 where there is no such edge or the node is
       spare.
     """
-    num_nodes = graph.nodes.shape[0]
     weights = jnp.where(edge_mask(graph), graph.edges, 0.0)
-    into = jnp.zeros((num_nodes, num_nodes), weights.dtype).at[graph.receivers, graph.senders].add(weights)
+    into = (_one_hot(graph, graph.receivers) * weights[:, None]).T @ _one_hot(graph, graph.senders)
     walks = []
     for adjacency in (into, into.T):
         total = adjacency.sum(axis=1, keepdims=True)
@@ -138,11 +141,11 @@ def transition_matrices(graph: RegionGraph) -> tuple[Float[Array, "N N"], Float[
 
 
 def diffusion_walks(graph: RegionGraph, order: int) -> Float[Array, "S N N"]:
-    """No step, and 1 to `order` steps of the random walk in each direction: S = 1 + 2 x order matrices.
+    """1 to `order` steps of the random walk along the edges, then against them: S = 2 x order matrices.
 
     The supports of a diffusion convolution (Li et al., arXiv 1707.01926, eq. 2).
     """
-    walks = [jnp.eye(graph.nodes.shape[0], dtype=graph.edges.dtype)]
+    walks = []
     for step in transition_matrices(graph):
         walk = step
         for _ in range(order):

@@ -10,7 +10,7 @@ import jraph
 from jaxtyping import Array, Float
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models.layers import horizon_head, mix_nodes
+from gpdiff_jax.models.layers import SumDense, add_to_nodes, carry_nodes, dense, horizon_head
 from gpdiff_jax.models.protocol import Model, ModelSizes, linen_model, register_model
 from gpdiff_jax.regions import diffusion_walks
 
@@ -41,32 +41,42 @@ class DCRNN(nn.Module):
         seen, ahead = covariates[:length], covariates[length:]
         walks = diffusion_walks(graph, _ORDER)
         init = nn.initializers.lecun_normal()
-        to_gates = self.param("cell_gates", init, (walks.shape[0] * units, 2 * units))
-        to_candidate = self.param("cell_candidate", init, (walks.shape[0] * units, units))
+        num_parts = 1 + walks.shape[0]
+        kernels = {
+            "gates": self.param("cell_gates", init, (num_parts * units, 2 * units)),
+            "candidate": self.param("cell_candidate", init, (num_parts * units, units)),
+        }
+
+        def diffuse(x: jax.Array, name: str, *, at_centre: bool = False) -> jax.Array:
+            nodes = slice(0, 1 if at_centre else None)
+            kernel = kernels[name].reshape(num_parts, units, -1)
+            parts = [x[nodes], *carry_nodes(walks[:, nodes], x)]
+            rows = sum(part.reshape(-1, units) @ rows for part, rows in zip(parts, kernel, strict=True))
+            return rows.reshape(*parts[0].shape[:-1], -1)
 
         # What the inputs add to every gate does not wait for the state: it is made for all steps at once.
-        driven = nn.Dense(3 * units, name="cell_input")(mix_nodes(walks, history))
+        driven = SumDense(3 * units, name="cell_input")([history, *carry_nodes(walks, history)])
         if self.sizes.num_covariates:
-            driven = driven + nn.Dense(3 * units, use_bias=False, name="cell_covariates")(seen)[None]
+            driven = add_to_nodes(driven, dense(seen, 3 * units, name="cell_covariates", use_bias=False))
         driven = jnp.moveaxis(driven, 1, 0)
 
         def gates_of(state: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-            gates = jax.nn.sigmoid(inputs[..., : 2 * units] + mix_nodes(walks, state) @ to_gates)
+            gates = jax.nn.sigmoid(inputs[..., : 2 * units] + diffuse(state, "gates"))
             reset, update = jnp.split(gates, 2, axis=-1)
             return reset, update
 
         def step(state: jax.Array, inputs: jax.Array) -> tuple[jax.Array, None]:
             reset, update = gates_of(state, inputs)
-            candidate = jnp.tanh(inputs[..., 2 * units :] + mix_nodes(walks, reset * state) @ to_candidate)
+            candidate = jnp.tanh(inputs[..., 2 * units :] + diffuse(reset * state, "candidate"))
             return update * state + (1.0 - update) * candidate, None
 
-        # The state before the first step is zero, so that step mixes nothing.
+        # The state before the first step is zero, so that step carries nothing.
         update = jax.nn.sigmoid(driven[0, ..., units : 2 * units])
         state = (1.0 - update) * jnp.tanh(driven[0, ..., 2 * units :])
         state, _ = jax.lax.scan(step, state, driven[1 : length - 1])
         reset, update = gates_of(state, driven[-1])
-        centre = mix_nodes(walks[:, :1], reset * state)[0]
-        candidate = jnp.tanh(driven[-1, 0, ..., 2 * units :] + centre @ to_candidate)
+        remembered = diffuse(reset * state, "candidate", at_centre=True)[0]
+        candidate = jnp.tanh(driven[-1, 0, ..., 2 * units :] + remembered)
         state = update[0] * state[0] + (1.0 - update[0]) * candidate
         return horizon_head(self, state, ahead, hidden=self.hidden)
 

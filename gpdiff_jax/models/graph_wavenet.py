@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jraph
 from jaxtyping import Array, Float
 
-from gpdiff_jax.models.layers import horizon_head, mix_nodes
+from gpdiff_jax.models.layers import SumDense, TwoDense, carry_nodes, dense, horizon_head
 from gpdiff_jax.models.protocol import Model, ModelSizes, linen_model, register_model
 from gpdiff_jax.regions import diffusion_walks, node_mask
 
@@ -77,9 +77,9 @@ class GraphWaveNet(nn.Module):
         walks = diffusion_walks(graph, _ORDER)
         own_walk = self._adaptive_walk(graph, history) if self.adaptive else None
 
-        x = nn.Dense(self.channels, use_bias=False, name="input")(history)
+        x = dense(history, self.channels, name="input", use_bias=False)
         if self.sizes.num_covariates:
-            x = x + nn.Dense(self.channels, use_bias=False, name="input_covariates")(seen)[None]
+            x = x + dense(seen, self.channels, name="input_covariates", use_bias=False)[None]
         # Steps before the history are zero.
         missing = len(read[0]) - self.sizes.history
         x = jnp.pad(x, [(0, 0), (missing, 0), *[(0, 0)] * (x.ndim - 2)])
@@ -88,27 +88,26 @@ class GraphWaveNet(nn.Module):
             held, wanted = read[layer], read[layer + 1]
             now = _pick(x, held, wanted)
             pair = jnp.concatenate([_pick(x, held, [step + dilation for step in wanted]), now], axis=-1)
-            value, gate = jnp.split(nn.Dense(2 * self.channels, name=f"gate_{layer}")(pair), 2, axis=-1)
+            value, gate = TwoDense(self.channels, name=f"gate_{layer}")(pair)
             h = jnp.tanh(value) * jax.nn.sigmoid(gate)
             skips.append(h[0, -1])
             if layer == len(dilations) - 1:
                 break
             # What the last layer makes is read at the centre alone.
             nodes = slice(0, 1 if layer == len(dilations) - 2 else None)
-            mixed = mix_nodes(walks[:, nodes], h)
+            parts = [h[nodes], *carry_nodes(walks[:, nodes], h)]
             if own_walk is not None:
-                carried = jnp.einsum("...mn,nt...c->mt...c", own_walk[..., nodes, :], h)
-                mixed = jnp.concatenate([mixed, carried], axis=-1)
-            x = _normalise(now[nodes] + nn.Dense(self.channels, name=f"graph_{layer}")(mixed))
-        summed = nn.relu(nn.Dense(self.hidden, name="skip")(jnp.concatenate(skips, axis=-1)))
+                parts.append(jnp.einsum("...mn,nt...c->mt...c", own_walk[..., nodes, :], h))
+            x = _normalise(now[nodes] + SumDense(self.channels, name=f"graph_{layer}")(parts))
+        summed = nn.relu(dense(jnp.concatenate(skips, axis=-1), self.hidden, name="skip"))
         return horizon_head(self, summed, ahead, hidden=self.hidden)
 
     def _adaptive_walk(self, graph: jraph.GraphsTuple, history: Float[Array, "N H *B I"]) -> Float[Array, "*B N N"]:
         nodes = jnp.moveaxis(history, 1, -2)
         nodes = nodes.reshape(*nodes.shape[:-2], -1)
-        source = nn.Dense(self.adaptive, name="adaptive_source")(nodes)
+        source = dense(nodes, self.adaptive, name="adaptive_source")
         # A bias here would shift a whole row, which the softmax takes out again.
-        sink = nn.Dense(self.adaptive, use_bias=False, name="adaptive_sink")(nodes)
+        sink = dense(nodes, self.adaptive, name="adaptive_sink", use_bias=False)
         likeness = jnp.einsum("m...e,n...e->...mn", source, sink)
         return jax.nn.softmax(jnp.where(node_mask(graph), likeness, -jnp.inf), axis=-1)
 

@@ -4,12 +4,13 @@ STGCN (Yu, Yin, Zhu, "Spatio-Temporal Graph Convolutional Networks", arXiv 1709.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import jraph
 from jaxtyping import Array, Float
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models.layers import gated_linear, horizon_head, unfold
+from gpdiff_jax.models.layers import TwoDense, add_to_nodes, dense, horizon_head, unfold
 from gpdiff_jax.models.protocol import Model, ModelSizes, linen_model, register_model
 from gpdiff_jax.regions import centre_weights
 
@@ -39,17 +40,19 @@ class STGCN(nn.Module):
     ) -> Float[Array, "P *B 1"]:
         """Returns the scaled forecast of the centre."""
         seen, ahead = covariates[: self.sizes.history], covariates[self.sizes.history :]
-        x = nn.Dense(2 * self.channels, name="gate_in")(unfold(history, _KERNEL, axis=1))
+        value, gate = TwoDense(self.channels, name="gate_in")(unfold(history, _KERNEL, axis=1))
         if self.sizes.num_covariates:
             # The nodes of a region graph share their clock: its part of the convolution is made once, not per node.
-            clock = nn.Dense(2 * self.channels, use_bias=False, name="gate_in_covariates")
-            x = x + clock(unfold(seen, _KERNEL, axis=0))[None]
-        x = gated_linear(x)
-        flow = jnp.tensordot(centre_weights(graph), x, axes=1)
-        x = nn.relu(nn.Dense(self.bottleneck, name="graph")(jnp.concatenate([x[0], flow], axis=-1)))
-        x = gated_linear(nn.Dense(2 * self.channels, name="gate_mid")(unfold(x, _KERNEL, axis=0)))
-        last = nn.Dense(2 * self.channels, name="gate_out")(unfold(x, min(_KERNEL, x.shape[0]), axis=0))
-        features = jnp.concatenate(list(gated_linear(last)), axis=-1)
+            clock = TwoDense(self.channels, use_bias=False, name="gate_in_covariates")
+            more_value, more_gate = clock(unfold(seen, _KERNEL, axis=0))
+            value, gate = add_to_nodes(value, more_value), add_to_nodes(gate, more_gate)
+        x = value * jax.nn.sigmoid(gate)
+        flow = (centre_weights(graph) @ x.reshape(x.shape[0], -1)).reshape(x.shape[1:])
+        x = nn.relu(dense(jnp.concatenate([x[0], flow], axis=-1), self.bottleneck, name="graph"))
+        for name in ("gate_mid", "gate_out"):
+            value, gate = TwoDense(self.channels, name=name)(unfold(x, min(_KERNEL, x.shape[0]), axis=0))
+            x = value * jax.nn.sigmoid(gate)
+        features = jnp.concatenate(list(x), axis=-1)
         return horizon_head(self, features, ahead, hidden=self.hidden)
 
 

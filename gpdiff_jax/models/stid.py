@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jraph
 from jaxtyping import Array, Float
 
-from gpdiff_jax.models.layers import horizon_head
+from gpdiff_jax.models.layers import dense, horizon_head
 from gpdiff_jax.models.protocol import Model, ModelSizes, linen_model, register_model
 
 
@@ -38,10 +38,10 @@ class STID(nn.Module):
         del graph
         last_seen, ahead = covariates[self.sizes.history - 1], covariates[self.sizes.history :]
         inputs = jnp.concatenate([*history[0], last_seen], axis=-1)
-        x = nn.relu(nn.Dense(self.width, name="embedding")(inputs))
+        x = nn.relu(dense(inputs, self.width, name="embedding"))
         for layer in range(self.layers):
-            inner = nn.relu(nn.Dense(self.width, name=f"encoder_{layer}_in")(x))
-            x = x + nn.Dense(self.width, use_bias=False, name=f"encoder_{layer}_out")(inner)
+            inner = nn.relu(dense(x, self.width, name=f"encoder_{layer}_in"))
+            x = x + dense(inner, self.width, name=f"encoder_{layer}_out", use_bias=False)
         return horizon_head(self, x, ahead, hidden=self.hidden)
 
 

@@ -9,7 +9,7 @@ from experiments.run_folder import write_csv, write_json, write_npz
 from experiments.stages import METHODS, Run, method_forecast
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.evaluate import MethodForecast, observed_truth, window_start_names
-from gpdiff_jax.hypernetwork import zoo_tokens
+from gpdiff_jax.hypernetwork import best_tokens
 from gpdiff_jax.metrics import REGION_COLUMNS, method_entry, region_rows
 from gpdiff_jax.report import render_report
 from gpdiff_jax.tokens import to_tokens
@@ -129,7 +129,7 @@ def _report_arrays(run: Run) -> dict[str, np.ndarray]:
     city, layout = run.target_cities[0], run.hypernetwork.codec.layout
     codec = run.hypernetwork.codec
     spread, base = np.asarray(codec.spread), np.asarray(codec.base)
-    zoo = ((zoo_tokens(run.zoo, layout)[:, 0] - base) / spread).reshape(run.zoo.num_regions, -1)
+    zoo = ((best_tokens(run.zoo, layout) - base) / spread).reshape(run.zoo.num_regions, -1)
     centre = zoo.mean(axis=0)
     _, singular, axes = np.linalg.svd(zoo - centre, full_matrices=False)
     generated = jax.vmap(jax.vmap(lambda params: to_tokens(layout, params)))(run.generated[0])

@@ -7,6 +7,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
 from absl import flags
 
 from gpdiff_jax.adapt import AdaptConfig
@@ -15,13 +16,14 @@ from gpdiff_jax.cities import SimulationConfig
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.harvest import HarvestConfig
 from gpdiff_jax.hypernetwork import GenerateConfig
-from gpdiff_jax.models import model_names
+from gpdiff_jax.models import load_model_file, model_names
+from gpdiff_jax.region_training import HarvestConfig
 from gpdiff_jax.regions import PICKS
 from gpdiff_jax.sources import SCALINGS, DataConfig
 
 PRESETS = ("tiny", "demo", "small")
+_MANY_REGIONS = 64  # fine-tuned side by side where the harvest measures how many
 
 flags.DEFINE_string("data_dir", None, "folder with one NAME.npz per city; without it, cities are simulated")
 flags.DEFINE_list("sources", None, "names of the source cities, separated by commas; needs --data_dir")
@@ -30,7 +32,11 @@ flags.DEFINE_integer("interval_minutes", 60, "common interval that every city is
 flags.DEFINE_integer("support_days", 3, "visible days of the target city, right before its test span", 1, 365)
 flags.DEFINE_enum("covariates", "profile", ["none", "calendar", "profile"], "what a forecaster sees beside the history")
 flags.DEFINE_string("channels", "first", "first, each, or the name of a channel")
-flags.DEFINE_enum("model", "stgcn", list(model_names()), "the forecaster to harvest and generate")
+flags.DEFINE_string(
+    "model",
+    "stgcn",
+    f"the forecaster to harvest and generate: {', '.join(model_names())}, or a Python file that registers one",
+)
 flags.DEFINE_integer("seed", 0, "seed of everything random", 0, 2**31 - 1)
 flags.DEFINE_enum(
     "preset",
@@ -40,7 +46,7 @@ flags.DEFINE_enum(
     "default for simulated cities, small with --data_dir",
 )
 flags.DEFINE_string("out_dir", "runs/transfer", "folder of the run; a run that it holds is continued")
-flags.DEFINE_integer("history", 12, "steps that a forecaster sees", 7, 1000)
+flags.DEFINE_integer("history", 12, "steps that a forecaster sees", 1, 1000)
 flags.DEFINE_integer("horizon", 6, "steps that it forecasts", 1, 1000)
 flags.DEFINE_integer("max_neighbours", 8, "most neighbours in a region graph", 0, 1000)
 flags.DEFINE_enum("pick_neighbours", "weight", list(PICKS), "which neighbours a crowded region keeps")
@@ -50,7 +56,15 @@ flags.DEFINE_integer("base_steps", None, "training steps of the pooled base; the
 flags.DEFINE_integer("region_steps", None, "most training steps of a region; the preset's if not given", 1)
 flags.DEFINE_integer("pretrain_steps", None, "training steps of the generator; the preset's if not given", 1)
 flags.DEFINE_integer("adapt_steps", None, "most fine-tuning steps; the preset's if not given", 1)
-flags.DEFINE_integer("regions_per_batch", 1, "regions trained side by side: 1 suits a CPU, many an accelerator", 1)
+flags.DEFINE_integer("harvest_seeds", 1, "times that every region is trained, with other batches", 1, 1000)
+flags.DEFINE_integer("data_windows", 1, "stretches of its training span, on each of which a region is trained", 1, 1000)
+flags.DEFINE_integer(
+    "regions_per_batch",
+    None,
+    "regions trained side by side: 1 suits a CPU, many an accelerator; 0 measures it for the harvest; not given, 1 on "
+    "a CPU and measured elsewhere",
+    0,
+)
 flags.DEFINE_float("guidance", 1.0, "0 ignores the prompt, 1 follows it, more exaggerates it", 0.0, 10.0)
 flags.DEFINE_float("functional_weight", None, "weight of the functional loss; the preset's if not given", 0.0)
 flags.DEFINE_bool("refit", True, "after the choice on the validation day, fine-tune on all support days")
@@ -161,19 +175,35 @@ def settings_from_flags() -> Settings:
         variants=preset["variants"],
         scaling=values.scaling,
     )
-    adapt = {"steps": values.adapt_steps, "refit": values.refit, "regions_per_batch": values.regions_per_batch}
+    model = load_model_file(values.model) if values.model.endswith(".py") else values.model
+    if model not in model_names():
+        raise InputError(f"--model must be one of {', '.join(model_names())}, or a .py file, got {model!r}")
+    side_by_side = values.regions_per_batch
+    if side_by_side is None:
+        side_by_side = 1 if jax.default_backend() == "cpu" else 0
+    adapt = {
+        "steps": values.adapt_steps,
+        "refit": values.refit,
+        "regions_per_batch": side_by_side or _MANY_REGIONS,
+    }
     return Settings(
         data_dir=None if values.data_dir is None else str(pathlib.Path(values.data_dir)),
         sources=sources,
         target=target,
         interval_minutes=values.interval_minutes,
         channels=values.channels,
-        model=values.model,
+        model=model,
         seed=values.seed,
         simulation=simulation,
         data=data,
         base=_replace(preset["base"], steps=values.base_steps),
-        harvest=_replace(preset["harvest"], steps=values.region_steps, regions_per_batch=values.regions_per_batch),
+        harvest=_replace(
+            preset["harvest"],
+            steps=values.region_steps,
+            regions_per_batch=side_by_side,
+            seeds=values.harvest_seeds,
+            data_windows=values.data_windows,
+        ),
         pretrain=_replace(preset["pretrain"], steps=values.pretrain_steps, functional_weight=values.functional_weight),
         generate=_replace(preset["generate"], samples=values.samples, guidance=values.guidance),
         adapt=_replace(preset["adapt"], **adapt),

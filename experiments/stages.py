@@ -27,13 +27,14 @@ from gpdiff_jax.checkpoint import load_arrays, save_arrays
 from gpdiff_jax.cities import City, find_cities, resample, select_channels, simulate_cities
 from gpdiff_jax.compilation_cache import enable_compilation_cache
 from gpdiff_jax.evaluate import MethodForecast, few_shot, zero_shot
-from gpdiff_jax.harvest import harvest_regions, make_zoo
+from gpdiff_jax.harvest import harvest_zoo
 from gpdiff_jax.hypernetwork import Hypernetwork, pretrain
 from gpdiff_jax.models import Model, make_model
+from gpdiff_jax.parallel import use_every_core
 from gpdiff_jax.progress import LogWriter, stage
 from gpdiff_jax.sources import Sources, Target, prepare_sources, prepare_targets
 from gpdiff_jax.typing import Key, Params
-from gpdiff_jax.zoo import ParameterZoo, load_zoo, save_zoo
+from gpdiff_jax.zoo import ParameterZoo, load_zoo
 
 METHODS = (
     "historical_average",
@@ -124,7 +125,7 @@ def open_run(settings: Settings, out_dir: str) -> Run:
     sources = [city for channels in chosen[:-1] for city in channels]
     run = Run(settings, pathlib.Path(out_dir).absolute(), sources, chosen[-1])
     # Both are checked before the first minute of training.
-    _ = run.targets, run.sources
+    _ = run.targets, run.sources, run.model
     open_run_folder(out_dir, settings, [*run.source_cities, *run.target_cities])
     for city, target in zip(run.target_cities, run.targets, strict=True):
         for node in target.silent:
@@ -149,6 +150,7 @@ def stage_main(show: Callable[[Run], None]) -> Callable[[list[str]], None]:
 
     def main(argv: list[str]) -> None:
         del argv
+        use_every_core()
         enable_compilation_cache()
         show(open_run(settings_from_flags(), flags.FLAGS.out_dir))
 
@@ -183,12 +185,8 @@ def _harvest_stage(run: Run) -> ParameterZoo:
         return load_zoo(folder, run.sources)
     base = run.base
     with _logged(run, "harvest", run.sources.num_regions) as report:
-        harvested = harvest_regions(
-            run.model, run.sources, base, run.settings.harvest, key=run.key("harvest"), progress=report
-        )
-    zoo = make_zoo(run.model, run.sources, base, harvested)
-    save_zoo(folder, zoo)
-    return zoo
+        config, key = run.settings.harvest, run.key("harvest")
+        return harvest_zoo(run.model, run.sources, base, config, key=key, folder=folder, progress=report)
 
 
 def _pretrain_stage(run: Run) -> Hypernetwork:

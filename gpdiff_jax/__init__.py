@@ -18,10 +18,19 @@ from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.forecasts import forecast
-from gpdiff_jax.harvest import HarvestConfig, harvest
+from gpdiff_jax.harvest import harvest
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork, RegionParameters, pretrain
-from gpdiff_jax.models import Model, ModelSizes, make_model, model_names, register_model
+from gpdiff_jax.models import (
+    Model,
+    ModelSizes,
+    linen_model,
+    load_model_file,
+    make_model,
+    model_names,
+    register_model,
+)
 from gpdiff_jax.prompts.prompt import Prompts, prompts
+from gpdiff_jax.region_training import HarvestConfig
 from gpdiff_jax.report import render_report
 from gpdiff_jax.sources import DataConfig
 from gpdiff_jax.zoo import ParameterZoo, load_zoo, save_zoo
@@ -48,7 +57,9 @@ __all__ = [
     "find_cities",
     "forecast",
     "harvest",
+    "linen_model",
     "load_city",
+    "load_model_file",
     "load_zoo",
     "make_model",
     "model_names",

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from gpdiff_jax.cities.windows import draw_windows, gather_source
+from gpdiff_jax.cities.series import SeriesBank
+from gpdiff_jax.cities.windows import StartTable, draw_windows, gather_source
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.loss import batch_forecast, masked_absolute, masked_huber
 from gpdiff_jax.models.protocol import Model, ModelSizes
 from gpdiff_jax.optimisers import clipped_adam
-from gpdiff_jax.sources import Sources
+from gpdiff_jax.sources import SourceRegion, Sources
 from gpdiff_jax.typing import Key, Params
 
 
@@ -36,13 +37,14 @@ class BaseConfig:
                 raise InputError(f"`{field.name}` must be above 0, got {getattr(self, field.name)}")
 
 
-def validation_error(model: Model, params: Params, sources: Sources, region: Int[Array, ""]) -> Float[Array, ""]:
+def validation_error(
+    model: Model, params: Params, bank: SeriesBank, table: StartTable, region: SourceRegion
+) -> Float[Array, ""]:
     """Mean absolute error of one region's parameters on its validation windows, scaled."""
-    graph = jax.tree.map(lambda leaf: leaf[region], sources.graphs)
     # A fixed key: every evaluation of a region sees the same variants.
-    key = jax.random.fold_in(jax.random.key(0), sources.region_ids[region])
-    windows = gather_source(sources.bank, sources.train, graph.nodes, sources.validation_starts[region], key=key)
-    return masked_absolute(batch_forecast(model, params, graph, windows), windows.target, windows.mask)
+    key = jax.random.fold_in(jax.random.key(0), region.region_id)
+    windows = gather_source(bank, table, region.graph.nodes, region.validation_starts, key=key)
+    return masked_absolute(batch_forecast(model, params, region.graph, windows), windows.target, windows.mask)
 
 
 def initial_params(model: Model, graphs: jraph.GraphsTuple, sizes: ModelSizes, *, key: Key) -> Params:
@@ -124,7 +126,8 @@ def train_base(
 
     @jax.jit
     def evaluate(params: Params, sources: Sources) -> jax.Array:
-        errors = jax.lax.map(lambda r: validation_error(model, params, sources, r), jnp.arange(sources.num_regions))
+        measure = partial(validation_error, model, params, sources.bank, sources.train)
+        errors = jax.lax.map(measure, sources.regions)
         return (errors * odds).sum() / odds.sum()
 
     opt_state = optimiser.init(params)

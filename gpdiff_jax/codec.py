@@ -15,8 +15,6 @@ from jaxtyping import Array, Float
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.tokens import TokenLayout, from_tokens
 
-_MOST_ROWS = 2048
-
 
 @dataclasses.dataclass(frozen=True)
 class CodecConfig:
@@ -111,7 +109,7 @@ def fit_codec(
       components: most components per layer; 0 for none.
 
     Returns:
-      The codec. At most 2048 evenly spaced vectors enter the principal components.
+      The codec.
     """
     share = weights / weights.sum()
     differences = tokens - base
@@ -123,10 +121,9 @@ def fit_codec(
     spread = np.where(mask > 0, np.sqrt(np.asarray(per_layer)[layer])[:, None] + 1e-8, 1.0)
     basis = []
     if components:
-        rows = np.linspace(0, len(tokens) - 1, min(len(tokens), _MOST_ROWS)).round().astype(int)
-        scale = np.sqrt(share[rows] / share[rows].sum())[:, None]
+        scale = np.sqrt(share)[:, None]
         basis = [
-            _directions(scale * deviations[rows][:, layer == k].reshape(len(rows), -1), components)
+            _directions(scale * deviations[:, layer == k].reshape(len(tokens), -1), components)
             for k in range(len(layout.layers))
         ]
     return Codec(

@@ -1,163 +1,221 @@
 """In: source cities and a model. Out: the parameter zoo, a few vectors per region, each grown from one pooled base.
 
-The region axis is added here, by `lax.map` over compiled per-region training.
+The region axis is added here: regions of like size in buckets, buckets in chunks, a chunk spread over the devices.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+import hashlib
+import itertools
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
-from gpdiff_jax.base import BaseConfig, initial_params, train_base, validation_error
+from gpdiff_jax.base import BaseConfig, train_base
 from gpdiff_jax.cities.city import City
-from gpdiff_jax.cities.windows import draw_unseen, draw_windows
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models.loss import anchor_loss, batch_forecast, masked_huber
-from gpdiff_jax.models.protocol import Model, make_model
-from gpdiff_jax.optimisers import clipped_adam
-from gpdiff_jax.sources import DataConfig, Sources, prepare_sources
-from gpdiff_jax.typing import Key, Params
-from gpdiff_jax.zoo import ParameterZoo
+from gpdiff_jax.models.protocol import Model, ModelSizes, make_model
+from gpdiff_jax.parallel import PendingRows, RowSpread
+from gpdiff_jax.region_training import HarvestConfig, HarvestedRegion, SharedData, make_region_trainer
+from gpdiff_jax.regions import trim_graphs
+from gpdiff_jax.sources import DataConfig, SourceRegion, Sources, prepare_sources
+from gpdiff_jax.typing import Device, Key, Params
+from gpdiff_jax.zoo import (
+    ParameterZoo,
+    StoredVectors,
+    finish_zoo,
+    finished_chunks,
+    load_chunk,
+    make_zoo,
+    partial_folder,
+    save_chunk,
+)
 
-INITS = ("pooled", "shared", "random")
+_MOST_BUCKETS = 3
+_WORTHWHILE = 0.15  # of the work, saved by one more bucket, which costs one more compilation
 
 
-@dataclasses.dataclass(frozen=True)
-class HarvestConfig:
-    """How the regions are trained, one by one.
+class Chunk(NamedTuple):
+    """Regions that are trained by one call of one compiled program."""
 
-    `init` says where a region starts: "pooled" the base trained on all regions, "shared" one random draw for all,
-    "random" a draw of its own. `regions_per_batch` regions are trained side by side: 1 suits a CPU's cache, many an
-    accelerator. A region stops after `patience` evaluations without a better validation error and keeps its best
-    `snapshots`. What is evaluated and kept is a running average of the parameters over about 1 / (1 - `averaging`)
-    steps. Where a city shows no weekend at all (or no weekday), `anchor_windows` windows a step hold the region to what
-    its start says of such days, which its own readings would let drift; 0 lets it. That takes profile covariates:
-    without them the start knows nothing of the region that is worth holding to.
+    index: int
+    rows: Int[np.ndarray, " X"]  # numbers of the regions
+    num_nodes: int  # N of their graphs, cut to the largest of the bucket
+    num_edges: int
+
+
+def size_buckets(sizes: Int[np.ndarray, " R"], most: int = _MOST_BUCKETS) -> list[int]:
+    """Widths to which graphs are padded, so that one hub does not pad them all.
+
+    Args:
+      sizes: nodes of every region graph.
+      most: most buckets.
+
+    Returns:
+      At most so many widths, in order; each but the largest saves a worthwhile share of all padded nodes.
     """
-
-    init: str = "pooled"
-    steps: int = 240
-    windows: int = 32
-    learning_rate: float = 1e-3
-    evaluate_every: int = 40
-    patience: int = 2
-    snapshots: int = 3
-    averaging: float = 0.97
-    anchor_windows: int = 8
-    regions_per_batch: int = 1
-
-    def __post_init__(self) -> None:
-        if self.init not in INITS:
-            raise InputError(f"`init` must be one of {', '.join(INITS)}, got {self.init!r}")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name not in ("init", "anchor_windows") and value <= 0:
-                raise InputError(f"`{field.name}` must be above 0, got {value}")
-        if not self.averaging < 1:
-            raise InputError(f"`averaging` must be below 1, got {self.averaging}")
-        if self.steps % self.evaluate_every or self.steps < self.snapshots * self.evaluate_every:
-            raise InputError(
-                f"the steps of a region (={self.steps}) must be a multiple of {self.evaluate_every}, after which each "
-                f"snapshot is taken, and at least {self.snapshots * self.evaluate_every} for {self.snapshots} snapshots"
-            )
+    widths = np.unique(sizes)
+    chosen, cost = (widths[-1],), int(widths[-1]) * len(sizes)
+    for count in range(2, min(most, len(widths)) + 1):
+        options = [(*some, widths[-1]) for some in itertools.combinations(widths[:-1], count - 1)]
+        costs = [int(np.asarray(option)[np.searchsorted(option, sizes)].sum()) for option in options]
+        if min(costs) > (1.0 - _WORTHWHILE) * cost:
+            break
+        chosen, cost = options[int(np.argmin(costs))], min(costs)
+    return [int(width) for width in chosen]
 
 
-class HarvestedRegion(NamedTuple):
-    """The best snapshots of one region, best first; stacked on a leading axis R for many."""
+def plan_chunks(sources: Sources, size: int) -> list[Chunk]:
+    """Which regions are trained together.
 
-    params: Params  # [S, ...]
-    validation_mae: jax.Array  # float32 [S], scaled
-    step: jax.Array  # int32 [S], training steps behind the snapshot
-    start_mae: jax.Array  # float32 [], the validation error of where it started
+    Args:
+      sources: the source regions.
+      size: most regions per chunk.
+
+    Returns:
+      The chunks, every region in exactly one; within a bucket in the order of the regions.
+    """
+    nodes, edges = (np.asarray(count)[:, 0] for count in (sources.graphs.n_node, sources.graphs.n_edge))
+    widths, chunks = size_buckets(nodes), []
+    bucket = np.searchsorted(widths, nodes)
+    for index in range(len(widths)):
+        rows = np.flatnonzero(bucket == index)
+        most = (int(nodes[rows].max()) + 1, int(edges[rows].max()) + 1)  # one spare, which padded edges join
+        # Chunks of one bucket are of one size, up to one region.
+        for part in np.array_split(rows, -(-len(rows) // size)):
+            chunks.append(Chunk(len(chunks), part, *most))
+    return chunks
 
 
-def make_region_trainer(
-    model: Model, sources: Sources, config: HarvestConfig, *, key: Key
-) -> Callable[[Params, Int[Array, ""]], HarvestedRegion]:
-    """Makes the pure function that trains one region.
+def harvest_chunks(
+    model: Model,
+    sources: Sources,
+    base: Params,
+    config: HarvestConfig,
+    chunks: Sequence[Chunk],
+    *,
+    key: Key,
+    devices: Sequence[Device] | None = None,
+) -> Iterator[tuple[Chunk, HarvestedRegion]]:
+    """Trains the regions of the given chunks; while one is handed over, the next is in work.
 
     Args:
       model: the forecaster.
       sources: the source regions.
-      config: steps and sizes.
-      key: the harvest's key; a region's own is folded in from its stable id, so its result depends on nothing else.
+      base: the pooled base.
+      config: steps and sizes; `regions_per_batch` above 0.
+      chunks: of `plan_chunks`; all are filled up to the size of the largest of their bucket, so that one compiled
+        program serves them.
+      key: random key of the harvest.
+      devices: to spread a chunk over; None for all local ones.
+
+    Yields:
+      A chunk, and the result of its regions on the host, leaves [X, M, ...].
+
+    Raises:
+      InputError: the stretches of a city's training span are too many for its windows.
+      FloatingPointError: a region's validation error is not finite; names the region.
+    """
+    short = np.asarray(sources.train.count)[np.asarray(sources.graphs.nodes)[:, 0]] < config.data_windows
+    if short.any():
+        name = sources.names[int(np.flatnonzero(short)[0])]
+        raise InputError(f"`data_windows` (={config.data_windows}) is more than the windows of {name!r}; ask for fewer")
+    start_key, train_key = jax.random.split(key)
+    shared = SharedData(sources.bank, sources.train, base, start_key, train_key)
+
+    spread = RowSpread(_make_train_rows(model, sources.sizes, config), shared, devices)
+    # On the host, where a chunk is cut out without a program of its own.
+    regions: SourceRegion = jax.tree.map(np.asarray, sources.regions)
+    largest = {chunk[2:]: max(len(c.rows) for c in chunks if c[2:] == chunk[2:]) for chunk in chunks}
+    pending: tuple[Chunk, PendingRows] | None = None
+    for chunk in chunks:
+        filled = np.minimum(np.arange(largest[chunk[2:]]), len(chunk.rows) - 1)
+        cut: SourceRegion = jax.tree.map(lambda leaf, rows=chunk.rows[filled]: leaf[rows], regions)
+        cut = cut._replace(graph=trim_graphs(cut.graph, chunk.num_nodes, chunk.num_edges))
+        started = (chunk, spread(cut))
+        if pending is not None:
+            yield _finished(*pending, sources.names)
+        pending = started
+    if pending is not None:
+        yield _finished(*pending, sources.names)
+
+
+@functools.cache
+def _make_train_rows(
+    model: Model, sizes: ModelSizes, config: HarvestConfig
+) -> Callable[[SharedData, SourceRegion], HarvestedRegion]:
+    train = make_region_trainer(model, sizes, config)
+
+    def train_rows(shared: SharedData, regions: SourceRegion) -> HarvestedRegion:
+        # A batch of one would still be a batch, with batched products, which are slower.
+        batch_size = config.regions_per_batch if config.regions_per_batch > 1 else None
+        return jax.lax.map(lambda region: train(shared, region), regions, batch_size=batch_size)
+
+    return train_rows
+
+
+def _finished(chunk: Chunk, pending: PendingRows, names: Sequence[str]) -> tuple[Chunk, HarvestedRegion]:
+    result: HarvestedRegion = jax.tree.map(lambda leaf: leaf[: len(chunk.rows)], pending.read())
+    broken = ~np.isfinite(result.validation_mae).all(axis=1)
+    if broken.any():
+        name = names[int(chunk.rows[np.flatnonzero(broken)[0]])]
+        raise FloatingPointError(f"the validation error of region {name!r} is not finite; lower the learning rate")
+    return chunk, result
+
+
+def measure_regions_per_batch(
+    model: Model,
+    sources: Sources,
+    base: Params,
+    config: HarvestConfig,
+    *,
+    candidates: Sequence[int] = (1, 8, 64, 256),
+    devices: Sequence[Device] | None = None,
+) -> int:
+    """Trains a few steps with each number of regions side by side and returns the fastest per region.
+
+    Args:
+      model: the forecaster.
+      sources: the source regions.
+      base: the pooled base.
+      config: of the harvest.
+      candidates: numbers of regions to try; those above the number of regions are left out.
+      devices: see `harvest_chunks`.
 
     Returns:
-      `train(start, region) -> HarvestedRegion`.
+      One of the candidates.
     """
-    optimiser = clipped_adam(config.learning_rate)
-
-    def train(start: Params, region: Int[Array, ""]) -> HarvestedRegion:
-        graph = jax.tree.map(lambda leaf: leaf[region], sources.graphs)
-        region_key = jax.random.fold_in(key, sources.region_ids[region])
-
-        def loss_fn(params: Params, key: Key) -> jax.Array:
-            data_key, unseen_key = jax.random.split(key)
-            windows = draw_windows(sources.bank, sources.train, graph.nodes, config.windows, key=data_key)
-            loss = masked_huber(batch_forecast(model, params, graph, windows), windows.target, windows.mask)
-            if not config.anchor_windows or not sources.bank.has_profile:
-                return loss
-            unseen = draw_unseen(sources.bank, sources.train, graph.nodes, config.anchor_windows, key=unseen_key)
-            return loss + anchor_loss(model, params, start, graph, unseen)
-
-        def update(carry: tuple, index: jax.Array) -> tuple:
-            params, average, opt_state = carry
-            grads = jax.grad(loss_fn)(params, jax.random.fold_in(region_key, index))
-            updates, opt_state = optimiser.update(grads, opt_state, params)
-            params = optax.apply_updates(params, updates)
-            # What the last few batches happened to hold is noise to the generator.
-            average = optax.incremental_update(params, average, 1.0 - config.averaging)
-            return (params, average, opt_state), None
-
-        def unfinished(carry: tuple) -> jax.Array:
-            step, stale, *_ = carry
-            return (step < config.steps) & ((stale < config.patience) | (kept_so_far(carry) < config.snapshots))
-
-        def kept_so_far(carry: tuple) -> jax.Array:
-            return jnp.isfinite(carry[4]).sum()
-
-        def advance(carry: tuple) -> tuple:
-            step, stale, training, kept, errors, steps = carry
-            indices = step + jnp.arange(config.evaluate_every)
-            training, _ = jax.lax.scan(update, training, indices)
-            params = training[1]
-            step = step + config.evaluate_every
-            error = validation_error(model, params, sources, region)
-            stale = jnp.where(error < errors.min(), 0, stale + 1)
-            worst = jnp.argmax(errors)
-            better = error < errors[worst]
-            kept = jax.tree.map(lambda all_, new: jnp.where(better, all_.at[worst].set(new), all_), kept, params)
-            errors = jnp.where(better, errors.at[worst].set(error), errors)
-            steps = jnp.where(better, steps.at[worst].set(step), steps)
-            return step, stale, training, kept, errors, steps
-
-        kept = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (config.snapshots, *leaf.shape)), start)
-        empty = (jnp.full((config.snapshots,), jnp.inf), jnp.zeros((config.snapshots,), jnp.int32))
-        zero = jnp.zeros((), jnp.int32)
-        carry = (zero, zero, (start, start, optimiser.init(start)), kept, *empty)
-        *_, kept, errors, steps = jax.lax.while_loop(unfinished, advance, carry)
-        order = jnp.argsort(errors)
-        start_error = validation_error(model, start, sources, region)
-        return HarvestedRegion(jax.tree.map(lambda leaf: leaf[order], kept), errors[order], steps[order], start_error)
-
-    return train
+    seconds = {}
+    num_devices = len(jax.local_devices() if devices is None else devices)
+    for count in candidates:
+        if count > max(1, sources.num_regions // num_devices):
+            break
+        short = dataclasses.replace(config, steps=20, evaluate_every=20, snapshots=1, regions_per_batch=count)
+        chunk = plan_chunks(sources, count * num_devices)[-1]
+        for _ in range(2):  # the first call compiles
+            begin = time.perf_counter()
+            list(harvest_chunks(model, sources, base, short, [chunk], key=jax.random.key(0), devices=devices))
+            seconds[count] = (time.perf_counter() - begin) / len(chunk.rows)
+    return min(seconds, key=lambda count: seconds[count])
 
 
-def harvest_regions(
+def harvest_zoo(
     model: Model,
     sources: Sources,
     base: Params,
     config: HarvestConfig,
     *,
     key: Key,
-    chunk: int = 32,
+    folder: pathlib.Path | None = None,
+    chunk: int = 64,
+    devices: Sequence[Device] | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
-) -> HarvestedRegion:
+) -> ParameterZoo:
     """Trains every region on its own, from the start that `config.init` names.
 
     Args:
@@ -166,69 +224,74 @@ def harvest_regions(
       base: the pooled base.
       config: steps and sizes.
       key: random key.
+      folder: where the zoo is written, chunk by chunk; a harvest that was stopped goes on after the last chunk that it
+        wrote, with the same result. None keeps the zoo in memory.
       chunk: regions per call of the compiled program; progress is reported after each.
+      devices: see `harvest_chunks`.
       progress: called with (regions done, metrics).
 
     Returns:
-      The snapshots of all regions on the host, stacked: leaves [R, S, ...].
+      The zoo, with the sources attached.
 
     Raises:
-      FloatingPointError: a region's validation error is not finite; names the region.
+      InputError: see `harvest_chunks`; or the folder holds chunks of another harvest, or a damaged one.
+      FloatingPointError: see `harvest_chunks`.
     """
-    start_key, train_key = jax.random.split(key)
-
-    # Sources, base and keys are arguments: closed over, they would be written into the program as constants.
-    @jax.jit
-    def train_chunk(
-        sources: Sources, base: Params, start_key: Key, train_key: Key, regions: Int[Array, " R"]
-    ) -> HarvestedRegion:
-        train = make_region_trainer(model, sources, config, key=train_key)
-
-        def start_of(region: Int[Array, ""]) -> Params:
-            if config.init == "pooled":
-                return base
-            own = jax.random.fold_in(start_key, sources.region_ids[region]) if config.init == "random" else start_key
-            return initial_params(model, sources.graphs, sources.sizes, key=own)
-
-        return jax.lax.map(lambda r: train(start_of(r), r), regions, batch_size=config.regions_per_batch)
-
-    chunk = min(max(chunk, config.regions_per_batch), sources.num_regions)
-    done: list[HarvestedRegion] = []
-    for first in range(0, sources.num_regions, chunk):
-        # The last chunk is filled up with repeats, so that one compiled program serves all.
-        regions = np.minimum(np.arange(first, first + chunk), sources.num_regions - 1)
-        real = min(chunk, sources.num_regions - first)
-        trained = train_chunk(sources, base, start_key, train_key, jnp.asarray(regions))
-        result = jax.tree.map(lambda leaf, n=real: np.asarray(leaf)[:n], trained)
-        broken = ~np.isfinite(result.validation_mae).all(axis=1)
-        if broken.any():
-            name = sources.names[first + int(np.flatnonzero(broken)[0])]
-            raise FloatingPointError(f"the validation error of region {name!r} is not finite; lower the learning rate")
-        done.append(result)
+    plan = plan_chunks(sources, chunk)
+    results: dict[int, HarvestedRegion] = {}
+    if folder is not None:
+        for index in sorted(finished_chunks(folder)):
+            result, facts = load_chunk(folder, index)
+            results[index] = result._replace(params={})  # what lies on disk need not stay in memory
+            if config.regions_per_batch == 0:
+                config = dataclasses.replace(config, regions_per_batch=facts["regions_per_batch"])
+            if facts["of"] != _fingerprint(model, sources, base, config, plan, key):
+                place = str(partial_folder(folder))
+                raise InputError(f"{place!r} holds chunks of another harvest; delete it or choose another folder")
+    if config.regions_per_batch == 0:
+        chosen = measure_regions_per_batch(model, sources, base, config, devices=devices)
+        config = dataclasses.replace(config, regions_per_batch=chosen)
+    facts = {
+        "of": _fingerprint(model, sources, base, config, plan, key),
+        "regions_per_batch": config.regions_per_batch,
+    }
+    missing = [one for one in plan if one.index not in results]
+    done = sources.num_regions - sum(len(one.rows) for one in missing)
+    for one, result in harvest_chunks(model, sources, base, config, missing, key=key, devices=devices):
+        if folder is not None:
+            save_chunk(folder, one.index, result, facts)
+        done += len(one.rows)
         if progress:
-            metrics = {
-                "validation_loss": float(result.validation_mae[:, 0].mean()),
-                "base_validation_loss": float(result.start_mae.mean()),
-                "steps": float(result.step[:, 0].mean()),
-            }
-            progress(first + real, metrics)
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *done)
+            progress(done, chunk_metrics(result))
+        results[one.index] = result if folder is None else result._replace(params={})
+    rows = [one.rows for one in plan]
+    order = np.argsort(np.concatenate(rows))
+    harvested = jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *(results[one.index] for one in plan))
+    if folder is None:
+        return make_zoo(model.name, sources, base, harvested)
+    zoo = make_zoo(model.name, sources, base, harvested, StoredVectors(folder, tuple(rows)))
+    finish_zoo(folder, zoo, rows)
+    return zoo
 
 
-def make_zoo(model: Model, sources: Sources, base: Params, harvested: HarvestedRegion) -> ParameterZoo:
-    """Puts the harvested regions beside their prompts."""
-    return ParameterZoo(
-        model=model.name,
-        base=base,
-        params=harvested.params,
-        validation_mae=np.asarray(harvested.validation_mae),
-        start_mae=np.asarray(harvested.start_mae),
-        step=np.asarray(harvested.step),
-        prompts=sources.prompts,
-        names=sources.names,
-        city_index=np.asarray(sources.city_index),
-        sources=sources,
-    )
+def _fingerprint(
+    model: Model, sources: Sources, base: Params, config: HarvestConfig, plan: Sequence[Chunk], key: Key
+) -> str:
+    """Tells one harvest from another: by model, settings, key, base, readings and regions."""
+    digest = hashlib.sha256(repr((model.name, config, sources.names, sources.config)).encode())
+    arrays = (jax.random.key_data(key), base, sources.bank.values, sources.region_ids, [one.rows for one in plan])
+    for leaf in jax.tree.leaves(arrays):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def chunk_metrics(result: HarvestedRegion) -> dict[str, float]:
+    """What a chunk says of itself in the log."""
+    return {
+        "validation_loss": float(result.validation_mae[:, 0].mean()),
+        "base_validation_loss": float(result.start_mae.mean()),
+        "steps": float(result.step[:, 0].mean()),
+    }
 
 
 def harvest(
@@ -261,4 +324,4 @@ def harvest(
     sources = prepare_sources(cities, data, key=data_key)
     forecaster = make_model(model, sources.sizes)
     start = train_base(forecaster, sources, base, key=base_key)
-    return make_zoo(forecaster, sources, start, harvest_regions(forecaster, sources, start, config, key=region_key))
+    return harvest_zoo(forecaster, sources, start, config, key=region_key)

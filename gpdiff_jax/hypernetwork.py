@@ -26,6 +26,7 @@ from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo import ParameterZoo
 
 _FORMAT = 1
+_MOST_VECTORS = 2048  # that the statistics of the codes are made from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,9 +198,43 @@ def _sample(
     return jax.lax.map(one_sample, keys)
 
 
-def zoo_tokens(zoo: ParameterZoo, layout: TokenLayout) -> Float[np.ndarray, "R S L W"]:
-    """Tokens of every parameter vector of a zoo, unscaled."""
-    return np.asarray(jax.lax.map(jax.vmap(partial(to_tokens, layout)), jax.tree.map(jnp.asarray, zoo.params)))
+def best_tokens(zoo: ParameterZoo, layout: TokenLayout) -> Float[np.ndarray, "R L W"]:
+    """Tokens of the best parameter vector of every region of a zoo, unscaled."""
+    tokens = np.zeros((zoo.num_regions, layout.num_tokens, layout.width), np.float32)
+    for rows, params in zoo.vectors.parts():
+        tokens[rows] = _tokens(layout, jax.tree.map(lambda leaf: leaf[:, 0], params))
+    return tokens
+
+
+def _tokens(layout: TokenLayout, params: Params) -> Float[np.ndarray, "X L W"]:
+    return np.asarray(jax.vmap(partial(to_tokens, layout))(jax.tree.map(jnp.asarray, params)))
+
+
+def _sample_tokens(
+    zoo: ParameterZoo, layout: TokenLayout, odds: Float[np.ndarray, " R"]
+) -> tuple[Float[np.ndarray, "X L W"], Float[np.ndarray, " X"]]:
+    """Tokens of at most `_MOST_VECTORS` evenly spaced vectors of regions with odds above 0, and their weights."""
+    vectors = zoo.validation_mae.shape[1]
+    candidates = np.flatnonzero(np.repeat(odds > 0, vectors))
+    chosen = candidates[np.linspace(0, len(candidates) - 1, min(len(candidates), _MOST_VECTORS)).round().astype(int)]
+    tokens = np.zeros((len(chosen), layout.num_tokens, layout.width), np.float32)
+    for rows, params in zoo.vectors.parts():
+        place_of_row = np.full(zoo.num_regions, -1)
+        place_of_row[rows] = np.arange(len(rows))
+        here = np.flatnonzero(place_of_row[chosen // vectors] >= 0)
+        if len(here):
+            at = place_of_row[chosen[here] // vectors], chosen[here] % vectors
+            tokens[here] = _tokens(layout, jax.tree.map(lambda leaf, at=at: leaf[at], params))
+    return tokens, odds[chosen // vectors]
+
+
+def _encode_parts(zoo: ParameterZoo, codec: Codec) -> Float[np.ndarray, "R M rows width"]:
+    """Codes of all vectors, a part of the zoo at a time."""
+    codes = np.zeros((*zoo.validation_mae.shape, *codec.mask().shape), np.float32)
+    encode = jax.jit(lambda params: encode_zoo(codec, jax.vmap(jax.vmap(partial(to_tokens, codec.layout)))(params)))
+    for rows, params in zoo.vectors.parts():
+        codes[rows] = np.asarray(encode(jax.tree.map(jnp.asarray, params)))
+    return codes
 
 
 def pretrain(
@@ -230,17 +265,15 @@ def pretrain(
     if zoo.names != sources.names:
         raise InputError("the zoo and the source cities name different regions; harvest again from these cities")
     layout = make_layout(zoo.base, config.codec.token_width)
-    tokens = zoo_tokens(zoo, layout)
     odds = 1.0 / np.bincount(zoo.city_index)[zoo.city_index]
     held_key, train_key = jax.random.split(key)
     held_out = held_out_regions(sources, config.held_out_share, key=held_key)
     odds = np.where(held_out, 0.0, odds)
-    kept = tokens[~held_out]
-    flat, weights = kept.reshape(-1, *kept.shape[2:]), np.repeat(odds[~held_out], kept.shape[1])
-    codec = fit_codec(layout, np.asarray(to_tokens(layout, zoo.base)), flat, weights, config.codec.components)
+    tokens, weights = _sample_tokens(zoo, layout, odds)
+    codec = fit_codec(layout, np.asarray(to_tokens(layout, zoo.base)), tokens, weights, config.codec.components)
     prompt_scaler = fit_prompt_scaler(zoo.prompts, zoo.city_index)
     training_set = ZooCodes(
-        x0=encode_zoo(codec, jnp.asarray(tokens)),
+        x0=jnp.asarray(_encode_parts(zoo, codec)),
         prompts=scale_prompts(zoo.prompts, prompt_scaler),
         odds=jnp.asarray(odds, jnp.float32),
     )

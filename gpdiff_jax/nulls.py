@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from gpdiff_jax.hypernetwork import Hypernetwork, zoo_tokens
+from gpdiff_jax.hypernetwork import Hypernetwork, best_tokens
 from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler, scale_prompts
 from gpdiff_jax.tokens import from_tokens
 from gpdiff_jax.typing import Params
@@ -30,7 +30,7 @@ def ridge_hypernetwork(zoo: ParameterZoo, hypernetwork: Hypernetwork, prompts: P
     """
     layout = hypernetwork.codec.layout
     base = np.asarray(hypernetwork.codec.base).reshape(-1)
-    differences = zoo_tokens(zoo, layout)[:, 0].reshape(zoo.num_regions, -1) - base
+    differences = best_tokens(zoo, layout).reshape(zoo.num_regions, -1) - base
     scaler = fit_prompt_scaler(zoo.prompts, zoo.city_index)
     told = np.asarray(scale_prompts(zoo.prompts, scaler), np.float64)
     weights = 1.0 / np.bincount(zoo.city_index)[zoo.city_index]

@@ -89,6 +89,27 @@ def _ego_graph(city: City, kept: np.ndarray, first: int) -> jraph.GraphsTuple:
     return jraph.GraphsTuple(**fields)
 
 
+def trim_graphs(graphs: RegionGraph, num_nodes: int, num_edges: int) -> RegionGraph:
+    """Stacked region graphs with less padding.
+
+    Args:
+      graphs: of `region_graphs`, or some of its rows.
+      num_nodes: N to keep; at least one more than the largest graph has.
+      num_edges: E to keep; at least one more than the largest graph has.
+
+    Returns:
+      The graphs with nodes [R, N] and edges [R, E]; real nodes and edges are as they were.
+    """
+    return graphs._replace(
+        nodes=graphs.nodes[:, :num_nodes],
+        edges=graphs.edges[:, :num_edges],
+        senders=graphs.senders[:, :num_edges],
+        receivers=graphs.receivers[:, :num_edges],
+        n_node=np.stack([graphs.n_node[:, 0], num_nodes - graphs.n_node[:, 0]], axis=1),
+        n_edge=np.stack([graphs.n_edge[:, 0], num_edges - graphs.n_edge[:, 0]], axis=1),
+    )
+
+
 def node_mask(graph: RegionGraph) -> Bool[Array, " N"]:
     """True for the real nodes of one padded region graph."""
     return jnp.arange(graph.nodes.shape[0], dtype=graph.n_node.dtype) < graph.n_node[0]

@@ -6,7 +6,7 @@ This is where a list of cities becomes a list of R regions; the region axis runs
 import dataclasses
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -22,7 +22,7 @@ from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import ModelSizes
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts, source_prompts
 from gpdiff_jax.regions import region_graphs
-from gpdiff_jax.typing import Key
+from gpdiff_jax.typing import Key, RegionGraph
 
 SCALINGS = ("support", "span")
 
@@ -53,6 +53,14 @@ class DataConfig:
             raise InputError(f"`scaling` must be one of {', '.join(SCALINGS)}, got {self.scaling!r}")
 
 
+class SourceRegion(NamedTuple):
+    """What is particular to one source region; stacked on a leading axis for many."""
+
+    graph: RegionGraph
+    region_id: jax.Array  # uint32 [], seeds the region's randomness
+    validation_starts: jax.Array  # int32 [X]
+
+
 @flax.struct.dataclass
 class Sources:
     """R source regions, ready for training."""
@@ -77,6 +85,11 @@ class Sources:
     def sizes(self) -> ModelSizes:
         """What a model of these windows must fit."""
         return model_sizes(self.bank)
+
+    @property
+    def regions(self) -> SourceRegion:
+        """All regions, stacked."""
+        return SourceRegion(self.graphs, self.region_ids, self.validation_starts)
 
 
 @flax.struct.dataclass

@@ -20,3 +20,6 @@ RegionGraph = Any
 
 Key = jax.Array
 """A typed key, as `jax.random.key` makes it."""
+
+Device = Any
+"""A device of JAX, as `jax.local_devices()` lists them; JAX's own name for the type is a variable."""

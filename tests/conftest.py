@@ -23,6 +23,8 @@ from gpdiff_jax.compilation_cache import enable_compilation_cache
 
 _DESELECTED = pytest.StashKey[list[str]]()
 
+# Two devices, so that whatever is spread over devices is spread in the tests.
+jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 enable_compilation_cache()

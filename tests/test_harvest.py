@@ -12,11 +12,12 @@ from gpdiff_jax.base import BaseConfig, initial_params, train_base, validation_e
 from gpdiff_jax.cities import City
 from gpdiff_jax.cities.windows import draw_unseen, gather_source
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.harvest import HarvestConfig, HarvestedRegion, harvest_regions, make_zoo
+from gpdiff_jax.harvest import harvest_chunks, harvest_zoo, plan_chunks, size_buckets
 from gpdiff_jax.models import Model, make_model
 from gpdiff_jax.models.loss import batch_forecast
+from gpdiff_jax.region_training import HarvestConfig
 from gpdiff_jax.sources import DataConfig, Sources, prepare_sources
-from gpdiff_jax.zoo import load_zoo, save_zoo
+from gpdiff_jax.zoo import ParameterZoo, finished_chunks, load_zoo, save_zoo
 
 _DATA = DataConfig(covariates="calendar", variants=3, max_neighbours=3)
 _CONFIG = HarvestConfig(
@@ -65,19 +66,21 @@ def _base(sources: Sources) -> dict:
     return jax.tree.map(lambda leaf: 0.3 * leaf, params)
 
 
-def _harvest(sources: Sources, base: dict, chunk: int = 32, **change) -> HarvestedRegion:
-    return harvest_regions(_MODEL, sources, base, dataclasses.replace(_CONFIG, **change), key=_KEY, chunk=chunk)
+def _harvest(sources: Sources, base: dict, chunk: int = 32, folder=None, **change) -> ParameterZoo:
+    config = dataclasses.replace(_CONFIG, **change)
+    return harvest_zoo(_MODEL, sources, base, config, key=_KEY, chunk=chunk, folder=folder)
 
 
 @pytest.fixture(scope="module", name="harvested")
-def _harvested(sources: Sources, base: dict) -> HarvestedRegion:
+def _harvested(sources: Sources, base: dict) -> ParameterZoo:
     return _harvest(sources, base)
 
 
-def _assert_same(got: HarvestedRegion, want: HarvestedRegion, rows: list[int], *, atol: float = 0.0) -> None:
-    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        assert one.shape[0] == len(rows)
-        np.testing.assert_allclose(one, other[rows], rtol=0, atol=atol)
+def _assert_same(got: ParameterZoo, want: ParameterZoo, rows: list[int], *, atol: float = 0.0) -> None:
+    for name in ("params", "validation_mae", "start_mae", "step", "seed", "data_window"):
+        for one, other in zip(jax.tree.leaves(getattr(got, name)), jax.tree.leaves(getattr(want, name)), strict=True):
+            assert one.shape[0] == len(rows)
+            np.testing.assert_allclose(one, other[rows], rtol=0, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("chunk", [1, 5])
@@ -117,13 +120,13 @@ def test_snapshots_are_sorted_and_their_errors_are_those_of_their_parameters(sou
     assert errors.shape == (16, 2) and (np.diff(errors, axis=1) >= 0).all()
     assert (harvested.step % 6 == 0).all() and (harvested.step > 0).all() and (harvested.step <= 24).all()
     assert (harvested.step[:, 0] != harvested.step[:, 1]).all()
-    measure = jax.jit(functools.partial(validation_error, _MODEL, sources=sources))
+    measure = jax.jit(functools.partial(validation_error, _MODEL, bank=sources.bank, table=sources.train))
     for region in (0, 9, 15):
-        index = jnp.asarray(region, jnp.int32)
-        assert float(measure(base, region=index)) == pytest.approx(harvested.start_mae[region], rel=1e-5)
+        own = jax.tree.map(lambda leaf, r=region: leaf[r], sources.regions)
+        assert float(measure(base, region=own)) == pytest.approx(harvested.start_mae[region], rel=1e-5)
         for snapshot in range(2):
             params = jax.tree.map(lambda leaf, r=region, s=snapshot: jnp.asarray(leaf[r, s]), harvested.params)
-            assert float(measure(params, region=index)) == pytest.approx(errors[region, snapshot], rel=1e-5)
+            assert float(measure(params, region=own)) == pytest.approx(errors[region, snapshot], rel=1e-5)
     assert errors[:, 0].mean() < harvested.start_mae.mean()
 
 
@@ -178,17 +181,123 @@ def test_a_region_whose_error_is_not_finite_is_named(sources, base):
 
 
 def test_a_zoo_comes_back_from_disk_bit_for_bit(tmp_path, sources, base, harvested):
-    zoo = make_zoo(_MODEL, sources, base, harvested)
+    zoo = harvested
     save_zoo(tmp_path / "zoo", zoo)
     read = load_zoo(tmp_path / "zoo", sources)
     assert (read.model, read.names, read.prompts.names) == (zoo.model, zoo.names, zoo.prompts.names)
     assert read.sources is sources and read.num_regions == 16
-    for name in ("base", "params", "validation_mae", "start_mae", "step", "city_index"):
+    for name in ("base", "params", "validation_mae", "start_mae", "step", "seed", "data_window", "city_index"):
         for got, want in zip(jax.tree.leaves(getattr(read, name)), jax.tree.leaves(getattr(zoo, name)), strict=True):
             np.testing.assert_array_equal(got, want)
     np.testing.assert_array_equal(read.prompts.values, zoo.prompts.values)
     with pytest.raises(InputError, match="no zoo at"):
         load_zoo(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "widths"),
+    [
+        ([4] * 10, [4]),
+        ([3] * 90 + [10] * 10, [3, 10]),
+        ([3] * 50 + [10] * 50 + [40] * 2, [3, 10, 40]),
+        ([9] * 90 + [10] * 10, [10]),
+        ([2, 3, 4, 50, 51, 52, 400], [4, 52, 400]),
+    ],
+)
+def test_buckets_are_few_and_one_hub_does_not_pad_all(sizes, widths):
+    assert size_buckets(np.array(sizes)) == widths
+
+
+def test_every_region_is_in_one_chunk_that_its_graph_fits(sources):
+    plan = plan_chunks(sources, 5)
+    np.testing.assert_array_equal(np.sort(np.concatenate([chunk.rows for chunk in plan])), np.arange(16))
+    assert [chunk.index for chunk in plan] == list(range(len(plan)))
+    for chunk in plan:
+        assert 0 < len(chunk.rows) <= 5
+        assert (np.asarray(sources.graphs.n_node)[chunk.rows, 0] < chunk.num_nodes).all()
+        assert (np.asarray(sources.graphs.n_edge)[chunk.rows, 0] < chunk.num_edges).all()
+
+
+def test_results_do_not_depend_on_how_graphs_are_padded(sources, base, harvested):
+    wide = [chunk._replace(num_nodes=9, num_edges=40) for chunk in plan_chunks(sources, 16)]
+    graphs = sources.graphs
+    pad = functools.partial(np.pad, mode="edge")
+    widened = graphs._replace(
+        nodes=pad(graphs.nodes, ((0, 0), (0, 20))),
+        senders=pad(graphs.senders, ((0, 0), (0, 40))),
+        receivers=pad(graphs.receivers, ((0, 0), (0, 40))),
+        edges=np.pad(graphs.edges, ((0, 0), (0, 40))),
+    )
+    made = list(harvest_chunks(_MODEL, sources.replace(graphs=widened), base, _CONFIG, wide, key=_KEY))
+    for chunk, result in made:
+        assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+        jax.tree.map(assert_close, result.params, jax.tree.map(lambda leaf, c=chunk: leaf[c.rows], harvested.params))
+
+
+def test_two_devices_make_the_same_as_one(sources, base, harvested):
+    devices = jax.local_devices()
+    assert len(devices) == 2
+    alone = harvest_zoo(_MODEL, sources, base, _CONFIG, key=_KEY, chunk=7, devices=devices[:1])
+    _assert_same(alone, harvested, list(range(16)))
+
+
+def test_seeds_and_stretches_of_time_are_vectors_of_their_own_with_where_they_came_from(sources, base, harvested):
+    made = _harvest(sources, base, seeds=2, data_windows=2, steps=12)
+    assert made.validation_mae.shape == (16, 8) and (np.diff(made.validation_mae, axis=1) >= 0).all()
+    for region in range(16):
+        runs = list(zip(made.seed[region].tolist(), made.data_window[region].tolist(), strict=True))
+        assert sorted(runs) == sorted([(seed, part) for seed in (0, 1) for part in (0, 1)] * 2)
+    flat = made.params["kernel"].reshape(16, 8, -1)
+    assert all(len(np.unique(rows, axis=0)) == 8 for rows in flat)
+    with pytest.raises(InputError, match=r"`data_windows` \(=1000\) is more than the windows of 'crowd_0/r0'"):
+        _harvest(sources, base, data_windows=1000)
+
+
+def test_a_harvest_goes_on_after_its_last_chunk_with_the_same_bits(tmp_path, sources, base, harvested):
+    folder = tmp_path / "zoo"
+    whole = _harvest(sources, base, chunk=5, folder=folder)
+    _assert_same(whole, harvested, list(range(16)))
+    _assert_same(load_zoo(folder, sources), harvested, list(range(16)))
+    assert not folder.with_name("zoo.partial").exists()
+
+    stopped, written = tmp_path / "stopped", []
+
+    class _Stop(Exception):
+        pass
+
+    def stop(done: int, metrics: dict) -> None:
+        written.append(done)
+        if len(written) == 2:
+            raise _Stop
+
+    with pytest.raises(_Stop):
+        harvest_zoo(_MODEL, sources, base, _CONFIG, key=_KEY, chunk=5, folder=stopped, progress=stop)
+    assert len(finished_chunks(stopped)) == 2 and not stopped.exists()
+    # What a killed writer leaves behind is not taken for a chunk.
+    (stopped.with_name("stopped.partial") / "chunk_000002.orbax-checkpoint-tmp").mkdir()
+    later: list[int] = []
+    harvest_zoo(
+        _MODEL, sources, base, _CONFIG, key=_KEY, chunk=5, folder=stopped, progress=lambda done, _: later.append(done)
+    )
+    assert later[0] > written[-1] and later[-1] == 16
+    _assert_same(load_zoo(stopped, sources), whole, list(range(16)))
+
+
+def test_chunks_of_another_harvest_are_refused(tmp_path, sources, base):
+    folder = tmp_path / "zoo"
+
+    def stop(done: int, metrics: dict) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        harvest_zoo(_MODEL, sources, base, _CONFIG, key=_KEY, chunk=8, folder=folder, progress=stop)
+    with pytest.raises(InputError, match=r"zoo.partial' holds chunks of another harvest; delete it"):
+        _harvest(sources, base, chunk=8, folder=folder, learning_rate=1e-3)
+
+
+def test_what_suits_the_device_is_measured(sources, base, harvested):
+    made = _harvest(sources, base, regions_per_batch=0)
+    _assert_same(made, harvested, list(range(16)), atol=1e-4)
 
 
 def test_a_trained_base_beats_the_mean(sources):
@@ -205,13 +314,13 @@ def test_a_trained_base_beats_the_mean(sources):
     @jax.jit
     def errors(params):
         def one(region):
-            key = jax.random.fold_in(jax.random.key(0), sources.region_ids[region])
-            nodes, starts = sources.graphs.nodes[region], sources.validation_starts[region]
+            key = jax.random.fold_in(jax.random.key(0), region.region_id)
+            nodes, starts = region.graph.nodes, region.validation_starts
             windows = gather_source(sources.bank, sources.train, nodes, starts, key=key)
             of_mean = (jnp.abs(windows.target) * windows.mask).sum() / windows.mask.sum()
-            return validation_error(model, params, sources, region), of_mean
+            return validation_error(model, params, sources.bank, sources.train, region), of_mean
 
-        return jax.lax.map(one, jnp.arange(16, dtype=jnp.int32))
+        return jax.lax.map(one, sources.regions)
 
     trained, of_mean = (np.asarray(error) for error in errors(base))
     assert trained.mean() < 0.9 * of_mean.mean()

@@ -15,12 +15,12 @@ from gpdiff_jax.cities import City
 from gpdiff_jax.codec import fit_codec
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork, pretrain, zoo_tokens
+from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork, pretrain
 from gpdiff_jax.models import Model, ModelSizes, protocol
 from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler, prompts
 from gpdiff_jax.sources import DataConfig, prepare_sources
 from gpdiff_jax.tokens import make_layout, to_tokens
-from gpdiff_jax.zoo import ParameterZoo
+from gpdiff_jax.zoo import HeldVectors, ParameterZoo
 
 _DENOISER = DenoiserConfig(width=8, layers=1, heads=2, prompt_bottleneck=4)
 _GENERATE = GenerateConfig(samples=3, steps=4)
@@ -57,12 +57,14 @@ def _zoo(simulated_cities: list[City]) -> ParameterZoo:
     return ParameterZoo(
         model="linear",
         base=base,
-        params=jax.tree.map(
-            lambda leaf: np.asarray(leaf) + rng.normal(size=(16, 2, *leaf.shape)).astype(np.float32), base
+        vectors=HeldVectors(
+            jax.tree.map(lambda leaf: np.asarray(leaf) + rng.normal(size=(16, 2, *leaf.shape)).astype(np.float32), base)
         ),
         validation_mae=np.ones((16, 2), np.float32),
         start_mae=np.ones(16, np.float32),
         step=np.ones((16, 2), np.int32),
+        seed=np.zeros((16, 2), np.int32),
+        data_window=np.zeros((16, 2), np.int32),
         prompts=sources.prompts,
         names=sources.names,
         city_index=np.asarray(sources.city_index),
@@ -73,7 +75,8 @@ def _zoo(simulated_cities: list[City]) -> ParameterZoo:
 def _generator(zoo: ParameterZoo, components: int) -> Hypernetwork:
     """A generator of random weights: what it draws depends on all of them."""
     layout = make_layout(zoo.base, 4)
-    tokens = zoo_tokens(zoo, layout).reshape(32, layout.num_tokens, 4)
+    tokens = np.asarray(jax.vmap(jax.vmap(functools.partial(to_tokens, layout)))(jax.tree.map(jnp.asarray, zoo.params)))
+    tokens = tokens.reshape(32, layout.num_tokens, 4)
     codec = fit_codec(layout, np.asarray(to_tokens(layout, zoo.base)), tokens, np.ones(32), components)
     rows, width = codec.mask().shape
     example = jnp.zeros((rows, width)), jnp.zeros(()), zoo.prompts.values[0, 0], jnp.ones(())

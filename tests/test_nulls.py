@@ -15,7 +15,7 @@ from gpdiff_jax.nulls import ridge_hypernetwork
 from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler, scale_prompts
 from gpdiff_jax.sources import DataConfig
 from gpdiff_jax.tokens import make_layout, to_tokens
-from gpdiff_jax.zoo import ParameterZoo
+from gpdiff_jax.zoo import HeldVectors, ParameterZoo
 
 _ENTRIES, _OUT = 3, 5
 
@@ -38,10 +38,12 @@ def _problem(cities: int, *, noise: float = 0.0, regions: int = 200):
     zoo = ParameterZoo(
         model="linear",
         base=base,
-        params=snapshots,
+        vectors=HeldVectors(snapshots),
         validation_mae=np.ones((regions, 2), np.float32),
         start_mae=np.ones(regions, np.float32),
         step=np.ones((regions, 2), np.int32),
+        seed=np.zeros((regions, 2), np.int32),
+        data_window=np.zeros((regions, 2), np.int32),
         prompts=Prompts(jnp.asarray(variants, jnp.float32), jnp.arange(regions, dtype=jnp.uint32), names),
         names=tuple(f"city/{k}" for k in range(regions)),
         city_index=(np.arange(regions) % cities).astype(np.int32),

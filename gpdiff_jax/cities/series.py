@@ -215,7 +215,7 @@ def gather_window(
     bank: SeriesBank,
     nodes: Int[Array, " N"],
     start: Int[Array, ""],
-    variants: Int[Array, " X"],
+    variant: Int[Array, ""],
     shift: Int[Array, ""] | None = None,
 ) -> Window:
     """Reads one window of one region graph off the bank.
@@ -224,7 +224,7 @@ def gather_window(
       bank: the series.
       nodes: [N], bank numbers of the nodes of the region graph, the centre first.
       start: time step of the first history step, within the city of the nodes.
-      variants: [H + P], the variant of scale and profile that each step is seen through.
+      variant: the variant of scale and profile that the window is seen through.
       shift: steps by which the calendar is read off its place, as if the same readings came on another day.
 
     Returns:
@@ -232,25 +232,22 @@ def gather_window(
     """
     steps = start + jnp.arange(bank.history + bank.horizon, dtype=jnp.int32)
     past, ahead = steps[: bank.history], steps[bank.history :]
+    mean, std = bank.mean[variant, nodes], bank.std[variant, nodes]
     reach = bank.node_offset[nodes][:, None] + past[None, :]
-    seen_through = variants[None, : bank.history], nodes[:, None]
     observed = bank.observed[reach]
-    history = jnp.stack(
-        [observed * (bank.values[reach] - bank.mean[seen_through]) / bank.std[seen_through], observed], -1
-    )
+    history = jnp.stack([observed * (bank.values[reach] - mean[:, None]) / std[:, None], observed], -1)
     clock = bank.city_offset[nodes[0]] + steps
     if shift is not None:
         clock = clock + shift
     covariates = bank.calendar[clock]
     if bank.has_profile:
-        profile = bank.profile[variants[None, :], nodes[:, None], bank.slot[clock][None, :]]
+        profile = bank.profile[variant, nodes[:, None], bank.slot[clock][None, :]]
         history = jnp.concatenate([history, profile[:, : bank.history, None]], axis=-1)
-        share = bank.profile_weekend[variants, nodes[0]]
+        share = bank.profile_weekend[variant, nodes[0]]
         # How much of the profile was made on days of the same kind as this step's: 0 on a weekend after weekdays only.
         same_kind = bank.weekend[clock] * share + (1.0 - bank.weekend[clock]) * (1.0 - share)
         covariates = jnp.concatenate([covariates, profile[0, :, None], same_kind[:, None]], axis=-1)
     future = bank.node_offset[nodes[0]] + ahead
-    centre = variants[bank.history :], nodes[0]
     mask = bank.observed[future]
-    target = mask * (bank.values[future] - bank.mean[centre]) / bank.std[centre]
+    target = mask * (bank.values[future] - mean[0]) / std[0]
     return Window(history, covariates, target, mask)

@@ -5,7 +5,7 @@ Only starts are ever kept; a window exists while a batch is gathered.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -159,6 +159,156 @@ def _unseen_kind(city: City, span: Span) -> float:
     return 1.0 if not seen.any() else 0.0 if seen.all() else -1.0
 
 
+class WindowDraw(NamedTuple):
+    """Which windows of one region to gather, and through which variant each is seen."""
+
+    starts: jax.Array  # int32 [B]
+    variants: jax.Array  # int32 [B]
+    shift: jax.Array  # int32 [B], steps by which the calendar is read off its place
+    allowed: jax.Array  # bool [B], False where a window must not count
+
+
+def part_of(table: StartTable, index: Int[Array, ""], parts: int) -> StartTable:
+    """The table with the starts of one of `parts` equal stretches of every city's time, `index` counted from 0."""
+    low, high = (table.count * (index + k) // parts for k in (0, 1))
+    return dataclasses.replace(table, first=table.first + low, count=high - low)
+
+
+def draw_starts(
+    bank: SeriesBank,
+    table: StartTable,
+    centre: Int[Array, ""],
+    batch: int,
+    *,
+    key: Key,
+    variant: Int[Array, ""] | None = None,
+) -> WindowDraw:
+    """Draws a batch of windows of one source region for training, without gathering them.
+
+    Args:
+      bank: the series.
+      table: which windows may be drawn.
+      centre: number of the region in the bank.
+      batch: B.
+      key: random key.
+      variant: see `choose_variants`.
+
+    Returns:
+      The draw, for `gather_draw`.
+    """
+    start_key, variant_key = jax.random.split(key)
+    draw = jax.random.randint(start_key, (batch,), 0, table.count[centre], dtype=jnp.int32)
+    starts = table.starts[table.first[centre] + draw]
+    return choose_variants(bank, table, centre, starts, key=variant_key, variant=variant)
+
+
+def draw_unseen_starts(
+    bank: SeriesBank,
+    table: StartTable,
+    centre: Int[Array, ""],
+    batch: int,
+    *,
+    key: Key,
+    variant: Int[Array, ""] | None = None,
+) -> WindowDraw:
+    """Draws windows of one source region as if they came on the kind of day that its city never shows.
+
+    The readings are real, the calendar is that of a day up to six days away.
+
+    Args:
+      bank: the series.
+      table: which windows may be drawn, and which kind of day is unseen.
+      centre: number of the region in the bank.
+      batch: B.
+      key: random key.
+      variant: see `choose_variants`.
+
+    Returns:
+      The draw, for `gather_unseen`; not allowed where no kind of day is unseen.
+    """
+    start_key, shift_key, variant_key = jax.random.split(key, 3)
+    draw = jax.random.randint(start_key, (batch,), 0, table.count[centre], dtype=jnp.int32)
+    starts = table.starts[table.first[centre] + draw]
+    days = jnp.asarray([-6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6], jnp.int32) * table.steps_per_day
+    moved = starts[:, None] + days[None, :]
+    last = table.length[centre] - bank.history - bank.horizon
+    inside = (moved >= 0) & (moved <= last)
+    first_ahead = jnp.clip(moved, 0, last) + bank.history
+    fits = inside & (bank.weekend[bank.city_offset[centre] + first_ahead] == table.unseen[centre])
+    chosen = jax.random.categorical(shift_key, jnp.where(fits, 0.0, -1e9), axis=-1)
+    usable = jnp.take_along_axis(fits, chosen[:, None], axis=1)[:, 0]
+    seen = choose_variants(bank, table, centre, starts, key=variant_key, variant=variant)
+    return seen._replace(shift=jnp.where(usable, days[chosen], 0), allowed=usable)
+
+
+def choose_variants(
+    bank: SeriesBank,
+    table: StartTable,
+    centre: Int[Array, ""],
+    starts: Int[Array, " B"],
+    *,
+    key: Key,
+    variant: Int[Array, ""] | None = None,
+) -> WindowDraw:
+    """Chooses for each given window of one source region a variant that holds no day that it forecasts.
+
+    Args:
+      bank: the series.
+      table: the spans of the variants.
+      centre: number of the region in the bank.
+      starts: [B], starts of the windows.
+      key: random key of the choice.
+      variant: the one variant to see all windows through, instead of a random one for each.
+
+    Returns:
+      The draw, for `gather_draw`. A window is not allowed where the given variant, or every variant, holds a step of it
+      or of a day that it forecasts.
+    """
+    spans = table.spans[:, centre]
+    low, high = reserved_steps(starts, table.first_slot[centre], bank.history, bank.horizon, table.steps_per_day)
+    free = (spans[None, :, 0] >= high[:, None]) | (spans[None, :, 1] <= low[:, None])
+    if variant is None:
+        chosen = jax.random.categorical(key, jnp.where(free, 0.0, -1e9), axis=-1).astype(jnp.int32)
+    else:
+        chosen = jnp.broadcast_to(variant, starts.shape)
+    allowed = jnp.take_along_axis(free, chosen[:, None], axis=1)[:, 0]
+    return WindowDraw(starts, chosen, jnp.zeros_like(starts), allowed)
+
+
+def gather_draw(bank: SeriesBank, nodes: Int[Array, " N"], draw: WindowDraw) -> Window:
+    """Gathers the drawn windows of one region.
+
+    Args:
+      bank: the series.
+      nodes: [N], the nodes of the region graph, the centre first.
+      draw: which windows.
+
+    Returns:
+      The windows, stacked on a leading axis B; masked out where not allowed.
+    """
+    window = _gather(bank, nodes, draw)
+    return dataclasses.replace(window, mask=window.mask * draw.allowed[:, None].astype(window.mask.dtype))
+
+
+def gather_unseen(bank: SeriesBank, nodes: Int[Array, " N"], draw: WindowDraw) -> Window:
+    """Gathers windows drawn by `draw_unseen_starts`.
+
+    There is no truth for such a window: the mask says only whether it is one, and a loss may hold a forecaster to what
+    it said before it was trained on this region.
+
+    Args:
+      bank: the series.
+      nodes: [N], the nodes of the region graph, the centre first.
+      draw: which windows.
+
+    Returns:
+      The windows, stacked on a leading axis B; mask 1 on every horizon step, or 0 where not allowed.
+    """
+    window = _gather(bank, nodes, draw)
+    mask = jnp.broadcast_to(draw.allowed[:, None], window.mask.shape).astype(window.mask.dtype)
+    return dataclasses.replace(window, mask=mask)
+
+
 def draw_windows(
     bank: SeriesBank,
     table: StartTable,
@@ -168,23 +318,8 @@ def draw_windows(
     key: Key,
     variant: Int[Array, ""] | None = None,
 ) -> Window:
-    """Draws a batch of windows of one source region for training.
-
-    Args:
-      bank: the series.
-      table: which windows may be drawn.
-      nodes: [N], the nodes of the region graph, the centre first.
-      batch: B.
-      key: random key.
-      variant: see `gather_source`.
-
-    Returns:
-      The windows, stacked on a leading axis B.
-    """
-    start_key, variant_key = jax.random.split(key)
-    draw = jax.random.randint(start_key, (batch,), 0, table.count[nodes[0]], dtype=jnp.int32)
-    starts = table.starts[table.first[nodes[0]] + draw]
-    return gather_source(bank, table, nodes, starts, key=variant_key, variant=variant)
+    """Draws windows by `draw_starts` and gathers them."""
+    return gather_draw(bank, nodes, draw_starts(bank, table, nodes[0], batch, key=key, variant=variant))
 
 
 def draw_unseen(
@@ -196,38 +331,8 @@ def draw_unseen(
     key: Key,
     variant: Int[Array, ""] | None = None,
 ) -> Window:
-    """Draws windows of one source region as if they came on the kind of day that its city never shows.
-
-    The readings are real, the calendar is that of a day up to six days away. There is no truth for such a window: the
-    mask says only whether it is one, and a loss may hold a forecaster to what it said before it was trained on this
-    region.
-
-    Args:
-      bank: the series.
-      table: which windows may be drawn, and which kind of day is unseen.
-      nodes: [N], the nodes of the region graph, the centre first.
-      batch: B.
-      key: random key.
-      variant: see `gather_source`.
-
-    Returns:
-      The windows, stacked on a leading axis B; mask 1 on every horizon step, or 0 where no kind of day is unseen.
-    """
-    start_key, shift_key, variant_key = jax.random.split(key, 3)
-    centre = nodes[0]
-    draw = jax.random.randint(start_key, (batch,), 0, table.count[centre], dtype=jnp.int32)
-    starts = table.starts[table.first[centre] + draw]
-    days = jnp.asarray([-6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6], jnp.int32) * table.steps_per_day
-    moved = starts[:, None] + days[None, :]
-    last = table.length[centre] - bank.history - bank.horizon
-    inside = (moved >= 0) & (moved <= last)
-    first_ahead = jnp.clip(moved, 0, last) + bank.history
-    fits = inside & (bank.weekend[bank.city_offset[centre] + first_ahead] == table.unseen[centre])
-    chosen = jax.random.categorical(shift_key, jnp.where(fits, 0.0, -1e9), axis=-1)
-    usable = jnp.take_along_axis(fits, chosen[:, None], axis=1)
-    shift = jnp.where(usable[:, 0], days[chosen], 0)
-    windows = gather_source(bank, table, nodes, starts, key=variant_key, variant=variant, shift=shift)
-    return dataclasses.replace(windows, mask=jnp.broadcast_to(usable.astype(jnp.float32), windows.mask.shape))
+    """Draws windows by `draw_unseen_starts` and gathers them."""
+    return gather_unseen(bank, nodes, draw_unseen_starts(bank, table, nodes[0], batch, key=key, variant=variant))
 
 
 def gather_source(
@@ -238,37 +343,14 @@ def gather_source(
     *,
     key: Key,
     variant: Int[Array, ""] | None = None,
-    shift: Int[Array, " B"] | None = None,
 ) -> Window:
-    """Gathers given windows of one source region, each seen through a variant that holds no day that it forecasts.
+    """Gathers given windows of one source region, each seen through a variant of `choose_variants`."""
+    return gather_draw(bank, nodes, choose_variants(bank, table, nodes[0], starts, key=key, variant=variant))
 
-    Args:
-      bank: the series.
-      table: the spans of the variants.
-      nodes: [N], the nodes of the region graph, the centre first.
-      starts: [B], starts of the windows.
-      key: random key of the choice of variants.
-      variant: the one variant to see all windows through, instead of a random one for each.
-      shift: steps by which the calendar of each window is shifted; see `gather_window`.
 
-    Returns:
-      The windows, stacked on a leading axis B. A window is masked out where the given variant, or every variant, holds
-      a step of it or of a day that it forecasts.
-    """
-    length = bank.history + bank.horizon
-    spans = table.spans[:, nodes[0]]
-    first_slot, day = table.first_slot[nodes[0]], table.steps_per_day
-    low, high = reserved_steps(starts, first_slot, bank.history, bank.horizon, day)
-    free = (spans[None, :, 0] >= high[:, None]) | (spans[None, :, 1] <= low[:, None])
-    if variant is None:
-        chosen = jax.random.categorical(key, jnp.where(free, 0.0, -1e9), axis=-1).astype(jnp.int32)
-    else:
-        chosen = jnp.broadcast_to(variant, starts.shape)
-    variants = jnp.broadcast_to(chosen[:, None], (starts.shape[0], length))
-    shift_axis = None if shift is None else 0
-    window = jax.vmap(gather_window, in_axes=(None, None, 0, 0, shift_axis))(bank, nodes, starts, variants, shift)
-    allowed = jnp.take_along_axis(free, chosen[:, None], axis=1).astype(jnp.float32)
-    return dataclasses.replace(window, mask=window.mask * allowed)
+def _gather(bank: SeriesBank, nodes: Int[Array, " N"], draw: WindowDraw) -> Window:
+    gather = jax.vmap(gather_window, in_axes=(None, None, 0, 0, 0))
+    return gather(bank, nodes, draw.starts, draw.variants, draw.shift)
 
 
 def support_masks(city: City, split: TargetSplit, steps_per_day: int) -> np.ndarray:
@@ -311,5 +393,4 @@ def gather_target(
     last = (starts + bank.history + bank.horizon - 1 - support_start) // steps_per_day
     variant = jnp.where((first == last) | (last >= days), first, days + first)
     variant = jnp.where(first < days, variant, 2 * days - 1).astype(jnp.int32)
-    variants = jnp.broadcast_to(variant[:, None], (starts.shape[0], bank.history + bank.horizon))
-    return jax.vmap(gather_window, in_axes=(None, None, 0, 0))(bank, nodes, starts, variants)
+    return jax.vmap(gather_window, in_axes=(None, None, 0, 0))(bank, nodes, starts, variant)

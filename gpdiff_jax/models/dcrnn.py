@@ -3,6 +3,8 @@
 DCRNN (Li, Yu, Shahabi, Liu, "Diffusion Convolutional Recurrent Neural Network", arXiv 1707.01926), cut to the centre.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import jraph
 from jaxtyping import Array, Float
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models.layers import SumDense, add_to_nodes, carry_nodes, dense, horizon_head
+from gpdiff_jax.models.layers import SumDense, add_shared, carry_nodes, dense, horizon_head
 from gpdiff_jax.models.protocol import Model, ModelSizes, linen_model, register_model
 from gpdiff_jax.regions import diffusion_walks
 
@@ -51,13 +53,13 @@ class DCRNN(nn.Module):
             nodes = slice(0, 1 if at_centre else None)
             kernel = kernels[name].reshape(num_parts, units, -1)
             parts = [x[nodes], *carry_nodes(walks[:, nodes], x)]
-            rows = sum(part.reshape(-1, units) @ rows for part, rows in zip(parts, kernel, strict=True))
-            return rows.reshape(*parts[0].shape[:-1], -1)
+            products = [part.reshape(-1, units) @ rows for part, rows in zip(parts, kernel, strict=True)]
+            return functools.reduce(jnp.add, products).reshape(*parts[0].shape[:-1], -1)
 
         # What the inputs add to every gate does not wait for the state: it is made for all steps at once.
         driven = SumDense(3 * units, name="cell_input")([history, *carry_nodes(walks, history)])
         if self.sizes.num_covariates:
-            driven = add_to_nodes(driven, dense(seen, 3 * units, name="cell_covariates", use_bias=False))
+            driven = add_shared(driven, dense(seen, 3 * units, name="cell_covariates", use_bias=False))
         driven = jnp.moveaxis(driven, 1, 0)
 
         def gates_of(state: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:

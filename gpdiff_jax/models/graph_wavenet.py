@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jraph
 from jaxtyping import Array, Float
 
-from gpdiff_jax.models.layers import SumDense, TwoDense, carry_nodes, dense, horizon_head
+from gpdiff_jax.models.layers import SumDense, TwoDense, add_shared, carry_nodes, dense, horizon_head
 from gpdiff_jax.models.protocol import Model, ModelSizes, linen_model, register_model
 from gpdiff_jax.regions import diffusion_walks, node_mask
 
@@ -79,7 +79,7 @@ class GraphWaveNet(nn.Module):
 
         x = dense(history, self.channels, name="input", use_bias=False)
         if self.sizes.num_covariates:
-            x = x + dense(seen, self.channels, name="input_covariates", use_bias=False)[None]
+            x = add_shared(x, dense(seen, self.channels, name="input_covariates", use_bias=False))
         # Steps before the history are zero.
         missing = len(read[0]) - self.sizes.history
         x = jnp.pad(x, [(0, 0), (missing, 0), *[(0, 0)] * (x.ndim - 2)])

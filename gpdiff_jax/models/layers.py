@@ -4,6 +4,7 @@ With the batch inside, a slice of time is one block of memory and mixing over no
 is made of two matrices: XLA on a CPU takes seven times as long for the gradient of one over several axes.
 """
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -45,21 +46,21 @@ def unfold(x: jax.Array, kernel_size: int, *, axis: int) -> jax.Array:
 
 
 @jax.custom_vjp
-def add_to_nodes(x: Float[Array, "N *X C"], shared: Float[Array, "*X C"]) -> Float[Array, "N *X C"]:
-    """Adds the same to every node; the sum over nodes in its gradient is made as a matrix product, which is faster."""
+def add_shared(x: Float[Array, "N *X C"], shared: Float[Array, "*X C"]) -> Float[Array, "N *X C"]:
+    """Adds the same to every row of axis 0; the sum in its gradient is made as a matrix product, which is faster."""
     return x + shared[None]
 
 
-def _add_to_nodes_forward(x: jax.Array, shared: jax.Array) -> tuple[jax.Array, None]:
-    return add_to_nodes(x, shared), None
+def _add_shared_forward(x: jax.Array, shared: jax.Array) -> tuple[jax.Array, None]:
+    return add_shared(x, shared), None
 
 
-def _add_to_nodes_backward(_: None, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _add_shared_backward(_: None, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     summed = jnp.ones((1, grad.shape[0]), grad.dtype) @ grad.reshape(grad.shape[0], -1)
     return grad, summed.reshape(grad.shape[1:])
 
 
-add_to_nodes.defvjp(_add_to_nodes_forward, _add_to_nodes_backward)
+add_shared.defvjp(_add_shared_forward, _add_shared_backward)
 
 
 def carry_nodes(walks: Float[Array, "S M N"], x: Float[Array, "N *X C"]) -> list[Float[Array, "M *X C"]]:
@@ -79,9 +80,8 @@ class SumDense(nn.Module):
         """Returns the sum of the parts' products with their rows of one kernel."""
         width = parts[0].shape[-1]
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (len(parts) * width, self.features))
-        total = 0.0
-        for index, part in enumerate(parts):
-            total = total + part.reshape(-1, width) @ kernel[index * width : (index + 1) * width]
+        pairs = zip(parts, kernel.reshape(len(parts), width, self.features), strict=True)
+        total = functools.reduce(jnp.add, [part.reshape(-1, width) @ rows for part, rows in pairs])
         if self.use_bias:
             total = total + self.param("bias", nn.initializers.zeros_init(), (self.features,))[None]
         return total.reshape(*parts[0].shape[:-1], self.features)
@@ -106,16 +106,20 @@ def horizon_head(
       Scaled forecasts.
     """
     horizon, num_covariates = ahead.shape[0], ahead.shape[-1]
-    batch = (1,) * (features.ndim - 1)
     state = dense(features, hidden, name="head_state", use_bias=False)
     lead = module.param("head_lead", nn.initializers.zeros_init(), (horizon, hidden))
-    units = state[None] + lead.reshape(horizon, *batch, hidden)
+    # Each step's own row of a matrix, by a product with which step it is: its gradient is a product too, not a sum.
+    batch = ahead.shape[1:-1]
+    own_step = jnp.eye(horizon, dtype=features.dtype).reshape(horizon, *(1,) * len(batch), horizon)
+    own_step = jnp.broadcast_to(own_step, (horizon, *batch, horizon)).reshape(-1, horizon)
+    units = (own_step @ lead).reshape(horizon, *batch, hidden)
     if num_covariates:
         units = units + dense(ahead, hidden, name="head_covariates", use_bias=False)
+    units = nn.relu(add_shared(units, state))
     readout = module.param("head_readout", nn.initializers.lecun_normal(), (horizon, hidden))
-    forecast = (nn.relu(units) * readout.reshape(horizon, *batch, hidden)).sum(axis=-1)
-    forecast = forecast + module.param("head_bias", nn.initializers.zeros_init(), (horizon,)).reshape(horizon, *batch)
+    forecast = ((units.reshape(-1, hidden) @ readout.T) * own_step).sum(axis=-1)
+    forecast = forecast + own_step @ module.param("head_bias", nn.initializers.zeros_init(), (horizon,))
     if num_covariates:
         direct = module.param("head_direct", nn.initializers.zeros_init(), (num_covariates,))
-        forecast = forecast + (ahead.reshape(-1, num_covariates) @ direct).reshape(ahead.shape[:-1])
-    return forecast[..., None]
+        forecast = forecast + ahead.reshape(-1, num_covariates) @ direct
+    return forecast.reshape(horizon, *batch, 1)

@@ -4,6 +4,9 @@ Everything else in the library sees a model through this pair alone, so any pair
 """
 
 import functools
+import os
+import pathlib
+import runpy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -79,6 +82,38 @@ def register_model(name: str, make: Callable[[ModelSizes], Model]) -> None:
     if name in _REGISTRY:
         raise InputError(f"model {name!r} is registered already; choose another name")
     _REGISTRY[name] = make
+
+
+def load_model_file(path: str | os.PathLike[str]) -> str:
+    """Runs a Python file of a user's that registers one model, and returns its name.
+
+    Args:
+      path: the file; it calls `register_model` once. Run it only if you trust it: it is a program.
+
+    Returns:
+      The name, for `make_model`. A file that was run before is not run again.
+
+    Raises:
+      InputError: there is no such file, it fails, or it registers none or several models.
+    """
+    return _run_model_file(pathlib.Path(path).absolute())
+
+
+@functools.cache
+def _run_model_file(path: pathlib.Path) -> str:
+    if not path.is_file():
+        raise InputError(f"no model file at {str(path)!r}; --model takes one of {', '.join(model_names())}, or a file")
+    before = set(_REGISTRY)
+    try:
+        runpy.run_path(str(path), run_name=path.stem)
+    except Exception as error:
+        raise InputError(f"the model file {str(path)!r} fails: {type(error).__name__}: {error}") from error
+    added = sorted(set(_REGISTRY) - before)
+    if len(added) != 1:
+        raise InputError(
+            f"the model file {str(path)!r} registers {len(added)} models; call gpdiff_jax.register_model once in it"
+        )
+    return added[0]
 
 
 def model_names() -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import jraph
 from jaxtyping import Array, Float
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models.layers import TwoDense, add_to_nodes, dense, horizon_head, unfold
+from gpdiff_jax.models.layers import TwoDense, add_shared, dense, horizon_head, unfold
 from gpdiff_jax.models.protocol import Model, ModelSizes, linen_model, register_model
 from gpdiff_jax.regions import centre_weights
 
@@ -45,7 +45,7 @@ class STGCN(nn.Module):
             # The nodes of a region graph share their clock: its part of the convolution is made once, not per node.
             clock = TwoDense(self.channels, use_bias=False, name="gate_in_covariates")
             more_value, more_gate = clock(unfold(seen, _KERNEL, axis=0))
-            value, gate = add_to_nodes(value, more_value), add_to_nodes(gate, more_gate)
+            value, gate = add_shared(value, more_value), add_shared(gate, more_gate)
         x = value * jax.nn.sigmoid(gate)
         flow = (centre_weights(graph) @ x.reshape(x.shape[0], -1)).reshape(x.shape[1:])
         x = nn.relu(dense(jnp.concatenate([x[0], flow], axis=-1), self.bottleneck, name="graph"))

@@ -19,6 +19,7 @@ from gpdiff_jax.cities.windows import (
     draw_windows,
     gather_source,
     gather_target,
+    part_of,
     random_spans,
     start_table,
     support_masks,
@@ -165,6 +166,19 @@ def test_a_given_variant_masks_the_windows_whose_days_it_holds():
         shares = [_holds(span, int(start)) for start in starts]
         np.testing.assert_array_equal(np.asarray(windows.mask).max(axis=1) == 0, shares)
         np.testing.assert_allclose(_in_data_units(windows, bank, 0, variant)[:, 0], starts * 10.0, atol=1e-2)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_parts_of_a_table_are_stretches_of_every_citys_time_that_leave_out_no_start(parts):
+    _, _, table, starts = _sources()
+    for node, city in ((0, 0), (4, 1)):
+        seen = []
+        for index in range(parts):
+            part = part_of(table, jnp.int32(index), parts)
+            first, count = int(part.first[node]), int(part.count[node])
+            assert abs(count - len(starts[city]) / parts) < 1
+            seen.append(np.asarray(table.starts[first : first + count]))
+        np.testing.assert_array_equal(np.concatenate(seen), starts[city])
 
 
 def test_a_city_without_a_window_is_refused_by_name():

@@ -26,9 +26,9 @@ from gpdiff_jax.codec import CodecConfig
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.harvest import HarvestConfig
 from gpdiff_jax.hypernetwork import GenerateConfig
 from gpdiff_jax.progress import read_log
+from gpdiff_jax.region_training import HarvestConfig
 from gpdiff_jax.sources import DataConfig
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -1,0 +1,172 @@
+"""Region-steps per second of the harvest engine, for every model and number of regions, against a PyTorch loop.
+
+    python -m benchmarks.harvest [--quick] [--peer torch] [--models stgcn,graph_wavenet] [--regions 50,200,1000,5000]
+
+A region-step is one training step (64 windows; forward, backward, Adam) of one region. The ceiling is the time that
+the step's own matrix products take alone, region by region in the same compiled loop. The peer trains one region after
+another with the same model, windows and optimiser: once with its windows cut beforehand and fed by a standard
+DataLoader, once with the series indexed directly; and once more computing, as the library does, only what reaches the
+centre. Peers need torch.
+"""
+
+import resource
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from benchmarks.measuring import median_seconds, print_line
+from experiments import command_line
+from gpdiff_jax.base import initial_params
+from gpdiff_jax.cities import SimulationConfig, simulate_cities
+from gpdiff_jax.cities.windows import draw_windows
+from gpdiff_jax.harvest import harvest_chunks, plan_chunks
+from gpdiff_jax.models import Model, make_model, model_names
+from gpdiff_jax.models.loss import batch_forecast, masked_huber
+from gpdiff_jax.parallel import RowSpread, use_every_core
+from gpdiff_jax.region_training import HarvestConfig
+from gpdiff_jax.sources import DataConfig, Sources, prepare_sources
+from gpdiff_jax.typing import Params
+
+flags.DEFINE_bool("quick", False, "fewer regions and steps; ends within two minutes")
+flags.DEFINE_enum("peer", None, ["torch"], "what to run beside it")
+flags.DEFINE_list("models", list(model_names()), "models to measure")
+flags.DEFINE_list("regions", ["50", "200", "1000", "5000"], "numbers of regions")
+flags.DEFINE_integer("region_steps", 20000, "most region-steps per case, shared by its regions", 1)
+flags.DEFINE_integer("regions_per_batch", 0, "regions side by side; 0 takes 1 on a CPU, 64 elsewhere", 0)
+
+_WINDOWS = 64
+
+
+def _sources(regions: int) -> Sources:
+    cities = simulate_cities(SimulationConfig(cities=2, regions=regions // 2, days=28), seed=0)
+    data = DataConfig(covariates="calendar", variants=4)
+    return prepare_sources(cities, data, key=jax.random.key(0), validation_windows=4)
+
+
+def _products(model: Model, params: Params, sources: Sources) -> list[tuple[tuple[int, ...], tuple[int, ...], Any]]:
+    """Shapes and dimension numbers of all matrix products of one training step."""
+    graph = jax.tree.map(lambda leaf: leaf[0], sources.graphs)
+    windows = draw_windows(sources.bank, sources.train, graph.nodes, _WINDOWS, key=jax.random.key(0))
+
+    def loss_fn(params: Params) -> jax.Array:
+        return masked_huber(batch_forecast(model, params, graph, windows), windows.target, windows.mask)
+
+    found: list[tuple[tuple[int, ...], tuple[int, ...], Any]] = []
+
+    def walk(jaxpr: Any, times: int) -> None:
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                left, right = (var.aval.shape for var in equation.invars)
+                found.extend([(left, right, equation.params["dimension_numbers"])] * times)
+            for value in equation.params.values():
+                for inner in jax.tree.leaves(value, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+                    inner = getattr(inner, "jaxpr", inner)
+                    if hasattr(inner, "eqns"):
+                        walk(inner, times * equation.params.get("length", 1))
+
+    walk(jax.make_jaxpr(jax.grad(loss_fn))(params).jaxpr, 1)
+    return found
+
+
+def _operations(products: list) -> float:
+    total = 0.0
+    for left, right, ((contracted, _), (batched, _)) in products:
+        inner = np.prod([left[axis] for axis in contracted])
+        outer = np.prod(left) / inner * np.prod(right) / inner / np.prod([left[axis] for axis in batched])
+        total += 2.0 * inner * outer
+    return total
+
+
+def _products_alone(products: list, regions: int, steps: int, repeats: int) -> float:
+    """Seconds per region-step of the matrix products alone, spread and looped as in the harvest."""
+
+    def region(seed: jax.Array) -> jax.Array:
+        operands = [
+            (jnp.full(left, 0.01) + 0.0 * seed, jnp.full(right, 0.01) + 0.0 * seed) for left, right, _ in products
+        ]
+
+        def step(total: jax.Array, index: None) -> tuple[jax.Array, None]:
+            del index
+            for (left, right), (_, _, numbers) in zip(operands, products, strict=True):
+                left, right, total = jax.lax.optimization_barrier((left, right, total))
+                product = jax.lax.optimization_barrier(jax.lax.dot_general(left, right, numbers))
+                total = total + product.reshape(-1)[0]
+            return total, None
+
+        return jax.lax.scan(step, seed, length=steps)[0]
+
+    spread = RowSpread(lambda _, seeds: jax.lax.map(region, seeds), None)
+    seeds = np.zeros(regions, np.float32)
+    return median_seconds(lambda: spread(seeds).read(), repeats) / (regions * steps)
+
+
+def _harvest_seconds(model: Model, params: Params, sources: Sources, steps: int) -> tuple[float, float]:
+    """Seconds per region-step once compiled, and seconds of compilation."""
+    side_by_side = flags.FLAGS.regions_per_batch or (1 if jax.default_backend() == "cpu" else 64)
+    config = HarvestConfig(
+        steps=steps,
+        evaluate_every=steps,
+        snapshots=1,
+        windows=_WINDOWS,
+        anchor_windows=0,
+        regions_per_batch=side_by_side,
+    )
+    plan = plan_chunks(sources, max(64, side_by_side * jax.local_device_count()))
+    seconds = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        for _ in harvest_chunks(model, sources, params, config, plan, key=jax.random.key(0)):
+            pass
+        seconds.append(time.perf_counter() - begin)
+    return seconds[1] / (sources.num_regions * steps), seconds[0] - seconds[1]
+
+
+def main(argv: list[str]) -> None:
+    """Measures every model over every number of regions."""
+    del argv
+    use_every_core()
+    quick = flags.FLAGS.quick
+    for name in flags.FLAGS.models:
+        for regions in (50,) if quick else map(int, flags.FLAGS.regions):
+            sources = _sources(regions)
+            model = make_model(name, sources.sizes)
+            graphs, sizes = sources.graphs, sources.sizes
+            params = jax.jit(lambda m=model, g=graphs, s=sizes: initial_params(m, g, s, key=jax.random.key(1)))()
+            steps = max(2, min(40, (1000 if quick else flags.FLAGS.region_steps) // regions))
+            ours, compiling = _harvest_seconds(model, params, sources, steps)
+            case = f"{name}_{regions}"
+            print_line("harvest", case, "rate", 1.0 / ours, "region-steps/s")
+            print_line("harvest", case, "time", 1e3 * ours, "ms/region-step")
+            print_line("harvest", case, "compilation", compiling, "s")
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            print_line("harvest", case, "peak_memory_of_process", peak, "GiB")
+            products = _products(model, params, sources)
+            alone = _products_alone(products, min(regions, 64), steps, 3)
+            print_line("harvest", case, "operations", _operations(products) / 1e6, "MFLOP/region-step")
+            print_line("harvest", case, "products_alone", 1e3 * alone, "ms/region-step")
+            print_line("harvest", case, "share_of_matmul_ceiling", alone / ours, "1")
+            if flags.FLAGS.peer and name in ("stgcn", "graph_wavenet"):
+                _compare(name, case, sources, ours, 10 if quick else 40)
+
+
+def _compare(name: str, case: str, sources: Sources, ours: float, steps: int) -> None:
+    # Here, so that the rest of the benchmark does without torch.
+    from benchmarks.torch_peer import torch_seconds
+
+    peers: dict[str, dict[str, bool]] = {
+        "torch, DataLoader": {"loader": True, "centre_only": False},
+        "torch, direct indexing": {"loader": False, "centre_only": False},
+        "torch, direct indexing, centre only": {"loader": False, "centre_only": True},
+    }
+    for peer, choices in peers.items():
+        theirs = torch_seconds(name, sources, steps, windows=_WINDOWS, **choices)
+        ratio = {"peer": peer, "peer_value": 1e3 * theirs, "ratio": theirs / ours}
+        print_line("harvest", case, "time", 1e3 * ours, "ms/region-step", **ratio)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,38 @@
+"""In: functions to time and what they need. Out: medians, and one JSON line per case on standard output."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def median_seconds(function: Callable[[], object], repeats: int) -> float:
+    """Median wall time after one warm-up."""
+    jax.block_until_ready(function())
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        jax.block_until_ready(function())
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def device_name() -> str:
+    """The device that JAX runs on, and how many there are; on a CPU the processor and its cores."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{device.device_kind} x {jax.device_count()}"
+    processor = platform.processor() or platform.machine()
+    with open("/proc/cpuinfo") as lines:
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else processor} x {jax.device_count()} cores"
+
+
+def print_line(benchmark: str, case: str, metric: str, value: float, unit: str, **peer: Any) -> None:
+    """One measurement as a JSON line; `peer`, `peer_value` and `ratio` where a peer ran beside it."""
+    line = {"benchmark": benchmark, "case": case, "metric": metric, "value": value, "unit": unit}
+    print(json.dumps({**line, "device": device_name(), **peer}), flush=True)

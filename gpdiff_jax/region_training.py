@@ -1,0 +1,203 @@
+"""In: one source region, where it starts, and the series of all. Out: its own parameters, a few vectors of them.
+
+Written for one region; the engine in `harvest` adds the region axis.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from gpdiff_jax.base import initial_params, validation_error
+from gpdiff_jax.cities.series import SeriesBank
+from gpdiff_jax.cities.windows import (
+    StartTable,
+    draw_starts,
+    draw_unseen_starts,
+    gather_draw,
+    gather_unseen,
+    part_of,
+)
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.loss import anchor_loss, batch_forecast, masked_huber
+from gpdiff_jax.models.protocol import Model, ModelSizes
+from gpdiff_jax.optimisers import clipped_adam
+from gpdiff_jax.sources import SourceRegion
+from gpdiff_jax.typing import Key, Params
+
+INITS = ("pooled", "shared", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class HarvestConfig:
+    """How the regions are trained, one by one.
+
+    `init` says where a region starts: "pooled" the base trained on all regions, "shared" one random draw for all,
+    "random" a draw of its own. Every region is trained `seeds` x `data_windows` times: with other batches, and on each
+    of so many equal stretches of its training span alone. A training stops after `patience` evaluations without a
+    better validation error and keeps its best `snapshots`. What is evaluated and kept is a running average of the
+    parameters over about 1 / (1 - `averaging`) steps. Where a city shows no weekend at all (or no weekday),
+    `anchor_windows` windows a step hold the region to what its start says of such days, which its own readings would
+    let drift; 0 lets it. That takes profile covariates: without them the start knows nothing of the region that is
+    worth holding to. `regions_per_batch` regions are trained side by side: 1 suits a CPU's cache, many an accelerator,
+    and 0 measures what suits the device.
+    """
+
+    init: str = "pooled"
+    steps: int = 240
+    windows: int = 32
+    learning_rate: float = 1e-3
+    evaluate_every: int = 40
+    patience: int = 2
+    snapshots: int = 3
+    averaging: float = 0.97
+    anchor_windows: int = 8
+    seeds: int = 1
+    data_windows: int = 1
+    regions_per_batch: int = 1
+
+    def __post_init__(self) -> None:
+        if self.init not in INITS:
+            raise InputError(f"`init` must be one of {', '.join(INITS)}, got {self.init!r}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("init", "anchor_windows", "regions_per_batch") and value <= 0:
+                raise InputError(f"`{field.name}` must be above 0, got {value}")
+        for name in ("anchor_windows", "regions_per_batch"):
+            if getattr(self, name) < 0:
+                raise InputError(f"`{name}` must be at least 0, got {getattr(self, name)}")
+        if not self.averaging < 1:
+            raise InputError(f"`averaging` must be below 1, got {self.averaging}")
+        if self.steps % self.evaluate_every or self.steps < self.snapshots * self.evaluate_every:
+            raise InputError(
+                f"the steps of a region (={self.steps}) must be a multiple of {self.evaluate_every}, after which each "
+                f"snapshot is taken, and at least {self.snapshots * self.evaluate_every} for {self.snapshots} snapshots"
+            )
+
+    @property
+    def vectors(self) -> int:
+        """M, parameter vectors per region."""
+        return self.snapshots * self.seeds * self.data_windows
+
+
+class HarvestedRegion(NamedTuple):
+    """M parameter vectors of one region, the best first, and where each came from; stacked over R after harvest."""
+
+    params: Params  # [M, ...]
+    validation_mae: jax.Array  # float32 [M], scaled
+    step: jax.Array  # int32 [M], training steps behind the vector
+    seed: jax.Array  # int32 [M], which of the seeds
+    data_window: jax.Array  # int32 [M], which stretch of the training span
+    start_mae: jax.Array  # float32 [], the validation error of where seed 0 started
+
+
+class SharedData(NamedTuple):
+    """What the training of every region reads."""
+
+    bank: SeriesBank
+    train: StartTable
+    base: Params
+    start_key: Key
+    train_key: Key
+
+
+def make_region_trainer(
+    model: Model, sizes: ModelSizes, config: HarvestConfig
+) -> Callable[[SharedData, SourceRegion], HarvestedRegion]:
+    """Makes the pure function that trains one region.
+
+    Args:
+      model: the forecaster.
+      sizes: H, P, I, F.
+      config: steps and sizes.
+
+    Returns:
+      `train(shared, region) -> HarvestedRegion`. A region's randomness is folded in from its stable id, so its result
+      depends on nothing else.
+    """
+    optimiser = clipped_adam(config.learning_rate)
+
+    def start_of(shared: SharedData, region: SourceRegion, seed: Int[Array, ""]) -> Params:
+        if config.init == "pooled":
+            return shared.base
+        own = jax.random.fold_in(shared.start_key, seed)
+        if config.init == "random":
+            own = jax.random.fold_in(own, region.region_id)
+        return initial_params(model, jax.tree.map(lambda leaf: leaf[None], region.graph), sizes, key=own)
+
+    def train_once(shared: SharedData, region: SourceRegion, run: Int[Array, ""]) -> HarvestedRegion:
+        bank, nodes = shared.bank, region.graph.nodes
+        seed, data_window = run // config.data_windows, run % config.data_windows
+        table = part_of(shared.train, data_window, config.data_windows)
+        run_key = jax.random.fold_in(jax.random.fold_in(shared.train_key, region.region_id), run)
+        start = start_of(shared, region, seed)
+        held = config.anchor_windows > 0 and bank.has_profile
+
+        def draw(index: Int[Array, ""]) -> tuple:
+            data_key, unseen_key = jax.random.split(jax.random.fold_in(run_key, index))
+            drawn = draw_starts(bank, table, nodes[0], config.windows, key=data_key)
+            if not held:
+                return drawn, None
+            return drawn, draw_unseen_starts(bank, table, nodes[0], config.anchor_windows, key=unseen_key)
+
+        def loss_fn(params: Params, draws: tuple) -> jax.Array:
+            windows = gather_draw(bank, nodes, draws[0])
+            loss = masked_huber(batch_forecast(model, params, region.graph, windows), windows.target, windows.mask)
+            if not held:
+                return loss
+            return loss + anchor_loss(model, params, start, region.graph, gather_unseen(bank, nodes, draws[1]))
+
+        def update(carry: tuple, draws: tuple) -> tuple:
+            params, average, opt_state = carry
+            grads = jax.grad(loss_fn)(params, draws)
+            updates, opt_state = optimiser.update(grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
+            # What the last few batches happened to hold is noise to the generator.
+            average = optax.incremental_update(params, average, 1.0 - config.averaging)
+            return (params, average, opt_state), None
+
+        def error_of(params: Params) -> jax.Array:
+            return validation_error(model, params, bank, shared.train, region)
+
+        def unfinished(carry: tuple) -> jax.Array:
+            step, stale, _, _, errors, _ = carry
+            return (step < config.steps) & ((stale < config.patience) | (jnp.isinf(errors).any()))
+
+        def advance(carry: tuple) -> tuple:
+            step, stale, training, kept, errors, steps = carry
+            # Random numbers of many steps at once cost hardly more than those of one.
+            draws = jax.vmap(draw)(step + jnp.arange(config.evaluate_every, dtype=step.dtype))
+            training, _ = jax.lax.scan(update, training, draws)
+            params = training[1]
+            step = step + config.evaluate_every
+            error = error_of(params)
+            stale = jnp.where(error < errors.min(), 0, stale + 1)
+            worst = jnp.argmax(errors)
+            better = error < errors[worst]
+            kept = jax.tree.map(lambda all_, new: jnp.where(better, all_.at[worst].set(new), all_), kept, params)
+            errors = jnp.where(better, errors.at[worst].set(error), errors)
+            steps = jnp.where(better, steps.at[worst].set(step), steps)
+            return step, stale, training, kept, errors, steps
+
+        kept = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (config.snapshots, *leaf.shape)), start)
+        start_error = error_of(start)
+        worst_of_all = jnp.full((config.snapshots,), jnp.inf, start_error.dtype)
+        zero = jnp.zeros((), jnp.int32)
+        training = (start, start, optimiser.init(start))
+        carry = (zero, zero, training, kept, worst_of_all, jnp.zeros((config.snapshots,), jnp.int32))
+        *_, kept, errors, steps = jax.lax.while_loop(unfinished, advance, carry)
+        every = jnp.zeros((config.snapshots,), jnp.int32)
+        return HarvestedRegion(kept, errors, steps, every + seed, every + data_window, start_error)
+
+    def train(shared: SharedData, region: SourceRegion) -> HarvestedRegion:
+        runs = jnp.arange(config.seeds * config.data_windows, dtype=jnp.int32)
+        *vectors, start_error = jax.lax.map(lambda run: train_once(shared, region, run), runs)
+        vectors = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), vectors)
+        order = jnp.argsort(vectors[1])
+        return HarvestedRegion(*jax.tree.map(lambda leaf: leaf[order], vectors), start_mae=start_error[0])
+
+    return train

@@ -115,7 +115,7 @@ def _harvest_seconds(model: Model, params: Params, sources: Sources, steps: int)
         anchor_windows=0,
         regions_per_batch=side_by_side,
     )
-    plan = plan_chunks(sources, max(64, side_by_side * jax.local_device_count()))
+    plan = plan_chunks(sources, max(64, side_by_side * jax.local_device_count()), HarvestConfig().steps)
     seconds = []
     for _ in range(2):
         begin = time.perf_counter()

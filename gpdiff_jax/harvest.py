@@ -37,7 +37,10 @@ from gpdiff_jax.zoo import (
 )
 
 _MOST_BUCKETS = 3
-_WORTHWHILE = 0.15  # of the work, saved by one more bucket, which costs one more compilation
+# One more bucket costs one more compilation, some ten seconds. It has to save this share of the work, and this much of
+# it: a step of 32 windows costs about 0.1 ms per node on a CPU core.
+_WORTHWHILE_SHARE = 0.15
+_WORTHWHILE_NODE_STEPS = 100_000
 
 
 class Chunk(NamedTuple):
@@ -49,11 +52,12 @@ class Chunk(NamedTuple):
     num_edges: int
 
 
-def size_buckets(sizes: Int[np.ndarray, " R"], most: int = _MOST_BUCKETS) -> list[int]:
+def size_buckets(sizes: Int[np.ndarray, " R"], steps: int, most: int = _MOST_BUCKETS) -> list[int]:
     """Widths to which graphs are padded, so that one hub does not pad them all.
 
     Args:
       sizes: nodes of every region graph.
+      steps: training steps of a region.
       most: most buckets.
 
     Returns:
@@ -64,24 +68,26 @@ def size_buckets(sizes: Int[np.ndarray, " R"], most: int = _MOST_BUCKETS) -> lis
     for count in range(2, min(most, len(widths)) + 1):
         options = [(*some, widths[-1]) for some in itertools.combinations(widths[:-1], count - 1)]
         costs = [int(np.asarray(option)[np.searchsorted(option, sizes)].sum()) for option in options]
-        if min(costs) > (1.0 - _WORTHWHILE) * cost:
+        saved = cost - min(costs)
+        if saved < _WORTHWHILE_SHARE * cost or saved * steps < _WORTHWHILE_NODE_STEPS:
             break
         chosen, cost = options[int(np.argmin(costs))], min(costs)
     return [int(width) for width in chosen]
 
 
-def plan_chunks(sources: Sources, size: int) -> list[Chunk]:
+def plan_chunks(sources: Sources, size: int, steps: int) -> list[Chunk]:
     """Which regions are trained together.
 
     Args:
       sources: the source regions.
       size: most regions per chunk.
+      steps: training steps of a region, all its vectors together.
 
     Returns:
       The chunks, every region in exactly one; within a bucket in the order of the regions.
     """
     nodes, edges = (np.asarray(count)[:, 0] for count in (sources.graphs.n_node, sources.graphs.n_edge))
-    widths, chunks = size_buckets(nodes), []
+    widths, chunks = size_buckets(nodes, steps), []
     bucket = np.searchsorted(widths, nodes)
     for index in range(len(widths)):
         rows = np.flatnonzero(bucket == index)
@@ -196,7 +202,7 @@ def measure_regions_per_batch(
         if count > max(1, sources.num_regions // num_devices):
             break
         short = dataclasses.replace(config, steps=20, evaluate_every=20, snapshots=1, regions_per_batch=count)
-        chunk = plan_chunks(sources, count * num_devices)[-1]
+        chunk = plan_chunks(sources, count * num_devices, steps=0)[-1]
         for _ in range(2):  # the first call compiles
             begin = time.perf_counter()
             list(harvest_chunks(model, sources, base, short, [chunk], key=jax.random.key(0), devices=devices))
@@ -237,7 +243,7 @@ def harvest_zoo(
       InputError: see `harvest_chunks`; or the folder holds chunks of another harvest, or a damaged one.
       FloatingPointError: see `harvest_chunks`.
     """
-    plan = plan_chunks(sources, chunk)
+    plan = plan_chunks(sources, chunk, config.steps * config.seeds * config.data_windows)
     results: dict[int, HarvestedRegion] = {}
     if folder is not None:
         for index in sorted(finished_chunks(folder)):

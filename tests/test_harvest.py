@@ -205,11 +205,12 @@ def test_a_zoo_comes_back_from_disk_bit_for_bit(tmp_path, sources, base, harvest
     ],
 )
 def test_buckets_are_few_and_one_hub_does_not_pad_all(sizes, widths):
-    assert size_buckets(np.array(sizes)) == widths
+    assert size_buckets(np.array(sizes), 10**6) == widths
+    assert size_buckets(np.array(sizes), 10) == [max(sizes)]
 
 
 def test_every_region_is_in_one_chunk_that_its_graph_fits(sources):
-    plan = plan_chunks(sources, 5)
+    plan = plan_chunks(sources, 5, 10**6)
     np.testing.assert_array_equal(np.sort(np.concatenate([chunk.rows for chunk in plan])), np.arange(16))
     assert [chunk.index for chunk in plan] == list(range(len(plan)))
     for chunk in plan:
@@ -219,7 +220,7 @@ def test_every_region_is_in_one_chunk_that_its_graph_fits(sources):
 
 
 def test_results_do_not_depend_on_how_graphs_are_padded(sources, base, harvested):
-    wide = [chunk._replace(num_nodes=9, num_edges=40) for chunk in plan_chunks(sources, 16)]
+    wide = [chunk._replace(num_nodes=9, num_edges=40) for chunk in plan_chunks(sources, 16, 10**6)]
     graphs = sources.graphs
     pad = functools.partial(np.pad, mode="edge")
     widened = graphs._replace(

@@ -167,7 +167,7 @@ def test_a_finished_run_is_read_back_without_training(finished, data_dir, monkey
     def refuse(*arguments, **options):
         raise AssertionError("a finished stage ran again")
 
-    for name in ("train_base", "harvest_regions", "pretrain", "zero_shot", "few_shot"):
+    for name in ("train_base", "harvest_zoo", "pretrain", "zero_shot", "few_shot"):
         monkeypatch.setattr(f"experiments.stages.{name}", refuse)
     assert evaluate(open_run(_settings(data_dir), str(folder))) == content
 
@@ -283,7 +283,7 @@ def _mistakes(tmp_path_factory, data_dir: pathlib.Path, finished) -> pathlib.Pat
         (["--out_dir=foreign"], "'foreign' holds 'thesis.tex' but no run"),
         (["--out_dir=file/run"], "--out_dir 'file/run' cannot be written"),
         (["--out_dir=other"], "'other' holds a run with other settings"),
-        (["--history=3"], "--history=3"),
+        (["--history=3"], "history of at least 7 steps, got 3"),
         (["--guidance=11"], "--guidance=11"),
         (["--sources=crowd_0,cut"], "cut.npz"),
         (["--sources=crowd_0,crowd_0"], "--sources names 'crowd_0' twice"),

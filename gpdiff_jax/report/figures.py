@@ -293,7 +293,7 @@ def projection_figure(
         An `<svg>` element.
     """
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(620, 420, left=46, right=150, top=12, bottom=44)
+        figure, axes = _figure(620, 420, left=60, right=170, top=12, bottom=44)
         axes.grid(True, axis="both")
         raster = sum(len(points) for points in zoo.values()) > _RASTER_POINTS
         for number, (city, points) in enumerate(zoo.items()):
@@ -304,7 +304,7 @@ def projection_figure(
                 marker=_MARKERS[number % len(_MARKERS)],
                 alpha=0.75,
                 linewidths=0,
-                label=_shorten(city, 18),
+                label=_shorten(city, 22),
                 rasterized=raster,
             )
         axes.scatter(

@@ -309,7 +309,7 @@ def _training(results: Results) -> str:
             curves,
             name=f"loss-{stage}",
             title=title,
-            x_label="chunk of regions" if stage == "harvest" else "step",
+            x_label="regions done" if stage == "harvest" else "step",
             alt=f"Losses over the steps of stage {stage}.",
         )
         drawn.append(markup.figure(drawing, caption))

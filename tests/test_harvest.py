@@ -16,6 +16,7 @@ from gpdiff_jax.harvest import harvest_chunks, harvest_zoo, plan_chunks, size_bu
 from gpdiff_jax.models import Model, make_model
 from gpdiff_jax.models.loss import batch_forecast
 from gpdiff_jax.region_training import HarvestConfig
+from gpdiff_jax.regions import node_mask
 from gpdiff_jax.sources import DataConfig, Sources, prepare_sources
 from gpdiff_jax.zoo import ParameterZoo, finished_chunks, load_zoo, save_zoo
 
@@ -41,7 +42,7 @@ def _linear() -> Model:
         return {"bias": jnp.zeros(6), "kernel": 0.1 * jax.random.normal(key, (6, 44))}
 
     def apply(params, graph, history, covariates):
-        around = jnp.where(jnp.arange(history.shape[0]) < graph.n_node[0], 1.0, 0.0)
+        around = node_mask(graph).astype(history.dtype)
         seen = jnp.concatenate([history[0, :, 0], jnp.einsum("n,nt->t", around, history[..., 0]), covariates[12]])
         return (params["kernel"] @ seen + params["bias"])[:, None]
 
@@ -240,6 +241,29 @@ def test_two_devices_make_the_same_as_one(sources, base, harvested):
     assert len(devices) == 2
     alone = harvest_zoo(_MODEL, sources, base, _CONFIG, key=_KEY, chunk=7, devices=devices[:1])
     _assert_same(alone, harvested, list(range(16)))
+
+
+def test_in_float64_batch_chunk_bucket_and_devices_change_nothing(sources, base):
+    """Beyond rounding: what float32 hides behind 1e-4 has to vanish."""
+
+    def widen(tree):
+        return jax.tree.map(
+            lambda leaf: leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
+        )
+
+    with jax.enable_x64(True):
+        wide, start = widen(sources), widen(base)
+        made = []
+        for side_by_side, size, devices, steps in ((1, 16, 1, 10), (4, 16, 2, 10), (1, 3, 2, 10**6)):
+            config = dataclasses.replace(_CONFIG, regions_per_batch=side_by_side)
+            plan = plan_chunks(wide, size, steps)
+            chunks = harvest_chunks(_MODEL, wide, start, config, plan, key=_KEY, devices=jax.local_devices()[:devices])
+            rows, results = zip(*((chunk.rows, result) for chunk, result in chunks), strict=True)
+            order = np.argsort(np.concatenate(rows))
+            made.append(jax.tree.map(lambda *leaves, order=order: np.concatenate(leaves)[order], *results))
+    assert made[0].params["kernel"].dtype == np.float64
+    for other in made[1:]:
+        jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-9, atol=1e-9), made[0], other)
 
 
 def test_seeds_and_stretches_of_time_are_vectors_of_their_own_with_where_they_came_from(sources, base, harvested):

@@ -48,7 +48,10 @@ def test_the_model_of_the_readme_is_harvested(tmp_path: pathlib.Path, simulated_
         ("x = 1", r"registers 0 models; call gpdiff_jax.register_model once"),
         ("raise ValueError('oh')", r"model.py' fails: ValueError: oh"),
         ("def f(:", r"model.py' fails: SyntaxError"),
-        ("import gpdiff_jax as gpd\ngpd.register_model('stgcn', lambda sizes: None)", r"model 'stgcn' is registered already"),
+        (
+            "import gpdiff_jax as gpd\ngpd.register_model('stgcn', lambda sizes: None)",
+            r"model 'stgcn' is registered already",
+        ),
     ],
 )
 def test_a_file_without_a_model_is_refused_in_one_line(tmp_path: pathlib.Path, text, words):

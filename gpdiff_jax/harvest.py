@@ -50,6 +50,7 @@ class Chunk(NamedTuple):
     rows: Int[np.ndarray, " X"]  # numbers of the regions
     num_nodes: int  # N of their graphs, cut to the largest of the bucket
     num_edges: int
+    size: int  # regions that the program takes; it is filled up with repeats of the last
 
 
 def size_buckets(sizes: Int[np.ndarray, " R"], steps: int, most: int = _MOST_BUCKETS) -> list[int]:
@@ -93,8 +94,8 @@ def plan_chunks(sources: Sources, size: int, steps: int) -> list[Chunk]:
         rows = np.flatnonzero(bucket == index)
         most = (int(nodes[rows].max()) + 1, int(edges[rows].max()) + 1)  # one spare, which padded edges join
         # Chunks of one bucket are of one size, up to one region.
-        for part in np.array_split(rows, -(-len(rows) // size)):
-            chunks.append(Chunk(len(chunks), part, *most))
+        parts = np.array_split(rows, -(-len(rows) // size))
+        chunks += [Chunk(len(chunks) + k, part, *most, len(parts[0])) for k, part in enumerate(parts)]
     return chunks
 
 
@@ -115,8 +116,7 @@ def harvest_chunks(
       sources: the source regions.
       base: the pooled base.
       config: steps and sizes; `regions_per_batch` above 0.
-      chunks: of `plan_chunks`; all are filled up to the size of the largest of their bucket, so that one compiled
-        program serves them.
+      chunks: of `plan_chunks`, all or some; what a region is trained beside does not depend on which.
       key: random key of the harvest.
       devices: to spread a chunk over; None for all local ones.
 
@@ -137,10 +137,9 @@ def harvest_chunks(
     spread = RowSpread(_make_train_rows(model, sources.sizes, config), shared, devices)
     # On the host, where a chunk is cut out without a program of its own.
     regions: SourceRegion = jax.tree.map(np.asarray, sources.regions)
-    largest = {chunk[2:]: max(len(c.rows) for c in chunks if c[2:] == chunk[2:]) for chunk in chunks}
     pending: tuple[Chunk, PendingRows] | None = None
     for chunk in chunks:
-        filled = np.minimum(np.arange(largest[chunk[2:]]), len(chunk.rows) - 1)
+        filled = np.minimum(np.arange(chunk.size), len(chunk.rows) - 1)
         cut: SourceRegion = jax.tree.map(lambda leaf, rows=chunk.rows[filled]: leaf[rows], regions)
         cut = cut._replace(graph=trim_graphs(cut.graph, chunk.num_nodes, chunk.num_edges))
         started = (chunk, spread(cut))

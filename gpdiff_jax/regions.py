@@ -173,3 +173,9 @@ def diffusion_walks(graph: RegionGraph, order: int) -> Float[Array, "S N N"]:
             walks.append(walk)
             walk = step @ walk
     return jnp.stack(walks)
+
+
+def walks_beside_self(graph: RegionGraph, order: int) -> Float[Array, "N S N"]:
+    """The identity and the walks of `diffusion_walks` in the layout of `carry_channels`: S = 1 + 2 x order."""
+    walks = diffusion_walks(graph, order)
+    return jnp.concatenate([jnp.eye(walks.shape[1], dtype=walks.dtype)[None], walks]).transpose(1, 0, 2)

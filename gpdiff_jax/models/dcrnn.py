@@ -3,8 +3,6 @@
 DCRNN (Li, Yu, Shahabi, Liu, "Diffusion Convolutional Recurrent Neural Network", arXiv 1707.01926), cut to the centre.
 """
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,9 +10,16 @@ import jraph
 from jaxtyping import Array, Float
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models.layers import SumDense, add_shared, carry_nodes, dense, horizon_head
+from gpdiff_jax.models.layers import (
+    ChannelDense,
+    add_shared,
+    carry_channels,
+    channel_product,
+    channels_first,
+    horizon_head,
+)
 from gpdiff_jax.models.protocol import Model, ModelSizes, linen_model, register_model
-from gpdiff_jax.regions import diffusion_walks
+from gpdiff_jax.regions import walks_beside_self
 
 _ORDER = 2  # steps of the diffusion per direction
 
@@ -41,45 +46,43 @@ class DCRNN(nn.Module):
         """Returns the scaled forecast of the centre."""
         length, units = self.sizes.history, self.units
         seen, ahead = covariates[:length], covariates[length:]
-        walks = diffusion_walks(graph, _ORDER)
+        history, walks = history[:-1], walks_beside_self(graph, _ORDER)[:-1, :, :-1]  # the last node is always spare
         init = nn.initializers.lecun_normal()
-        num_parts = 1 + walks.shape[0]
+        num_parts = walks.shape[1]
         kernels = {
             "gates": self.param("cell_gates", init, (num_parts * units, 2 * units)),
             "candidate": self.param("cell_candidate", init, (num_parts * units, units)),
         }
 
         def diffuse(x: jax.Array, name: str, *, at_centre: bool = False) -> jax.Array:
-            nodes = slice(0, 1 if at_centre else None)
-            kernel = kernels[name].reshape(num_parts, units, -1)
-            parts = [x[nodes], *carry_nodes(walks[:, nodes], x)]
-            products = [part.reshape(-1, units) @ rows for part, rows in zip(parts, kernel, strict=True)]
-            return functools.reduce(jnp.add, products).reshape(*parts[0].shape[:-1], -1)
+            parts = carry_channels(walks[: 1 if at_centre else None], x)
+            product = channel_product(kernels[name], parts.reshape(*parts.shape[:2], -1))
+            return product.reshape(*product.shape[:2], *x.shape[2:])
 
         # What the inputs add to every gate does not wait for the state: it is made for all steps at once.
-        driven = SumDense(3 * units, name="cell_input")([history, *carry_nodes(walks, history)])
+        driven = ChannelDense(3 * units, name="cell_input")(carry_channels(walks, channels_first(history)))
         if self.sizes.num_covariates:
-            driven = add_shared(driven, dense(seen, 3 * units, name="cell_covariates", use_bias=False))
-        driven = jnp.moveaxis(driven, 1, 0)
+            clock = ChannelDense(3 * units, use_bias=False, name="cell_covariates")
+            driven = add_shared(driven, clock(channels_first(seen[None]))[0])
+        driven = jnp.moveaxis(driven, 2, 0)
 
         def gates_of(state: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-            gates = jax.nn.sigmoid(inputs[..., : 2 * units] + diffuse(state, "gates"))
-            reset, update = jnp.split(gates, 2, axis=-1)
-            return reset, update
+            gates = jax.nn.sigmoid(inputs[:, : 2 * units] + diffuse(state, "gates"))
+            return gates[:, :units], gates[:, units:]
 
         def step(state: jax.Array, inputs: jax.Array) -> tuple[jax.Array, None]:
             reset, update = gates_of(state, inputs)
-            candidate = jnp.tanh(inputs[..., 2 * units :] + diffuse(reset * state, "candidate"))
+            candidate = jnp.tanh(inputs[:, 2 * units :] + diffuse(reset * state, "candidate"))
             return update * state + (1.0 - update) * candidate, None
 
         # The state before the first step is zero, so that step carries nothing.
-        update = jax.nn.sigmoid(driven[0, ..., units : 2 * units])
-        state = (1.0 - update) * jnp.tanh(driven[0, ..., 2 * units :])
+        update = jax.nn.sigmoid(driven[0, :, units : 2 * units])
+        state = (1.0 - update) * jnp.tanh(driven[0, :, 2 * units :])
         state, _ = jax.lax.scan(step, state, driven[1 : length - 1])
         reset, update = gates_of(state, driven[-1])
         remembered = diffuse(reset * state, "candidate", at_centre=True)[0]
-        candidate = jnp.tanh(driven[-1, 0, ..., 2 * units :] + remembered)
-        state = update[0] * state[0] + (1.0 - update[0]) * candidate
+        candidate = jnp.tanh(driven[-1, 0, 2 * units :] + remembered)
+        state = jnp.moveaxis(update[0] * state[0] + (1.0 - update[0]) * candidate, 0, -1)
         return horizon_head(self, state, ahead, hidden=self.hidden)
 
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import jraph
 from jaxtyping import Array, Float
 
-from gpdiff_jax.models.layers import SumDense, TwoDense, add_shared, carry_nodes, dense, horizon_head
+from gpdiff_jax.models.layers import ChannelDense, add_shared, carry_channels, channels_first, dense, horizon_head
 from gpdiff_jax.models.protocol import Model, ModelSizes, linen_model, register_model
-from gpdiff_jax.regions import diffusion_walks, node_mask
+from gpdiff_jax.regions import node_mask, walks_beside_self
 
 _DILATIONS = (1, 2)  # of the two layers of a block
 _ORDER = 2  # steps of the diffusion per layer and direction
@@ -34,15 +34,15 @@ def _steps_read(dilations: tuple[int, ...]) -> list[list[int]]:
 
 
 def _pick(x: jax.Array, held: list[int], wanted: list[int]) -> jax.Array:
-    """The wanted steps out of the held ones, along axis 1; both are evenly spaced."""
+    """The wanted steps out of the held ones, along axis 2; both are evenly spaced."""
     rows = [held.index(step) for step in wanted]
     stride = rows[1] - rows[0] if len(rows) > 1 else 1
-    return jax.lax.slice_in_dim(x, rows[0], rows[-1] + 1, stride, axis=1)
+    return jax.lax.slice_in_dim(x, rows[0], rows[-1] + 1, stride, axis=2)
 
 
 def _normalise(x: jax.Array) -> jax.Array:
     """Unit root mean square over the channels (Zhang and Sennrich, arXiv 1910.07467)."""
-    return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + 1e-5)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(axis=1, keepdims=True) + 1e-5)
 
 
 class GraphWaveNet(nn.Module):
@@ -74,32 +74,35 @@ class GraphWaveNet(nn.Module):
         seen, ahead = covariates[: self.sizes.history], covariates[self.sizes.history :]
         dilations = _layer_dilations(self.sizes.history)
         read = _steps_read(dilations)
-        walks = diffusion_walks(graph, _ORDER)
+        history, walks = history[:-1], walks_beside_self(graph, _ORDER)[:-1, :, :-1]  # the last node is always spare
         own_walk = self._adaptive_walk(graph, history) if self.adaptive else None
 
-        x = dense(history, self.channels, name="input", use_bias=False)
+        x = ChannelDense(self.channels, use_bias=False, name="input")(channels_first(history))
         if self.sizes.num_covariates:
-            x = add_shared(x, dense(seen, self.channels, name="input_covariates", use_bias=False))
+            clock = ChannelDense(self.channels, use_bias=False, name="input_covariates")
+            x = add_shared(x, clock(channels_first(seen[None]))[0])
         # Steps before the history are zero.
         missing = len(read[0]) - self.sizes.history
-        x = jnp.pad(x, [(0, 0), (missing, 0), *[(0, 0)] * (x.ndim - 2)])
+        x = jnp.pad(x, [(0, 0), (0, 0), (missing, 0), *[(0, 0)] * (x.ndim - 3)])
         skips = []
         for layer, dilation in enumerate(dilations):
             held, wanted = read[layer], read[layer + 1]
             now = _pick(x, held, wanted)
-            pair = jnp.concatenate([_pick(x, held, [step + dilation for step in wanted]), now], axis=-1)
-            value, gate = TwoDense(self.channels, name=f"gate_{layer}")(pair)
-            h = jnp.tanh(value) * jax.nn.sigmoid(gate)
-            skips.append(h[0, -1])
+            pair = jnp.concatenate([_pick(x, held, [step + dilation for step in wanted]), now], axis=1)
+            gates = ChannelDense(2 * self.channels, name=f"gate_{layer}")(pair)
+            h = jnp.tanh(gates[:, : self.channels]) * jax.nn.sigmoid(gates[:, self.channels :])
+            skips.append(h[0, :, -1])
             if layer == len(dilations) - 1:
                 break
             # What the last layer makes is read at the centre alone.
             nodes = slice(0, 1 if layer == len(dilations) - 2 else None)
-            parts = [h[nodes], *carry_nodes(walks[:, nodes], h)]
+            parts = carry_channels(walks[nodes], h)
             if own_walk is not None:
-                parts.append(jnp.einsum("...mn,nt...c->mt...c", own_walk[..., nodes, :], h))
-            x = _normalise(now[nodes] + SumDense(self.channels, name=f"graph_{layer}")(parts))
-        summed = nn.relu(dense(jnp.concatenate(skips, axis=-1), self.hidden, name="skip"))
+                own = jnp.einsum("...mn,nct...->mct...", own_walk[..., nodes, :], h)
+                parts = jnp.concatenate([parts, own], axis=1)
+            x = _normalise(now[nodes] + ChannelDense(self.channels, name=f"graph_{layer}")(parts))
+        summed = jnp.moveaxis(jnp.concatenate(skips, axis=0), 0, -1)
+        summed = nn.relu(dense(summed, self.hidden, name="skip"))
         return horizon_head(self, summed, ahead, hidden=self.hidden)
 
     def _adaptive_walk(self, graph: jraph.GraphsTuple, history: Float[Array, "N H *B I"]) -> Float[Array, "*B N N"]:
@@ -109,7 +112,7 @@ class GraphWaveNet(nn.Module):
         # A bias here would shift a whole row, which the softmax takes out again.
         sink = dense(nodes, self.adaptive, name="adaptive_sink", use_bias=False)
         likeness = jnp.einsum("m...e,n...e->...mn", source, sink)
-        return jax.nn.softmax(jnp.where(node_mask(graph), likeness, -jnp.inf), axis=-1)
+        return jax.nn.softmax(jnp.where(node_mask(graph)[:-1], likeness, -jnp.inf), axis=-1)
 
 
 def _make(name: str, adaptive: int, sizes: ModelSizes) -> Model:

@@ -32,7 +32,7 @@ class Model(NamedTuple):
     """A forecaster of one region.
 
     `init(key, region_graph, history, covariates) -> params` and `apply(params, region_graph, history, covariates) ->
-    [P, C]`, where `region_graph` is one padded `jraph.GraphsTuple` (centre first), history is [N, H, I] (scaled
+    [P, C]`, where `region_graph` is one padded `jraph.GraphsTuple` (centre first, the last node spare), history is [N, H, I] (scaled
     reading, observed, and the node's daily profile if that is a covariate), covariates are [H + P, F] (calendar, and
     the centre's profile), and the forecast is scaled. All state is in `params`.
 

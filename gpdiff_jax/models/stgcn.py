@@ -40,6 +40,7 @@ class STGCN(nn.Module):
     ) -> Float[Array, "P *B 1"]:
         """Returns the scaled forecast of the centre."""
         seen, ahead = covariates[: self.sizes.history], covariates[self.sizes.history :]
+        history = history[:-1]  # the last node is always spare
         value, gate = TwoDense(self.channels, name="gate_in")(unfold(history, _KERNEL, axis=1))
         if self.sizes.num_covariates:
             # The nodes of a region graph share their clock: its part of the convolution is made once, not per node.
@@ -47,7 +48,7 @@ class STGCN(nn.Module):
             more_value, more_gate = clock(unfold(seen, _KERNEL, axis=0))
             value, gate = add_shared(value, more_value), add_shared(gate, more_gate)
         x = value * jax.nn.sigmoid(gate)
-        flow = (centre_weights(graph) @ x.reshape(x.shape[0], -1)).reshape(x.shape[1:])
+        flow = (centre_weights(graph)[:-1] @ x.reshape(x.shape[0], -1)).reshape(x.shape[1:])
         x = nn.relu(dense(jnp.concatenate([x[0], flow], axis=-1), self.bottleneck, name="graph"))
         for name in ("gate_mid", "gate_out"):
             value, gate = TwoDense(self.channels, name=name)(unfold(x, min(_KERNEL, x.shape[0]), axis=0))

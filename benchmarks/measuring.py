@@ -1,6 +1,7 @@
 """In: functions to time and what they need. Out: medians, and one JSON line per case on standard output."""
 
 import json
+import pathlib
 import platform
 import statistics
 import time
@@ -19,6 +20,17 @@ def median_seconds(function: Callable[[], object], repeats: int) -> float:
         jax.block_until_ready(function())
         times.append(time.perf_counter() - begin)
     return statistics.median(times)
+
+
+def forget_peak_memory() -> None:
+    """Starts the measurement of `peak_memory` anew."""
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> float:
+    """Most memory in GiB that this process held at a time, since `forget_peak_memory`; Linux only."""
+    status = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**20
 
 
 def device_name() -> str:

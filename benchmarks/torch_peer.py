@@ -40,17 +40,30 @@ def _batches(
     series: torch.Tensor, clock: torch.Tensor, starts: torch.Tensor, length: int, windows: int, *, loader: bool
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Windows [B, H + P, N, 2] and their calendar [B, H + P, F], for ever."""
-
-    def cut(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        at = chosen[:, None] + torch.arange(length)
-        return series[at], clock[at]
-
     if loader:
-        data = torch.utils.data.TensorDataset(*cut(starts))
+        data = _Windows(series, clock, starts, length)
         while True:
             yield from torch.utils.data.DataLoader(data, windows, shuffle=True, drop_last=True)
     while True:
-        yield cut(starts[torch.randint(len(starts), (windows,))])
+        at = starts[torch.randint(len(starts), (windows,))][:, None] + torch.arange(length)
+        yield series[at], clock[at]
+
+
+class _Windows(torch.utils.data.Dataset):
+    """The windows of one region, one by one, as a DataLoader asks for them."""
+
+    def __init__(self, series: torch.Tensor, clock: torch.Tensor, starts: torch.Tensor, length: int) -> None:
+        """Keeps the series; windows are cut when they are asked for."""
+        self.series, self.clock, self.starts, self.length = series, clock, starts.tolist(), length
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """One window [H + P, N, 2] and its calendar [H + P, F]."""
+        at = slice(self.starts[index], self.starts[index] + self.length)
+        return self.series[at], self.clock[at]
 
 
 def torch_seconds(
@@ -63,7 +76,7 @@ def torch_seconds(
       sources: calendar covariates.
       steps: per region.
       windows: batch size.
-      loader: feed windows cut beforehand through a DataLoader instead of indexing the series.
+      loader: feed windows through a standard DataLoader instead of indexing the series.
       centre_only: leave out what does not reach the centre.
       regions: how many to train.
 

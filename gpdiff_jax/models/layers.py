@@ -17,25 +17,6 @@ def dense(x: Float[Array, "*X C"], features: int, *, name: str, use_bias: bool =
     return rows.reshape(*x.shape[:-1], features)
 
 
-class TwoDense(nn.Module):
-    """A dense layer of 2D features whose halves are made apart, since nobody needs them side by side."""
-
-    features: int
-    use_bias: bool = True
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*X C"]) -> tuple[Float[Array, "*X D"], Float[Array, "*X D"]]:
-        """Returns the first and the second half."""
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], 2 * self.features))
-        rows = x.reshape(-1, x.shape[-1])
-        halves = [rows @ kernel[:, : self.features], rows @ kernel[:, self.features :]]
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros_init(), (2 * self.features,))
-            halves = [halves[0] + bias[None, : self.features], halves[1] + bias[None, self.features :]]
-        first, second = (half.reshape(*x.shape[:-1], self.features) for half in halves)
-        return first, second
-
-
 def channels_first(x: Float[Array, "N T *B C"]) -> Float[Array, "N C T *B"]:
     """The layout of `ChannelDense` and `carry_channels`."""
     return jnp.moveaxis(x, -1, 1)
@@ -53,8 +34,10 @@ def _channel_product_forward(kernel: jax.Array, x: jax.Array) -> tuple[jax.Array
 
 def _channel_product_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     kernel, x = saved
-    # Fused with the sum over nodes, the product would run at two thirds of the pace.
-    by_node = x @ jnp.swapaxes(grad, 1, 2)
+    # A product of few rows is slow.
+    few = kernel.shape[0] <= 8
+    by_node = jnp.swapaxes(grad @ jnp.swapaxes(x, 1, 2), 1, 2) if few else x @ jnp.swapaxes(grad, 1, 2)
+    # A sum over nodes would be fused with the product, which would then run at two thirds of its pace.
     summed = jnp.ones((1, x.shape[0]), grad.dtype) @ by_node.reshape(x.shape[0], -1)
     return summed.reshape(kernel.shape), jnp.broadcast_to(kernel, (x.shape[0], *kernel.shape)) @ grad
 
@@ -109,11 +92,10 @@ def _carry_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tupl
 _carry.defvjp(_carry_forward, _carry_backward)
 
 
-def unfold(x: jax.Array, kernel_size: int, *, axis: int) -> jax.Array:
-    """Every window of `kernel_size` steps along `axis` as one row: [..., T, ..., C] to [..., T', ..., K * C]."""
-    steps = x.shape[axis] - kernel_size + 1
-    windows = [jax.lax.slice_in_dim(x, k, k + steps, axis=axis) for k in range(kernel_size)]
-    return jnp.concatenate(windows, axis=-1)
+def unfold(x: Float[Array, "N C T *B"], kernel_size: int) -> Float[Array, "N KC T2 *B"]:
+    """Every window of `kernel_size` steps, its steps side by side as channels."""
+    steps = x.shape[2] - kernel_size + 1
+    return jnp.concatenate([jax.lax.slice_in_dim(x, k, k + steps, axis=2) for k in range(kernel_size)], axis=1)
 
 
 @jax.custom_vjp

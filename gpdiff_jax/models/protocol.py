@@ -32,9 +32,9 @@ class Model(NamedTuple):
     """A forecaster of one region.
 
     `init(key, region_graph, history, covariates) -> params` and `apply(params, region_graph, history, covariates) ->
-    [P, C]`, where `region_graph` is one padded `jraph.GraphsTuple` (centre first, the last node spare), history is [N, H, I] (scaled
-    reading, observed, and the node's daily profile if that is a covariate), covariates are [H + P, F] (calendar, and
-    the centre's profile), and the forecast is scaled. All state is in `params`.
+    [P, C]`, where `region_graph` is one padded `jraph.GraphsTuple` (the centre first, the last node always spare),
+    history is [N, H, I] (scaled reading, observed, and the node's daily profile if that is a covariate), covariates are
+    [H + P, F] (calendar, and the centre's profile), and the forecast is scaled. All state is in `params`.
 
     A batch of windows goes through `vmap` of `apply`, or through `apply_batch` where a model has one: the same function
     with the batch axis before the last, a layout in which time is sliced and nodes are mixed without a transpose.

@@ -10,7 +10,7 @@ import jraph
 from jaxtyping import Array, Float
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models.layers import TwoDense, add_shared, dense, horizon_head, unfold
+from gpdiff_jax.models.layers import ChannelDense, add_shared, channels_first, horizon_head, unfold
 from gpdiff_jax.models.protocol import Model, ModelSizes, linen_model, register_model
 from gpdiff_jax.regions import centre_weights
 
@@ -40,21 +40,25 @@ class STGCN(nn.Module):
     ) -> Float[Array, "P *B 1"]:
         """Returns the scaled forecast of the centre."""
         seen, ahead = covariates[: self.sizes.history], covariates[self.sizes.history :]
-        history = history[:-1]  # the last node is always spare
-        value, gate = TwoDense(self.channels, name="gate_in")(unfold(history, _KERNEL, axis=1))
+        history = channels_first(history[:-1])  # the last node is always spare
+        gates = ChannelDense(2 * self.channels, name="gate_in")(unfold(history, _KERNEL))
         if self.sizes.num_covariates:
             # The nodes of a region graph share their clock: its part of the convolution is made once, not per node.
-            clock = TwoDense(self.channels, use_bias=False, name="gate_in_covariates")
-            more_value, more_gate = clock(unfold(seen, _KERNEL, axis=0))
-            value, gate = add_shared(value, more_value), add_shared(gate, more_gate)
-        x = value * jax.nn.sigmoid(gate)
-        flow = (centre_weights(graph)[:-1] @ x.reshape(x.shape[0], -1)).reshape(x.shape[1:])
-        x = nn.relu(dense(jnp.concatenate([x[0], flow], axis=-1), self.bottleneck, name="graph"))
+            clock = ChannelDense(2 * self.channels, use_bias=False, name="gate_in_covariates")
+            gates = add_shared(gates, clock(unfold(channels_first(seen[None]), _KERNEL))[0])
+        x = _gated(gates)
+        flow = (centre_weights(graph)[None, :-1] @ x.reshape(x.shape[0], -1)).reshape(1, *x.shape[1:])
+        x = nn.relu(ChannelDense(self.bottleneck, name="graph")(jnp.concatenate([x[:1], flow], axis=1)))
         for name in ("gate_mid", "gate_out"):
-            value, gate = TwoDense(self.channels, name=name)(unfold(x, min(_KERNEL, x.shape[0]), axis=0))
-            x = value * jax.nn.sigmoid(gate)
-        features = jnp.concatenate(list(x), axis=-1)
+            x = _gated(ChannelDense(2 * self.channels, name=name)(unfold(x, min(_KERNEL, x.shape[2]))))
+        features = jnp.moveaxis(jnp.swapaxes(x[0], 0, 1).reshape(-1, *x.shape[3:]), 0, -1)
         return horizon_head(self, features, ahead, hidden=self.hidden)
+
+
+def _gated(gates: Float[Array, "N CC *X"]) -> Float[Array, "N C *X"]:
+    """The first half of the channels times the sigmoid of the second."""
+    channels = gates.shape[1] // 2
+    return gates[:, :channels] * jax.nn.sigmoid(gates[:, channels:])
 
 
 def _make_stgcn(sizes: ModelSizes) -> Model:

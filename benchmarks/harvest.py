@@ -6,11 +6,10 @@ A region-step is one training step (64 windows; forward, backward, Adam) of one 
 region and its 9 nearest. The ceiling is the time that the step's own matrix products take alone, region by region in
 the same compiled loop. The peer trains one region after another with the same model, windows and optimiser: once fed by
 a standard DataLoader, once with the series indexed directly; and once more computing, as the library does, only what
-reaches the centre. Peers need torch. `--figure` draws time and memory against regions.
+reaches the centre. Peers need torch.
 """
 
 import dataclasses
-import pathlib
 import time
 from typing import Any
 
@@ -37,7 +36,6 @@ flags.DEFINE_enum("peer", None, ["torch"], "what to run beside it")
 flags.DEFINE_list("models", list(model_names()), "models to measure")
 flags.DEFINE_list("regions", ["50", "200", "1000", "5000"], "numbers of regions")
 flags.DEFINE_integer("steps", 20, "training steps of a region", 2)
-flags.DEFINE_string("figure", None, "where to draw time and memory against regions, .svg or .png")
 flags.DEFINE_integer("regions_per_batch", 0, "regions side by side; 0 takes 1 on a CPU, 64 elsewhere", 0)
 
 _WINDOWS = 64
@@ -45,7 +43,8 @@ _NEIGHBOURS = 9
 
 
 def _sources(regions: int) -> Sources:
-    simulation = SimulationConfig(cities=2, regions=regions // 2, days=28)
+    num_cities = max(2, -(-regions // 1000))
+    simulation = SimulationConfig(cities=num_cities, regions=regions // num_cities, days=28)
     cities = [_with_nearest(city) for city in simulate_cities(simulation, seed=0)]
     data = DataConfig(covariates="calendar", variants=4, max_neighbours=_NEIGHBOURS)
     return prepare_sources(cities, data, key=jax.random.key(0), validation_windows=4)
@@ -147,7 +146,6 @@ def main(argv: list[str]) -> None:
     del argv
     use_every_core()
     quick = flags.FLAGS.quick
-    found: dict[str, list[tuple[int, float, float]]] = {}
     for name in flags.FLAGS.models:
         for regions in (50,) if quick else map(int, flags.FLAGS.regions):
             forget_peak_memory()
@@ -157,13 +155,11 @@ def main(argv: list[str]) -> None:
             params = jax.jit(lambda m=model, g=graphs, s=sizes: initial_params(m, g, s, key=jax.random.key(1)))()
             steps = flags.FLAGS.steps
             ours, compiling = _harvest_seconds(model, params, sources, steps)
-            memory = peak_memory()
-            found.setdefault(name, []).append((regions, ours * regions * steps, memory))
             case = f"{name}_{regions}"
             print_line("harvest", case, "rate", 1.0 / ours, "region-steps/s")
             print_line("harvest", case, "time", 1e3 * ours, "ms/region-step")
             print_line("harvest", case, "compilation", compiling, "s")
-            print_line("harvest", case, "peak_memory", memory, "GiB")
+            print_line("harvest", case, "peak_memory", peak_memory(), "GiB")
             products = _products(model, params, sources)
             alone = _products_alone(products, min(regions, 64), steps, 3)
             print_line("harvest", case, "operations", _operations(products) / 1e6, "MFLOP/region-step")
@@ -171,23 +167,6 @@ def main(argv: list[str]) -> None:
             print_line("harvest", case, "share_of_matmul_ceiling", alone / ours, "1")
             if flags.FLAGS.peer and name in ("stgcn", "graph_wavenet"):
                 _compare(name, case, sources, ours, 10 if quick else 40)
-    if flags.FLAGS.figure:
-        _draw(found, pathlib.Path(flags.FLAGS.figure), flags.FLAGS.steps)
-
-
-def _draw(found: dict[str, list[tuple[int, float, float]]], path: pathlib.Path, steps: int) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.0, 3.2), layout="constrained")
-    time_axes, memory_axes = figure.subplots(1, 2)
-    for name, cases in found.items():
-        regions, seconds, memory = zip(*cases, strict=True)
-        time_axes.loglog(regions, seconds, marker="o", label=name)
-        memory_axes.semilogx(regions, memory, marker="o", label=name)
-    time_axes.set(xlabel="regions", ylabel=f"seconds for {steps} steps", title="Time of a harvest")
-    memory_axes.set(xlabel="regions", ylabel="GiB", title="Peak memory of the process", ylim=(0, None))
-    time_axes.legend()
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _compare(name: str, case: str, sources: Sources, ours: float, steps: int) -> None:

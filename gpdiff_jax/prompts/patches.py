@@ -19,10 +19,10 @@ _SMALLEST_UNIT = 1e-3  # in the data's units, for a city that does not move
 class Patches(NamedTuple):
     """Q consecutive patches of K bins, of all regions of one city."""
 
-    bins: Float[np.ndarray, "N Q K"]  # float32, mean of the observed readings in units of `unit`; 0 where there is none
-    share: Float[np.ndarray, "N Q K"]  # float32, share of the bin that was observed, 0..1
-    codes: Float[np.ndarray, "Q F"]  # float32, time of day and day of week at which each patch begins
-    days: Float[np.ndarray, " Q"]  # float32, days since the first patch
+    bins: np.ndarray  # float32 [N, Q, K], mean of the observed readings in units of `unit`; 0 where there is none
+    share: np.ndarray  # float32 [N, Q, K], share of the bin that was observed, 0..1
+    codes: np.ndarray  # float32 [Q, F], time of day and day of week at which each patch begins
+    days: np.ndarray  # float32 [Q], days since the first patch
     unit: float  # data units: the median over regions of their standard deviation
 
     @property

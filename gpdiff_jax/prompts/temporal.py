@@ -1,76 +1,32 @@
-"""In: a few days of every region's readings. Out: their embedding by a masked autoencoder, the temporal prompt.
-
-A patch Transformer (masked autoencoders: He et al., arXiv 2111.06377; for traffic series: STEP, Shao et al.,
-arXiv 2206.09113). The encoder sees only visible patches, the decoder asks it for the others by their time codes.
+"""In: source cities and their training spans. Out: a pre-trained encoder, and the embedding of a few days of any city's
+readings, the temporal prompt.
 """
 
-import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+import optax
+from jaxtyping import Bool, Float
 
-from gpdiff_jax.cities.city import MINUTES_PER_DAY, City
+from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.scaling import fill_from_neighbours, silent_regions
 from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models.layers import dense
+from gpdiff_jax.optimisers import clipped_adam
+from gpdiff_jax.prompts.autoencoder import MOST_DAYS, MaskedAutoencoder, TemporalConfig, VisiblePatches, time_codes
+from gpdiff_jax.prompts.patch_bank import MaskedWindows, PatchBank, build_patch_bank, draw_pairs, draw_windows
 from gpdiff_jax.prompts.patches import Patches, cut_patches
-from gpdiff_jax.typing import Params
+from gpdiff_jax.typing import Key, Params
 
-MOST_DAYS = 14
-_PERIODS = (2.0, 4.0, 8.0, 16.0, 32.0)  # days, of the codes that tell one day of a window from another
-_SMALLEST_DEVIATION = 0.05  # in units of the city's median deviation
-_CLIP = 8.0
 _REGIONS_AT_ONCE = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class TemporalConfig:
-    """Size of the encoder, and how it is pre-trained.
-
-    A patch is `patch_minutes` long and holds `bins` bins. Training windows last 1 to `train_days` days; `masked_share`
-    of their patches is hidden, of which `queries` are reconstructed. `held_out_share` of every city's regions choose
-    the best of `evaluations` moments.
-    """
-
-    patch_minutes: int = 120
-    bins: int = 4
-    width: int = 64
-    heads: int = 4
-    encoder_layers: int = 2
-    decoder_layers: int = 1
-    train_days: int = 7
-    masked_share: float = 0.75
-    queries: int = 24
-    steps: int = 1000
-    batch: int = 64
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-2
-    evaluations: int = 10
-    held_out_share: float = 0.1
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) <= 0:
-                raise InputError(f"`{field.name}` must be above 0, got {getattr(self, field.name)}")
-        for name in ("masked_share", "held_out_share"):
-            if getattr(self, name) >= 1:
-                raise InputError(f"`{name}` must be below 1, got {getattr(self, name)}")
-        if MINUTES_PER_DAY % self.patch_minutes:
-            raise InputError(f"`patch_minutes` (={self.patch_minutes}) must divide 1440; choose e.g. 60 or 120")
-        if self.train_days > MOST_DAYS:
-            raise InputError(f"`train_days` must be at most {MOST_DAYS}, got {self.train_days}")
-        if self.width % self.heads:
-            raise InputError(f"`width` (={self.width}) must be a multiple of `heads` (={self.heads})")
-
-    @property
-    def patches_per_day(self) -> int:
-        """Patches from one midnight to the next."""
-        return MINUTES_PER_DAY // self.patch_minutes
+_EVALUATION_WINDOWS = 512
+_KNEE = 0.25  # of the Huber loss, in deviations of the region
+_SHARPNESS = 8.0  # of the distances between embeddings
 
 
 @flax.struct.dataclass
@@ -81,94 +37,121 @@ class TemporalEncoder:
     config: TemporalConfig = flax.struct.field(pytree_node=False)
 
 
-class VisiblePatches(flax.struct.PyTreeNode):
-    """Patches of B windows that the encoder may see, in any order; absent ones are padding."""
+def pretrain_encoder(
+    cities: Sequence[City],
+    spans: Sequence[Span],
+    config: TemporalConfig = TemporalConfig(),
+    *,
+    key: Key,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+) -> TemporalEncoder:
+    """Trains the masked autoencoder on random windows of source cities, every city with the same weight.
 
-    bins: Float[Array, "B Q K"]  # in units of the city
-    share: Float[Array, "B Q K"]
-    codes: Float[Array, "B Q F"]  # of time, with the day of the window
-    present: Float[Array, "B Q"]  # 1, or 0 for padding and for patches that must not be seen
+    Args:
+      cities: one-channel source cities, of any intervals that divide the patch.
+      spans: per city, its training span; nothing else is read.
+      config: sizes.
+      key: random key.
+      progress: called with (steps done, metrics) after every evaluation.
+
+    Returns:
+      The encoder at its lowest error on the held-out regions.
+
+    Raises:
+      InputError: no city, or see `cut_patches`.
+      FloatingPointError: the loss is not finite; names the step.
+    """
+    if not cities:
+        raise InputError("`cities` is empty; name at least one source city")
+    keys = jax.random.split(key, 4)
+    bank = build_patch_bank(cities, spans, config, key=keys[0])
+    module = MaskedAutoencoder(config)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, max(1, config.steps // 20), max(config.steps, 2), 0.02 * config.learning_rate
+    )
+    optimiser = clipped_adam(schedule, weight_decay=config.weight_decay)
+    steps_per_call = -(-config.steps // config.evaluations)
+
+    def loss_fn(
+        variables: Params, bank: PatchBank, odds: jax.Array, key: Key
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        window_key, pair_key = jax.random.split(key)
+        masked = masked_loss(module, variables, draw_windows(bank, config, config.batch, odds, key=window_key))
+        contrast = contrast_loss(module, variables, draw_pairs(bank, config, odds, key=pair_key))
+        return masked + config.contrast_weight * contrast, {"masked": masked, "contrast": contrast}
+
+    @partial(jax.jit, donate_argnums=0)
+    def train(state: tuple, bank: PatchBank, key: Key, first: jax.Array) -> tuple:
+        def step(state: tuple, index: jax.Array) -> tuple:
+            variables, opt_state = state
+            (_, loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+                variables, bank, bank.odds[0], jax.random.fold_in(key, index)
+            )
+            updates, opt_state = optimiser.update(grads, opt_state, variables)
+            return (optax.apply_updates(variables, updates), opt_state), loss
+
+        state, losses = jax.lax.scan(step, state, first + jnp.arange(steps_per_call))
+        return state, jax.tree.map(jnp.mean, losses)
+
+    @jax.jit
+    def evaluate(variables: Params, bank: PatchBank, key: Key) -> jax.Array:
+        def one_batch(key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return loss_fn(variables, bank, bank.odds[1], key)
+
+        batches = max(1, _EVALUATION_WINDOWS // config.batch)
+        return jax.tree.map(jnp.mean, jax.lax.map(one_batch, jax.random.split(key, batches)))
+
+    example = draw_windows(bank, config, 1, bank.odds[0], key=keys[1])
+    variables: Params = jax.jit(module.init)(keys[1], example.visible, example.queries)["params"]
+    state = variables, optimiser.init(variables)
+    best, best_error = jax.tree.map(jnp.copy, variables), np.inf
+    for done in range(steps_per_call, config.steps + 1, steps_per_call):
+        state, loss = train(state, bank, keys[2], jnp.asarray(done - steps_per_call))
+        if not np.isfinite(float(loss["masked"])):
+            raise FloatingPointError(f"the temporal encoder's loss is not finite near step {done}; lower its rate")
+        total, vparts = evaluate(state[0], bank, keys[3])
+        error = float(total)
+        if error < best_error:
+            best, best_error = jax.tree.map(jnp.copy, state[0]), error
+        if progress:
+            progress(
+                done,
+                {
+                    **{"train_" + k: float(v) for k, v in loss.items()},
+                    "validation_loss": error,
+                    **{"val_" + k: float(v) for k, v in vparts.items()},
+                },
+            )
+    return TemporalEncoder(best, config)
 
 
-def time_codes(codes: Float[Array, "*B Q F"], days: Float[Array, "*B Q"]) -> Float[Array, "*B Q G"]:
-    """The calendar's codes, and slow sines and cosines of the days passed, which are free of the interval."""
-    angle = days[..., None] * jnp.asarray([2 * np.pi / period for period in _PERIODS], jnp.float32)
-    return jnp.concatenate([codes, jnp.sin(angle), jnp.cos(angle)], axis=-1)
+def masked_loss(module: MaskedAutoencoder, variables: Params, windows: MaskedWindows) -> jax.Array:
+    """Huber loss on the observed bins of hidden patches, in deviations of their region."""
+    made: Any = module.apply({"params": variables}, windows.visible, windows.queries)
+    error = (made - windows.target) / windows.scale[:, None, None]
+    return (optax.losses.huber_loss(error, delta=_KNEE) * windows.weight).sum() / jnp.maximum(windows.weight.sum(), 1.0)
 
 
-def visible_scale(patches: VisiblePatches) -> tuple[Float[Array, "B 1 1"], Float[Array, "B 1 1"]]:
-    """Mean and standard deviation of every window over what is visible of it."""
-    weight = patches.share * patches.present[..., None]
-    count = jnp.maximum(weight.sum(axis=(1, 2), keepdims=True), 1e-6)
-    mean = (weight * patches.bins).sum(axis=(1, 2), keepdims=True) / count
-    variance = (weight * jnp.square(patches.bins - mean)).sum(axis=(1, 2), keepdims=True) / count
-    return mean, jnp.sqrt(variance + _SMALLEST_DEVIATION**2)
+def contrast_loss(module: MaskedAutoencoder, variables: Params, windows: VisiblePatches) -> jax.Array:
+    """How badly the second window of a region is told from those of the other regions of its city (InfoNCE).
 
-
-class _Block(nn.Module):
-    """Pre-norm attention and feed-forward; over its own tokens, or over a memory."""
-
-    heads: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, memory: jax.Array | None, present: jax.Array) -> jax.Array:
-        """Tokens [B, Q, width] after attending to those of [B, M, width] that are present [B, M]."""
-        width, head = x.shape[-1], x.shape[-1] // self.heads
-        normed = nn.LayerNorm(name="attention_norm")(x)
-        seen = normed if memory is None else memory
-
-        def split(rows: jax.Array, name: str) -> jax.Array:
-            return dense(rows, width, name=name).reshape(*rows.shape[:2], self.heads, head)
-
-        query, key, value = split(normed, "query"), split(seen, "key"), split(seen, "value")
-        scores = jnp.einsum("bqhd,bmhd->bhqm", query, key) / np.sqrt(head).astype(np.float32)
-        scores = jnp.where(present[:, None, None, :] > 0, scores, -1e9)
-        mixed = jnp.einsum("bhqm,bmhd->bqhd", nn.softmax(scores), value).reshape(x.shape)
-        x = x + dense(mixed, width, name="attention_out")
-        hidden = nn.gelu(dense(nn.LayerNorm(name="feed_forward_norm")(x), 4 * width, name="feed_forward_in"))
-        return x + dense(hidden, width, name="feed_forward_out")
-
-
-class MaskedAutoencoder(nn.Module):
-    """Encoder of visible patches, pooled to one vector per window; decoder of any other patch by its time code."""
-
-    config: TemporalConfig
-
-    def setup(self) -> None:
-        """Names the layers."""
-        config = self.config
-        self.encoder = [_Block(config.heads, name=f"encoder_{k}") for k in range(config.encoder_layers)]
-        self.decoder = [_Block(config.heads, name=f"decoder_{k}") for k in range(config.decoder_layers)]
-        self.patch_in = nn.Dense(config.width, name="patch_in")
-        self.query_in = nn.Dense(config.width, name="query_in")
-        self.pooled_in = nn.Dense(config.width, name="pooled_in")
-        self.encoder_norm = nn.LayerNorm(name="encoder_norm")
-        self.decoder_norm = nn.LayerNorm(name="decoder_norm")
-        self.bins_out = nn.Dense(config.bins, name="bins_out")
-
-    def encode(self, patches: VisiblePatches) -> tuple[Float[Array, "B Q D"], Float[Array, "B E"]]:
-        """Tokens of the visible patches, and their mean, the embedding."""
-        mean, std = visible_scale(patches)
-        scaled = jnp.clip((patches.bins - mean) / std, -_CLIP, _CLIP) * (patches.share > 0)
-        rows = jnp.concatenate([scaled, patches.share, patches.codes], axis=-1)
-        x = self.patch_in(rows.reshape(-1, rows.shape[-1])).reshape(*rows.shape[:2], -1)
-        for block in self.encoder:
-            x = block(x, None, patches.present)
-        x = self.encoder_norm(x)
-        weight = patches.present / jnp.maximum(patches.present.sum(axis=1, keepdims=True), 1.0)
-        return x, jnp.einsum("bq,bqd->bd", weight, x)
-
-    def __call__(self, patches: VisiblePatches, queries: Float[Array, "B M G"]) -> Float[Array, "B M K"]:
-        """Bins, in units of the city, of the patches at the time codes asked for."""
-        tokens, pooled = self.encode(patches)
-        memory = jnp.concatenate([tokens, self.pooled_in(pooled)[:, None]], axis=1)
-        present = jnp.concatenate([patches.present, jnp.ones_like(patches.present[:, :1])], axis=1)
-        x = self.query_in(queries.reshape(-1, queries.shape[-1])).reshape(*queries.shape[:2], -1)
-        for block in self.decoder:
-            x = block(x, memory, present)
-        mean, std = visible_scale(patches)
-        rows = self.bins_out(self.decoder_norm(x).reshape(-1, x.shape[-1]))
-        return rows.reshape(*queries.shape[:2], -1) * std + mean
+    Distances are those in which prompts are compared: between entries standardised within the city.
+    Source: van den Oord et al., arXiv 1807.03748, eq. 4.
+    """
+    made: Any = module.apply({"params": variables}, windows, method="encode")
+    embedding, pairs = made[1], windows.present.shape[0] // 2
+    there = (windows.present.sum(axis=1) > 0).astype(jnp.float32)
+    weight = (there / jnp.maximum(there.sum(), 1.0))[:, None]
+    centred = embedding - (weight * embedding).sum(axis=0, keepdims=True)
+    scaled = centred / jnp.sqrt((weight * jnp.square(centred)).sum(axis=0, keepdims=True) + 1e-6)
+    first, second = scaled[:pairs], scaled[pairs:]
+    power = jnp.square(first).sum(axis=1)[:, None] + jnp.square(second).sum(axis=1)[None] - 2.0 * first @ second.T
+    both = there[:pairs] * there[pairs:]
+    logits = -_SHARPNESS * power / np.float32(scaled.shape[1])
+    logits = jnp.where((both[:, None] * both[None]) > 0, logits, -1e9)
+    own = jnp.diagonal(logits)
+    losses = jax.nn.logsumexp(logits, axis=1) + jax.nn.logsumexp(logits, axis=0) - 2.0 * own
+    return 0.5 * (losses * both).sum() / jnp.maximum(both.sum(), 1.0)
 
 
 def encode(encoder: TemporalEncoder, city: City, span: Span) -> Float[np.ndarray, "N E"]:
@@ -233,8 +216,8 @@ def _encode_rows(
     module = MaskedAutoencoder(encoder.config)
 
     def one(row: tuple[jax.Array, ...]) -> jax.Array:
-        window = _one_window(codes, days, row)
-        return module.apply({"params": encoder.variables}, window, method="encode")[1][0]
+        made: Any = module.apply({"params": encoder.variables}, _one_window(codes, days, row), method="encode")
+        return made[1][0]
 
     return jax.lax.map(one, (bins, share, present), batch_size=_REGIONS_AT_ONCE)
 
@@ -247,6 +230,7 @@ def _reconstruct_rows(
 
     def one(row: tuple[jax.Array, ...]) -> jax.Array:
         window = _one_window(codes, days, row)
-        return module.apply({"params": encoder.variables}, window, window.codes)[0]
+        made: Any = module.apply({"params": encoder.variables}, window, window.codes)
+        return made[0]
 
     return jax.lax.map(one, (bins, share, present), batch_size=_REGIONS_AT_ONCE)

@@ -1,31 +1,17 @@
-"""In: source cities and their training spans. Out: a pre-trained temporal encoder, chosen on held-out regions."""
+"""In: source cities and their training spans. Out: their patches on the device, and windows drawn from them."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.splits import Span
-from gpdiff_jax.errors import InputError
-from gpdiff_jax.optimisers import clipped_adam
+from gpdiff_jax.prompts.autoencoder import LONGEST_PERIOD, TemporalConfig, VisiblePatches, time_codes
 from gpdiff_jax.prompts.patches import cut_patches, region_deviations
-from gpdiff_jax.prompts.temporal import (
-    MaskedAutoencoder,
-    TemporalConfig,
-    TemporalEncoder,
-    VisiblePatches,
-    time_codes,
-)
-from gpdiff_jax.typing import Key, Params
-
-_EVALUATION_WINDOWS = 512
-_KNEE = 0.25  # of the Huber loss, in deviations of the region
-_ORIGINS = 32.0  # days: longest period of the time codes
+from gpdiff_jax.typing import Key
 
 
 @flax.struct.dataclass
@@ -51,79 +37,6 @@ class MaskedWindows:
     target: jax.Array  # float32 [B, M, K], their bins
     weight: jax.Array  # float32 [B, M, K], share observed; 0 on padding
     scale: jax.Array  # float32 [B]
-
-
-def pretrain_encoder(
-    cities: Sequence[City],
-    spans: Sequence[Span],
-    config: TemporalConfig = TemporalConfig(),
-    *,
-    key: Key,
-    progress: Callable[[int, dict[str, float]], None] | None = None,
-) -> TemporalEncoder:
-    """Trains the masked autoencoder on random windows of source cities, every city with the same weight.
-
-    Args:
-      cities: one-channel source cities, of any intervals that divide the patch.
-      spans: per city, its training span; nothing else is read.
-      config: sizes.
-      key: random key.
-      progress: called with (steps done, metrics) after every evaluation.
-
-    Returns:
-      The encoder at its lowest error on the held-out regions.
-
-    Raises:
-      InputError: no city, or see `cut_patches`.
-      FloatingPointError: the loss is not finite; names the step.
-    """
-    if not cities:
-        raise InputError("`cities` is empty; name at least one source city")
-    keys = jax.random.split(key, 4)
-    bank = build_patch_bank(cities, spans, config, key=keys[0])
-    module = MaskedAutoencoder(config)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, max(1, config.steps // 20), max(config.steps, 2), 0.02 * config.learning_rate
-    )
-    optimiser = clipped_adam(schedule, weight_decay=config.weight_decay)
-    steps_per_call = -(-config.steps // config.evaluations)
-
-    def loss_fn(variables: Params, bank: PatchBank, key: Key) -> jax.Array:
-        return masked_loss(module, variables, draw_windows(bank, config, config.batch, bank.odds[0], key=key))
-
-    @partial(jax.jit, donate_argnums=0)
-    def train(state: tuple, bank: PatchBank, key: Key, first: jax.Array) -> tuple:
-        def step(state: tuple, index: jax.Array) -> tuple:
-            variables, opt_state = state
-            loss, grads = jax.value_and_grad(loss_fn)(variables, bank, jax.random.fold_in(key, index))
-            updates, opt_state = optimiser.update(grads, opt_state, variables)
-            return (optax.apply_updates(variables, updates), opt_state), loss
-
-        state, losses = jax.lax.scan(step, state, first + jnp.arange(steps_per_call))
-        return state, losses.mean()
-
-    @jax.jit
-    def evaluate(variables: Params, bank: PatchBank, key: Key) -> jax.Array:
-        def one_batch(key: Key) -> jax.Array:
-            return masked_loss(module, variables, draw_windows(bank, config, config.batch, bank.odds[1], key=key))
-
-        batches = max(1, _EVALUATION_WINDOWS // config.batch)
-        return jax.lax.map(one_batch, jax.random.split(key, batches)).mean()
-
-    example = draw_windows(bank, config, 1, bank.odds[0], key=keys[1])
-    variables: Params = jax.jit(module.init)(keys[1], example.visible, example.queries)["params"]
-    state = variables, optimiser.init(variables)
-    best, best_error = jax.tree.map(jnp.copy, variables), np.inf
-    for done in range(steps_per_call, config.steps + 1, steps_per_call):
-        state, loss = train(state, bank, keys[2], jnp.asarray(done - steps_per_call))
-        if not np.isfinite(float(loss)):
-            raise FloatingPointError(f"the temporal encoder's loss is not finite near step {done}; lower its rate")
-        error = float(evaluate(state[0], bank, keys[3]))
-        if error < best_error:
-            best, best_error = jax.tree.map(jnp.copy, state[0]), error
-        if progress:
-            progress(done, {"train_loss": float(loss), "validation_loss": error})
-    return TemporalEncoder(best, config)
 
 
 def build_patch_bank(cities: Sequence[City], spans: Sequence[Span], config: TemporalConfig, *, key: Key) -> PatchBank:
@@ -185,7 +98,7 @@ def draw_windows(bank: PatchBank, config: TemporalConfig, batch: int, odds: jax.
     Returns:
       The windows.
     """
-    keys = jax.random.split(key, 5)
+    keys = jax.random.split(key, 7)
     most = config.train_days * config.patches_per_day
     region = jax.random.categorical(keys[0], jnp.log(odds), shape=(batch,)).astype(jnp.int32)
     longest = jnp.minimum(bank.count[region], most).astype(jnp.float32)
@@ -206,13 +119,19 @@ def draw_windows(bank: PatchBank, config: TemporalConfig, batch: int, odds: jax.
     rank = jnp.arange(slots)[None], shown + jnp.arange(min(config.queries, most))[None]
     visible, hidden = (jnp.take_along_axis(order, jnp.minimum(r, most - 1), axis=1) for r in rank)
     # Where a window's days are counted from means nothing, so a longer window than any here is read as well.
-    origin = _ORIGINS * jax.random.uniform(keys[4], (batch, 1))
+    origin = LONGEST_PERIOD * jax.random.uniform(keys[4], (batch, 1))
+    # Other hours and other signs: what a hidden patch is like should be read off the visible ones, not off the clock.
+    moved = jnp.floor(room * jax.random.uniform(keys[5], (batch,))).astype(jnp.int32)
+    chance, sign_chance = jax.random.uniform(keys[6], (2, batch))
+    clock = jnp.where(chance < config.shifted_share, moved, start)
+    sign = jnp.where(sign_chance < config.flipped_share, -1.0, 1.0)[:, None, None]
 
     def gather(places: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        step = start[:, None] + jnp.minimum(places, length[:, None] - 1)
-        row = bank.offset[region][:, None] + step
-        days = origin + step.astype(jnp.float32) / np.float32(config.patches_per_day)
-        return bank.bins[row], bank.share[row], time_codes(bank.codes[bank.code_offset[region][:, None] + step], days)
+        place = jnp.minimum(places, length[:, None] - 1)
+        row = (bank.offset[region] + start)[:, None] + place
+        days = origin + place.astype(jnp.float32) / np.float32(config.patches_per_day)
+        codes = time_codes(bank.codes[(bank.code_offset[region] + clock)[:, None] + place], days)
+        return sign * bank.bins[row], bank.share[row], codes
 
     bins, share, codes = gather(visible)
     target, weight, queries = gather(hidden)
@@ -227,8 +146,39 @@ def draw_windows(bank: PatchBank, config: TemporalConfig, batch: int, odds: jax.
     )
 
 
-def masked_loss(module: MaskedAutoencoder, variables: Params, windows: MaskedWindows) -> jax.Array:
-    """Huber loss on the observed bins of hidden patches, in deviations of their region."""
-    made: jax.Array = module.apply({"params": variables}, windows.visible, windows.queries)  # pyright: ignore[reportAssignmentType]
-    error = (made - windows.target) / windows.scale[:, None, None]
-    return (optax.losses.huber_loss(error, delta=_KNEE) * windows.weight).sum() / jnp.maximum(windows.weight.sum(), 1.0)
+def draw_pairs(bank: PatchBank, config: TemporalConfig, odds: jax.Array, *, key: Key) -> VisiblePatches:
+    """Draws regions of one city, and of each two whole windows that share no patch.
+
+    Args:
+      bank: the patches.
+      config: sizes.
+      odds: [R], how often every region is drawn.
+      key: random key.
+
+    Returns:
+      2 Y windows: the first ones of Y regions, then the second ones.
+    """
+    keys = jax.random.split(key, 4)
+    count, most = config.contrast_pairs, config.contrast_days * config.patches_per_day
+    first = jax.random.categorical(keys[0], jnp.log(odds))
+    of_city = jnp.where(bank.code_offset == bank.code_offset[first], odds, 0.0)
+    # Without replacement: the largest of so many Gumbel draws.
+    draws = jnp.log(of_city) + jax.random.gumbel(keys[1], of_city.shape)
+    value, region = jax.lax.top_k(draws, min(count, len(odds)))
+    region = jnp.where(jnp.isfinite(value), region, region[0]).astype(jnp.int32)
+    length = jnp.minimum(most, bank.count[first] // 2)
+    room = (bank.count[first] - 2 * length + 1).astype(jnp.float32)
+    starts = jnp.sort(jnp.floor(room * jax.random.uniform(keys[2], (2,)))).astype(jnp.int32)
+    starts = starts + jnp.stack([jnp.zeros_like(length), length])
+    place = jnp.minimum(jnp.arange(most, dtype=jnp.int32), length - 1)
+    step = jnp.repeat(starts[:, None] + place[None], region.shape[0], axis=0)
+    rows = jnp.concatenate([region, region])
+    row = bank.offset[rows][:, None] + step
+    origin = LONGEST_PERIOD * jax.random.uniform(keys[3])
+    days = origin + jnp.broadcast_to(place.astype(jnp.float32), step.shape) / np.float32(config.patches_per_day)
+    share = bank.share[row]
+    present = (share.sum(axis=2) > 0) & (jnp.arange(most) < length)[None]
+    fresh = jnp.isfinite(value)
+    present = present & jnp.concatenate([fresh, fresh])[:, None]
+    codes = time_codes(bank.codes[bank.code_offset[rows][:, None] + step], days)
+    return VisiblePatches(bank.bins[row], share, codes, present.astype(jnp.float32))

@@ -150,7 +150,7 @@ class MaskedAutoencoder(nn.Module):
         self.copy_kernel = self.param("copy_kernel", lambda _: jnp.asarray(_first_kernels(config.heads), jnp.float32))
         self.bins_mix = nn.Dense(2 * config.width, name="bins_mix")
         self.copy_share = nn.Dense(
-            config.heads, name="copy_share", bias_init=nn.initializers.constant(1.0 / config.heads)
+            config.heads + 1, name="copy_share", bias_init=nn.initializers.constant(1.0 / (config.heads + 1))
         )
         self.bins_out = nn.Dense(config.bins, name="bins_out", kernel_init=nn.initializers.zeros_init())
 
@@ -183,9 +183,19 @@ class MaskedAutoencoder(nn.Module):
         weight = patches.present[..., None] * patches.share
         total = jnp.einsum("bhmq,bqk->bmhk", power, weight)
         copied = jnp.einsum("bhmq,bqk->bmhk", power, weight * _scaled(patches)) / jnp.maximum(total, 1e-6)
-        rows = jnp.concatenate([rows, copied.reshape(rows.shape[0], -1)], axis=1)
+        day, gap = daily_profile(_scaled(patches), weight, _hour_of(patches.codes, self.config.patches_per_day))
+        asked = _hour_of(queries, self.config.patches_per_day)
+        copied = jnp.concatenate([copied, jnp.einsum("bmp,bpk->bmk", asked, day)[:, :, None]], axis=2)
+        rows = jnp.concatenate(
+            [
+                rows,
+                copied.reshape(rows.shape[0], -1),
+                jnp.einsum("bmp,bpk->bmk", asked, gap).reshape(rows.shape[0], -1),
+            ],
+            axis=1,
+        )
         rows = nn.gelu(self.bins_mix(rows))
-        share = self.copy_share(rows).reshape(*size, heads, 1)
+        share = self.copy_share(rows).reshape(*size, heads + 1, 1)
         made = (share * copied).sum(axis=2) + self.bins_out(rows).reshape(*size, -1)
         mean, std = visible_scale(patches)
         return made * std + mean
@@ -193,6 +203,40 @@ class MaskedAutoencoder(nn.Module):
     def __call__(self, patches: VisiblePatches, queries: Float[Array, "B M G"]) -> Float[Array, "B M K"]:
         """Bins, in units of the city, of the patches at the time codes asked for."""
         return self.decode(self.encode(patches)[0], patches, queries)
+
+
+def daily_profile(
+    bins: Float[Array, "B Q K"], weight: Float[Array, "B Q K"], hour: Float[Array, "B Q P"]
+) -> tuple[Float[Array, "B P K"], Float[Array, "B P K"]]:
+    """The mean of what is visible at every time of day, with straight lines around the clock where nothing is.
+
+    Args:
+      bins: of patches.
+      weight: how much of them is visible.
+      hour: 1 at the place of every patch among the P patches of a day.
+
+    Returns:
+      The profile, and how far apart the visible bins beside each of its bins are, as a share of the day.
+    """
+    total = jnp.einsum("bqp,bqk->bpk", hour, weight * bins)
+    seen = jnp.einsum("bqp,bqk->bpk", hour, weight)
+    size, slots = seen.shape, seen.shape[1] * seen.shape[2]
+    mean = (total / jnp.maximum(seen, 1e-6)).reshape(-1, slots)
+    place = jnp.arange(3 * slots, dtype=jnp.int32)[None]
+    known = jnp.tile(seen.reshape(-1, slots) > 0, (1, 3))
+    before = jax.lax.cummax(jnp.where(known, place, 0), axis=1)[:, slots : 2 * slots]
+    after = jax.lax.cummin(jnp.where(known, place, 3 * slots - 1), axis=1, reverse=True)[:, slots : 2 * slots]
+    gap = (after - before).astype(jnp.float32)
+    share = (place[:, slots : 2 * slots] - before).astype(jnp.float32) / jnp.maximum(gap, 1.0)
+    low, high = (jnp.take_along_axis(mean, side % slots, axis=1) for side in (before, after))
+    return (low + share * (high - low)).reshape(size), (jnp.minimum(gap, slots) / np.float32(slots)).reshape(size)
+
+
+def _hour_of(codes: Float[Array, "B Q G"], patches_per_day: int) -> Float[Array, "B Q P"]:
+    """1 at the place of every patch in its day, read off the first harmonic of its time code."""
+    angle = 2 * np.pi / patches_per_day * np.arange(patches_per_day)
+    wave = jnp.asarray(np.stack([np.sin(angle), np.cos(angle)]), jnp.float32)
+    return jax.nn.one_hot(jnp.argmax(codes[..., :2] @ wave, axis=-1), patches_per_day)
 
 
 def _first_kernels(heads: int) -> np.ndarray:

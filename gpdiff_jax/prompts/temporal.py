@@ -94,34 +94,34 @@ def pretrain_encoder(
         return state, jax.tree.map(jnp.mean, losses)
 
     @jax.jit
-    def evaluate(variables: Params, bank: PatchBank, key: Key) -> jax.Array:
+    def evaluate(variables: Params, bank: PatchBank, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
         def one_batch(key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
             return loss_fn(variables, bank, bank.odds[1], key)
 
         batches = max(1, _EVALUATION_WINDOWS // config.batch)
         return jax.tree.map(jnp.mean, jax.lax.map(one_batch, jax.random.split(key, batches)))
 
-    example = draw_windows(bank, config, 1, bank.odds[0], key=keys[1])
-    variables: Params = jax.jit(module.init)(keys[1], example.visible, example.queries)["params"]
+    @jax.jit
+    def start(bank: PatchBank, key: Key) -> Params:
+        example = draw_windows(bank, config, 1, bank.odds[0], key=key)
+        return module.init(key, example.visible, example.queries)["params"]
+
+    variables = start(bank, keys[1])
     state = variables, optimiser.init(variables)
     best, best_error = jax.tree.map(jnp.copy, variables), np.inf
     for done in range(steps_per_call, config.steps + 1, steps_per_call):
-        state, loss = train(state, bank, keys[2], jnp.asarray(done - steps_per_call))
-        if not np.isfinite(float(loss["masked"])):
-            raise FloatingPointError(f"the temporal encoder's loss is not finite near step {done}; lower its rate")
-        total, vparts = evaluate(state[0], bank, keys[3])
-        error = float(total)
-        if error < best_error:
-            best, best_error = jax.tree.map(jnp.copy, state[0]), error
-        if progress:
-            progress(
-                done,
-                {
-                    **{"train_" + k: float(v) for k, v in loss.items()},
-                    "validation_loss": error,
-                    **{"val_" + k: float(v) for k, v in vparts.items()},
-                },
+        state, trained = train(state, bank, keys[2], jnp.asarray(done - steps_per_call))
+        if not all(np.isfinite(float(part)) for part in trained.values()):
+            raise FloatingPointError(
+                f"the temporal encoder's loss is not finite near step {done}; lower its learning rate"
             )
+        loss, parts = evaluate(state[0], bank, keys[3])
+        if float(loss) < best_error:
+            best, best_error = jax.tree.map(jnp.copy, state[0]), float(loss)
+        if progress:
+            metrics = {f"train_{name}_loss": float(part) for name, part in trained.items()}
+            held_out = {f"validation_{name}_loss": float(part) for name, part in parts.items()}
+            progress(done, metrics | held_out | {"validation_loss": float(loss)})
     return TemporalEncoder(best, config)
 
 

@@ -23,7 +23,7 @@ LONGEST_PERIOD = 32.0  # days
 _PERIODS = (2.0, 4.0, 8.0, 16.0, LONGEST_PERIOD)  # days, of the codes that tell one day of a window from another
 _SMALLEST_DEVIATION = 0.05  # in units of the city's median deviation
 _CLIP = 8.0
-_MAY_BE_ZERO = ("shifted_share", "flipped_share", "contrast_weight")
+_MAY_BE_ZERO = ("shifted_share", "contrast_weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,10 @@ class TemporalConfig:
     """Size of the encoder, and how it is pre-trained.
 
     A patch is `patch_minutes` long and holds `bins` bins. Training windows last 1 to `train_days` days; `masked_share`
-    of their patches is hidden, of which `queries` are reconstructed. `held_out_share` of every city's regions choose
-    the best of `evaluations` moments.
+    of their patches is hidden, of which at most `queries` are reconstructed; `shifted_share` of the windows are told
+    another hour and day than their own. Beside that, two whole windows of `contrast_days` of each of `contrast_pairs`
+    regions of one city are to be told from those of the others, with `contrast_weight` in the loss. `held_out_share` of
+    every city's regions choose the best of `evaluations` moments; `steps` is rounded up to a multiple of them.
     """
 
     patch_minutes: int = 120
@@ -46,8 +48,7 @@ class TemporalConfig:
     queries: int = 24
     steps: int = 1000
     batch: int = 64
-    shifted_share: float = 0.5
-    flipped_share: float = 0.25
+    shifted_share: float = 0.2
     contrast_weight: float = 0.05
     contrast_pairs: int = 32
     contrast_days: int = 3
@@ -60,7 +61,7 @@ class TemporalConfig:
         for field in dataclasses.fields(self):
             if field.name not in _MAY_BE_ZERO and not getattr(self, field.name) > 0:
                 raise InputError(f"`{field.name}` must be above 0, got {getattr(self, field.name)}")
-        for name in ("masked_share", "held_out_share", "shifted_share", "flipped_share"):
+        for name in ("masked_share", "held_out_share", "shifted_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"`{name}` must be in [0, 1), got {getattr(self, name)}")
         if not 0 <= self.contrast_weight < np.inf:

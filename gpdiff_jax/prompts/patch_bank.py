@@ -120,18 +120,16 @@ def draw_windows(bank: PatchBank, config: TemporalConfig, batch: int, odds: jax.
     visible, hidden = (jnp.take_along_axis(order, jnp.minimum(r, most - 1), axis=1) for r in rank)
     # Where a window's days are counted from means nothing, so a longer window than any here is read as well.
     origin = LONGEST_PERIOD * jax.random.uniform(keys[4], (batch, 1))
-    # Other hours and other signs: what a hidden patch is like should be read off the visible ones, not off the clock.
+    # Cities keep different hours: what is hidden is to be read off the visible patches too, not off the clock alone.
     moved = jnp.floor(room * jax.random.uniform(keys[5], (batch,))).astype(jnp.int32)
-    chance, sign_chance = jax.random.uniform(keys[6], (2, batch))
-    clock = jnp.where(chance < config.shifted_share, moved, start)
-    sign = jnp.where(sign_chance < config.flipped_share, -1.0, 1.0)[:, None, None]
+    clock = jnp.where(jax.random.uniform(keys[6], (batch,)) < config.shifted_share, moved, start)
 
     def gather(places: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         place = jnp.minimum(places, length[:, None] - 1)
         row = (bank.offset[region] + start)[:, None] + place
         days = origin + place.astype(jnp.float32) / np.float32(config.patches_per_day)
         codes = time_codes(bank.codes[(bank.code_offset[region] + clock)[:, None] + place], days)
-        return sign * bank.bins[row], bank.share[row], codes
+        return bank.bins[row], bank.share[row], codes
 
     bins, share, codes = gather(visible)
     target, weight, queries = gather(hidden)

@@ -9,9 +9,17 @@ import pytest
 
 from gpdiff_jax.checkpoint import load_arrays, save_arrays
 from gpdiff_jax.cities import City, SimulationConfig, resample, simulate_cities
+from gpdiff_jax.cities.calendar import minutes_of_week
 from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.prompts.autoencoder import MaskedAutoencoder, TemporalConfig, VisiblePatches, time_codes
+from gpdiff_jax.prompts.autoencoder import (
+    MaskedAutoencoder,
+    TemporalConfig,
+    VisiblePatches,
+    daily_profile,
+    time_codes,
+)
+from gpdiff_jax.prompts.measures import profile_of_visible
 from gpdiff_jax.prompts.patch_bank import build_patch_bank, draw_pairs, draw_windows
 from gpdiff_jax.prompts.patches import Patches, cut_patches
 from gpdiff_jax.prompts.temporal import TemporalEncoder, encode, pretrain_encoder, reconstruct
@@ -133,6 +141,20 @@ def test_order_and_padding_change_nothing(city, trained):
     )
     np.testing.assert_allclose(_embed(trained[0].variables, other), plain, atol=1e-5)
     assert np.asarray(plain).std(axis=0).max() > 0.05  # regions differ
+
+
+def test_the_daily_profile_agrees_with_interpolation_around_the_clock(city):
+    patches = cut_patches(city, _SPAN, 120, 4)
+    visible = np.random.default_rng(5).random(patches.observed.shape) < 0.25
+    first_hour = int(minutes_of_week(city)[_SPAN.start]) // 120 % 12
+    hour = np.eye(12, dtype=np.float32)[(first_hour + np.arange(len(patches.days))) % 12]
+    weight = jnp.asarray(patches.share * visible[..., None])
+    hours = jnp.broadcast_to(jnp.asarray(hour)[None], (8, *hour.shape))
+    day, gap = jax.jit(daily_profile)(jnp.asarray(patches.bins), weight, hours)
+    expected = profile_of_visible(patches, visible, 12)
+    np.testing.assert_allclose(np.einsum("qp,npk->nqk", hour, day), expected, rtol=1e-4, atol=1e-5)
+    assert (np.asarray(gap)[np.einsum("qp,nqk->npk", hour, weight) > 0] == 0).all()
+    assert np.asarray(gap).min() == 0 and 1 / 48 < np.asarray(gap).max() <= 1
 
 
 def test_only_visible_readings_reach_a_reconstruction(city, trained):

@@ -43,16 +43,28 @@ def calendar_features(city: City) -> Float[np.ndarray, "T F"]:
       city: any city.
 
     Returns:
-      float32 [T, 20]: sin and cos of the first eight harmonics of the day; then is-Saturday, is-Sunday, and sin and cos
-      of the week. The last four are zero where the start is unknown.
+      float32 [T, 20], see `clock_features`.
     """
-    minutes = minutes_of_week(city)
+    return clock_features(minutes_of_week(city), week_known=city.start is not None)
+
+
+def clock_features(minutes: Int[np.ndarray, " T"], *, week_known: bool) -> Float[np.ndarray, "T F"]:
+    """Time of day as eight harmonics, and day of week, of any moments.
+
+    Args:
+      minutes: since Monday midnight, or since any midnight where the week is not known.
+      week_known: whether the day of the week is.
+
+    Returns:
+      float32 [T, 20]: sin and cos of the first eight harmonics of the day; then is-Saturday, is-Sunday, and sin and cos
+      of the week. The last four are zero where the week is not known.
+    """
     day_angle = 2 * np.pi * (minutes % _MINUTES_PER_DAY) / _MINUTES_PER_DAY
     columns = [f(k * day_angle) for k in range(1, HARMONICS + 1) for f in (np.sin, np.cos)]
-    if city.start is None:
-        columns += [np.zeros_like(day_angle)] * 4
-    else:
+    if week_known:
         day = minutes // _MINUTES_PER_DAY
         week_angle = 2 * np.pi * minutes / (7 * _MINUTES_PER_DAY)
         columns += [(day == 5) * 1.0, (day == 6) * 1.0, np.sin(week_angle), np.cos(week_angle)]
+    else:
+        columns += [np.zeros_like(day_angle)] * 4
     return np.stack(columns, axis=1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""In: mean days of regions. Out: centroids of activity classes, shared by all cities, and the classes of a region."""
+"""In: what may be seen of cities. Out: centroids of activity classes, shared by all cities; the classes of a region."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -8,12 +8,30 @@ from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.prompts.statistics import temporal_statistics
 
 _ITERATIONS = 100
+_HARMONICS = 3  # of the day; finer detail of a few days is noise, and in many directions no class has a neighbour
 
 
-def mean_days(city: City, visible: Span) -> Float[np.ndarray, "N 24"]:
-    """The mean day of every region in 24 bins, in standard deviations of the span (see `temporal_statistics`)."""
+def relative_days(city: City, visible: Span) -> Float[np.ndarray, "N 24"]:
+    """How the mean day of every region differs from that of its city.
+
+    A metro that closes at night and a street that never does have no mean day in common, but both have regions that
+    wake earlier than the rest: what a region is within its city is what cities share.
+
+    Args:
+      city: a one-channel city.
+      visible: the span that may be seen.
+
+    Returns:
+      float32 [N, 24]: mean days in standard deviations of the span (see `temporal_statistics`), less their mean over
+      the city, smoothed to their first harmonics, and divided by their root mean square size.
+    """
     table, names = temporal_statistics(city, visible)
-    return table[:, [k for k, name in enumerate(names) if name.startswith("profile_")]]
+    days = table[:, [k for k, name in enumerate(names) if name.startswith("profile_")]].astype(np.float64)
+    rhythm = np.fft.rfft(days - days.mean(axis=0, keepdims=True), axis=1)
+    rhythm[:, _HARMONICS + 1 :] = 0.0
+    apart = np.fft.irfft(rhythm, n=days.shape[1], axis=1)
+    spread = np.sqrt(np.square(apart).sum(axis=1).mean())
+    return (apart / max(float(spread), 1e-6)).astype(np.float32)
 
 
 def fit_centroids(

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.prompts.activity import fit_centroids, mean_days, nearest_classes
+from gpdiff_jax.prompts.activity import fit_centroids, nearest_classes, relative_days
 from gpdiff_jax.prompts.relations import (
     degree_classes,
     district_clusters,
@@ -36,10 +36,11 @@ class KnowledgeGraphConfig:
     """Which relations a graph has, and how dense they are.
 
     BorderBy: an edge joins two regions. NearBy: the `near_neighbours` nearest regions that are no neighbours.
-    SimilarFunction: a region and the `classes_per_region` nearest of `function_classes` classes of mean days. HasPOI: a
-    region and the categories that it has more of than the city. FlowTo: the `flow_neighbours` regions whose next step
-    follows a region's deviation from its mean day most closely. DegreeClass: a region and its number of neighbours in
-    five classes. BelongsTo: region to district (about `district_size` regions), district to city.
+    SimilarFunction: a region and the `classes_per_region` nearest of `function_classes` classes of mean days, relative
+    to the city's (see `relative_days`). HasPOI: a region and the categories that it has more of than the city. FlowTo:
+    the `flow_neighbours` regions whose next step follows a region's deviation from its mean day most closely.
+    DegreeClass: a region and its number of neighbours in five classes. BelongsTo: region to district (about
+    `district_size` regions), district to city.
 
     Raises:
       InputError: an unknown relation, none, one twice, or a number below 1.
@@ -47,7 +48,7 @@ class KnowledgeGraphConfig:
 
     relations: tuple[str, ...] = RELATIONS
     near_neighbours: int = 4
-    function_classes: int = 48
+    function_classes: int = 96
     classes_per_region: int = 3
     flow_neighbours: int = 4
     district_size: int = 12
@@ -77,7 +78,7 @@ class KnowledgeGraph:
     triples: np.ndarray  # int32 [X, 3], head, relation, tail; sorted, none twice
     cities: tuple[str, ...]
     city_of_entity: np.ndarray  # int32 [entities], number of the city; -1 for a concept, which all cities share
-    centroids: np.ndarray  # float32 [K, 24], mean days of the activity classes; no rows without SimilarFunction
+    centroids: np.ndarray  # float32 [K, 24], of the activity classes; no rows without SimilarFunction
     config: KnowledgeGraphConfig
 
     def regions(self, city: str) -> tuple[str, ...]:
@@ -126,7 +127,7 @@ def build_knowledge_graph(
     _check(cities, spans, config)
     days = {}
     if "SimilarFunction" in config.relations:
-        days = {city.name: mean_days(city, span) for city, span in zip(cities, spans, strict=True)}
+        days = {city.name: relative_days(city, span) for city, span in zip(cities, spans, strict=True)}
         if centroids is None:
             weights = np.concatenate([np.full(len(rows), 1 / len(rows)) for rows in days.values()])
             centroids = fit_centroids(np.concatenate(list(days.values())), weights, config.function_classes)
@@ -143,6 +144,20 @@ def add_triples(graph: KnowledgeGraph, triples: Sequence[Named]) -> KnowledgeGra
     """The graph with more triples, as `read_triples` returns them; those it has already are not added twice."""
     regions = [name for name in graph.entities if name.startswith("region:")]
     return _number([*graph.named_triples(), *triples], regions, graph.cities, graph.centroids, graph.config)
+
+
+def join_graphs(first: KnowledgeGraph, second: KnowledgeGraph) -> KnowledgeGraph:
+    """One graph of the cities of two; the entities of the first keep their numbers, new ones of the second follow.
+
+    Raises:
+      InputError: a city is in both.
+    """
+    twice = [city for city in second.cities if city in first.cities]
+    if twice:
+        raise InputError(f"city {twice[0]!r} is in both graphs; leave it out of one")
+    entities = tuple(dict.fromkeys([*first.entities, *second.entities]))
+    triples = [*first.named_triples(), *second.named_triples()]
+    return _number(triples, entities, first.cities + second.cities, first.centroids, first.config)
 
 
 def region_name(city: City, node: str) -> str:

@@ -16,6 +16,7 @@ from gpdiff_jax.prompts.statistics import hops_between, kilometres_between
 # Degree over the mean degree of the city: where one class ends and the next begins.
 DEGREE_BOUNDS = (0.5, 0.8, 1.25, 2.0)
 _FEWEST_PAIRS = 24  # steps that two regions must share before a correlation between them counts
+_SIGNIFICANCE = 4.0  # standard errors that it must lie above zero; among 80 regions, noise reaches 2.5
 
 
 def neighbour_pairs(city: City) -> Int[np.ndarray, "X 2"]:
@@ -58,7 +59,7 @@ def flow_pairs(city: City, visible: Span, most: int) -> Int[np.ndarray, "X 2"]:
     Args:
       city: a one-channel city.
       visible: the span that may be seen.
-      most: regions that each region leads to; fewer where fewer correlations are positive.
+      most: regions that each region leads to; fewer where fewer correlations stand out from noise.
 
     Returns:
       int32 [X, 2], sorted; a region without enough readings has none.
@@ -74,11 +75,11 @@ def flow_pairs(city: City, visible: Span, most: int) -> Int[np.ndarray, "X 2"]:
     known = np.where(observed, known - everyone[:, None], 0.0)
     correlation = _lagged_correlation(known, observed)
     np.fill_diagonal(correlation, -np.inf)
-    return _pairs(_lowest(np.where(correlation > 0, -correlation, np.inf), most))
+    return _pairs(_lowest(-correlation, most))
 
 
 def _lagged_correlation(x: Float[np.ndarray, "T N"], observed: np.ndarray) -> Float[np.ndarray, "N N"]:
-    """Correlation of x_i(t) and x_j(t + 1) over the steps where both are observed; -inf where these are too few."""
+    """Correlation of x_i(t) and x_j(t + 1) over the steps where both are observed; -inf where noise could be it."""
     before, after = x[:-1], x[1:]
     seen_before, seen_after = observed[:-1].astype(np.float64), observed[1:].astype(np.float64)
     count = seen_before.T @ seen_after
@@ -90,7 +91,8 @@ def _lagged_correlation(x: Float[np.ndarray, "T N"], observed: np.ndarray) -> Fl
     power = np.sqrt(np.maximum(power_before, 0.0) * np.maximum(power_after, 0.0))
     covariance = before.T @ after / count - mean_before * mean_after
     usable = enough & (power > 1e-9)
-    return np.where(usable, covariance / np.where(usable, power, 1.0), -np.inf)
+    correlation = np.where(usable, covariance / np.where(usable, power, 1.0), 0.0)
+    return np.where(correlation > _SIGNIFICANCE / np.sqrt(count), correlation, -np.inf)
 
 
 def poi_pairs(city: City) -> Int[np.ndarray, "X 2"]:

@@ -112,10 +112,9 @@ def fold_in(
         raise InputError("the graph has no entity that the embedding does not hold already; give it a new city")
     first, num_relations = len(embedding.entities), len(embedding.relations)
     entities = embedding.entities + new
-    known = [name in embedding.relations for name in graph.relations]
     train = graph.triples if train is None else train
-    translated = _translate(train[np.asarray(known)[train[:, 1]]], graph, entities, embedding.relations)
-    translated = translated[(translated[:, [0, 2]] >= first).any(axis=1)]
+    translated = translate_triples(train, graph, entities, embedding.relations)
+    translated = translated[(translated[:, 1] >= 0) & (translated[:, [0, 2]] >= first).any(axis=1)]
     if len(translated) == 0:
         raise InputError("no new entity is in a triple of a relation that the embedding knows; give the graph more")
     init_key, train_key = jax.random.split(key)
@@ -140,7 +139,8 @@ def evaluate_embedding(
       embedding: the trained or folded-in embedding; all its entities can be an answer.
       graph: gives the numbers that `triples` and `known` use.
       triples: int32 [X, 3], to rank; at least one.
-      known: int32 [Y, 3], triples held to be true; their answers are left out of each other's rankings.
+      known: int32 [Y, 3], triples held to be true; their answers are left out of each other's rankings. Those that the
+        embedding cannot answer are ignored.
       groups: int32 [entities of the embedding] (see `entity_groups`); if given, only entities of the truth's own
         group are its rivals, a harder question.
 
@@ -152,16 +152,20 @@ def evaluate_embedding(
     """
     if len(triples) == 0:
         raise InputError("`triples` is empty; give at least one to rank")
-    names = (embedding.entities, embedding.relations)
-    asked, true = _translate(triples, graph, *names), _translate(known, graph, *names)
-    config = embedding.config
+    names, config = (embedding.entities, embedding.relations), embedding.config
+    asked, true = translate_triples(triples, graph, *names), translate_triples(known, graph, *names)
+    if (asked < 0).any():
+        head, middle, tail = triples[np.argmax((asked < 0).any(axis=1))].tolist()
+        named = f"({graph.entities[head]}, {graph.relations[middle]}, {graph.entities[tail]})"
+        raise InputError(f"the triple {named} names what the embedding does not hold; fold its city in or leave it out")
+    true = true[(true >= 0).all(axis=1)]
     return rank_triples(config.model, embedding.params, config.margin, asked, true, len(embedding.relations), groups)
 
 
-def _translate(
-    triples: np.ndarray, graph: KnowledgeGraph, entities: tuple[str, ...], relations: tuple[str, ...]
-) -> np.ndarray:
-    """Triples from a graph's numbers to those of an embedding."""
+def translate_triples(
+    triples: Int[np.ndarray, "X 3"], graph: KnowledgeGraph, entities: tuple[str, ...], relations: tuple[str, ...]
+) -> Int[np.ndarray, "X 3"]:
+    """Triples from the numbers of a graph to those of an embedding or of another graph; -1 for what it lacks."""
     if (graph.entities, graph.relations) == (entities, relations):
         return triples
     places = []
@@ -169,12 +173,7 @@ def _translate(
         number = {name: index for index, name in enumerate(wanted)}
         places.append(np.asarray([number.get(name, -1) for name in names], np.int32))
     entity, relation = places
-    translated = np.column_stack([entity[triples[:, 0]], relation[triples[:, 1]], entity[triples[:, 2]]])
-    if (translated < 0).any():
-        head, middle, tail = triples[np.argmax((translated < 0).any(axis=1))].tolist()
-        named = f"({graph.entities[head]}, {graph.relations[middle]}, {graph.entities[tail]})"
-        raise InputError(f"the triple {named} names what the embedding does not hold; fold its city in or leave it out")
-    return translated
+    return np.column_stack([entity[triples[:, 0]], relation[triples[:, 1]], entity[triples[:, 2]]])
 
 
 def _start_of(new: Sequence[str], embedding: Embedding, key: Key) -> jax.Array:

@@ -48,8 +48,8 @@ class KnowledgeGraphConfig:
 
     relations: tuple[str, ...] = RELATIONS
     near_neighbours: int = 4
-    function_classes: int = 96
-    classes_per_region: int = 3
+    function_classes: int = 64
+    classes_per_region: int = 4
     flow_neighbours: int = 4
     district_size: int = 12
 
@@ -141,9 +141,9 @@ def build_knowledge_graph(
 
 
 def add_triples(graph: KnowledgeGraph, triples: Sequence[Named]) -> KnowledgeGraph:
-    """The graph with more triples, as `read_triples` returns them; those it has already are not added twice."""
-    regions = [name for name in graph.entities if name.startswith("region:")]
-    return _number([*graph.named_triples(), *triples], regions, graph.cities, graph.centroids, graph.config)
+    """The graph with more triples, as `read_triples` returns them; new entities follow those that it has."""
+    named = [*graph.named_triples(), *triples]
+    return _number(named, graph.entities, graph.cities, graph.centroids, graph.config)
 
 
 def join_graphs(first: KnowledgeGraph, second: KnowledgeGraph) -> KnowledgeGraph:
@@ -210,14 +210,15 @@ def _makers(
 
 def _number(
     triples: Sequence[Named],
-    regions: Sequence[str],
+    first: Sequence[str],
     cities: tuple[str, ...],
     centroids: np.ndarray,
     config: KnowledgeGraphConfig,
 ) -> KnowledgeGraph:
+    """Numbers names, the entities in `first` first; the rest in the order of the triples."""
     used = dict.fromkeys(relation for _, relation, _ in triples)
     relations = tuple(sorted(used, key=lambda name: RELATIONS.index(name) if name in RELATIONS else len(RELATIONS)))
-    entities = tuple(dict.fromkeys([*regions, *(name for head, _, tail in triples for name in (head, tail))]))
+    entities = tuple(dict.fromkeys([*first, *(name for head, _, tail in triples for name in (head, tail))]))
     number = {name: index for index, name in enumerate(entities)}
     rows = {(number[head], relations.index(relation), number[tail]) for head, relation, tail in triples}
     return KnowledgeGraph(

@@ -44,7 +44,7 @@ class Ranking(NamedTuple):
         return {"mrr": self.mrr} | {f"hits@{k}": self.hits(k) for k in HITS}
 
 
-def both_ways(triples: Int[np.ndarray, "X 3"], num_relations: int) -> Int[np.ndarray, "2X 3"]:
+def both_ways(triples: Int[np.ndarray, "X 3"], num_relations: int) -> Int[np.ndarray, "2*X 3"]:
     """Triples, then the same as asked for their heads: (tail, relation + R, head)."""
     turned = np.column_stack([triples[:, 2], triples[:, 1] + num_relations, triples[:, 0]])
     return np.concatenate([triples, turned]).astype(np.int32)
@@ -136,7 +136,7 @@ def question_ranks(
     return jax.lax.map(rank, (question[filled], truth[filled])).reshape(-1)[:count]
 
 
-_compiled_ranks = jax.jit(question_ranks, static_argnames=("model",))
+_compiled_ranks = jax.jit(question_ranks, static_argnames=("model", "margin"))
 
 
 def rank_triples(

@@ -84,7 +84,7 @@ def read_triples(
 
 def split_triples(
     triples: Int[np.ndarray, "X 3"], *, validation: float, test: float, key: Key
-) -> tuple[Int[np.ndarray, "X 3"], Int[np.ndarray, "Y 3"], Int[np.ndarray, "Z 3"]]:
+) -> tuple[Int[np.ndarray, "train 3"], Int[np.ndarray, "validation 3"], Int[np.ndarray, "test 3"]]:
     """Splits triples at random, relation by relation, into training, validation and test.
 
     A triple and its reverse (b, relation, a) stay together: with one in training the other would be no question.

@@ -4,8 +4,8 @@
     python -m benchmarks.embedding --sets cities [--later hangzhou_metro,nyc_bike_2016] [--seeds 3]
 
 The public sets are the text files that the `pykeen` package ships, so they need it. The peer trains PyKEEN's model of
-the same name with the same width, epochs, batch, learning rate and kind of loss. Both stop early on validation MRR or,
-without, train all epochs; here neither stops, so that both see the same number of triples.
+the same name with the same width, epochs, batch, learning rate and kind of loss. Neither stops early, so that both see
+the same number of triples; a rate counts every triple once per epoch, though it is asked for both its ends.
 
 The set `cities` is the urban knowledge graph of the cities in the folder that GPDIFF_DATA names, or of simulated ones:
 MRR of held-out triples by relation, over the cities trained on and over those folded in later from three visible days,
@@ -109,8 +109,7 @@ def _measure_public(name: str, model: str, seed: int) -> None:
         begin = time.perf_counter()
         made = jax.block_until_ready(train_embedding(graph, config, key=jax.random.key(seed), train=train))
         seconds.append(time.perf_counter() - begin)
-    rounds = -(-config.epochs // config.evaluate_every) * config.evaluate_every
-    rate, ranking = rounds * len(train) / seconds[1], evaluate_embedding(made, graph, test, graph.triples)
+    rate, ranking = config.epochs * len(train) / seconds[1], evaluate_embedding(made, graph, test, graph.triples)
     case = f"{name}_{model}_{config.width}_{config.epochs}epochs_seed{seed}"
     print_line("embedding", case, "compilation", seconds[0] - seconds[1], "s")
     peer_rate = peer_mrr = {}
@@ -179,17 +178,18 @@ class _Answers(NamedTuple):
 def _ranks(
     embedding: Embedding, graph: KnowledgeGraph, held: np.ndarray, counts: dict[str, np.ndarray]
 ) -> list[_Answers]:
-    answers: list[_Answers] = []
-    for number, relation in enumerate(graph.relations):
-        rows = held[held[:, 1] == number]
-        if relation not in _SHOWN or relation not in embedding.relations or not len(rows):
-            continue
-        for rivals, groups in (("any", None), ("own_kind", entity_groups(graph))):
-            ours = np.concatenate(evaluate_embedding(embedding, graph, rows, graph.triples, groups))
-            for baseline, train in counts.items():
-                sizes = (len(graph.entities), len(graph.relations))
-                theirs = np.concatenate(rank_by_frequency(rows, train, graph.triples, *sizes, groups))
-                answers.append(_Answers(relation, rivals, baseline, 1.0 / ours, 1.0 / theirs))
+    known = np.asarray([relation in embedding.relations for relation in graph.relations])
+    held, answers, sizes = held[known[held[:, 1]]], [], (len(graph.entities), len(graph.relations))
+    for rivals, groups in (("any", None), ("own_kind", entity_groups(graph))):
+        # All relations at once: every other number of triples would be compiled anew.
+        ours = evaluate_embedding(embedding, graph, held, graph.triples, groups)
+        for baseline, train in counts.items():
+            theirs = rank_by_frequency(held, train, graph.triples, *sizes, groups)
+            for number, relation in enumerate(graph.relations):
+                rows = held[:, 1] == number
+                pair = [1.0 / np.concatenate([side[rows] for side in ranking]) for ranking in (ours, theirs)]
+                if relation in _SHOWN and rows.any():
+                    answers.append(_Answers(relation, rivals, baseline, *pair))
     return answers
 
 

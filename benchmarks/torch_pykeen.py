@@ -58,11 +58,10 @@ def pykeen_run(name: str, config: EmbeddingConfig, seed: int) -> tuple[float, di
             model=model, triples_factory=data.training, optimizer=optimiser, negative_sampler_kwargs=sampler
         )
         choices = {}
-    rounds = -(-config.epochs // config.evaluate_every) * config.evaluate_every
     begin = time.perf_counter()
     loop.train(
         triples_factory=data.training,
-        num_epochs=rounds,
+        num_epochs=config.epochs,
         batch_size=config.batch,
         sub_batch_size=None,
         use_tqdm=False,
@@ -78,4 +77,4 @@ def pykeen_run(name: str, config: EmbeddingConfig, seed: int) -> tuple[float, di
     )
     metrics = {"mrr": results.get_metric("both.realistic.inverse_harmonic_mean_rank")}
     metrics |= {f"hits@{k}": results.get_metric(f"both.realistic.hits_at_{k}") for k in (1, 3, 10)}
-    return rounds * data.training.num_triples / seconds, metrics
+    return config.epochs * data.training.num_triples / seconds, metrics

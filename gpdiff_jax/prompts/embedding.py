@@ -25,7 +25,7 @@ class Embedding:
     """A trained embedding: vectors of entities and relations, and what they are called."""
 
     params: Params  # "entities" float32 [entities, width], and the model's own
-    validation_mrr: jax.Array  # float32 [evaluations], NaN where training had stopped before, or without validation
+    validation_mrr: jax.Array  # float32 [evaluations], NaN after training has stopped, and without validation
     entities: tuple[str, ...] = flax.struct.field(pytree_node=False)
     relations: tuple[str, ...] = flax.struct.field(pytree_node=False)
     config: EmbeddingConfig = flax.struct.field(pytree_node=False)

@@ -24,7 +24,7 @@ class EmbeddingConfig:
     (Sun et al., arXiv 1902.10197, equation 5), one batch row per triple; known answers are never negatives.
 
     Training stops when `patience` evaluations on the validation triples have not raised the filtered MRR, and the best
-    parameters are kept; an evaluation follows every `evaluate_every` epochs.
+    parameters are kept; an evaluation follows every `evaluate_every` epochs, the last one on or after `epochs`.
 
     Raises:
       InputError: an unknown model or a number out of its range.
@@ -134,7 +134,8 @@ def _run(
     batch = min(config.batch, count)
     steps = -(-count // batch)
     optimiser = clipped_adam(config.learning_rate)
-    rounds = -(-config.epochs // config.evaluate_every)
+    every = 1 if exam is None else config.evaluate_every
+    rounds = -(-config.epochs // every)
 
     def step(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
         (free, state), (rows, step_key) = carry, inputs
@@ -150,7 +151,7 @@ def _run(
         return jax.lax.scan(step, carry, (rows, jax.random.split(steps_key, steps)))
 
     def evaluation(index: jax.Array, progress: _Progress) -> _Progress:
-        keys = jax.random.split(jax.random.fold_in(key, index), config.evaluate_every)
+        keys = jax.random.split(jax.random.fold_in(key, index), every)
         (free, state), _ = jax.lax.scan(epoch, (progress.free, progress.state), keys)
         if exam is None:
             return progress._replace(free=free, state=state, best=free)

@@ -1,5 +1,14 @@
 """In: cities and what may be seen of them. Out: prompts, the vectors that describe a region to the generator."""
 
+from gpdiff_jax.prompts.embedding import Embedding, evaluate_embedding, fold_in, train_embedding
+from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
+from gpdiff_jax.prompts.knowledge_graph import (
+    KnowledgeGraph,
+    KnowledgeGraphConfig,
+    add_triples,
+    build_knowledge_graph,
+    join_graphs,
+)
 from gpdiff_jax.prompts.prompt import (
     Prompts,
     PromptScaler,
@@ -10,15 +19,29 @@ from gpdiff_jax.prompts.prompt import (
     source_prompts,
 )
 from gpdiff_jax.prompts.statistics import spatial_statistics, temporal_statistics
+from gpdiff_jax.prompts.triples import read_triples, split_triples, write_triples
 
 __all__ = [
+    "Embedding",
+    "EmbeddingConfig",
+    "KnowledgeGraph",
+    "KnowledgeGraphConfig",
     "PromptScaler",
     "Prompts",
+    "add_triples",
+    "build_knowledge_graph",
+    "evaluate_embedding",
     "fit_prompt_scaler",
+    "fold_in",
+    "join_graphs",
     "prompts",
+    "read_triples",
     "region_prompts",
     "scale_prompts",
     "source_prompts",
     "spatial_statistics",
+    "split_triples",
     "temporal_statistics",
+    "train_embedding",
+    "write_triples",
 ]

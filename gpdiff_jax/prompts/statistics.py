@@ -4,7 +4,7 @@ All but the level and the one-step lags are free of units and of the interval, s
 """
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from gpdiff_jax.cities.calendar import is_weekend, slot_of_day
 from gpdiff_jax.cities.city import City
@@ -79,7 +79,7 @@ def spatial_statistics(city: City) -> tuple[Float[np.ndarray, "N E"], tuple[str,
     linked = weights > 0
     degree = linked.sum(axis=1)
     triangles = ((linked @ linked.astype(np.float64)) * linked).sum(axis=1)
-    hops = _hops(linked)
+    hops = hops_between(linked)
     distance = np.log(np.maximum(hops.mean(axis=1), 1e-9))  # a city of one region has no distance
     within_two = (hops <= 2).sum(axis=1) - 1
     columns = {
@@ -123,7 +123,7 @@ def _neighbour_mean(city: City, x: np.ndarray) -> np.ndarray:
     return np.where(total > 0, np.where(seen, x, 0.0) @ weights / np.where(total > 0, total, 1.0), np.nan)
 
 
-def _hops(linked: np.ndarray) -> np.ndarray:
+def hops_between(linked: Bool[np.ndarray, "N N"]) -> Float[np.ndarray, "N N"]:
     """Shortest path lengths by breadth-first search over all regions at once; unreachable counts as N."""
     count = len(linked)
     hops = np.where(np.eye(count, dtype=bool), 0.0, np.inf)
@@ -135,11 +135,18 @@ def _hops(linked: np.ndarray) -> np.ndarray:
     return np.where(np.isinf(hops), count, hops)
 
 
-def _spacing(city: City) -> np.ndarray:
-    if city.latitude is None or city.longitude is None or city.num_nodes < 2:
-        return np.zeros(city.num_nodes)
+def kilometres_between(city: City) -> Float[np.ndarray, "N N"] | None:
+    """Distances in km between all regions, on a plane that touches the city; None without coordinates."""
+    if city.latitude is None or city.longitude is None:
+        return None
     north = city.latitude * 111.2
     east = city.longitude * 111.2 * np.cos(np.deg2rad(city.latitude.mean()))
-    distance = np.hypot(north[:, None] - north[None, :], east[:, None] - east[None, :])
+    return np.hypot(north[:, None] - north[None, :], east[:, None] - east[None, :])
+
+
+def _spacing(city: City) -> np.ndarray:
+    distance = kilometres_between(city)
+    if distance is None or city.num_nodes < 2:
+        return np.zeros(city.num_nodes)
     fifth = np.sort(distance, axis=1)[:, min(5, city.num_nodes - 1)]
     return np.log((fifth + 1e-3) / (np.median(fifth) + 1e-3))

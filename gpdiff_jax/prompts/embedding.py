@@ -1,0 +1,195 @@
+"""In: a knowledge graph. Out: a vector for every entity, trained so that triples can be told from what is no triple.
+
+A city that comes later is folded in: its own entities get vectors, and nothing else moves by a bit.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.prompts.embedding_training import EmbeddingConfig, assemble, make_lessons, train_rows
+from gpdiff_jax.prompts.knowledge_graph import KnowledgeGraph
+from gpdiff_jax.prompts.ranking import Ranking, rank_triples
+from gpdiff_jax.prompts.scorers import scorer
+from gpdiff_jax.typing import Key, Params
+
+
+@flax.struct.dataclass
+class Embedding:
+    """A trained embedding: vectors of entities and relations, and what they are called."""
+
+    params: Params  # "entities" float32 [entities, width], and the model's own
+    validation_mrr: jax.Array  # float32 [evaluations], NaN after training has stopped, and without validation
+    entities: tuple[str, ...] = flax.struct.field(pytree_node=False)
+    relations: tuple[str, ...] = flax.struct.field(pytree_node=False)
+    config: EmbeddingConfig = flax.struct.field(pytree_node=False)
+
+    def vectors(self, entities: Sequence[str]) -> Float[Array, "X width"]:
+        """Vectors of entities by name.
+
+        Raises:
+          InputError: an entity that the embedding does not hold.
+        """
+        number = {name: index for index, name in enumerate(self.entities)}
+        for name in entities:
+            if name not in number:
+                raise InputError(f"entity {name!r} is not in the embedding; fold its city in first")
+        return self.params["entities"][np.asarray([number[name] for name in entities], np.int32)]
+
+
+def train_embedding(
+    graph: KnowledgeGraph,
+    config: EmbeddingConfig = EmbeddingConfig(),
+    *,
+    key: Key,
+    train: Int[np.ndarray, "X 3"] | None = None,
+    validation: Int[np.ndarray, "Y 3"] | None = None,
+) -> Embedding:
+    """Embeds a knowledge graph.
+
+    Args:
+      graph: names, and the numbers that triples use.
+      config: the model and its training.
+      key: random key.
+      train: int32 [X, 3], the triples to learn from; None for all of the graph's.
+      validation: int32 [Y, 3], held-out triples for early stopping; None trains all epochs.
+
+    Returns:
+      The embedding with the best filtered MRR on the validation triples.
+
+    Raises:
+      InputError: no triple to train on, or the training ended in numbers that are not finite.
+    """
+    train = graph.triples if train is None else train
+    if len(train) == 0:
+        raise InputError("the knowledge graph has no triple to train on; give it more relations")
+    init_key, train_key = jax.random.split(key)
+    num_entities, num_relations = len(graph.entities), len(graph.relations)
+    params = scorer(config.model).init(
+        init_key, num_entities, num_relations, config.width, config.relation_width, config.margin
+    )
+    lessons = make_lessons(train, train, num_entities, num_relations)
+    exam = None
+    if validation is not None and len(validation):
+        exam = make_lessons(validation, np.concatenate([train, validation]), num_entities, num_relations)
+    params, history = train_rows(config, params, {}, lessons, exam, train_key)
+    return _checked(Embedding(params, history, graph.entities, graph.relations, config))
+
+
+def fold_in(
+    embedding: Embedding,
+    graph: KnowledgeGraph,
+    *,
+    key: Key,
+    train: Int[np.ndarray, "X 3"] | None = None,
+    epochs: int = 100,
+) -> Embedding:
+    """Adds the entities of cities that came later; all that was trained before stays as it is, bit for bit.
+
+    Args:
+      embedding: trained on other cities.
+      graph: of the new cities, built with the `centroids` of the first graph.
+      key: random key.
+      train: int32 [X, 3] in the numbers of `graph`, the triples to learn from; None for all. Those between entities
+        that are all known already teach nothing, and those of a relation that the embedding never met are left out.
+      epochs: how long.
+
+    Returns:
+      The embedding with the new entities after the old ones; they start from the mean of the known entities of their
+      kind (regions, districts and so on).
+
+    Raises:
+      InputError: no new entity, or none of them in a triple of a known relation.
+    """
+    new = tuple(name for name in graph.entities if name not in set(embedding.entities))
+    if not new:
+        raise InputError("the graph has no entity that the embedding does not hold already; give it a new city")
+    first, num_relations = len(embedding.entities), len(embedding.relations)
+    entities = embedding.entities + new
+    train = graph.triples if train is None else train
+    translated = translate_triples(train, graph, entities, embedding.relations)
+    translated = translated[(translated[:, 1] >= 0) & (translated[:, [0, 2]] >= first).any(axis=1)]
+    if len(translated) == 0:
+        raise InputError("no new entity is in a triple of a relation that the embedding knows; give the graph more")
+    init_key, train_key = jax.random.split(key)
+    rows = _start_of(new, embedding, init_key)
+    config = dataclasses.replace(embedding.config, epochs=epochs)
+    lessons = make_lessons(translated, translated, len(entities), num_relations)
+    free, _ = train_rows(config, {"entities": rows}, embedding.params, lessons, None, train_key)
+    params = assemble(free, embedding.params)
+    return _checked(dataclasses.replace(embedding, params=params, entities=entities))
+
+
+def evaluate_embedding(
+    embedding: Embedding,
+    graph: KnowledgeGraph,
+    triples: Int[np.ndarray, "X 3"],
+    known: Int[np.ndarray, "Y 3"],
+    groups: Int[np.ndarray, " entities"] | None = None,
+) -> Ranking:
+    """Filtered ranks of triples, asked for their tail and for their head.
+
+    Args:
+      embedding: the trained or folded-in embedding; all its entities can be an answer.
+      graph: gives the numbers that `triples` and `known` use.
+      triples: int32 [X, 3], to rank; at least one.
+      known: int32 [Y, 3], triples held to be true; their answers are left out of each other's rankings. Those that the
+        embedding cannot answer are ignored.
+      groups: int32 [entities of the embedding] (see `entity_groups`); if given, only entities of the truth's own
+        group are its rivals, a harder question.
+
+    Returns:
+      Ranks, MRR and Hits@k; of ties, the mean of the optimistic and the pessimistic rank.
+
+    Raises:
+      InputError: no triple, or one with an entity or a relation that the embedding does not hold.
+    """
+    if len(triples) == 0:
+        raise InputError("`triples` is empty; give at least one to rank")
+    names, config = (embedding.entities, embedding.relations), embedding.config
+    asked, true = translate_triples(triples, graph, *names), translate_triples(known, graph, *names)
+    if (asked < 0).any():
+        head, middle, tail = triples[np.argmax((asked < 0).any(axis=1))].tolist()
+        named = f"({graph.entities[head]}, {graph.relations[middle]}, {graph.entities[tail]})"
+        raise InputError(f"the triple {named} names what the embedding does not hold; fold its city in or leave it out")
+    true = true[(true >= 0).all(axis=1)]
+    return rank_triples(config.model, embedding.params, config.margin, asked, true, len(embedding.relations), groups)
+
+
+def translate_triples(
+    triples: Int[np.ndarray, "X 3"], graph: KnowledgeGraph, entities: tuple[str, ...], relations: tuple[str, ...]
+) -> Int[np.ndarray, "X 3"]:
+    """Triples from the numbers of a graph to those of an embedding or of another graph; -1 for what it lacks."""
+    if (graph.entities, graph.relations) == (entities, relations):
+        return triples
+    places = []
+    for names, wanted in ((graph.entities, entities), (graph.relations, relations)):
+        number = {name: index for index, name in enumerate(wanted)}
+        places.append(np.asarray([number.get(name, -1) for name in names], np.int32))
+    entity, relation = places
+    return np.column_stack([entity[triples[:, 0]], relation[triples[:, 1]], entity[triples[:, 2]]])
+
+
+def _start_of(new: Sequence[str], embedding: Embedding, key: Key) -> jax.Array:
+    old = np.asarray(embedding.params["entities"])
+    kinds = np.asarray([name.partition(":")[0] for name in embedding.entities])
+    rows = []
+    for name in new:
+        same = kinds == name.partition(":")[0]
+        rows.append(old[same].mean(axis=0) if same.any() else old.mean(axis=0))
+    noise = jax.random.normal(key, (len(new), old.shape[1])) * (0.1 * float(old.std()))
+    return jnp.asarray(np.stack(rows)) + noise
+
+
+def _checked(embedding: Embedding) -> Embedding:
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(embedding.params)):
+        raise InputError(
+            f"the embedding is not finite after training; lower `learning_rate` (={embedding.config.learning_rate})"
+        )
+    return embedding

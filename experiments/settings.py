@@ -18,6 +18,9 @@ from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import GenerateConfig
 from gpdiff_jax.models import load_model_file, model_names
+from gpdiff_jax.prompts.autoencoder import TemporalConfig
+from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
+from gpdiff_jax.prompts.encoders import PARTS, PromptConfig
 from gpdiff_jax.region_training import HarvestConfig
 from gpdiff_jax.regions import PICKS
 from gpdiff_jax.sources import SCALINGS, DataConfig
@@ -65,6 +68,11 @@ flags.DEFINE_integer(
     "a CPU and measured elsewhere",
     0,
 )
+flags.DEFINE_list(
+    "prompts",
+    ["statistics"],
+    f"parts of the prompt, of {', '.join(PARTS)}; the last two are encoders trained on the source cities",
+)
 flags.DEFINE_float("guidance", 1.0, "0 ignores the prompt, 1 follows it, more exaggerates it", 0.0, 10.0)
 flags.DEFINE_float("functional_weight", None, "weight of the functional loss; the preset's if not given", 0.0)
 flags.DEFINE_bool("refit", True, "after the choice on the validation day, fine-tune on all support days")
@@ -83,6 +91,7 @@ class Settings:
     seed: int
     simulation: SimulationConfig | None
     data: DataConfig
+    prompts: PromptConfig
     base: BaseConfig
     harvest: HarvestConfig
     pretrain: PretrainConfig
@@ -107,6 +116,10 @@ def _preset(name: str) -> dict[str, Any]:
             "generate": GenerateConfig(samples=2, steps=5),
             "adapt": AdaptConfig(learning_rates=(1e-3,), steps=20),
             "target_only": AdaptConfig(learning_rates=(3e-3,), steps=40, stay_near=False, blind_learning_rate=3e-3),
+            "prompts": {
+                "temporal": TemporalConfig(width=16, heads=2, encoder_layers=1, steps=20, batch=16, evaluations=2),
+                "embedding": EmbeddingConfig(width=8, relation_width=4, epochs=5),
+            },
             "variants": 4,
         }
     if name == "demo":
@@ -133,6 +146,7 @@ def _preset(name: str) -> dict[str, Any]:
         "target_only": AdaptConfig(
             learning_rates=(1e-3, 3e-3, 1e-2), steps=240, evaluate_every=20, stay_near=False, blind_learning_rate=3e-3
         ),
+        "prompts": {},
         "variants": 12,
     }
 
@@ -196,6 +210,7 @@ def settings_from_flags() -> Settings:
         seed=values.seed,
         simulation=simulation,
         data=data,
+        prompts=PromptConfig(parts=tuple(values.prompts), **preset["prompts"]),
         base=_replace(preset["base"], steps=values.base_steps),
         harvest=_replace(
             preset["harvest"],

@@ -32,7 +32,9 @@ from gpdiff_jax.hypernetwork import Hypernetwork, pretrain
 from gpdiff_jax.models import Model, make_model
 from gpdiff_jax.parallel import use_every_core
 from gpdiff_jax.progress import LogWriter, stage
-from gpdiff_jax.sources import Sources, Target, prepare_sources, prepare_targets
+from gpdiff_jax.prompts.encoders import PromptEncoder
+from gpdiff_jax.prompts.prompt import Prompts, region_prompts
+from gpdiff_jax.sources import Sources, Target, prepare_sources, prepare_targets, with_prompts
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo import ParameterZoo, load_zoo
 
@@ -69,6 +71,18 @@ class Run:
         return prepare_sources(self.source_cities, self.settings.data, key=self.key("sources"), seed=self.settings.seed)
 
     @functools.cached_property
+    def prompted(self) -> Sources:
+        """The source regions with the prompts of the settings."""
+        return _prompts_stage(self)
+
+    @functools.cached_property
+    def target_prompts(self) -> list[Prompts]:
+        """Prompts of the target's regions, one value per channel."""
+        encoder = self.prompted.prompt_encoder
+        pairs = zip(self.target_cities, self.targets, strict=True)
+        return [region_prompts(city, [target.split.support], encoder) for city, target in pairs]
+
+    @functools.cached_property
     def targets(self) -> list[Target]:
         """The target's regions on the device, one value per channel."""
         return prepare_targets(self.target_cities, self.settings.data, seed=self.settings.seed)
@@ -96,7 +110,7 @@ class Run:
     @functools.cached_property
     def ridge(self) -> list[Params]:
         """Parameters by ridge regression from the prompts, leaves [R, ...], one value per channel."""
-        return [nulls.ridge_hypernetwork(self.zoo, self.hypernetwork, target.prompts)[0] for target in self.targets]
+        return [nulls.ridge_hypernetwork(self.zoo, self.hypernetwork, prompts)[0] for prompts in self.target_prompts]
 
     @functools.cached_property
     def generated(self) -> list[Params]:
@@ -169,6 +183,25 @@ def _logged(run: Run, name: str, total: int) -> Iterator[Callable[[int, dict[str
         yield report
 
 
+def _prompts_stage(run: Run) -> Sources:
+    config = run.settings.prompts
+    if not config.needs_training:
+        return run.sources
+    folder, encoder = run.folder / "prompts", None
+    if folder.is_dir():
+        arrays, facts = load_arrays(folder, _FORMAT, "prompt encoder")
+        encoder = PromptEncoder.from_arrays(arrays, facts)
+    with _logged(run, "prompts", config.temporal.steps if "temporal" in config.parts else 1) as report:
+        sources = with_prompts(
+            run.sources, run.source_cities, config, key=run.key("prompts"), encoder=encoder, progress=report
+        )
+    trained = sources.prompt_encoder
+    assert trained is not None
+    if encoder is None:
+        save_arrays(folder, trained.arrays(), {"format": _FORMAT, **trained.facts()})
+    return sources
+
+
 def _base_stage(run: Run) -> Params:
     folder = run.folder / "base"
     if folder.is_dir():
@@ -182,11 +215,11 @@ def _base_stage(run: Run) -> Params:
 def _harvest_stage(run: Run) -> ParameterZoo:
     folder = run.folder / "zoo"
     if folder.is_dir():
-        return load_zoo(folder, run.sources)
-    base = run.base
-    with _logged(run, "harvest", run.sources.num_regions) as report:
+        return load_zoo(folder, run.prompted)
+    base, sources = run.base, run.prompted
+    with _logged(run, "harvest", sources.num_regions) as report:
         config, key = run.settings.harvest, run.key("harvest")
-        return harvest_zoo(run.model, run.sources, base, config, key=key, folder=folder, progress=report)
+        return harvest_zoo(run.model, sources, base, config, key=key, folder=folder, progress=report)
 
 
 def _pretrain_stage(run: Run) -> Hypernetwork:
@@ -207,9 +240,9 @@ def _generate_stage(run: Run) -> list[Params]:
     hypernetwork, config = run.hypernetwork, run.settings.generate
     with _logged(run, "generate", len(run.targets)) as report:
         generated = []
-        for done, target in enumerate(run.targets, 1):
+        for done, prompts in enumerate(run.target_prompts, 1):
             key = jax.random.fold_in(run.key("generate"), done)
-            generated.append(hypernetwork.generate(target.prompts, key=key, config=config).params)
+            generated.append(hypernetwork.generate(prompts, key=key, config=config).params)
             report(done, {"samples": config.samples})
     save_arrays(folder, {"channels": generated}, {"format": _FORMAT})
     return generated

@@ -29,6 +29,7 @@ from gpdiff_jax.models import (
     model_names,
     register_model,
 )
+from gpdiff_jax.prompts.encoders import PromptConfig
 from gpdiff_jax.prompts.prompt import Prompts, prompts
 from gpdiff_jax.region_training import HarvestConfig
 from gpdiff_jax.report import render_report
@@ -49,6 +50,7 @@ __all__ = [
     "ModelSizes",
     "ParameterZoo",
     "PretrainConfig",
+    "PromptConfig",
     "Prompts",
     "RegionParameters",
     "SimulationConfig",

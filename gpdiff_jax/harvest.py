@@ -21,9 +21,10 @@ from gpdiff_jax.cities.city import City
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model, ModelSizes, make_model
 from gpdiff_jax.parallel import PendingRows, RowSpread
+from gpdiff_jax.prompts.encoders import PromptConfig
 from gpdiff_jax.region_training import HarvestConfig, HarvestedRegion, SharedData, make_region_trainer
 from gpdiff_jax.regions import trim_graphs
-from gpdiff_jax.sources import DataConfig, SourceRegion, Sources, prepare_sources
+from gpdiff_jax.sources import DataConfig, SourceRegion, Sources, prepare_sources, with_prompts
 from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo import (
     ParameterZoo,
@@ -307,6 +308,7 @@ def harvest(
     data: DataConfig = DataConfig(),
     base: BaseConfig = BaseConfig(),
     config: HarvestConfig = HarvestConfig(),
+    prompts: PromptConfig = PromptConfig(),
 ) -> ParameterZoo:
     """Trains the pooled base, then every region's own parameters from it.
 
@@ -317,6 +319,7 @@ def harvest(
       data: windows, covariates and graphs.
       base: training of the base.
       config: training of the regions.
+      prompts: parts of the prompts; with others than statistics, their encoders are trained on the cities too.
 
     Returns:
       The zoo, with the sources attached for `pretrain`.
@@ -327,6 +330,8 @@ def harvest(
     """
     data_key, base_key, region_key = jax.random.split(key, 3)
     sources = prepare_sources(cities, data, key=data_key)
+    if prompts.needs_training:
+        sources = with_prompts(sources, cities, prompts, key=jax.random.fold_in(data_key, 1))
     forecaster = make_model(model, sources.sizes)
     start = train_base(forecaster, sources, base, key=base_key)
     return harvest_zoo(forecaster, sources, start, config, key=region_key)

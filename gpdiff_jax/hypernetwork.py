@@ -13,19 +13,21 @@ import numpy as np
 from jaxtyping import Array, Float, UInt32
 
 from gpdiff_jax.checkpoint import load_arrays, save_arrays
+from gpdiff_jax.cities.city import City
 from gpdiff_jax.codec import Codec, encode_zoo, fit_codec
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise
 from gpdiff_jax.diffusion.samplers import ddim, guided
 from gpdiff_jax.diffusion.training import PretrainConfig, ZooCodes, held_out_regions, train_denoiser
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model, ModelSizes, make_model
-from gpdiff_jax.prompts.prompt import Prompts, PromptScaler, fit_prompt_scaler, scale_prompts
+from gpdiff_jax.prompts.encoders import PromptEncoder, plain_encoder
+from gpdiff_jax.prompts.prompt import Prompts, PromptScaler, fit_prompt_scaler, prompts, scale_prompts
 from gpdiff_jax.sources import DataConfig
 from gpdiff_jax.tokens import TokenLayout, from_tokens, make_layout, to_tokens
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo import ParameterZoo
 
-_FORMAT = 1
+_FORMAT = 2
 _MOST_VECTORS = 2048  # that the statistics of the codes are made from
 
 
@@ -56,7 +58,7 @@ class RegionParameters:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Hypernetwork:
-    """Everything that a new city needs: the denoiser, the codec with the base, the scale of the prompts."""
+    """Everything that a new city needs: the denoiser, the codec with the base, what makes prompts and their scale."""
 
     model_name: str
     sizes: ModelSizes
@@ -66,6 +68,7 @@ class Hypernetwork:
     codec: Codec
     prompt_scaler: PromptScaler
     prompt_names: tuple[str, ...]
+    prompt_encoder: PromptEncoder = dataclasses.field(default_factory=plain_encoder)
 
     @property
     def model(self) -> Model:
@@ -76,6 +79,27 @@ class Hypernetwork:
     def base(self) -> Params:
         """Parameters of the pooled base, which every generated vector differs from."""
         return from_tokens(self.codec.layout, self.codec.base)
+
+    def prompts(self, city: City) -> Prompts:
+        """Prompts of all regions of a city that this generator was not trained on, from its support days.
+
+        Args:
+          city: a one-channel city of the interval that the generator was trained with.
+
+        Returns:
+          float32 [1, N, E].
+
+        Raises:
+          InputError: see `prompts.prompts`.
+        """
+        data = self.data
+        return prompts(
+            city,
+            support_days=data.support_days,
+            history=data.history,
+            horizon=data.horizon,
+            encoder=self.prompt_encoder,
+        )
 
     def generate(self, prompts: Prompts, *, key: Key, config: GenerateConfig = GenerateConfig()) -> RegionParameters:
         """Draws parameters for every region from its prompt.
@@ -113,6 +137,7 @@ class Hypernetwork:
             },
             "prompts": {"mean": self.prompt_scaler.mean, "std": self.prompt_scaler.std},
             "base": self.base,
+            "prompt_encoder": self.prompt_encoder.arrays(),
         }
         facts = {
             "format": _FORMAT,
@@ -123,6 +148,7 @@ class Hypernetwork:
             "token_width": self.codec.layout.width,
             "components": len(self.codec.basis),
             "prompt_names": self.prompt_names,
+            "prompt_encoder": self.prompt_encoder.facts(),
         }
         save_arrays(pathlib.Path(folder), arrays, facts)
 
@@ -151,6 +177,7 @@ class Hypernetwork:
             ),
             prompt_scaler=PromptScaler(**arrays["prompts"]),
             prompt_names=tuple(facts["prompt_names"]),
+            prompt_encoder=PromptEncoder.from_arrays(arrays.get("prompt_encoder") or {}, facts["prompt_encoder"]),
         )
 
     def summary(self) -> str:
@@ -163,6 +190,7 @@ class Hypernetwork:
                 "tokens": [self.codec.layout.num_tokens, self.codec.layout.width],
                 "layers": list(self.codec.layout.layers),
                 "denoiser_parameters": count,
+                "prompt_parts": list(self.prompt_encoder.config.parts),
                 "prompt_width": len(self.prompt_names),
                 "covariates": self.data.covariates,
                 "support_days": self.data.support_days,
@@ -288,4 +316,5 @@ def pretrain(
         codec=codec,
         prompt_scaler=prompt_scaler,
         prompt_names=zoo.prompts.names,
+        prompt_encoder=sources.prompt_encoder or plain_encoder(),
     )

@@ -5,7 +5,7 @@ This is where a list of cities becomes a list of R regions; the region axis runs
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -20,6 +20,7 @@ from gpdiff_jax.cities.splits import SourceSplit, Span, TargetSplit, split_sourc
 from gpdiff_jax.cities.windows import StartTable, free_starts, random_spans, start_table, support_masks, window_starts
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import ModelSizes
+from gpdiff_jax.prompts.encoders import PromptConfig, PromptEncoder, fit_prompt_encoder
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts, source_prompts
 from gpdiff_jax.regions import region_graphs
 from gpdiff_jax.typing import Key, RegionGraph
@@ -75,6 +76,7 @@ class Sources:
     names: tuple[str, ...] = flax.struct.field(pytree_node=False)  # "city/node" of every region
     prompts: Prompts  # [V, R, E]
     config: DataConfig = flax.struct.field(pytree_node=False)
+    prompt_encoder: PromptEncoder | None = None  # what made the prompts; None for statistics alone
 
     @property
     def num_regions(self) -> int:
@@ -194,6 +196,44 @@ def prepare_sources(
         prompts=source_prompts(cities, spans, [split.train for split in splits]),
         config=config,
     )
+
+
+def with_prompts(
+    sources: Sources,
+    cities: Sequence[City],
+    config: PromptConfig,
+    *,
+    key: Key,
+    encoder: PromptEncoder | None = None,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+) -> Sources:
+    """The sources with prompts of other parts than plain statistics.
+
+    Args:
+      sources: of `prepare_sources`.
+      cities: the cities they were prepared from.
+      config: parts of the prompt and sizes of their encoders.
+      key: random key.
+      encoder: one that is trained already; None trains it on the cities' training spans.
+      progress: see `fit_prompt_encoder`.
+
+    Returns:
+      The sources with their prompts, and the encoder that made them.
+
+    Raises:
+      InputError: see `fit_prompt_encoder`.
+      FloatingPointError: a loss is not finite.
+    """
+    data = sources.config
+    train = [
+        split_source(city.num_steps, history=data.history, horizon=data.horizon, name=city.name).train
+        for city in cities
+    ]
+    if encoder is None:
+        windows = [spans[0] for spans in sources.spans]
+        encoder = fit_prompt_encoder(cities, train, windows, config, key=key, progress=progress)
+    prompts = source_prompts(cities, sources.spans, train, encoder)
+    return dataclasses.replace(sources, prompts=prompts, prompt_encoder=encoder)
 
 
 def prepare_targets(cities: Sequence[City], config: DataConfig, *, seed: int = 0) -> list[Target]:

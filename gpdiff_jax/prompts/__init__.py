@@ -3,6 +3,7 @@
 from gpdiff_jax.prompts.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.embedding import Embedding, evaluate_embedding, fold_in, train_embedding
 from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
+from gpdiff_jax.prompts.encoders import PromptConfig, PromptEncoder, fit_prompt_encoder
 from gpdiff_jax.prompts.knowledge_graph import (
     KnowledgeGraph,
     KnowledgeGraphConfig,
@@ -28,6 +29,8 @@ __all__ = [
     "EmbeddingConfig",
     "KnowledgeGraph",
     "KnowledgeGraphConfig",
+    "PromptConfig",
+    "PromptEncoder",
     "PromptScaler",
     "Prompts",
     "TemporalConfig",
@@ -36,6 +39,7 @@ __all__ = [
     "build_knowledge_graph",
     "encode",
     "evaluate_embedding",
+    "fit_prompt_encoder",
     "fit_prompt_scaler",
     "fold_in",
     "join_graphs",

@@ -12,7 +12,7 @@ from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.scaling import silent_regions
 from gpdiff_jax.cities.splits import Span, split_target
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.prompts.statistics import spatial_statistics, temporal_statistics
+from gpdiff_jax.prompts.encoders import PromptEncoder, plain_encoder
 
 _CLIP = 4.0
 
@@ -34,35 +34,38 @@ class Prompts:
     names: tuple[str, ...] = flax.struct.field(pytree_node=False)  # E
 
 
-def region_prompts(city: City, spans: Sequence[Span]) -> Prompts:
+def region_prompts(city: City, spans: Sequence[Span], encoder: PromptEncoder | None = None) -> Prompts:
     """Prompts of all regions of a city, one for each visible span.
 
     Args:
       city: a one-channel city.
       spans: V spans that may be seen.
+      encoder: of the parts of a prompt; None for statistics alone.
 
     Returns:
-      float32 [V, N, E]: the temporal statistics of the span, then the spatial statistics of the graph. A region
-      without a reading in a span takes its neighbours'.
+      float32 [V, N, E]: the parts side by side. A region without a reading in a span takes its neighbours'.
 
     Raises:
       InputError: nobody has a reading in a span.
     """
-    spatial, spatial_names = spatial_statistics(city)
-    tables, names = [], ()
-    for span in spans:
-        temporal, names = temporal_statistics(city, span)
-        tables.append(np.concatenate([temporal, spatial], axis=1))
-    return Prompts(jnp.asarray(np.stack(tables)), jnp.asarray(city.region_ids()), names + spatial_names)
+    encoder = encoder or plain_encoder()
+    tables, names = zip(*(encoder.regions(city, span) for span in spans), strict=True)
+    return Prompts(jnp.asarray(np.stack(tables)), jnp.asarray(city.region_ids()), names[0])
 
 
-def source_prompts(cities: Sequence[City], spans: Sequence[Sequence[Span]], train_spans: Sequence[Span]) -> Prompts:
+def source_prompts(
+    cities: Sequence[City],
+    spans: Sequence[Sequence[Span]],
+    train_spans: Sequence[Span],
+    encoder: PromptEncoder | None = None,
+) -> Prompts:
     """Prompts of the source regions, from random windows as long as the support days of a target.
 
     Args:
       cities: one-channel source cities.
       spans: per city, the V windows.
       train_spans: per city, its training span; regions without a reading there are left out, as in harvest.
+      encoder: of the parts of a prompt; None for statistics alone.
 
     Returns:
       float32 [V, R, E].
@@ -75,7 +78,7 @@ def source_prompts(cities: Sequence[City], spans: Sequence[Sequence[Span]], trai
     parts = []
     for city, city_spans, train in zip(cities, spans, train_spans, strict=True):
         kept = ~silent_regions(city, train)
-        prompts = region_prompts(city, city_spans)
+        prompts = region_prompts(city, city_spans, encoder)
         parts.append(Prompts(prompts.values[:, kept], prompts.region_ids[kept], prompts.names))
     return Prompts(
         jnp.concatenate([part.values for part in parts], axis=1),
@@ -84,7 +87,9 @@ def source_prompts(cities: Sequence[City], spans: Sequence[Sequence[Span]], trai
     )
 
 
-def prompts(city: City, *, support_days: int, history: int = 12, horizon: int = 6) -> Prompts:
+def prompts(
+    city: City, *, support_days: int, history: int = 12, horizon: int = 6, encoder: PromptEncoder | None = None
+) -> Prompts:
     """Prompts of a target city from its support days, right before the test span.
 
     Args:
@@ -92,6 +97,7 @@ def prompts(city: City, *, support_days: int, history: int = 12, horizon: int = 
       support_days: its visible days.
       history: H of the forecaster.
       horizon: P of the forecaster.
+      encoder: of the parts of a prompt; None for statistics alone.
 
     Returns:
       float32 [1, N, E].
@@ -102,7 +108,7 @@ def prompts(city: City, *, support_days: int, history: int = 12, horizon: int = 
     split = split_target(
         city.num_steps, city.steps_per_day, support_days, history=history, horizon=horizon, name=city.name
     )
-    return region_prompts(city, [split.support])
+    return region_prompts(city, [split.support], encoder)
 
 
 def fit_prompt_scaler(prompts: Prompts, city_index: Int[np.ndarray, " R"]) -> PromptScaler:

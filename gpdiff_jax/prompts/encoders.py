@@ -1,0 +1,188 @@
+"""In: source cities and their training spans. Out: all that turns any city into prompts: the parts, and their encoders.
+
+It is kept with the generator, so that a city that comes later needs nothing but its file.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.splits import Span
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.prompts.autoencoder import TemporalConfig
+from gpdiff_jax.prompts.embedding import Embedding, fold_in, train_embedding
+from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
+from gpdiff_jax.prompts.knowledge_graph import KnowledgeGraphConfig, build_knowledge_graph, region_name
+from gpdiff_jax.prompts.statistics import spatial_statistics, temporal_statistics
+from gpdiff_jax.prompts.temporal import TemporalEncoder, encode, pretrain_encoder
+from gpdiff_jax.typing import Key
+
+PARTS = ("statistics", "temporal", "spatial")
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """What a prompt is made of, and how its encoders are trained.
+
+    Parts: "statistics" of the visible days and of the graph, the "temporal" embedding of the visible days by a masked
+    autoencoder, the "spatial" embedding of the region in an urban knowledge graph.
+    """
+
+    parts: tuple[str, ...] = ("statistics",)
+    temporal: TemporalConfig = TemporalConfig()
+    graph: KnowledgeGraphConfig = KnowledgeGraphConfig()
+    embedding: EmbeddingConfig = EmbeddingConfig(width=32)
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise InputError(f"`parts` of the prompt is empty; choose from {', '.join(PARTS)}")
+        for index, part in enumerate(self.parts):
+            if part not in PARTS:
+                raise InputError(f"`parts` of the prompt must be of {', '.join(PARTS)}, got {part!r}")
+            if part in self.parts[:index]:
+                raise InputError(f"`parts` of the prompt names {part!r} twice; name each once")
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether a part has an encoder that is trained on the source cities."""
+        return self.parts != ("statistics",)
+
+
+@flax.struct.dataclass
+class PromptEncoder:
+    """The parts of a prompt with their trained encoders; those that are switched off are None."""
+
+    temporal: TemporalEncoder | None
+    embedding: Embedding | None
+    centroids: jax.Array | None  # float32 [K, 24], the classes in which the knowledge graph puts a region's day
+    config: PromptConfig = flax.struct.field(pytree_node=False)
+
+    def regions(self, city: City, span: Span) -> tuple[Float[np.ndarray, "N E"], tuple[str, ...]]:
+        """Prompts of all regions of a city, whatever it is, from what may be seen of it.
+
+        Args:
+          city: a one-channel city, one of the sources or not.
+          span: what may be seen.
+
+        Returns:
+          float32 [N, E], and E names. A region without a reading in the span takes its neighbours'.
+
+        Raises:
+          InputError: nobody has a reading in the span, or a part cannot be made of the city.
+        """
+        tables, names = [], ()
+        for part in self.config.parts:
+            if part == "statistics":
+                temporal, temporal_names = temporal_statistics(city, span)
+                spatial, spatial_names = spatial_statistics(city)
+                tables += [temporal, spatial]
+                names += temporal_names + spatial_names
+                continue
+            table = self._encode(city, span) if part == "temporal" else self._embed(city, span)
+            tables.append(table)
+            names += tuple(f"{part}_{index:03d}" for index in range(table.shape[1]))
+        return np.concatenate(tables, axis=1).astype(np.float32), names
+
+    def _encode(self, city: City, span: Span) -> np.ndarray:
+        assert self.temporal is not None
+        return encode(self.temporal, city, span)
+
+    def _embed(self, city: City, span: Span) -> np.ndarray:
+        """Vectors of the regions as if the city came later, also for a source, so that all are made in one way."""
+        assert self.embedding is not None
+        graph = build_knowledge_graph([city], [span], self.config.graph, centroids=np.asarray(self.centroids))
+        own = (f"region:{city.name}/", f"district:{city.name}/")
+        foreign = [name != f"city:{city.name}" and not name.startswith(own) for name in self.embedding.entities]
+        rows = np.flatnonzero(foreign)
+        known = dataclasses.replace(
+            self.embedding,
+            params={**self.embedding.params, "entities": self.embedding.params["entities"][rows]},
+            entities=tuple(self.embedding.entities[row] for row in rows),
+        )
+        folded = fold_in(known, graph, key=jax.random.key(zlib.crc32(city.name.encode())))
+        return np.asarray(folded.vectors([region_name(city, node) for node in city.node_ids]))
+
+    def arrays(self) -> dict[str, Any]:
+        """What `from_arrays` needs, with `facts`."""
+        held: dict[str, Any] = {}
+        if self.temporal is not None:
+            held["temporal"] = self.temporal.variables
+        if self.embedding is not None:
+            held["embedding"] = {"params": self.embedding.params, "centroids": self.centroids}
+        return held
+
+    def facts(self) -> dict[str, Any]:
+        """Settings and names, as JSON values."""
+        named = self.embedding
+        names = {} if named is None else {"entities": named.entities, "relations": named.relations}
+        return {"config": dataclasses.asdict(self.config), **names}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, Any], facts: dict[str, Any]) -> "PromptEncoder":
+        """The encoder that `arrays` and `facts` were taken from."""
+        held = facts["config"]
+        graph = {**held["graph"], "relations": tuple(held["graph"]["relations"])}
+        config = PromptConfig(
+            tuple(held["parts"]),
+            TemporalConfig(**held["temporal"]),
+            KnowledgeGraphConfig(**graph),
+            EmbeddingConfig(**held["embedding"]),
+        )
+        arrays = jax.tree.map(jnp.asarray, arrays)
+        temporal = TemporalEncoder(arrays["temporal"], config.temporal) if "temporal" in arrays else None
+        if "embedding" not in arrays:
+            return cls(temporal, None, None, config)
+        names = tuple(facts["entities"]), tuple(facts["relations"])
+        params = arrays["embedding"]["params"]
+        embedding = Embedding(params, jnp.zeros(0), *names, config.embedding)
+        return cls(temporal, embedding, arrays["embedding"]["centroids"], config)
+
+
+def fit_prompt_encoder(
+    cities: Sequence[City],
+    train_spans: Sequence[Span],
+    windows: Sequence[Span],
+    config: PromptConfig = PromptConfig(),
+    *,
+    key: Key,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+) -> PromptEncoder:
+    """Trains the encoders of a prompt on source cities.
+
+    Args:
+      cities: one-channel source cities.
+      train_spans: per city, its training span, on which the temporal encoder is pre-trained.
+      windows: per city, a span as long as a target's support days, from which its part of the knowledge graph is made.
+      config: parts and sizes.
+      key: random key.
+      progress: called with (steps done of the temporal encoder, metrics).
+
+    Returns:
+      The encoder; nothing is trained for parts that are switched off.
+
+    Raises:
+      InputError: see `pretrain_encoder`, `build_knowledge_graph` and `train_embedding`.
+      FloatingPointError: a loss is not finite.
+    """
+    temporal_key, embedding_key = jax.random.split(key)
+    temporal, embedding, centroids = None, None, None
+    if "temporal" in config.parts:
+        temporal = pretrain_encoder(cities, train_spans, config.temporal, key=temporal_key, progress=progress)
+    if "spatial" in config.parts:
+        graph = build_knowledge_graph(cities, windows, config.graph)
+        embedding = train_embedding(graph, config.embedding, key=embedding_key)
+        centroids = jnp.asarray(graph.centroids)
+    return PromptEncoder(temporal, embedding, centroids, config)
+
+
+def plain_encoder() -> PromptEncoder:
+    """Prompts of statistics alone, which need no training."""
+    return PromptEncoder(None, None, None, PromptConfig())

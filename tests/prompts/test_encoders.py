@@ -1,0 +1,87 @@
+"""In: simulated cities. Out: prompts of several parts, which any city can be given and which are saved and read back."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from gpdiff_jax.cities import City
+from gpdiff_jax.cities.splits import Span
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.prompts.autoencoder import TemporalConfig
+from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
+from gpdiff_jax.prompts.encoders import PromptConfig, PromptEncoder, fit_prompt_encoder, plain_encoder
+from gpdiff_jax.prompts.statistics import spatial_statistics, temporal_statistics
+
+_DAY = 24
+_TRAIN, _SEEN = Span(0, 10 * _DAY), Span(2 * _DAY, 5 * _DAY)
+_CONFIG = PromptConfig(
+    parts=("spatial", "statistics", "temporal"),
+    temporal=TemporalConfig(width=8, heads=2, encoder_layers=1, steps=4, batch=4, contrast_pairs=4, evaluations=2),
+    embedding=EmbeddingConfig(width=6, relation_width=3, epochs=3),
+)
+
+
+@pytest.fixture(scope="module", name="encoder")
+def _encoder(simulated_cities: list[City]) -> PromptEncoder:
+    sources = simulated_cities[:2]
+    return fit_prompt_encoder(sources, [_TRAIN] * 2, [_SEEN] * 2, _CONFIG, key=jax.random.key(0))
+
+
+def test_parts_stand_side_by_side_in_their_order(simulated_cities, encoder):
+    city = simulated_cities[2]
+    table, names = encoder.regions(city, _SEEN)
+    statistics = np.concatenate([temporal_statistics(city, _SEEN)[0], spatial_statistics(city)[0]], axis=1)
+    assert table.shape == (8, 6 + statistics.shape[1] + 8) == (8, len(names)) and np.isfinite(table).all()
+    assert names[0] == "spatial_000" and names[6] == "profile_00h" and names[-1] == "temporal_007"
+    np.testing.assert_array_equal(table[:, 6:-8], statistics)
+    np.testing.assert_array_equal(plain_encoder().regions(city, _SEEN)[0], statistics)
+    assert table[:, :6].std(axis=0).min() > 0 and table[:, -8:].std(axis=0).min() > 0
+
+
+def test_it_comes_back_from_arrays_and_json_with_the_same_prompts(simulated_cities, encoder):
+    facts = json.loads(json.dumps(encoder.facts()))
+    again = PromptEncoder.from_arrays(jax.tree.map(np.asarray, encoder.arrays()), facts)
+    assert again.config == encoder.config
+    np.testing.assert_array_equal(
+        again.regions(simulated_cities[2], _SEEN)[0], encoder.regions(simulated_cities[2], _SEEN)[0]
+    )
+
+
+def test_a_source_is_described_like_a_city_that_comes_later(simulated_cities, encoder):
+    """Its own entities are fitted anew: their trained vectors do not matter, beyond the mean they start from."""
+    city, embedding = simulated_cities[0], encoder.embedding
+    own = np.array([name.startswith((f"region:{city.name}/", f"district:{city.name}/")) for name in embedding.entities])
+    entities = np.where(own[:, None], 7.0, np.asarray(embedding.params["entities"])).astype(np.float32)
+    changed = dataclasses.replace(embedding, params={**embedding.params, "entities": entities})
+    other = dataclasses.replace(encoder, embedding=changed)
+    np.testing.assert_array_equal(other.regions(city, _SEEN)[0], encoder.regions(city, _SEEN)[0])
+
+
+def test_readings_that_may_not_be_seen_change_nothing(simulated_cities, encoder):
+    hidden = []
+    for city in simulated_cities:
+        values = city.values.copy()
+        values[_TRAIN.stop :] = 1e6
+        hidden.append(dataclasses.replace(city, values=values))
+    again = fit_prompt_encoder(hidden[:2], [_TRAIN] * 2, [_SEEN] * 2, _CONFIG, key=jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, again.arrays(), encoder.arrays())
+    unseen = hidden[2].values.copy()
+    unseen[: _SEEN.start] = 1e6
+    city = dataclasses.replace(hidden[2], values=unseen)
+    np.testing.assert_array_equal(again.regions(city, _SEEN)[0], encoder.regions(simulated_cities[2], _SEEN)[0])
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ((), "`parts` of the prompt is empty; choose from statistics, temporal, spatial"),
+        (("graph",), "`parts` of the prompt must be of statistics, temporal, spatial, got 'graph'"),
+        (("temporal", "temporal"), "`parts` of the prompt names 'temporal' twice"),
+    ],
+)
+def test_unknown_parts_are_refused(parts, words):
+    with pytest.raises(InputError, match=words.replace("(", r"\(")):
+        PromptConfig(parts=parts)

@@ -1,4 +1,4 @@
-"""In: simulated cities. Out: prompts of several parts, which any city can be given and which are saved and read back."""
+"""In: simulated cities. Out: prompts of several parts, which any city gets, saved and read back."""
 
 import dataclasses
 import json

@@ -96,7 +96,7 @@ def _public_config(model: str) -> EmbeddingConfig:
         batch=128,
         learning_rate=3e-3 if one_to_all else 1e-2,
         epochs=5 if flags.FLAGS.quick else flags.FLAGS.epochs,
-        dropout=0.3,
+        dropout=0.3 if model == "tucker" else 0.0,  # PyKEEN's others have none
         negatives=32,
     )
 

@@ -39,11 +39,14 @@ def pykeen_run(name: str, config: EmbeddingConfig, seed: int) -> tuple[float, di
     shared = {"triples_factory": data.training, "loss": loss, "random_seed": seed}
     width = config.width
     if config.model == "tucker":
-        model = TuckER(embedding_dim=width, relation_dim=config.relation_width, **shared)
+        dropouts = {"dropout_0": config.dropout, "dropout_1": 0.0, "dropout_2": config.dropout}
+        model = TuckER(embedding_dim=width, relation_dim=config.relation_width, **dropouts, **shared)
     elif config.model == "distmult":
-        model = DistMult(embedding_dim=width, **shared)
+        # Its own penalty and unit norm, meant for a ranking loss, drown the cross-entropy: 0.04 instead of 0.6 on UMLS.
+        model = DistMult(embedding_dim=width, entity_constrainer=None, regularizer=None, **shared)
     elif config.model == "complex":
-        model = ComplEx(embedding_dim=width // 2, **shared)  # its width counts complex numbers
+        # Its width counts complex numbers.
+        model = ComplEx(embedding_dim=width // 2, regularizer=None, **shared)
     elif config.model == "transe":
         model = TransE(embedding_dim=width, scoring_fct_norm=1, **shared)
     else:

@@ -26,8 +26,11 @@ from gpdiff_jax.codec import CodecConfig
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.hypernetwork import GenerateConfig
+from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.progress import read_log
+from gpdiff_jax.prompts.autoencoder import TemporalConfig
+from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
+from gpdiff_jax.prompts.encoders import PromptConfig
 from gpdiff_jax.region_training import HarvestConfig
 from gpdiff_jax.sources import DataConfig
 
@@ -59,6 +62,7 @@ def _settings(data_dir: pathlib.Path, **change) -> Settings:
         seed=0,
         simulation=None,
         data=DataConfig(variants=3, max_neighbours=3),
+        prompts=PromptConfig(),
         base=BaseConfig(steps=20, regions=4, windows=4, evaluations=2),
         harvest=HarvestConfig(steps=8, windows=4, evaluate_every=4, snapshots=2, anchor_windows=0),
         pretrain=PretrainConfig(
@@ -198,6 +202,26 @@ def test_a_killed_run_that_goes_on_ends_with_the_same_numbers(finished, data_dir
         for name in then.files:
             np.testing.assert_array_equal(now[name], then[name])
     assert len(read_log(half / "log.jsonl")) >= len(read_log(folder / "log.jsonl"))
+
+
+@pytest.mark.slow
+def test_prompts_of_all_parts_are_kept_with_the_generator(data_dir, tmp_path):
+    prompts = PromptConfig(
+        parts=("statistics", "temporal", "spatial"),
+        temporal=TemporalConfig(width=8, heads=2, encoder_layers=1, steps=4, batch=4, contrast_pairs=4, evaluations=2),
+        embedding=EmbeddingConfig(width=6, relation_width=3, epochs=3),
+    )
+    settings = _settings(data_dir, prompts=prompts)
+    run = open_run(settings, str(tmp_path / "run"))
+    made = run.generated[0]
+    again = open_run(settings, str(tmp_path / "run"))
+    np.testing.assert_array_equal(again.prompted.prompts.values, run.prompted.prompts.values)
+    # A city that comes later needs the generator and its own file, nothing else.
+    loaded = Hypernetwork.load(tmp_path / "run" / "hypernetwork")
+    told = loaded.prompts(load_city(data_dir / "crowd_2.npz"))
+    np.testing.assert_array_equal(told.values, run.target_prompts[0].values)
+    key = jax.random.fold_in(run.key("generate"), 1)
+    jax.tree.map(np.testing.assert_array_equal, loaded.generate(told, key=key, config=settings.generate).params, made)
 
 
 def test_a_stage_that_was_damaged_is_refused_by_name(finished, data_dir, tmp_path):

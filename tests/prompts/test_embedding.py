@@ -161,7 +161,10 @@ def test_the_frequency_baseline_by_hand():
     np.testing.assert_array_equal(ranking.head_ranks, [2.5, 2.0])
 
 
-@pytest.mark.parametrize("name", scorer_names())
+_SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in scorer_names() if name not in ("tucker", "rotate")]
+
+
+@pytest.mark.parametrize("name", ["tucker", "rotate", *_SLOW])
 def test_every_model_learns_what_follows_from_the_rest(clock, name):
     held = clock.triples[clock.triples[:, 1] == 2][:3]  # 0-6, 1-7 and 2-8; the other way round stays
     train = clock.triples[~(clock.triples[:, None] == held[None]).all(axis=2).any(axis=1)]
@@ -200,7 +203,7 @@ def _graphs(simulated_cities: list[City]) -> tuple[KnowledgeGraph, KnowledgeGrap
 _SMALL = EmbeddingConfig(width=8, relation_width=4, learning_rate=1e-2, batch=64, epochs=60)
 
 
-@pytest.mark.parametrize("name", ["tucker", "rotate"])
+@pytest.mark.parametrize("name", ["tucker", pytest.param("rotate", marks=pytest.mark.slow)])
 def test_a_city_is_folded_in_and_nothing_else_moves(graphs, name):
     graph, later = graphs
     made = train_embedding(graph, dataclasses.replace(_SMALL, model=name), key=_KEY)

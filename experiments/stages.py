@@ -32,7 +32,7 @@ from gpdiff_jax.hypernetwork import Hypernetwork, pretrain
 from gpdiff_jax.models import Model, make_model
 from gpdiff_jax.parallel import use_every_core
 from gpdiff_jax.progress import LogWriter, stage
-from gpdiff_jax.prompts.encoders import PromptEncoder
+from gpdiff_jax.prompts.encoders import PromptEncoder, check_parts
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.sources import Sources, Target, prepare_sources, prepare_targets, with_prompts
 from gpdiff_jax.typing import Key, Params
@@ -140,6 +140,9 @@ def open_run(settings: Settings, out_dir: str) -> Run:
     run = Run(settings, pathlib.Path(out_dir).absolute(), sources, chosen[-1])
     # Both are checked before the first minute of training.
     _ = run.targets, run.sources, run.model
+    seen = [spans[0] for spans in run.sources.spans] + [target.split.support for target in run.targets]
+    for city, span in zip([*run.source_cities, *run.target_cities], seen, strict=True):
+        check_parts(settings.prompts, city, span)
     open_run_folder(out_dir, settings, [*run.source_cities, *run.target_cities])
     for city, target in zip(run.target_cities, run.targets, strict=True):
         for node in target.silent:

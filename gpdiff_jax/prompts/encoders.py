@@ -21,8 +21,9 @@ from gpdiff_jax.prompts.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.embedding import Embedding, fold_in, train_embedding
 from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
 from gpdiff_jax.prompts.knowledge_graph import KnowledgeGraphConfig, build_knowledge_graph, region_name
+from gpdiff_jax.prompts.patches import cut_patches
 from gpdiff_jax.prompts.statistics import spatial_statistics, temporal_statistics
-from gpdiff_jax.prompts.temporal import TemporalEncoder, encode, pretrain_encoder
+from gpdiff_jax.prompts.temporal import TemporalEncoder, check_span, encode, pretrain_encoder
 from gpdiff_jax.typing import Key
 
 PARTS = ("statistics", "temporal", "spatial")
@@ -181,6 +182,25 @@ def fit_prompt_encoder(
         embedding = train_embedding(graph, config.embedding, key=embedding_key)
         centroids = jnp.asarray(graph.centroids)
     return PromptEncoder(temporal, embedding, centroids, config)
+
+
+def check_parts(config: PromptConfig, city: City, span: Span) -> None:
+    """Raises `InputError` where a part of the prompt cannot be made of a city, before anything is trained.
+
+    Args:
+      config: parts and sizes.
+      city: a one-channel city.
+      span: what a prompt of it is made from.
+
+    Raises:
+      InputError: "temporal" and a span that is too long or an interval that does not divide a patch; "spatial" and a
+        city without an edge.
+    """
+    if "temporal" in config.parts:
+        check_span(city, span)
+        cut_patches(city, span, config.temporal.patch_minutes, config.temporal.bins)
+    if "spatial" in config.parts and "BorderBy" in config.graph.relations:
+        build_knowledge_graph([city], [span], dataclasses.replace(config.graph, relations=("BorderBy",)))
 
 
 def plain_encoder() -> PromptEncoder:

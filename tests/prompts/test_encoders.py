@@ -12,7 +12,7 @@ from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.prompts.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
-from gpdiff_jax.prompts.encoders import PromptConfig, PromptEncoder, fit_prompt_encoder, plain_encoder
+from gpdiff_jax.prompts.encoders import PromptConfig, PromptEncoder, check_parts, fit_prompt_encoder, plain_encoder
 from gpdiff_jax.prompts.statistics import spatial_statistics, temporal_statistics
 
 _DAY = 24
@@ -72,6 +72,18 @@ def test_readings_that_may_not_be_seen_change_nothing(simulated_cities, encoder)
     unseen[: _SEEN.start] = 1e6
     city = dataclasses.replace(hidden[2], values=unseen)
     np.testing.assert_array_equal(again.regions(city, _SEEN)[0], encoder.regions(simulated_cities[2], _SEEN)[0])
+
+
+def test_a_city_of_which_a_part_cannot_be_made_is_named_before_any_training(simulated_cities):
+    city = simulated_cities[0]
+    check_parts(_CONFIG, city, _SEEN)
+    with pytest.raises(InputError, match="shorter than a day"):
+        check_parts(_CONFIG, city, Span(0, 12))
+    none = np.zeros(0, np.int32)
+    alone = dataclasses.replace(city, senders=none, receivers=none, weights=none.astype(np.float32))
+    with pytest.raises(InputError, match="city 'crowd_0' has no edge; give it some"):
+        check_parts(_CONFIG, alone, _SEEN)
+    check_parts(PromptConfig(), alone, Span(0, 12))  # statistics need neither
 
 
 @pytest.mark.parametrize(

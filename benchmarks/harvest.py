@@ -31,7 +31,7 @@ from gpdiff_jax.region_training import HarvestConfig
 from gpdiff_jax.sources import DataConfig, Sources, prepare_sources
 from gpdiff_jax.typing import Params
 
-flags.DEFINE_bool("quick", False, "fewer regions and steps; ends within two minutes")
+flags.DEFINE_bool("quick", False, "50 regions; with --models stgcn it ends within two minutes")
 flags.DEFINE_enum("peer", None, ["torch"], "what to run beside it")
 flags.DEFINE_list("models", list(model_names()), "models to measure")
 flags.DEFINE_list("regions", ["50", "200", "1000", "5000"], "numbers of regions")

@@ -292,6 +292,8 @@ def pretrain(
         raise InputError("the zoo has no sources attached; load it with `load_zoo(folder, sources)`")
     if zoo.names != sources.names:
         raise InputError("the zoo and the source cities name different regions; harvest again from these cities")
+    if zoo.prompts.names != sources.prompts.names:
+        raise InputError("the prompts of the zoo and of the sources have other parts; use `with_prompts` first")
     layout = make_layout(zoo.base, config.codec.token_width)
     odds = 1.0 / np.bincount(zoo.city_index)[zoo.city_index]
     held_key, train_key = jax.random.split(key)

@@ -109,7 +109,8 @@ def pretrain_encoder(
     variables = start(bank, keys[1])
     state = variables, optimiser.init(variables)
     best, best_error = jax.tree.map(jnp.copy, variables), np.inf
-    for done in range(steps_per_call, config.steps + 1, steps_per_call):
+    last = -(-config.steps // steps_per_call) * steps_per_call
+    for done in range(steps_per_call, last + 1, steps_per_call):
         state, trained = train(state, bank, keys[2], jnp.asarray(done - steps_per_call))
         if not all(np.isfinite(float(part)) for part in trained.values()):
             raise FloatingPointError(

@@ -1,12 +1,13 @@
 """In: a start for every region of a target city, and its support days. Out: fine-tuned parameters.
 
-Every method is tuned alike: learning rate and number of steps are chosen on the validation day, by one rule.
+Every method is tuned alike: learning rate and number of steps are chosen on the validation day, by one rule. Rows do
+not depend on each other and are spread over all local devices.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.loss import batch_forecast, masked_huber
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.optimisers import clipped_adam
+from gpdiff_jax.parallel import RowSpread
 from gpdiff_jax.sources import Target
 from gpdiff_jax.typing import Key, Params, RegionGraph
 
@@ -88,7 +90,6 @@ def _make_update(
     return update, optimiser.init
 
 
-@partial(jax.jit, static_argnames=("model", "config"))
 def trace_validation(
     model: Model,
     config: AdaptConfig,
@@ -98,7 +99,7 @@ def trace_validation(
     rate: Float[Array, ""],
     *,
     key: Key,
-) -> tuple[Float[Array, "X evaluations"], Float[Array, " X"]]:
+) -> tuple[Float[np.ndarray, "X evaluations"], Float[np.ndarray, " X"]]:
     """Fine-tunes rows on the adaptation days and watches their error on the validation day.
 
     Args:
@@ -114,14 +115,17 @@ def trace_validation(
       Sums of absolute validation errors (data units) before the first step and after every `evaluate_every`, and the
       number of observed readings that went into each sum.
     """
+    return RowSpread(_make_trace(model, config), (target, key, rate))((params, regions)).read()
 
-    def trace(row: tuple) -> tuple[jax.Array, jax.Array]:
-        start, region = row
+
+@functools.cache
+def _make_trace(model: Model, config: AdaptConfig) -> Callable[[tuple, tuple], tuple]:
+    def trace(shared: tuple, row: tuple) -> tuple[jax.Array, jax.Array]:
+        (target, key, rate), (start, region) = shared, row
         graph, windows = _windows(target, region, target.adaptation_starts)
         _, held_out = _windows(target, region, target.validation_starts)
-        update, init = _make_update(
-            model, graph, windows, rate, config.batch, jax.random.fold_in(key, target.region_ids[region])
-        )
+        own_key = jax.random.fold_in(key, target.region_ids[region])
+        update, init = _make_update(model, graph, windows, rate, config.batch, own_key)
 
         def error(params: Params) -> jax.Array:
             absolute = jnp.abs(batch_forecast(model, params, graph, held_out) - held_out.target) * held_out.mask
@@ -135,10 +139,9 @@ def trace_validation(
         _, errors = jax.lax.scan(advance, (start, init(start)), firsts)
         return jnp.concatenate([error(start)[None], errors]), held_out.mask.sum()
 
-    return jax.lax.map(trace, (params, regions), batch_size=config.regions_per_batch)
+    return _over_rows(trace, config.regions_per_batch)
 
 
-@partial(jax.jit, static_argnames=("model", "config"))
 def fine_tune(
     model: Model,
     config: AdaptConfig,
@@ -167,30 +170,45 @@ def fine_tune(
     Returns:
       Parameters, leaves [X, ...]. A region without a visible reading keeps its start.
     """
+    shared = (target, key, rate, steps, starts)
+    return RowSpread(_make_tune(model, config), shared)((params, regions)).read()
 
-    def tune(row: tuple) -> Params:
-        start, region = row
+
+@functools.cache
+def _make_tune(model: Model, config: AdaptConfig) -> Callable[[tuple, tuple], Params]:
+    def tune(shared: tuple, row: tuple) -> Params:
+        (target, key, rate, steps, starts), (start, region) = shared, row
         graph, windows = _windows(target, region, starts)
-        update, init = _make_update(
-            model, graph, windows, rate, config.batch, jax.random.fold_in(key, target.region_ids[region])
-        )
+        own_key = jax.random.fold_in(key, target.region_ids[region])
+        update, init = _make_update(model, graph, windows, rate, config.batch, own_key)
         return jax.lax.fori_loop(0, steps, update, (start, init(start)))[0]
 
-    return jax.lax.map(tune, (params, regions), batch_size=config.regions_per_batch)
+    return _over_rows(tune, config.regions_per_batch)
 
 
-@partial(jax.jit, static_argnames=("model",))
 def forecast_rows(
     model: Model, target: Target, params: Params, regions: Int[Array, " X"], starts: Int[Array, " S"]
-) -> Float[Array, "X S P"]:
+) -> Float[np.ndarray, "X S P"]:
     """Forecasts of every row for the given windows, in data units."""
+    return RowSpread(_make_forecast(model), (target, starts))((params, regions)).read()
 
-    def forecast(row: tuple) -> jax.Array:
-        graph, windows = _windows(target, row[1], starts)
-        scaled = batch_forecast(model, row[0], graph, windows)
-        return scaled * target.bank.std[-1, graph.nodes[0]] + target.bank.mean[-1, graph.nodes[0]]
 
-    return jax.lax.map(forecast, (params, regions))
+@functools.cache
+def _make_forecast(model: Model) -> Callable[[tuple, tuple], jax.Array]:
+    def forecast(shared: tuple, row: tuple) -> jax.Array:
+        (target, starts), (params, region) = shared, row
+        graph, windows = _windows(target, region, starts)
+        bank, node = target.bank, graph.nodes[0]
+        return batch_forecast(model, params, graph, windows) * bank.std[-1, node] + bank.mean[-1, node]
+
+    return _over_rows(forecast, 1)
+
+
+def _over_rows(one: Callable[[tuple, tuple], Any], batch: int) -> Callable[[tuple, tuple], Any]:
+    """The function of one row, as a function of many."""
+    # A batch of one would still be a batch, with batched products, which are slower.
+    batch_size = batch if batch > 1 else None
+    return lambda shared, rows: jax.lax.map(functools.partial(one, shared), rows, batch_size=batch_size)
 
 
 def choose_adaptation(

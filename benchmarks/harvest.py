@@ -4,12 +4,14 @@
 
 A region-step is one training step (64 windows; forward, backward, Adam) of one region, whose graph has 10 nodes, the
 region and its 9 nearest. The ceiling is the time that the step's own matrix products take alone, region by region in
-the same compiled loop. The peer trains one region after another with the same model, windows and optimiser: once fed by
-a standard DataLoader, once with the series indexed directly; and once more computing, as the library does, only what
-reaches the centre. Peers need torch.
+the same compiled loop. Every case has a process of its own, so that its memory is its own. The peer trains one region
+after another with the same model, windows and optimiser: once fed by a standard DataLoader, once with the series
+indexed directly; and once more computing, as the library does, only what reaches the centre. Peers need torch.
 """
 
 import dataclasses
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from benchmarks.measuring import forget_peak_memory, median_seconds, peak_memory, print_line
+from benchmarks.measuring import median_seconds, peak_memory, print_line
 from experiments import command_line
 from gpdiff_jax.base import initial_params
 from gpdiff_jax.cities import City, SimulationConfig, simulate_cities
@@ -144,29 +146,40 @@ def _harvest_seconds(model: Model, params: Params, sources: Sources, steps: int)
 def main(argv: list[str]) -> None:
     """Measures every model over every number of regions."""
     del argv
-    use_every_core()
-    quick = flags.FLAGS.quick
-    for name in flags.FLAGS.models:
-        for regions in (50,) if quick else map(int, flags.FLAGS.regions):
-            forget_peak_memory()
-            sources = _sources(regions)
-            model = make_model(name, sources.sizes)
-            graphs, sizes = sources.graphs, sources.sizes
-            params = jax.jit(lambda m=model, g=graphs, s=sizes: initial_params(m, g, s, key=jax.random.key(1)))()
-            steps = flags.FLAGS.steps
-            ours, compiling = _harvest_seconds(model, params, sources, steps)
-            case = f"{name}_{regions}"
-            print_line("harvest", case, "rate", 1.0 / ours, "region-steps/s")
-            print_line("harvest", case, "time", 1e3 * ours, "ms/region-step")
-            print_line("harvest", case, "compilation", compiling, "s")
-            print_line("harvest", case, "peak_memory", peak_memory(), "GiB")
-            products = _products(model, params, sources)
-            alone = _products_alone(products, min(regions, 64), steps, 3)
-            print_line("harvest", case, "operations", _operations(products) / 1e6, "MFLOP/region-step")
-            print_line("harvest", case, "products_alone", 1e3 * alone, "ms/region-step")
-            print_line("harvest", case, "share_of_matmul_ceiling", alone / ours, "1")
-            if flags.FLAGS.peer and name in ("stgcn", "graph_wavenet"):
-                _compare(name, case, sources, ours, 10 if quick else 40)
+    values = flags.FLAGS
+    regions = ["50"] if values.quick else values.regions
+    cases = [(name, count) for name in values.models for count in regions]
+    if len(cases) == 1:
+        use_every_core()
+        _measure(cases[0][0], int(cases[0][1]))
+        return
+    for name, count in cases:
+        case = [f"--models={name}", f"--regions={count}"]
+        # The last of a repeated flag holds; this process does not touch a device.
+        ended = subprocess.run([sys.executable, "-m", "benchmarks.harvest", *sys.argv[1:], *case])
+        if ended.returncode:
+            sys.exit(ended.returncode)
+
+
+def _measure(name: str, regions: int) -> None:
+    sources = _sources(regions)
+    model = make_model(name, sources.sizes)
+    graphs, sizes = sources.graphs, sources.sizes
+    params = jax.jit(lambda: initial_params(model, graphs, sizes, key=jax.random.key(1)))()
+    steps = flags.FLAGS.steps
+    ours, compiling = _harvest_seconds(model, params, sources, steps)
+    case = f"{name}_{regions}"
+    print_line("harvest", case, "rate", 1.0 / ours, "region-steps/s")
+    print_line("harvest", case, "time", 1e3 * ours, "ms/region-step")
+    print_line("harvest", case, "compilation", compiling, "s")
+    print_line("harvest", case, "peak_memory", peak_memory(), "GiB")
+    products = _products(model, params, sources)
+    alone = _products_alone(products, min(regions, 64), steps, 3)
+    print_line("harvest", case, "operations", _operations(products) / 1e6, "MFLOP/region-step")
+    print_line("harvest", case, "products_alone", 1e3 * alone, "ms/region-step")
+    print_line("harvest", case, "share_of_matmul_ceiling", alone / ours, "1")
+    if flags.FLAGS.peer and name in ("stgcn", "graph_wavenet"):
+        _compare(name, case, sources, ours, 10 if flags.FLAGS.quick else 40)
 
 
 def _compare(name: str, case: str, sources: Sources, ours: float, steps: int) -> None:

@@ -18,8 +18,13 @@ def main(argv: list[str]) -> None:
     lines = [json.loads(line) for line in pathlib.Path(argv[1]).read_text().splitlines()]
     values: dict[tuple[str, str, int], float] = {}
     for line in lines:
+        if "peer" in line:
+            continue
         model, _, regions = line["case"].rpartition("_")
-        values[line["metric"], model, int(regions)] = line["value"]
+        key = line["metric"], model, int(regions)
+        if key in values:
+            raise app.UsageError(f"{argv[1]!r} holds {line['case']!r} twice; draw one run at a time")
+        values[key] = line["value"]
     figure = Figure(figsize=(9.0, 3.4), layout="constrained")
     time_axes, memory_axes = figure.subplots(1, 2)
     for model in dict.fromkeys(model for _, model, _ in values):

@@ -22,13 +22,8 @@ def median_seconds(function: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
-def forget_peak_memory() -> None:
-    """Starts the measurement of `peak_memory` anew."""
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
-
-
 def peak_memory() -> float:
-    """Most memory in GiB that this process held at a time, since `forget_peak_memory`; Linux only."""
+    """Most memory in GiB that this process has held at a time; Linux only."""
     status = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**20
 

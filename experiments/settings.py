@@ -4,6 +4,7 @@ Importing this module defines the flags that all stages share.
 """
 
 import dataclasses
+import hashlib
 import pathlib
 from typing import Any
 
@@ -88,6 +89,7 @@ class Settings:
     interval_minutes: int
     channels: str
     model: str
+    model_file_sha256: str | None  # of a model of the user's own: with another file it is another run
     seed: int
     simulation: SimulationConfig | None
     data: DataConfig
@@ -189,7 +191,10 @@ def settings_from_flags() -> Settings:
         variants=preset["variants"],
         scaling=values.scaling,
     )
-    model = load_model_file(values.model) if values.model.endswith(".py") else values.model
+    model, model_digest = values.model, None
+    if model.endswith(".py"):
+        model = load_model_file(values.model)
+        model_digest = hashlib.sha256(pathlib.Path(values.model).read_bytes()).hexdigest()
     if model not in model_names():
         raise InputError(f"--model must be one of {', '.join(model_names())}, or a .py file, got {model!r}")
     side_by_side = values.regions_per_batch
@@ -207,6 +212,7 @@ def settings_from_flags() -> Settings:
         interval_minutes=values.interval_minutes,
         channels=values.channels,
         model=model,
+        model_file_sha256=model_digest,
         seed=values.seed,
         simulation=simulation,
         data=data,

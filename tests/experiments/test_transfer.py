@@ -4,6 +4,7 @@ Out: every file that was promised, the same numbers however a run got there, and
 
 import csv
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -15,9 +16,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from experiments.results import evaluate, results_table
-from experiments.settings import Settings
+from experiments.settings import Settings, settings_from_flags
 from experiments.stages import METHODS, Run, open_run
 from gpdiff_jax.adapt import AdaptConfig
 from gpdiff_jax.base import BaseConfig
@@ -27,6 +30,7 @@ from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
+from gpdiff_jax.models import protocol
 from gpdiff_jax.progress import read_log
 from gpdiff_jax.prompts.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
@@ -59,6 +63,7 @@ def _settings(data_dir: pathlib.Path, **change) -> Settings:
         interval_minutes=60,
         channels="first",
         model="stgcn",
+        model_file_sha256=None,
         seed=0,
         simulation=None,
         data=DataConfig(variants=3, max_neighbours=3),
@@ -247,6 +252,20 @@ def test_a_run_is_not_continued_with_other_readings(finished, data_dir, tmp_path
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"holds a run with other settings .*crowd_1"):
         open_run(_settings(other), str(tmp_path / "run"))
+
+
+def test_a_run_is_not_continued_with_another_model_file(finished, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(protocol, "_REGISTRY", dict(protocol._REGISTRY))
+    path = tmp_path / "own.py"
+    path.write_text("import gpdiff_jax as gpd\ngpd.register_model('own', lambda sizes: None)\n")
+    with flagsaver.flagsaver():
+        flags.FLAGS(["run", f"--model={path}"])
+        settings = settings_from_flags()
+    assert settings.model == "own"
+    assert settings.model_file_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    shutil.copytree(finished[0], tmp_path / "run")
+    with pytest.raises(InputError, match=rf"model_file_sha256 None, now {settings.model_file_sha256}"):
+        open_run(_settings(data_dir, model_file_sha256=settings.model_file_sha256), str(tmp_path / "run"))
 
 
 def test_the_targets_readings_are_in_nothing_that_is_trained_before_it(finished, data_dir, tmp_path):

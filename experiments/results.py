@@ -15,7 +15,7 @@ from gpdiff_jax.report import render_report
 from gpdiff_jax.tokens import to_tokens
 
 _GENERATED = ("gpdiff_zero_shot", "gpdiff_few_shot")
-_SILENT_NOTE = "no visible reading: generated from its neighbours' prompt"
+_SILENT_NOTE = "no visible reading: generated from its neighbours' statistics"
 
 
 def evaluate(run: Run) -> dict[str, Any]:

@@ -32,9 +32,9 @@ from gpdiff_jax.hypernetwork import Hypernetwork, pretrain
 from gpdiff_jax.models import Model, make_model
 from gpdiff_jax.parallel import use_every_core
 from gpdiff_jax.progress import LogWriter, stage
-from gpdiff_jax.prompts.encoders import PromptEncoder, check_parts
+from gpdiff_jax.prompts.encoders import PromptEncoder, check_parts, plain_encoder
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
-from gpdiff_jax.sources import Sources, Target, prepare_sources, prepare_targets, with_prompts
+from gpdiff_jax.sources import Sources, Target, fit_encoder, prepare_sources, prepare_targets, with_prompts
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo import ParameterZoo, load_zoo
 
@@ -71,6 +71,11 @@ class Run:
         return prepare_sources(self.source_cities, self.settings.data, key=self.key("sources"), seed=self.settings.seed)
 
     @functools.cached_property
+    def prompt_encoder(self) -> PromptEncoder:
+        """What makes the prompts of the settings."""
+        return _encoder_stage(self)
+
+    @functools.cached_property
     def prompted(self) -> Sources:
         """The source regions with the prompts of the settings."""
         return _prompts_stage(self)
@@ -78,9 +83,8 @@ class Run:
     @functools.cached_property
     def target_prompts(self) -> list[Prompts]:
         """Prompts of the target's regions, one value per channel."""
-        encoder = self.prompted.prompt_encoder
         pairs = zip(self.target_cities, self.targets, strict=True)
-        return [region_prompts(city, [target.split.support], encoder) for city, target in pairs]
+        return [region_prompts(city, [target.split.support], self.prompt_encoder) for city, target in pairs]
 
     @functools.cached_property
     def targets(self) -> list[Target]:
@@ -147,7 +151,7 @@ def open_run(settings: Settings, out_dir: str) -> Run:
     for city, target in zip(run.target_cities, run.targets, strict=True):
         for node in target.silent:
             print(
-                f"region {city.node_ids[node]!r} has no visible reading; it takes its neighbours' prompt",
+                f"region {city.node_ids[node]!r} has no visible reading; it takes its neighbours' statistics",
                 file=sys.stderr,
             )
         if not target.can_choose:
@@ -186,22 +190,35 @@ def _logged(run: Run, name: str, total: int) -> Iterator[Callable[[int, dict[str
         yield report
 
 
-def _prompts_stage(run: Run) -> Sources:
-    config = run.settings.prompts
+def _encoder_stage(run: Run) -> PromptEncoder:
+    config, folder = run.settings.prompts, run.folder / "prompt_encoder"
     if not config.needs_training:
-        return run.sources
-    folder, encoder = run.folder / "prompts", None
+        return plain_encoder()
     if folder.is_dir():
-        arrays, facts = load_arrays(folder, _FORMAT, "prompt encoder")
-        encoder = PromptEncoder.from_arrays(arrays, facts)
-    with _logged(run, "prompts", config.temporal.steps if "temporal" in config.parts else 1) as report:
-        sources = with_prompts(
-            run.sources, run.source_cities, config, key=run.key("prompts"), encoder=encoder, progress=report
-        )
-    trained = sources.prompt_encoder
-    assert trained is not None
-    if encoder is None:
-        save_arrays(folder, trained.arrays(), {"format": _FORMAT, **trained.facts()})
+        return PromptEncoder.from_arrays(*load_arrays(folder, _FORMAT, "prompt encoder"))
+    with _logged(run, "prompt_encoder", config.temporal.steps if "temporal" in config.parts else 1) as report:
+        encoder = fit_encoder(run.sources, run.source_cities, config, key=run.key("prompts"), progress=report)
+        if "temporal" not in config.parts:
+            report(1, {})
+    save_arrays(folder, encoder.arrays(), {"format": _FORMAT, **encoder.facts()})
+    return encoder
+
+
+def _prompts_stage(run: Run) -> Sources:
+    folder = run.folder / "prompts"
+    if not run.settings.prompts.needs_training:
+        return run.sources
+    if folder.is_dir():
+        arrays, facts = load_arrays(folder, _FORMAT, "prompts of the sources")
+        named = tuple(facts["names"]), tuple(facts["provenance"])
+        prompts = Prompts(jnp.asarray(arrays["values"]), jnp.asarray(arrays["region_ids"]), *named)
+        return dataclasses.replace(run.sources, prompts=prompts, prompt_encoder=run.prompt_encoder)
+    encoder = run.prompt_encoder
+    with _logged(run, "prompts", len(run.source_cities)) as report:
+        sources = with_prompts(run.sources, run.source_cities, encoder, progress=report)
+    made = sources.prompts
+    arrays = {"values": made.values, "region_ids": made.region_ids}
+    save_arrays(folder, arrays, {"format": _FORMAT, "names": made.names, "provenance": made.provenance})
     return sources
 
 

@@ -21,10 +21,10 @@ from gpdiff_jax.cities.city import City
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model, ModelSizes, make_model
 from gpdiff_jax.parallel import PendingRows, RowSpread
-from gpdiff_jax.prompts.encoders import PromptConfig
+from gpdiff_jax.prompts.encoders import PromptConfig, check_parts
 from gpdiff_jax.region_training import HarvestConfig, HarvestedRegion, SharedData, make_region_trainer
 from gpdiff_jax.regions import trim_graphs
-from gpdiff_jax.sources import DataConfig, SourceRegion, Sources, prepare_sources, with_prompts
+from gpdiff_jax.sources import DataConfig, SourceRegion, Sources, fit_encoder, prepare_sources, with_prompts
 from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo import (
     ParameterZoo,
@@ -325,13 +325,16 @@ def harvest(
       The zoo, with the sources attached for `pretrain`.
 
     Raises:
-      InputError: see `prepare_sources` and `make_model`.
+      InputError: see `prepare_sources`, `check_parts`, `make_model` and `harvest_chunks`.
       FloatingPointError: a loss is not finite.
     """
     data_key, base_key, region_key = jax.random.split(key, 3)
     sources = prepare_sources(cities, data, key=data_key)
+    for city, spans in zip(cities, sources.spans, strict=True):
+        check_parts(prompts, city, spans[0])
     if prompts.needs_training:
-        sources = with_prompts(sources, cities, prompts, key=jax.random.fold_in(data_key, 1))
+        encoder = fit_encoder(sources, cities, prompts, key=jax.random.fold_in(data_key, 1))
+        sources = with_prompts(sources, cities, encoder)
     forecaster = make_model(model, sources.sizes)
     start = train_base(forecaster, sources, base, key=base_key)
     return harvest_zoo(forecaster, sources, start, config, key=region_key)

@@ -105,7 +105,7 @@ class Hypernetwork:
         """Draws parameters for every region from its prompt.
 
         Args:
-          prompts: of R regions, as `prompts(city, ...)` makes them.
+          prompts: of R regions, as `prompts(city, ...)` makes them; of `prompts.null` nothing but the regions is used.
           key: random key; a sample's is folded in from its number.
           config: samples, steps and guidance.
 
@@ -122,7 +122,10 @@ class Hypernetwork:
         told = scale_prompts(prompts, self.prompt_scaler)[0]
         mask = jnp.asarray(self.codec.mask())
         keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(config.samples))
-        codes = _sample(denoiser, config.steps, config.guidance, self.variables, mask, told, prompts.region_ids, keys)
+        given = jnp.ones(told.shape[0]) if prompts.told is None else prompts.told.astype(jnp.float32)
+        codes = _sample(
+            denoiser, config.steps, config.guidance, self.variables, mask, told, given, prompts.region_ids, keys
+        )
         return RegionParameters(jax.vmap(jax.vmap(self.codec.params))(codes), self.model_name, self.data)
 
     def save(self, folder: str | pathlib.Path) -> None:
@@ -206,6 +209,7 @@ def _sample(
     variables: dict,
     mask: Float[Array, "L W"],
     prompt: Float[Array, "R E"],
+    given: Float[Array, " R"],
     region_ids: UInt32[Array, " R"],
     keys: Key,
 ) -> Float[Array, "K R L W"]:
@@ -214,7 +218,7 @@ def _sample(
 
     def velocity_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
         time = jnp.broadcast_to(t, (regions,))
-        told = denoise(denoiser, variables, x_t, time, prompt, jnp.ones(regions))
+        told = denoise(denoiser, variables, x_t, time, prompt, given)
         if guidance != 1.0:
             told = guided(told, denoise(denoiser, variables, x_t, time, prompt, jnp.zeros(regions)), guidance)
         return told * mask[None]
@@ -293,7 +297,7 @@ def pretrain(
     if zoo.names != sources.names:
         raise InputError("the zoo and the source cities name different regions; harvest again from these cities")
     if zoo.prompts.names != sources.prompts.names:
-        raise InputError("the prompts of the zoo and of the sources have other parts; use `with_prompts` first")
+        raise InputError("the prompts of the zoo and of the sources have other parts; attach sources `with_prompts`")
     layout = make_layout(zoo.base, config.codec.token_width)
     odds = 1.0 / np.bincount(zoo.city_index)[zoo.city_index]
     held_key, train_key = jax.random.split(key)

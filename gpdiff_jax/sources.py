@@ -21,7 +21,7 @@ from gpdiff_jax.cities.windows import StartTable, free_starts, random_spans, sta
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import ModelSizes
 from gpdiff_jax.prompts.encoders import PromptConfig, PromptEncoder, fit_prompt_encoder
-from gpdiff_jax.prompts.prompt import Prompts, region_prompts, source_prompts
+from gpdiff_jax.prompts.prompt import Prompts, source_prompts
 from gpdiff_jax.regions import region_graphs
 from gpdiff_jax.typing import Key, RegionGraph
 
@@ -108,7 +108,6 @@ class Target:
     split: TargetSplit = flax.struct.field(pytree_node=False)
     steps_per_day: int = flax.struct.field(pytree_node=False)
     silent: tuple[int, ...] = flax.struct.field(pytree_node=False)  # regions without a visible reading
-    prompts: Prompts  # [1, R, E]
 
     @property
     def num_regions(self) -> int:
@@ -198,13 +197,39 @@ def prepare_sources(
     )
 
 
-def with_prompts(
+def fit_encoder(
     sources: Sources,
     cities: Sequence[City],
     config: PromptConfig,
     *,
     key: Key,
-    encoder: PromptEncoder | None = None,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+) -> PromptEncoder:
+    """Trains what makes prompts on source cities: their training spans, and one window of each for its graph.
+
+    Args:
+      sources: of `prepare_sources`.
+      cities: the cities they were prepared from.
+      config: parts of the prompt and sizes of their encoders.
+      key: random key.
+      progress: see `fit_prompt_encoder`.
+
+    Returns:
+      The encoder.
+
+    Raises:
+      InputError: see `fit_prompt_encoder`.
+      FloatingPointError: a loss is not finite.
+    """
+    windows = [spans[0] for spans in sources.spans]
+    return fit_prompt_encoder(cities, _train_spans(sources, cities), windows, config, key=key, progress=progress)
+
+
+def with_prompts(
+    sources: Sources,
+    cities: Sequence[City],
+    encoder: PromptEncoder,
+    *,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Sources:
     """The sources with prompts of other parts than plain statistics.
@@ -212,28 +237,22 @@ def with_prompts(
     Args:
       sources: of `prepare_sources`.
       cities: the cities they were prepared from.
-      config: parts of the prompt and sizes of their encoders.
-      key: random key.
-      encoder: one that is trained already; None trains it on the cities' training spans.
-      progress: see `fit_prompt_encoder`.
+      encoder: of `fit_encoder`.
+      progress: see `source_prompts`.
 
     Returns:
       The sources with their prompts, and the encoder that made them.
 
     Raises:
-      InputError: see `fit_prompt_encoder`.
-      FloatingPointError: a loss is not finite.
+      InputError: see `source_prompts`.
     """
-    data = sources.config
-    train = [
-        split_source(city.num_steps, history=data.history, horizon=data.horizon, name=city.name).train
-        for city in cities
-    ]
-    if encoder is None:
-        windows = [spans[0] for spans in sources.spans]
-        encoder = fit_prompt_encoder(cities, train, windows, config, key=key, progress=progress)
-    prompts = source_prompts(cities, sources.spans, train, encoder)
+    prompts = source_prompts(cities, sources.spans, _train_spans(sources, cities), encoder, progress)
     return dataclasses.replace(sources, prompts=prompts, prompt_encoder=encoder)
+
+
+def _train_spans(sources: Sources, cities: Sequence[City]) -> list[Span]:
+    windows: Any = {"history": sources.config.history, "horizon": sources.config.horizon}
+    return [split_source(city.num_steps, name=city.name, **windows).train for city in cities]
 
 
 def prepare_targets(cities: Sequence[City], config: DataConfig, *, seed: int = 0) -> list[Target]:
@@ -287,7 +306,6 @@ def prepare_target(city: City, config: DataConfig, *, seed: int = 0) -> Target:
         split=split,
         steps_per_day=city.steps_per_day,
         silent=tuple(int(n) for n in np.flatnonzero(silent_regions(city, split.support))),
-        prompts=region_prompts(city, [split.support]),
     )
 
 

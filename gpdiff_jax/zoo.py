@@ -22,7 +22,7 @@ from gpdiff_jax.region_training import HarvestedRegion
 from gpdiff_jax.sources import Sources
 from gpdiff_jax.typing import Params
 
-_FORMAT = 3
+_FORMAT = 4
 _INDEX = "index"
 
 
@@ -165,7 +165,13 @@ def finish_zoo(folder: pathlib.Path, zoo: ParameterZoo, rows: list[Int[np.ndarra
         "rows": np.concatenate(rows),
         "chunk_sizes": np.asarray([len(numbers) for numbers in rows]),
     }
-    facts = {"format": _FORMAT, "model": zoo.model, "names": zoo.names, "prompt_names": zoo.prompts.names}
+    facts = {
+        "format": _FORMAT,
+        "model": zoo.model,
+        "names": zoo.names,
+        "prompt_names": zoo.prompts.names,
+        "prompt_provenance": zoo.prompts.provenance,
+    }
     save_arrays(partial / _INDEX, arrays, facts)
     partial.rename(folder)
 
@@ -175,7 +181,8 @@ def load_zoo(folder: pathlib.Path, sources: Sources | None = None) -> ParameterZ
 
     Args:
       folder: where it lies.
-      sources: what it was harvested from, which `pretrain` needs.
+      sources: what it was harvested from, which `pretrain` needs; their prompts are taken, which need not be those
+        that the zoo was written with.
 
     Returns:
       The zoo.
@@ -188,14 +195,14 @@ def load_zoo(folder: pathlib.Path, sources: Sources | None = None) -> ParameterZ
         raise InputError(f"no zoo at {str(folder)!r}; name the folder that holds one")
     arrays, facts = load_arrays(folder / _INDEX, _FORMAT, "index of the zoo")
     rows = tuple(np.split(np.asarray(arrays["rows"]), np.cumsum(arrays["chunk_sizes"])[:-1]))
+    named = tuple(facts["prompt_names"]), tuple(facts["prompt_provenance"])
+    stored = Prompts(jnp.asarray(arrays["prompts"]), jnp.asarray(arrays["region_ids"]), *named)
     return ParameterZoo(
         model=facts["model"],
         base=arrays["base"],
         vectors=StoredVectors(folder, rows),
         **{name: np.asarray(arrays[name]) for name in _PROVENANCE},
-        prompts=Prompts(
-            jnp.asarray(arrays["prompts"]), jnp.asarray(arrays["region_ids"]), tuple(facts["prompt_names"])
-        ),
+        prompts=stored if sources is None else sources.prompts,
         names=tuple(facts["names"]),
         city_index=np.asarray(arrays["city_index"]),
         sources=sources,

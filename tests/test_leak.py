@@ -21,13 +21,21 @@ from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig
 from gpdiff_jax.evaluate import few_shot, zero_shot
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models import Model, make_model
-from gpdiff_jax.prompts.prompt import PromptScaler, prompts
-from gpdiff_jax.sources import DataConfig, prepare_sources, prepare_target
+from gpdiff_jax.prompts.autoencoder import TemporalConfig
+from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
+from gpdiff_jax.prompts.encoders import PARTS, PromptConfig, PromptEncoder
+from gpdiff_jax.prompts.prompt import PromptScaler, region_prompts
+from gpdiff_jax.sources import DataConfig, fit_encoder, prepare_sources, prepare_target, with_prompts
 from gpdiff_jax.tokens import make_layout, to_tokens
 
 _DATA = DataConfig(covariates="profile", support_days=3, max_neighbours=3, variants=3)
 _ADAPT = AdaptConfig(learning_rates=(1e-3, 1e-2), steps=8, evaluate_every=4, batch=16)
 _LATER = 40  # a later test window
+_PROMPTS = PromptConfig(
+    parts=PARTS,
+    temporal=TemporalConfig(width=8, heads=2, encoder_layers=1, steps=4, batch=4, contrast_pairs=4, evaluations=2),
+    embedding=EmbeddingConfig(width=6, relation_width=3, epochs=3),
+)
 
 
 def _random(shapes: dict, scale: float, *, seed: int) -> dict:
@@ -55,8 +63,15 @@ def _model(city: City) -> Model:
     return make_model("stgcn", prepare_target(city, _DATA).sizes)
 
 
+@pytest.fixture(scope="module", name="encoder")
+def _encoder(simulated_cities: list[City]) -> PromptEncoder:
+    cities = simulated_cities[:2]
+    sources = prepare_sources(cities, _DATA, key=jax.random.key(0))
+    return fit_encoder(sources, cities, _PROMPTS, key=jax.random.key(5))
+
+
 @pytest.fixture(scope="module", name="hypernetwork")
-def _hypernetwork(city: City, model: Model) -> Hypernetwork:
+def _hypernetwork(city: City, model: Model, encoder: PromptEncoder) -> Hypernetwork:
     """A generator whose weights are random: what it may look at does not depend on what it has learned."""
     target = prepare_target(city, _DATA)
     start = functools.partial(initial_params, model, target.graphs, target.sizes)
@@ -68,8 +83,9 @@ def _hypernetwork(city: City, model: Model) -> Hypernetwork:
     codec = fit_codec(layout, np.asarray(to_tokens(layout, base)), tokens, np.ones(6), 4)
     config = DenoiserConfig(width=8, layers=1, heads=2, prompt_bottleneck=4)
     rows, width = codec.mask().shape
-    denoiser, names = Denoiser(config, codec.layer_of_code, width), target.prompts.names
-    example = jnp.zeros((rows, width)), jnp.zeros(()), target.prompts.values[0, 0], jnp.ones(())
+    told = region_prompts(city, [target.split.support], encoder)
+    denoiser = Denoiser(config, codec.layer_of_code, width)
+    example = jnp.zeros((rows, width)), jnp.zeros(()), told.values[0, 0], jnp.ones(())
     weights = jax.eval_shape(denoiser.init, jax.random.key(1), *example)["params"]
     return Hypernetwork(
         model_name="stgcn",
@@ -78,8 +94,9 @@ def _hypernetwork(city: City, model: Model) -> Hypernetwork:
         denoiser_config=config,
         variables=_random(weights, 0.5, seed=2),
         codec=codec,
-        prompt_scaler=PromptScaler(target.prompts.values[0].mean(axis=0), jnp.full(len(names), 0.5)),
-        prompt_names=names,
+        prompt_scaler=PromptScaler(told.values[0].mean(axis=0), told.values[0].std(axis=0) + 0.1),
+        prompt_names=told.names,
+        prompt_encoder=encoder,
     )
 
 
@@ -89,9 +106,8 @@ def _transfer(model: Model, hypernetwork: Hypernetwork):
 
     def transfer(city: City) -> dict[str, np.ndarray]:
         target = prepare_target(city, _DATA)
-        drawn = hypernetwork.generate(
-            prompts(city, support_days=3), key=jax.random.key(3), config=GenerateConfig(samples=2, steps=2)
-        )
+        told = hypernetwork.prompts(city)
+        drawn = hypernetwork.generate(told, key=jax.random.key(3), config=GenerateConfig(samples=2, steps=2))
         without = zero_shot(model, target, drawn.params)
         tuned = few_shot(model, target, drawn.params, _ADAPT, key=jax.random.key(4))
         window = {"history": _DATA.history, "horizon": _DATA.horizon}
@@ -101,7 +117,7 @@ def _transfer(model: Model, hypernetwork: Hypernetwork):
             "zero-shot spread": without.spread,
             "few-shot": tuned.forecast,
             "few-shot spread": tuned.spread,
-            "prompts": target.prompts.values,
+            **{f"{part} of the prompts": told.values[:, :, entries] for part, entries in told.parts.items()},
             "parameters": jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(drawn.params)]),
             "choice": np.asarray([tuned.learning_rate, tuned.steps, tuned.validation_mae]),
             "curves": tuned.curves,
@@ -120,7 +136,8 @@ def _expected(transfer, city: City) -> dict[str, np.ndarray]:
 
 
 _FORECASTS = ("zero-shot", "zero-shot spread", "few-shot", "few-shot spread", "historical average", "last value")
-_ONCE = ("prompts", "parameters", "choice", "curves", "test starts")
+_PARTS = tuple(f"{part} of the prompts" for part in PARTS)
+_ONCE = (*_PARTS, "parameters", "choice", "curves", "test starts")
 
 
 def test_readings_before_the_support_days_change_nothing(transfer, city, expected):
@@ -147,11 +164,11 @@ def test_readings_after_a_windows_history_change_neither_its_forecast_nor_any_ch
 def test_every_support_day_changes_what_is_made(transfer, city, expected, day):
     begin = prepare_target(city, _DATA).split.support.start + 24 * day
     made = transfer(_changed(city, begin, begin + 24))
-    for name in ("zero-shot", "few-shot", "historical average", "prompts", "parameters", "curves", "choice"):
+    for name in ("zero-shot", "few-shot", "historical average", *_PARTS, "parameters", "curves", "choice"):
         assert (made[name] != expected[name]).any(), name
 
 
-def test_a_sources_validation_span_shapes_neither_prompts_nor_scales_nor_training_windows(simulated_cities):
+def test_a_sources_validation_span_shapes_neither_prompts_nor_scales_nor_training_windows(simulated_cities, encoder):
     cities = simulated_cities[:2]
     splits = [split_source(city.num_steps, history=12, horizon=6) for city in cities]
     changed = [
@@ -162,6 +179,10 @@ def test_a_sources_validation_span_shapes_neither_prompts_nor_scales_nor_trainin
     for name in ("mean", "std", "profile", "profile_weekend"):
         np.testing.assert_array_equal(*(getattr(sources.bank, name) for sources in made), err_msg=name)
     np.testing.assert_array_equal(*(sources.prompts.values for sources in made))
+    again = fit_encoder(made[1], changed, _PROMPTS, key=jax.random.key(5))
+    jax.tree.map(np.testing.assert_array_equal, again.arrays(), encoder.arrays())
+    told = [with_prompts(sources, each, encoder).prompts for sources, each in zip(made, (cities, changed), strict=True)]
+    np.testing.assert_array_equal(told[0].values, told[1].values)
     assert made[0].spans == made[1].spans and made[0].names == made[1].names
     draw = jax.jit(draw_windows, static_argnums=3)
     for region in (0, 11):

@@ -109,7 +109,7 @@ def test_a_target_region_without_a_visible_reading_is_named_silent(simulated_cit
     split = prepare_target(city, _DATA).split
     target = prepare_target(_silenced(city, split.support.start, split.support.stop, 5), _DATA)
     assert target.silent == (5,)
-    for values in (target.bank.mean, target.bank.std, target.prompts.values):
+    for values in (target.bank.mean, target.bank.std):
         assert np.isfinite(np.asarray(values)).all()
 
 

@@ -74,7 +74,7 @@ class PromptEncoder:
           span: what may be seen.
 
         Returns:
-          float32 [N, E], and E names. A region without a reading in the span takes its neighbours'.
+          float32 [N, E], and E names. See `region_prompts`.
 
         Raises:
           InputError: nobody has a reading in the span, or a part cannot be made of the city.
@@ -117,7 +117,10 @@ class PromptEncoder:
         if self.temporal is not None:
             held["temporal"] = self.temporal.variables
         if self.embedding is not None:
-            held["embedding"] = {"params": self.embedding.params, "centroids": self.centroids}
+            held["embedding"] = {"params": self.embedding.params}
+            # A graph without SimilarFunction has no classes, and an empty array cannot be written.
+            if self.centroids is not None and self.centroids.size:
+                held["embedding"]["centroids"] = self.centroids
         return held
 
     def facts(self) -> dict[str, Any]:
@@ -144,7 +147,7 @@ class PromptEncoder:
         names = tuple(facts["entities"]), tuple(facts["relations"])
         params = arrays["embedding"]["params"]
         embedding = Embedding(params, jnp.zeros(0), *names, config.embedding)
-        return cls(temporal, embedding, arrays["embedding"]["centroids"], config)
+        return cls(temporal, embedding, arrays["embedding"].get("centroids", jnp.zeros((0, 24))), config)
 
 
 def fit_prompt_encoder(

@@ -1,6 +1,8 @@
 """In: cities and the spans that may be seen. Out: prompts of their regions, and their scale over the sources."""
 
-from collections.abc import Sequence
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
 
 import flax.struct
 import jax
@@ -12,7 +14,7 @@ from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.scaling import silent_regions
 from gpdiff_jax.cities.splits import Span, split_target
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.prompts.encoders import PromptEncoder, plain_encoder
+from gpdiff_jax.prompts.encoders import PARTS, PromptEncoder, plain_encoder
 
 _CLIP = 4.0
 
@@ -32,6 +34,21 @@ class Prompts:
     values: jax.Array  # float32 [V, R, E], unscaled
     region_ids: jax.Array  # uint32 [R], what seeds a region's randomness
     names: tuple[str, ...] = flax.struct.field(pytree_node=False)  # E
+    # Per city, what they were made from: "melbourne steps 120 to 192, 300 to 372".
+    provenance: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
+    told: jax.Array | None = None  # bool [R], False where the generator is told nothing; None where all are told
+
+    @property
+    def parts(self) -> dict[str, Int[np.ndarray, " X"]]:
+        """The entries of every part, by its name: "statistics", "temporal", "spatial"."""
+        own = [re.fullmatch(rf"({'|'.join(PARTS[1:])})_\d+", name) for name in self.names]
+        of = np.array(["statistics" if match is None else match[1] for match in own])
+        return {part: np.flatnonzero(of == part) for part in PARTS if (of == part).any()}
+
+    @property
+    def null(self) -> "Prompts":
+        """The same regions, of which the generator is told nothing: what guidance pushes away from."""
+        return dataclasses.replace(self, told=jnp.zeros(self.values.shape[1], bool))
 
 
 def region_prompts(city: City, spans: Sequence[Span], encoder: PromptEncoder | None = None) -> Prompts:
@@ -43,14 +60,16 @@ def region_prompts(city: City, spans: Sequence[Span], encoder: PromptEncoder | N
       encoder: of the parts of a prompt; None for statistics alone.
 
     Returns:
-      float32 [V, N, E]: the parts side by side. A region without a reading in a span takes its neighbours'.
+      float32 [V, N, E]: the parts side by side. A region without a reading in a span takes the statistics of its
+      neighbours; its spatial part is made of what the graph knows of it.
 
     Raises:
-      InputError: nobody has a reading in a span.
+      InputError: nobody has a reading in a span, or a part cannot be made of the city (`check_parts`).
     """
     encoder = encoder or plain_encoder()
     tables, names = zip(*(encoder.regions(city, span) for span in spans), strict=True)
-    return Prompts(jnp.asarray(np.stack(tables)), jnp.asarray(city.region_ids()), names[0])
+    seen = f"{city.name} steps " + ", ".join(f"{span.start} to {span.stop}" for span in spans)
+    return Prompts(jnp.asarray(np.stack(tables)), jnp.asarray(city.region_ids()), names[0], (seen,))
 
 
 def source_prompts(
@@ -58,6 +77,7 @@ def source_prompts(
     spans: Sequence[Sequence[Span]],
     train_spans: Sequence[Span],
     encoder: PromptEncoder | None = None,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Prompts:
     """Prompts of the source regions, from random windows as long as the support days of a target.
 
@@ -66,24 +86,28 @@ def source_prompts(
       spans: per city, the V windows.
       train_spans: per city, its training span; regions without a reading there are left out, as in harvest.
       encoder: of the parts of a prompt; None for statistics alone.
+      progress: called with (cities done, {}).
 
     Returns:
       float32 [V, R, E].
 
     Raises:
-      InputError: no city.
+      InputError: no city; or see `region_prompts`.
     """
     if not cities:
         raise InputError("`cities` is empty; name at least one source city")
     parts = []
-    for city, city_spans, train in zip(cities, spans, train_spans, strict=True):
+    for done, (city, city_spans, train) in enumerate(zip(cities, spans, train_spans, strict=True), 1):
         kept = ~silent_regions(city, train)
         prompts = region_prompts(city, city_spans, encoder)
-        parts.append(Prompts(prompts.values[:, kept], prompts.region_ids[kept], prompts.names))
+        parts.append(dataclasses.replace(prompts, values=prompts.values[:, kept], region_ids=prompts.region_ids[kept]))
+        if progress:
+            progress(done, {})
     return Prompts(
         jnp.concatenate([part.values for part in parts], axis=1),
         jnp.concatenate([part.region_ids for part in parts]),
         parts[0].names,
+        tuple(seen for part in parts for seen in part.provenance),
     )
 
 

@@ -7,12 +7,14 @@ import jax
 import numpy as np
 import pytest
 
+from gpdiff_jax.checkpoint import load_arrays, save_arrays
 from gpdiff_jax.cities import City
 from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.prompts.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
 from gpdiff_jax.prompts.encoders import PromptConfig, PromptEncoder, check_parts, fit_prompt_encoder, plain_encoder
+from gpdiff_jax.prompts.knowledge_graph import KnowledgeGraphConfig
 from gpdiff_jax.prompts.statistics import spatial_statistics, temporal_statistics
 
 _DAY = 24
@@ -48,6 +50,16 @@ def test_it_comes_back_from_arrays_and_json_with_the_same_prompts(simulated_citi
     np.testing.assert_array_equal(
         again.regions(simulated_cities[2], _SEEN)[0], encoder.regions(simulated_cities[2], _SEEN)[0]
     )
+
+
+def test_a_graph_without_activity_classes_is_written_and_read_back(simulated_cities, tmp_path):
+    config = dataclasses.replace(_CONFIG, parts=("spatial",), graph=KnowledgeGraphConfig(relations=("BorderBy",)))
+    encoder = fit_prompt_encoder(simulated_cities[:1], [_TRAIN], [_SEEN], config, key=jax.random.key(0))
+    save_arrays(tmp_path / "encoder", encoder.arrays(), {"format": 1, **encoder.facts()})
+    again = PromptEncoder.from_arrays(*load_arrays(tmp_path / "encoder", 1, "prompt encoder"))
+    tables = [one.regions(simulated_cities[2], _SEEN)[0] for one in (encoder, again)]
+    assert tables[0].shape == (8, 6)
+    np.testing.assert_array_equal(*tables)
 
 
 def test_a_source_is_described_like_a_city_that_comes_later(simulated_cities, encoder):

@@ -191,6 +191,13 @@ def test_a_zoo_comes_back_from_disk_bit_for_bit(tmp_path, sources, base, harvest
         for got, want in zip(jax.tree.leaves(getattr(read, name)), jax.tree.leaves(getattr(zoo, name)), strict=True):
             np.testing.assert_array_equal(got, want)
     np.testing.assert_array_equal(read.prompts.values, zoo.prompts.values)
+    stored = load_zoo(tmp_path / "zoo").prompts
+    np.testing.assert_array_equal(stored.values, zoo.prompts.values)
+    assert (stored.names, stored.provenance) == (zoo.prompts.names, zoo.prompts.provenance)
+    # One zoo serves prompts of any parts: those of the sources that are attached count.
+    other = dataclasses.replace(sources.prompts, values=sources.prompts.values + 1.0)
+    read = load_zoo(tmp_path / "zoo", dataclasses.replace(sources, prompts=other))
+    np.testing.assert_array_equal(read.prompts.values, other.values)
     with pytest.raises(InputError, match="no zoo at"):
         load_zoo(tmp_path / "none")
 

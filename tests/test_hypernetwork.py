@@ -141,6 +141,17 @@ def test_what_is_drawn_fits_the_model_and_depends_on_the_key_and_the_prompt(hype
     np.testing.assert_array_equal(np.delete(changed, 4, axis=1), np.delete(values, 4, axis=1))
 
 
+def test_a_null_prompt_is_what_guidance_pushes_away_from(hypernetwork, told):
+    without = _leaves(hypernetwork, told, dataclasses.replace(_GENERATE, guidance=0.0))
+    np.testing.assert_allclose(_leaves(hypernetwork, told.null), without, rtol=1e-5, atol=1e-6)
+    assert (_leaves(hypernetwork, told) != without).any(axis=(0, 2)).all()
+    # Nothing of a null prompt is looked at, region by region.
+    half = dataclasses.replace(told, told=jnp.arange(8) < 4)
+    drawn = _leaves(hypernetwork, half)
+    np.testing.assert_array_equal(drawn[:, 4:], _leaves(hypernetwork, told.null)[:, 4:])
+    np.testing.assert_array_equal(drawn[:, :4], _leaves(hypernetwork, told)[:, :4])
+
+
 def test_a_regions_draws_do_not_depend_on_the_regions_beside_it(hypernetwork, told):
     rows = np.array([6, 1, 3])
     some = dataclasses.replace(told, values=told.values[:, rows], region_ids=told.region_ids[rows])

@@ -51,8 +51,20 @@ def test_source_prompts_line_up_cities_and_leave_silent_regions_out(simulated_ci
     kept = [0, 1, 2, 4, 5, 6, 7]
     np.testing.assert_array_equal(made.values[:, 8:], np.asarray(region_prompts(second, spans[1]).values)[:, kept])
     np.testing.assert_array_equal(made.region_ids, np.concatenate([first.region_ids(), second.region_ids()[kept]]))
+    assert made.provenance == ("crowd_0 steps 0 to 72, 40 to 112", "crowd_1 steps 10 to 82, 90 to 162")
     with pytest.raises(InputError, match="`cities` is empty"):
         source_prompts([], [], [])
+
+
+def test_the_parts_of_a_prompt_are_told_by_the_names_of_its_entries():
+    names = ("spatial_000", "degree", "temporal_000", "temporal_share", "spatial_001")
+    told = Prompts(jnp.zeros((1, 2, 5)), jnp.arange(2, dtype=jnp.uint32), names)
+    assert {part: list(entries) for part, entries in told.parts.items()} == {
+        "statistics": [1, 3],
+        "temporal": [2],
+        "spatial": [0, 4],
+    }
+    assert list(told.null.told) == [False, False] and told.told is None
 
 
 def test_the_scale_weighs_every_city_alike():

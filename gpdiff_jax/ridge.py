@@ -3,6 +3,8 @@
 Hoerl and Kennard, "Ridge Regression", Technometrics 12, 1970.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -43,7 +45,10 @@ def apply_ridge(solution: Float[np.ndarray, "E1 X"], told: Float[np.ndarray, "R 
 
 
 def choose_penalty(
-    told: Float[np.ndarray, "V R E"], wanted: Float[np.ndarray, "R X"], city_index: Int[np.ndarray, " R"]
+    told: Float[np.ndarray, "V R E"],
+    wanted: Float[np.ndarray, "R X"],
+    city_index: Int[np.ndarray, " R"],
+    penalties: Sequence[float] = PENALTIES,
 ) -> float:
     """The penalty with the lowest squared error on cities left out in turn, seen through their first variant.
 
@@ -51,18 +56,19 @@ def choose_penalty(
       told: scaled prompts.
       wanted: what each region's prompts should tell.
       city_index: the city of every region; of an only city, regions are left out in five turns.
+      penalties: to choose from.
 
     Returns:
-      One of `PENALTIES`.
+      One of them.
     """
     weights, cities = city_weights(city_index), np.unique(city_index)
     fold = city_index if len(cities) > 1 else np.arange(len(city_index)) % _TURNS
-    errors = dict.fromkeys(PENALTIES, 0.0)
+    errors = dict.fromkeys(penalties, 0.0)
     for left_out in np.unique(fold):
         rows = fold != left_out
         if not rows.any():
             continue
-        for penalty in PENALTIES:
+        for penalty in penalties:
             solution = solve_ridge(told[:, rows], wanted[rows], weights[rows], penalty)
             error = np.square(apply_ridge(solution, told[0, ~rows]) - wanted[~rows]).sum(axis=1)
             errors[penalty] += float((error * weights[~rows]).sum())

@@ -22,12 +22,13 @@ from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model, make_model
 from gpdiff_jax.prompts.encoders import columns_of_parts
 from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler, scale_prompts
-from gpdiff_jax.ridge import apply_ridge, choose_penalty, city_weights, solve_ridge
+from gpdiff_jax.ridge import PENALTIES, apply_ridge, choose_penalty, city_weights, solve_ridge
 from gpdiff_jax.sources import SourceRegion, Sources
 from gpdiff_jax.typing import Params
 from gpdiff_jax.zoo import ParameterZoo
 
 ALL_PARTS = "all"
+_PENALTIES = (*PENALTIES, 30.0, 100.0, 300.0, 1000.0)  # the largest leave little but the mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,8 @@ def predict_parameters(
     remaining cities in turn. A left-out region is seen through its first window. Every city weighs the same.
 
     Beside them stand "base_unchanged", "zoo_mean" of the other cities, "projection" of a region's own parameters on the
-    components, which no prediction of them can pass, and its "own_parameters".
+    components, nearer to which no prediction of components can come (in parameters; errors need not follow), and its
+    "own_parameters".
 
     Args:
       zoo: with its sources attached; of its prompts, the names say which columns belong to which part.
@@ -130,9 +132,8 @@ def predict_parameters(
     differences, parts = _differences(zoo), columns_of_parts(zoo.prompts.names)
     if len(parts) > 1:
         parts[ALL_PARTS] = np.arange(len(zoo.prompts.names))
-    made = {name: np.zeros_like(differences) for name in ("base_unchanged", "zoo_mean", *parts, "projection")}
-    made["own_parameters"] = differences
-    shares: dict[tuple[int, str], tuple[float, float]] = {}
+    spaces: list[_Space] = []
+    made: dict[str, list[np.ndarray]] = {}  # per predictor, the codes of every left-out city
     penalties: dict[tuple[int, str], float] = {}
     found = []
     for done, city in enumerate(cities, start=1):
@@ -140,28 +141,38 @@ def predict_parameters(
         known = zoo.city_index[~rows]
         space = _fit_space(differences[~rows], city_weights(known), config)
         codes, told = space.codes(differences), _told(zoo.prompts, zoo.city_index, ~rows)
-        made["zoo_mean"][rows] = space.mean
-        made["projection"][rows] = space.differences(codes[rows])
+        here = {"base_unchanged": space.codes(np.zeros((rows.sum(), differences.shape[1])))}
+        here["zoo_mean"] = np.zeros_like(codes[rows])
         for part, columns in parts.items():
-            penalty = choose_penalty(told[:, ~rows][:, :, columns], codes[~rows], known)
-            solution = solve_ridge(told[:, ~rows][:, :, columns], codes[~rows], city_weights(known), penalty)
-            made[part][rows] = space.differences(apply_ridge(solution, told[0, rows][:, columns]))
-            penalties[city, part] = penalty
-        for name, vectors in made.items():
-            shares[city, name] = explained_variance(codes[rows], space.codes(vectors[rows]))
+            heard = told[:, ~rows][:, :, columns]
+            penalties[city, part] = choose_penalty(heard, codes[~rows], known, _PENALTIES)
+            solution = solve_ridge(heard, codes[~rows], city_weights(known), penalties[city, part])
+            here[part] = apply_ridge(solution, told[0, rows][:, columns])
+        here["projection"] = here["own_parameters"] = codes[rows]
+        spaces.append(space)
+        for name, values in here.items():
+            made.setdefault(name, []).append(values)
         whole = float(np.square(differences[rows] - space.mean).sum())
         held = float(np.square(codes[rows]).sum()) / whole if whole > 0 else float("nan")
         name = zoo.names[int(np.argmax(rows))].split("/", 1)[0]
         found.append(LeftOutCity(name, int(rows.sum()), len(space.directions), space.variance, held))
         if progress is not None:
-            progress(done, {part: shares[city, part][0] for part in parts})
+            progress(done, {"components": len(space.directions)})
     model = make_model(zoo.model, sources.sizes)
-    errors = {name: _errors(model, zoo, sources, vectors) for name, vectors in made.items()}
+    errors = {}
+    for name, codes in made.items():
+        # The base and a region's own parameters lie outside the components; all else is made of them.
+        vectors = differences if name == "own_parameters" else np.zeros_like(differences, np.float32)
+        for city, space, values in zip(cities, spaces, codes, strict=True):
+            if name not in ("base_unchanged", "own_parameters"):
+                vectors[zoo.city_index == city] = space.differences(values)
+        errors[name] = _errors(model, zoo, sources, vectors)
     predicted = []
-    for city, facts in zip(cities, found, strict=True):
+    for index, (city, facts) in enumerate(zip(cities, found, strict=True)):
         for name in made:
+            shares = explained_variance(made["own_parameters"][index], made[name][index])
             mae = float(errors[name][zoo.city_index == city].mean())
-            predicted.append(Predicted(facts.city, name, *shares[city, name], mae, penalties.get((city, name))))
+            predicted.append(Predicted(facts.city, name, *shares, mae, penalties.get((city, name))))
     return ParameterPrediction(tuple(found), tuple(predicted))
 
 

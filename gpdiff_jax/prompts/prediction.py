@@ -7,7 +7,7 @@ one too, the encoders without any parameters to predict.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -129,9 +129,7 @@ def predict_parameters(
         raise InputError("the zoo has no sources attached; load it with `load_zoo(folder, sources)`")
     if len(cities) < 2:
         raise InputError(f"a city is left out in turn, but the zoo holds {len(cities)} city; name two sources or more")
-    differences, parts = _differences(zoo), columns_of_parts(zoo.prompts.names)
-    if len(parts) > 1:
-        parts[ALL_PARTS] = np.arange(len(zoo.prompts.names))
+    differences, parts = _differences(zoo), parts_of_prompts(zoo.prompts.names)
     spaces: list[_Space] = []
     made: dict[str, list[np.ndarray]] = {}  # per predictor, the codes of every left-out city
     penalties: dict[tuple[int, str], float] = {}
@@ -174,6 +172,12 @@ def predict_parameters(
             mae = float(errors[name][zoo.city_index == city].mean())
             predicted.append(Predicted(facts.city, name, *shares, mae, penalties.get((city, name))))
     return ParameterPrediction(tuple(found), tuple(predicted))
+
+
+def parts_of_prompts(names: Sequence[str]) -> dict[str, Int[np.ndarray, " X"]]:
+    """The columns of every part of a prompt, and last, where there are several, of all together."""
+    parts = columns_of_parts(names)
+    return parts if len(parts) == 1 else {**parts, ALL_PARTS: np.arange(len(names))}
 
 
 def explained_variance(true: Float[np.ndarray, "R K"], made: Float[np.ndarray, "R K"]) -> tuple[float, float]:

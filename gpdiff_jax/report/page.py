@@ -83,9 +83,14 @@ def render_report(run_dir: str | os.PathLike[str]) -> pathlib.Path:
     return path
 
 
-def _page(results: Results) -> str:
+def html_page(title: str, parts: Sequence[str]) -> str:
+    """Returns a whole page in the look of the report, that needs nothing beside itself.
+
+    Args:
+        title: plain text.
+        parts: finished HTML elements, in order.
+    """
     css = importlib.resources.files("gpdiff_jax.report").joinpath("report.css").read_text(encoding="utf-8")
-    parts = [_header(results), _methods(results), *sections.all_sections(results), _settings(results)]
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -93,7 +98,7 @@ def _page(results: Results) -> str:
             "<head>",
             '<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(results.metrics['target'])} – forecast transfer report</title>",
+            f"<title>{escape(title)}</title>",
             f"<style>\n{css}</style>",
             "</head>",
             "<body>",
@@ -106,6 +111,11 @@ def _page(results: Results) -> str:
             "",
         ]
     )
+
+
+def _page(results: Results) -> str:
+    parts = [_header(results), _methods(results), *sections.all_sections(results), _settings(results)]
+    return html_page(f"{results.metrics['target']} – forecast transfer report", parts)
 
 
 def _header(results: Results) -> str:

@@ -13,13 +13,14 @@ import dataclasses
 import numpy as np
 
 from experiments import command_line
-from experiments.run_folder import write_atomically, write_json
+from experiments.run_folder import write_json
 from experiments.stages import Run, stage_main
 from gpdiff_jax.progress import stage
 from gpdiff_jax.prompts.inspection import Inspection, SeenCity, inspect_cities
 from gpdiff_jax.prompts.prediction import ParameterPrediction, predict_parameters
 from gpdiff_jax.prompts.prompt import Prompts
-from gpdiff_jax.report.prompts import page_content, part_label, prompt_page
+from gpdiff_jax.report.document import write_page
+from gpdiff_jax.report.prompts import part_label, prompt_content, prompt_parts
 
 
 def inspect(run: Run) -> tuple[Inspection, ParameterPrediction | None]:
@@ -73,12 +74,12 @@ def show(run: Run) -> None:
         f"parts: {', '.join(settings.prompts.parts)}",
     ]
     target = settings.target or run.target_cities[0].name
-    page = prompt_page(inspection, prediction, target=target, badges=badges)
-    write_json(run.folder / "prompts.json", {"target": target, **page_content(inspection, prediction)})
-    write_atomically(run.folder / "prompts.html", page.encode())
+    parts = prompt_parts(inspection, prediction, target=target, badges=badges)
+    write_json(run.folder / "prompts.json", {"target": target, **prompt_content(inspection, prediction)})
+    path = write_page(run.folder / "prompts.html", f"{target} – prompts of regions", parts)
     if prediction is not None:
         print(prediction_table(prediction))
-    print(run.folder / "prompts.html")
+    print(path)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """In: what an inspection of prompts found, and what they predict.
-Out: one self-contained page of pictures and tables.
+Out: the parts of a page of pictures and tables, and the same as JSON values.
 """
 
 import dataclasses
@@ -12,7 +12,6 @@ from gpdiff_jax.prompts.inspection import RANKS, Inspection
 from gpdiff_jax.prompts.prediction import ALL_PARTS, ParameterPrediction
 from gpdiff_jax.report import figures, markup
 from gpdiff_jax.report.markup import escape
-from gpdiff_jax.report.page import html_page
 
 _PREDICTORS = {
     "base_unchanged": "Base unchanged",
@@ -23,10 +22,10 @@ _PREDICTORS = {
 _PARTS = {"statistics": "Statistics", "temporal": "Temporal encoder", "spatial": "Spatial embedding", ALL_PARTS: "All"}
 
 
-def prompt_page(
+def prompt_parts(
     inspection: Inspection, prediction: ParameterPrediction | None, *, target: str, badges: Sequence[str]
-) -> str:
-    """Writes the page.
+) -> list[str]:
+    """Makes what the page shows, for `document.write_page`.
 
     Args:
         inspection: of the source cities and the target.
@@ -35,7 +34,7 @@ def prompt_page(
         badges: facts on the run.
 
     Returns:
-        HTML that needs nothing beside itself.
+        Finished HTML elements, in order.
     """
     sources = dict.fromkeys(inspection.cities[: inspection.num_sources])
     count = len(inspection.names) - inspection.num_sources
@@ -48,14 +47,13 @@ def prompt_page(
         f'<header><p class="eyebrow">Prompts of regions</p><h1>{escape(target)}</h1><p class="lead">{escape(lead)}</p>'
         f'<ul class="badges">{facts}</ul></header>'
     )
-    parts = [
+    return [
         header,
         _section("Regions by their prompts", _pictures(inspection, target)),
         _section("The nearest regions across cities", _neighbours(inspection)),
         _section("Do prompts identify regions?", _recall(inspection)),
         _section("Do prompts predict parameters?", _prediction(prediction)),
     ]
-    return html_page(f"{target} – prompts of regions", parts)
 
 
 def _section(title: str, body: str) -> str:
@@ -206,7 +204,7 @@ def _words(text: str) -> str:
     return f'<td class="words" data-value="{escape(text)}">{escape(text)}</td>'
 
 
-def page_content(inspection: Inspection, prediction: ParameterPrediction | None) -> Mapping[str, object]:
+def prompt_content(inspection: Inspection, prediction: ParameterPrediction | None) -> Mapping[str, object]:
     """Returns what the page shows as JSON values; None stands where a number does not exist."""
 
     def finite(value: float | None) -> float | None:

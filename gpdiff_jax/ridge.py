@@ -31,12 +31,7 @@ def solve_ridge(
     Returns:
       Slopes, and the intercept as the last row.
     """
-    variants, regions, width = told.shape
-    features = np.concatenate([told, np.ones((variants, regions, 1))], axis=2)
-    share = weights / (weights.sum() * variants)
-    gram = np.einsum("vre,vrf,r->ef", features, features, share, optimize=True)
-    gram[np.arange(width), np.arange(width)] += penalty
-    return np.linalg.solve(gram, np.einsum("vre,r->er", features, share) @ wanted)
+    return _solve(*_moments(told, wanted, weights), penalty)
 
 
 def apply_ridge(solution: Float[np.ndarray, "E1 X"], told: Float[np.ndarray, "R E"]) -> Float[np.ndarray, "R X"]:
@@ -68,8 +63,29 @@ def choose_penalty(
         rows = fold != left_out
         if not rows.any():
             continue
+        moments = _moments(told[:, rows], wanted[rows], weights[rows])
         for penalty in penalties:
-            solution = solve_ridge(told[:, rows], wanted[rows], weights[rows], penalty)
-            error = np.square(apply_ridge(solution, told[0, ~rows]) - wanted[~rows]).sum(axis=1)
+            made = apply_ridge(_solve(*moments, penalty), told[0, ~rows])
+            error = np.square(made - wanted[~rows]).sum(axis=1)
             errors[penalty] += float((error * weights[~rows]).sum())
     return min(errors, key=lambda penalty: errors[penalty])
+
+
+def _moments(
+    told: Float[np.ndarray, "V R E"], wanted: Float[np.ndarray, "R X"], weights: Float[np.ndarray, " R"]
+) -> tuple[Float[np.ndarray, "E1 E1"], Float[np.ndarray, "E1 X"]]:
+    """Weighted means of the products of prompts, and a last column of ones, with themselves and with what is wanted."""
+    variants, regions, _ = told.shape
+    features = np.concatenate([told, np.ones((variants, regions, 1))], axis=2)
+    share = weights / (weights.sum() * variants)
+    gram = np.einsum("vre,vrf,r->ef", features, features, share, optimize=True)
+    return gram, np.einsum("vre,r->er", features, share) @ wanted
+
+
+def _solve(
+    gram: Float[np.ndarray, "E1 E1"], moments: Float[np.ndarray, "E1 X"], penalty: float
+) -> Float[np.ndarray, "E1 X"]:
+    """Everything is penalised but the intercept."""
+    penalties = np.full(len(gram), penalty)
+    penalties[-1] = 0.0
+    return np.linalg.solve(gram + np.diag(penalties), moments)

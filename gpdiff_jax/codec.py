@@ -123,7 +123,7 @@ def fit_codec(
     if components:
         scale = np.sqrt(share)[:, None]
         basis = [
-            _directions(scale * deviations[:, layer == k].reshape(len(tokens), -1), components)
+            principal_directions(scale * deviations[:, layer == k].reshape(len(tokens), -1), components)
             for k in range(len(layout.layers))
         ]
     return Codec(
@@ -135,8 +135,16 @@ def fit_codec(
     )
 
 
-def _directions(rows: Float[np.ndarray, "X D"], most: int) -> Float[np.ndarray, "k D"]:
-    """Leading principal directions of weighted, centred rows, each as long as the spread along it."""
+def principal_directions(rows: Float[np.ndarray, "X D"], most: int) -> Float[np.ndarray, "k D"]:
+    """Leading principal directions of weighted, centred rows, each as long as the spread along it.
+
+    Args:
+      rows: each times the square root of its share.
+      most: of them.
+
+    Returns:
+      The directions, orthogonal, the longest first; those that hold a millionth of the leading variance are left out.
+    """
     rows = rows.astype(np.float64)
     if rows.shape[0] <= rows.shape[1]:
         power, left = np.linalg.eigh(rows @ rows.T)
@@ -145,7 +153,7 @@ def _directions(rows: Float[np.ndarray, "X D"], most: int) -> Float[np.ndarray, 
         power, right = np.linalg.eigh(rows.T @ rows)
         directions = right.T * np.sqrt(np.maximum(power, 0.0))[:, None]
     kept = np.argsort(-power)[:most]
-    # Directions that hold a millionth of the leading power are rounding.
+    # What holds less is rounding.
     return directions[kept[power[kept] > 1e-6 * power.max()]] if power.max() > 0 else directions[kept[:1]]
 
 

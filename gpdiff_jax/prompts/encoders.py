@@ -12,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.splits import Span
@@ -209,3 +209,21 @@ def check_parts(config: PromptConfig, city: City, span: Span) -> None:
 def plain_encoder() -> PromptEncoder:
     """Prompts of statistics alone, which need no training."""
     return PromptEncoder(None, None, None, PromptConfig())
+
+
+def columns_of_parts(names: Sequence[str]) -> dict[str, Int[np.ndarray, " X"]]:
+    """The columns of a prompt by part, in the order of the prompt.
+
+    Args:
+      names: of the columns, as `PromptEncoder.regions` gives them: an encoder's carry the name of their part and a
+        number, all others are statistics.
+
+    Returns:
+      Per part that the prompt has, the numbers of its columns.
+    """
+    encoders = [part for part in PARTS if part != "statistics"]
+    found: dict[str, list[int]] = {}
+    for column, name in enumerate(names):
+        part, _, number = name.rpartition("_")
+        found.setdefault(part if part in encoders and number.isdigit() else "statistics", []).append(column)
+    return {part: np.asarray(columns) for part, columns in found.items()}

@@ -37,7 +37,8 @@ def recall_at(
     Returns:
       Per rank the share of regions found, averaged over both directions. A tie counts as half of it lost.
     """
-    distance = np.linalg.norm(first[:, None].astype(np.float64) - second[None], axis=2)
+    # Row by row: all differences at once would be as large as N x N x E.
+    distance = np.stack([np.linalg.norm(row - second, axis=1) for row in first.astype(np.float64)])
     own = np.diag(distance)
     place = []
     for table in (distance, distance.T):

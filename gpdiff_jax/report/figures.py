@@ -3,6 +3,7 @@ Out: figures as inline SVG text whose colours are the page's CSS variables, so t
 """
 
 import dataclasses
+import html
 import io
 import math
 import re
@@ -278,16 +279,20 @@ def projection_figure(
     *,
     name: str,
     alt: str,
+    own_label: str = "generated",
+    marks: Sequence[tuple[str, float, float]] = (),
 ) -> str:
-    """Draws harvested parameters by city, the generated ones as open diamonds and the base as a cross.
+    """Draws the points of each city or class in a colour, those in question as open diamonds and the base as a cross.
 
     Args:
-        zoo: the projected parameters of each source city.
+        zoo: the projected parameters (or prompts) of each source city, or of each class.
         generated: those of the target's regions.
         base: that of the shared base model, or None.
         variance: the share of variance that each of the two axes holds.
         name: as in `horizon_figure`.
         alt: as in `horizon_figure`.
+        own_label: what the diamonds are.
+        marks: letters beside some points, with their places.
 
     Returns:
         An `<svg>` element.
@@ -301,15 +306,24 @@ def projection_figure(
                 *points.T,
                 s=16,
                 color=_CATEGORIES[number % len(_CATEGORIES)],
-                marker=_MARKERS[number % len(_MARKERS)],
+                marker=_MARKERS[(number + number // len(_CATEGORIES)) % len(_MARKERS)],
                 alpha=0.75,
                 linewidths=0,
                 label=_shorten(city, 22),
                 rasterized=raster,
             )
         axes.scatter(
-            *generated.T, s=24, facecolors="none", edgecolors=_INK, marker="D", linewidths=1.0, label="generated"
+            *generated.T,
+            s=24,
+            facecolors="none",
+            edgecolors=_INK,
+            marker="D",
+            linewidths=1.0,
+            label=_shorten(own_label, 22),
         )
+        for letter, x, y in marks:
+            place = {"xytext": (5, 4), "textcoords": "offset points"}
+            axes.annotate(letter, (x, y), color=_INK, fontweight="bold", fontsize=12, zorder=6, **place)
         if base is not None:
             axes.scatter(*base.T, s=90, color=_INK, marker="x", linewidths=2.6, label="base", zorder=5)
         axes.set_xlabel(f"component 1 ({100 * variance[0]:.0f} % of the variance)")
@@ -317,6 +331,29 @@ def projection_figure(
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), handletextpad=0.3, labelspacing=0.7, markerscale=1.4)
         return _svg(figure, name, alt)
+
+
+def sparkline(values: Float[np.ndarray, " M"], low: float, high: float, *, role: str, alt: str) -> str:
+    """Draws one line as small as a word, over a hairline at zero.
+
+    Args:
+        values: evenly spaced.
+        low: lower end of the axis, shared by the sparklines that stand side by side.
+        high: its upper end.
+        role: one of `ROLES`.
+        alt: as in `horizon_figure`.
+
+    Returns:
+        An `<svg>` element of the class "spark".
+    """
+    x = np.linspace(1.0, 119.0, len(values))
+    heights = 35.0 - 34.0 * (np.append(values, 0.0) - low) / max(high - low, 1e-9)
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, heights[:-1], strict=True))
+    return (
+        f'<svg class="spark" viewBox="0 0 120 36" role="img" aria-label="{html.escape(alt, quote=True)}">'
+        f'<path d="M1 {heights[-1]:.1f}H119" stroke="var(--grid)"/>'
+        f'<polyline points="{points}" fill="none" stroke="var(--{role})" stroke-width="1.6"/></svg>'
+    )
 
 
 def _figure(width: int, height: int, *, left: int, right: int, top: int, bottom: int):

@@ -19,6 +19,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from experiments import inspect_prompts
 from experiments.results import evaluate, results_table
 from experiments.settings import Settings, settings_from_flags
 from experiments.stages import METHODS, Run, open_run
@@ -227,6 +228,23 @@ def test_prompts_of_all_parts_are_kept_with_the_generator(data_dir, tmp_path):
     np.testing.assert_array_equal(told.values, run.target_prompts[0].values)
     key = jax.random.fold_in(run.key("generate"), 1)
     jax.tree.map(np.testing.assert_array_equal, loaded.generate(told, key=key, config=settings.generate).params, made)
+    inspect_prompts.show(again)
+    content = json.loads((tmp_path / "run" / "prompts.json").read_text())
+    assert {region["city"] for region in content["regions"]} == {"crowd_0", "crowd_1", "crowd_2"}
+    rows = content["prediction"]["predicted"]
+    assert {row["predictor"] for row in rows} >= {"statistics", "temporal", "spatial", "all", "own_parameters"}
+    own = [row["mae"] for row in rows if row["predictor"] == "own_parameters"]
+    held = [again.zoo.validation_mae[again.zoo.city_index == city, 0].mean() for city in range(2)]
+    np.testing.assert_allclose(own, held, rtol=1e-4)
+    assert (tmp_path / "run" / "prompts.html").read_text().count("<h2>") == 4
+
+
+def test_a_finished_run_shows_its_prompts(finished, data_dir, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path / "run")
+    inspect_prompts.show(open_run(_settings(data_dir), str(tmp_path / "run")))
+    content = json.loads((tmp_path / "run" / "prompts.json").read_text())
+    assert len(content["regions"]) == 24 and len(content["prediction"]["predicted"]) == 2 * 5
+    assert len(content["neighbours"]) == 6 and str(tmp_path / "run" / "prompts.html") in capsys.readouterr().out
 
 
 def test_a_stage_that_was_damaged_is_refused_by_name(finished, data_dir, tmp_path):

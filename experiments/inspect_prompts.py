@@ -8,8 +8,6 @@ the target's readings only the support days are used.
         --out_dir runs/c
 """
 
-import dataclasses
-
 import numpy as np
 
 from experiments import command_line
@@ -32,8 +30,7 @@ def inspect(run: Run) -> tuple[Inspection, ParameterPrediction | None]:
     Returns:
       What was found; no prediction where there is one source city only, for a city is left out.
     """
-    # A zoo that was harvested with other parts of the prompt holds the same parameters.
-    zoo, prompted = dataclasses.replace(run.zoo, prompts=run.prompted.prompts), run.prompted
+    prompted = run.prompted
     sources, names = [], {name: row for row, name in enumerate(prompted.names)}
     for city, spans in zip(run.source_cities, prompted.spans, strict=True):
         known = [names.get(f"{city.name}/{node}") for node in city.node_ids]
@@ -50,7 +47,7 @@ def inspect(run: Run) -> tuple[Inspection, ParameterPrediction | None]:
         return inspection, None
     with stage("predict parameters", len(run.source_cities)) as shown:
         prediction = predict_parameters(
-            zoo, progress=lambda done, metrics: shown.advance(done - shown.completed, **metrics)
+            run.zoo, progress=lambda done, metrics: shown.advance(done - shown.completed, **metrics)
         )
     return inspection, prediction
 

@@ -1,7 +1,6 @@
 """In: cities and the spans that may be seen. Out: prompts of their regions, and their scale over the sources."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 
 import flax.struct
@@ -14,7 +13,7 @@ from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.scaling import silent_regions
 from gpdiff_jax.cities.splits import Span, split_target
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.prompts.encoders import PARTS, PromptEncoder, plain_encoder
+from gpdiff_jax.prompts.encoders import PromptEncoder, columns_of_parts, plain_encoder
 
 _CLIP = 4.0
 
@@ -41,9 +40,7 @@ class Prompts:
     @property
     def parts(self) -> dict[str, Int[np.ndarray, " X"]]:
         """The entries of every part, by its name: "statistics", "temporal", "spatial"."""
-        own = [re.fullmatch(rf"({'|'.join(PARTS[1:])})_\d+", name) for name in self.names]
-        of = np.array(["statistics" if match is None else match[1] for match in own])
-        return {part: np.flatnonzero(of == part) for part in PARTS if (of == part).any()}
+        return columns_of_parts(self.names)
 
     @property
     def null(self) -> "Prompts":

@@ -241,6 +241,11 @@ def _mlp_stage(run: Run) -> MlpHypernetwork:
     return mlp
 
 
+def generate_key(run: Run, channel: int) -> Key:
+    """The key that a channel's parameters are drawn with."""
+    return jax.random.fold_in(run.key("generate"), channel + 1)
+
+
 def _generate_stage(run: Run) -> list[Params]:
     folder = run.folder / "generated"
     if folder.is_dir():
@@ -248,9 +253,9 @@ def _generate_stage(run: Run) -> list[Params]:
     hypernetwork, config = run.hypernetwork, run.settings.generate
     with _logged(run, "generate", len(run.targets)) as report:
         generated = []
-        for done, prompts in enumerate(run.target_prompts, 1):
-            key = jax.random.fold_in(run.key("generate"), done)
-            generated.append(hypernetwork.generate(prompts, key=key, config=config).params)
-            report(done, {"samples": config.samples})
+        for channel, prompts in enumerate(run.target_prompts):
+            drawn = hypernetwork.generate(prompts, key=generate_key(run, channel), config=config)
+            generated.append(drawn.params)
+            report(channel + 1, {"samples": config.samples})
     save_arrays(folder, {"channels": generated}, {"format": _FORMAT})
     return generated

@@ -2,38 +2,16 @@
 Out: report.html in it, one self-contained page of words, tables and figures.
 """
 
-import importlib.resources
 import math
 import os
 import pathlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpdiff_jax.report import markup, sections
+from gpdiff_jax.report.document import write_page
 from gpdiff_jax.report.markup import escape, method_label
 from gpdiff_jax.report.results import Results, read_results
-
-_SCRIPT = """
-document.querySelectorAll("table.sortable thead th").forEach(function (head, column) {
-  var button = document.createElement("button");
-  button.type = "button";
-  while (head.firstChild) button.appendChild(head.firstChild);
-  head.appendChild(button);
-  button.addEventListener("click", function () {
-    var table = head.closest("table"), body = table.tBodies[0], index = head.cellIndex;
-    var down = head.getAttribute("aria-sort") === "ascending";
-    table.querySelectorAll("thead th").forEach(function (other) { other.removeAttribute("aria-sort"); });
-    head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    Array.from(body.rows).sort(function (a, b) {
-      var x = a.cells[index].dataset.value, y = b.cells[index].dataset.value;
-      if (x === "" || y === "") return (x === "") - (y === "");
-      var order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
-      return down ? -order : order;
-    }).forEach(function (row) { body.appendChild(row); });
-  });
-});
-"""
 
 # Key in metrics.json (or "change", against the historical average), heading, format ("" = the table's own decimals).
 _COLUMNS = (
@@ -65,47 +43,8 @@ def render_report(run_dir: str | os.PathLike[str]) -> pathlib.Path:
     """
     run_dir = pathlib.Path(run_dir)
     results = read_results(run_dir)
-    path = run_dir / "report.html"
-    handle, temporary = tempfile.mkstemp(dir=run_dir, prefix=".report-", suffix=".html")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(_page(results))
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner may read.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
-
-
-def _page(results: Results) -> str:
-    css = importlib.resources.files("gpdiff_jax.report").joinpath("report.css").read_text(encoding="utf-8")
     parts = [_header(results), _methods(results), *sections.all_sections(results), _settings(results)]
-    return "\n".join(
-        [
-            "<!DOCTYPE html>",
-            '<html lang="en">',
-            "<head>",
-            '<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(results.metrics['target'])} – forecast transfer report</title>",
-            f"<style>\n{css}</style>",
-            "</head>",
-            "<body>",
-            "<main>",
-            *parts,
-            "</main>",
-            f"<script>{_SCRIPT}</script>",
-            "</body>",
-            "</html>",
-            "",
-        ]
-    )
+    return write_page(run_dir / "report.html", f"{results.metrics['target']} – forecast transfer report", parts)
 
 
 def _header(results: Results) -> str:

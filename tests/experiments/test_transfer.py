@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 
 from experiments import methods
+from experiments.diagnose import measure
 from experiments.results import evaluate, results_table
 from experiments.settings import DEFAULT_METHODS, METHODS, Settings, choose_methods
-from experiments.stages import Run, open_run
+from experiments.stages import Run, generate_key, open_run
 from gpdiff_jax.adapt import AdaptConfig
 from gpdiff_jax.base import BaseConfig
 from gpdiff_jax.cities import City, load_city, save_city
 from gpdiff_jax.codec import CodecConfig
+from gpdiff_jax.diagnostics import DiagnosticsConfig
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
@@ -225,6 +227,26 @@ def test_a_run_without_gpdiff_among_its_methods_has_its_tables_and_its_page(fini
     with np.load(tmp_path / "run" / "forecasts.npz") as held:
         assert set(held.files) == {"window_start", "node_ids", "truth"}
     assert "GPDiff has no result" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_run_is_diagnosed_and_the_page_says_what_each_number_means(finished, data_dir, tmp_path):
+    folder, _ = finished
+    shutil.copytree(folder, tmp_path / "run")
+    run = open_run(_settings(data_dir), str(tmp_path / "run"))
+    config = DiagnosticsConfig(generate=run.settings.generate, shuffles=2, variants=2)
+    content = measure(run, config)
+    assert json.loads((tmp_path / "run" / "diagnostics.json").read_text()) == content
+    assert [group["regions"] for group in content["groups"].values()] == [14, 2, 8]
+    assert list(content["groups"]) == ["training", "held_out", "crowd_2"]
+    numbers = [value for part in content["response"].values() for value in part.values()]
+    assert np.isfinite(numbers).all() and len(numbers) == 10 + 6
+    page = (tmp_path / "run" / "diagnostics.html").read_text()
+    for words in ("Target crowd_2 (8)", "Rise by shuffling", "Effective rank", "memorised", "visitors per 60 min"):
+        assert words in page, words
+    assert "nan" not in page.lower()
+    # What was drawn for the target is what the run's methods forecast with.
+    drawn = run.hypernetwork.generate(run.target_prompts[0], key=generate_key(run, 0), config=run.settings.generate)
+    jax.tree.map(np.testing.assert_array_equal, drawn.params, run.generated[0])
 
 
 def test_methods_are_chosen_by_name_or_by_set():

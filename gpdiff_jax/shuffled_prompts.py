@@ -89,11 +89,12 @@ def source_response(
     error, spread = told_by(everyone)
     layout = hypernetwork.codec.layout
     own = jnp.asarray(best_tokens(zoo, layout)[rows])
-    harvested = jax.tree.map(lambda leaf: leaf[None], jax.vmap(partial(from_tokens, layout))(own))
+    harvested = _repeated(jax.vmap(partial(from_tokens, layout))(own), config.samples)
+    base = _repeated(_everywhere(hypernetwork.base, len(rows)), config.samples)
     found: dict[str, float | None] = {
         "error": error,
         "spread": spread if config.samples > 1 else None,
-        "base": measure(lambda _: _everywhere(hypernetwork.base, len(rows)))[0],
+        "base": measure(lambda _: base)[0],
         "harvested": measure(lambda _: harvested)[0],
     }
     for suffix, groups in (("", zoo.city_index), ("_across", np.zeros(zoo.num_regions, int))):
@@ -142,7 +143,7 @@ def target_response(
     error, spread = told_by(np.arange(regions))
     orders = [shuffle(np.zeros(regions, int), key=jax.random.fold_in(shuffle_key, k)) for k in range(shuffles)]
     found: dict[str, float | None] = {"error": error, "spread": spread if config.samples > 1 else None}
-    found["base"] = measure(_everywhere(hypernetwork.base, regions))[0]
+    found["base"] = measure(_repeated(_everywhere(hypernetwork.base, regions), config.samples))[0]
     return found | _rise([told_by(order)[0] for order in orders], error, "")
 
 
@@ -178,7 +179,12 @@ def _rise(shuffled: list[float], error: float, suffix: str) -> dict[str, float |
 
 
 def _everywhere(params: Params, regions: int) -> Params:
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (1, regions, *leaf.shape)), params)
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (regions, *leaf.shape)), params)
+
+
+def _repeated(params: Params, samples: int) -> Params:
+    """The same for every sample: a few forecasts too many cost less than another compilation."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (samples, *leaf.shape)), params)
 
 
 def _number(value: int) -> jax.Array:

@@ -85,5 +85,5 @@ def test_what_is_absent_is_a_dash_and_what_is_broken_one_line(tmp_path):
     (tmp_path / "diagnostics.json").write_text("{}")
     with pytest.raises(InputError, match=r"diagnostics.json' cannot be read \(KeyError\); delete it"):
         render_diagnostics(tmp_path)
-    with pytest.raises(InputError, match="has no diagnostics.json; run `experiments.diagnose` first"):
+    with pytest.raises(InputError, match=r"has no diagnostics\.json; run `experiments\.diagnose` first"):
         render_diagnostics(tmp_path / "nowhere")

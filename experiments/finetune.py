@@ -1,4 +1,4 @@
-"""Fine-tunes every few-shot method on the target's support days; leaves their test forecasts in the output folder.
+"""Fine-tunes the chosen few-shot methods on the target's support days; leaves their forecasts in the output folder.
 
 The fourth stage of `python -m experiments.transfer`, with the same flags and the same folder; runs what comes before
 where the folder does not hold it.
@@ -7,12 +7,13 @@ where the folder does not hold it.
 """
 
 from experiments import command_line
-from experiments.stages import METHODS, Run, method_forecast, stage_main
+from experiments.methods import method_forecast
+from experiments.stages import Run, stage_main
 
 
 def show(run: Run) -> None:
     """Fine-tunes what the folder does not hold yet, and prints what the validation day chose."""
-    for method in METHODS:
+    for method in run.settings.methods:
         if not method.endswith("_few_shot") and method != "target_only":
             continue
         for channel, city in enumerate(run.target_cities):

@@ -5,8 +5,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.methods import held_methods, method_forecast
 from experiments.run_folder import write_csv, write_json, write_npz
-from experiments.stages import METHODS, Run, method_forecast
+from experiments.settings import METHODS
+from experiments.stages import Run
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.evaluate import MethodForecast, observed_truth, window_start_names
 from gpdiff_jax.hypernetwork import best_tokens
@@ -19,7 +21,9 @@ _SILENT_NOTE = "no visible reading: generated from its neighbours' statistics"
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """Makes every method's forecasts that the folder does not hold yet, and writes all results.
+    """Makes the forecasts of every chosen method that the folder does not hold yet, and writes all results.
+
+    What the folder holds of other methods stays among the results.
 
     Args:
       run: the run.
@@ -30,7 +34,9 @@ def evaluate(run: Run) -> dict[str, Any]:
     # First the stages in their order, then what is compared on top of them.
     _ = run.zoo, run.hypernetwork, run.generated
     channels = range(len(run.targets))
-    results = {method: [method_forecast(run, channel, method) for channel in channels] for method in METHODS}
+    chosen = {*run.settings.methods, *held_methods(run)}
+    methods = [method for method in METHODS if method in chosen]
+    results = {method: [method_forecast(run, channel, method) for channel in channels] for method in methods}
     truths = [observed_truth(city, target) for city, target in zip(run.target_cities, run.targets, strict=True)]
     weekend = truths[0][1]
     truth = np.concatenate([values for values, _ in truths], axis=1)
@@ -116,7 +122,9 @@ def _forecast_arrays(run: Run, results: dict[str, list[MethodForecast]], truth: 
         "truth": truth,
     }
     for method in _GENERATED:
-        parts = results[method]
+        parts = results.get(method, [])
+        if not parts:
+            continue
         arrays[method] = np.concatenate([part.forecast for part in parts], axis=1)
         spreads = [part.spread for part in parts if part.spread is not None]
         if len(spreads) == len(parts):

@@ -4,8 +4,10 @@ Importing this module defines the flags that all stages share.
 """
 
 import dataclasses
+import difflib
 import hashlib
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,6 +29,19 @@ from gpdiff_jax.regions import PICKS
 from gpdiff_jax.sources import SCALINGS, DataConfig
 
 PRESETS = ("tiny", "demo", "small")
+DEFAULT_METHODS = (
+    "historical_average",
+    "last_value",
+    "target_only",
+    "pooled_zero_shot",
+    "pooled_few_shot",
+    "ridge_hypernetwork_zero_shot",
+    "ridge_hypernetwork_few_shot",
+    "gpdiff_zero_shot",
+    "gpdiff_few_shot",
+)
+_NULLS = ("zoo_mean", "nearest_prompt", "nearest_plus_noise", "kernel_average", "mlp_hypernetwork")
+METHODS = (*DEFAULT_METHODS, *(f"{null}_{shots}" for null in _NULLS for shots in ("zero_shot", "few_shot")))
 _MANY_REGIONS = 64  # fine-tuned side by side where the harvest measures how many
 
 flags.DEFINE_string("data_dir", None, "folder with one NAME.npz per city; without it, cities are simulated")
@@ -76,6 +91,12 @@ flags.DEFINE_list(
 )
 flags.DEFINE_float("guidance", 1.0, "0 ignores the prompt, 1 follows it, more exaggerates it", 0.0, 10.0)
 flags.DEFINE_float("functional_weight", None, "weight of the functional loss; the preset's if not given", 0.0)
+flags.DEFINE_list(
+    "methods",
+    ["default"],
+    "what is compared: default, all (with every null hypothesis, each also fine-tuned), or names separated by commas, "
+    f"of {', '.join(METHODS)}; a finished run makes only what it lacks",
+)
 flags.DEFINE_bool("refit", True, "after the choice on the validation day, fine-tune on all support days")
 
 
@@ -100,10 +121,11 @@ class Settings:
     generate: GenerateConfig
     adapt: AdaptConfig
     target_only: AdaptConfig
+    methods: tuple[str, ...] = DEFAULT_METHODS
 
     def as_json(self) -> dict[str, Any]:
-        """The settings as plain JSON values."""
-        return dataclasses.asdict(self)
+        """What makes a run this one, as plain JSON values: not the methods, more of which may be asked for later."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "methods"}
 
 
 def _preset(name: str) -> dict[str, Any]:
@@ -156,6 +178,24 @@ def _preset(name: str) -> dict[str, Any]:
 def _replace(config: Any, **changes: Any) -> Any:
     """The configuration with those changes that were asked for."""
     return dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
+
+
+def choose_methods(words: Sequence[str]) -> tuple[str, ...]:
+    """The methods that a list of names, "default" and "all" stands for, in the order of `METHODS`.
+
+    Raises:
+      InputError: it is empty or names something else.
+    """
+    sets = {"default": DEFAULT_METHODS, "all": METHODS} | {name: (name,) for name in METHODS}
+    if not words:
+        raise InputError("--methods is empty; name default, all, or some of the methods that --help lists")
+    for word in words:
+        if word not in sets:
+            near = difflib.get_close_matches(word, sets, n=1)
+            hint = f"did you mean {near[0]}?" if near else "--help lists them"
+            raise InputError(f"--methods names {word!r}, which is no method; {hint}")
+    chosen = {name for word in words for name in sets[word]}
+    return tuple(name for name in METHODS if name in chosen)
 
 
 def settings_from_flags() -> Settings:
@@ -229,4 +269,5 @@ def settings_from_flags() -> Settings:
         generate=_replace(preset["generate"], samples=values.samples, guidance=values.guidance),
         adapt=_replace(preset["adapt"], **adapt),
         target_only=_replace(preset["target_only"], **adapt),
+        methods=choose_methods(values.methods),
     )

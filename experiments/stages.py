@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import pathlib
 import sys
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,18 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jaxtyping import Bool
 
-from experiments.run_folder import open_run_folder, write_npz
+from experiments.run_folder import open_run_folder
 from experiments.settings import Settings, settings_from_flags
-from gpdiff_jax import baselines, nulls
-from gpdiff_jax.adapt import AdaptConfig
-from gpdiff_jax.base import initial_params, train_base
+from gpdiff_jax.base import train_base
 from gpdiff_jax.checkpoint import load_arrays, save_arrays
 from gpdiff_jax.cities import City, find_cities, resample, select_channels, simulate_cities
 from gpdiff_jax.compilation_cache import enable_compilation_cache
-from gpdiff_jax.evaluate import MethodForecast, few_shot, zero_shot
 from gpdiff_jax.harvest import harvest_zoo
-from gpdiff_jax.hypernetwork import Hypernetwork, pretrain
+from gpdiff_jax.hypernetwork import Hypernetwork, choice_regions, pretrain
+from gpdiff_jax.mlp_hypernetwork import MlpHypernetwork, make_network, mlp_hypernetwork
 from gpdiff_jax.models import Model, make_model
 from gpdiff_jax.parallel import use_every_core
 from gpdiff_jax.progress import LogWriter, stage
@@ -38,17 +36,6 @@ from gpdiff_jax.sources import Sources, Target, fit_encoder, prepare_sources, pr
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo import ParameterZoo, load_zoo
 
-METHODS = (
-    "historical_average",
-    "last_value",
-    "target_only",
-    "pooled_zero_shot",
-    "pooled_few_shot",
-    "ridge_hypernetwork_zero_shot",
-    "ridge_hypernetwork_few_shot",
-    "gpdiff_zero_shot",
-    "gpdiff_few_shot",
-)
 _FORMAT = 1
 
 
@@ -112,9 +99,14 @@ class Run:
         return _pretrain_stage(self)
 
     @functools.cached_property
-    def ridge(self) -> list[Params]:
-        """Parameters by ridge regression from the prompts, leaves [R, ...], one value per channel."""
-        return [nulls.ridge_hypernetwork(self.zoo, self.hypernetwork, prompts)[0] for prompts in self.target_prompts]
+    def held_out(self) -> Bool[np.ndarray, " R"]:
+        """The source regions that the generator was not trained on, but chosen on."""
+        return choice_regions(self.prompted, self.settings.pretrain, key=self.key("pretrain"))
+
+    @functools.cached_property
+    def mlp(self) -> MlpHypernetwork:
+        """The deterministic network that stands beside the generator."""
+        return _mlp_stage(self)
 
     @functools.cached_property
     def generated(self) -> list[Params]:
@@ -253,6 +245,24 @@ def _pretrain_stage(run: Run) -> Hypernetwork:
     return hypernetwork
 
 
+def _mlp_stage(run: Run) -> MlpHypernetwork:
+    folder, hypernetwork = run.folder / "mlp_hypernetwork", run.hypernetwork
+    if folder.is_dir():
+        variables = jax.tree.map(jnp.asarray, load_arrays(folder, _FORMAT, "MLP hypernetwork")[0])
+        return MlpHypernetwork(make_network(hypernetwork), variables, hypernetwork)
+    zoo, config = run.zoo, run.settings.pretrain
+    with _logged(run, "mlp", config.steps) as report:
+        key = run.key("mlp_hypernetwork")
+        mlp = mlp_hypernetwork(zoo, hypernetwork, run.held_out, config, key=key, progress=report)
+    save_arrays(folder, mlp.variables, {"format": _FORMAT})
+    return mlp
+
+
+def generate_key(run: Run, channel: int) -> Key:
+    """The key that a channel's parameters are drawn with."""
+    return jax.random.fold_in(run.key("generate"), channel + 1)
+
+
 def _generate_stage(run: Run) -> list[Params]:
     folder = run.folder / "generated"
     if folder.is_dir():
@@ -260,86 +270,9 @@ def _generate_stage(run: Run) -> list[Params]:
     hypernetwork, config = run.hypernetwork, run.settings.generate
     with _logged(run, "generate", len(run.targets)) as report:
         generated = []
-        for done, prompts in enumerate(run.target_prompts, 1):
-            key = jax.random.fold_in(run.key("generate"), done)
-            generated.append(hypernetwork.generate(prompts, key=key, config=config).params)
-            report(done, {"samples": config.samples})
+        for channel, prompts in enumerate(run.target_prompts):
+            drawn = hypernetwork.generate(prompts, key=generate_key(run, channel), config=config)
+            generated.append(drawn.params)
+            report(channel + 1, {"samples": config.samples})
     save_arrays(folder, {"channels": generated}, {"format": _FORMAT})
     return generated
-
-
-def method_forecast(run: Run, channel: int, method: str) -> MethodForecast:
-    """The test forecasts of one method for one channel; read from the folder if they were made before.
-
-    Args:
-      run: the run.
-      channel: index of the target's channel.
-      method: one of `METHODS`.
-
-    Returns:
-      The forecasts.
-    """
-    path = run.folder / "methods" / f"{method}_{channel}.npz"
-    if path.exists():
-        with np.load(path, allow_pickle=False) as held:
-            fields = {name: held[name] for name in held.files}
-        scalars = {
-            name: fields[name].item()
-            for name in ("seconds", "learning_rate", "steps", "validation_mae")
-            if name in fields
-        }
-        return MethodForecast(fields["forecast"], fields.get("spread"), curves=fields.get("curves"), **scalars)
-    result = _make_forecast(run, channel, method)
-    path.parent.mkdir(exist_ok=True)
-    write_npz(path, {name: np.asarray(value) for name, value in result._asdict().items() if value is not None})
-    return result
-
-
-def _make_forecast(run: Run, channel: int, method: str) -> MethodForecast:
-    target, city = run.targets[channel], run.target_cities[channel]
-    if method in ("historical_average", "last_value"):
-        begin = time.monotonic()
-        rule = {"historical_average": baselines.historical_average, "last_value": baselines.last_value}[method]
-        windows = {"history": run.settings.data.history, "horizon": run.settings.data.horizon}
-        forecast = rule(city, target.split.support, np.asarray(target.test_starts), **windows)
-        return MethodForecast(forecast, None, time.monotonic() - begin)
-    family = method.removesuffix("_zero_shot").removesuffix("_few_shot")
-    starts = _starts(run, channel, family)
-    if method.endswith("_zero_shot"):
-        return zero_shot(run.model, target, starts)
-    config: AdaptConfig = run.settings.target_only if family == "target_only" else run.settings.adapt
-    with stage(f"adapt {method}", len(config.learning_rates) + 1) as shown:
-        result = few_shot(
-            run.model,
-            target,
-            starts,
-            config,
-            key=run.key("adapt"),
-            progress=lambda done, metrics: shown.advance(done - shown.completed, **metrics),
-        )
-        shown.advance()
-    _log_curves(run, f"{method} of {city.name}" if len(run.targets) > 1 else method, config, result)
-    return result
-
-
-def _log_curves(run: Run, method: str, config: AdaptConfig, result: MethodForecast) -> None:
-    """One line for every validation error that the choice of learning rate and steps rests on."""
-    with LogWriter(run.folder / "log.jsonl") as log:
-        for rate, curve in zip(config.learning_rates, [] if result.curves is None else result.curves, strict=False):
-            for evaluation, error in enumerate(curve):
-                step = evaluation * config.evaluate_every
-                log.write("adapt", step, method=method, learning_rate=rate, validation_loss=error)
-
-
-def _starts(run: Run, channel: int, family: str) -> Params:
-    """Start parameters of every target region, leaves [K, R, ...]."""
-    target = run.targets[channel]
-    if family == "gpdiff":
-        return run.generated[channel]
-    if family == "ridge_hypernetwork":
-        return jax.tree.map(lambda leaf: leaf[None], run.ridge[channel])
-    if family == "pooled":
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (1, target.num_regions, *leaf.shape)), run.base)
-    keys = jax.vmap(lambda region: jax.random.fold_in(run.key("target_only"), region))(target.region_ids)
-    own = jax.vmap(lambda key: initial_params(run.model, target.graphs, target.sizes, key=key))(keys)
-    return jax.tree.map(lambda leaf: leaf[None], own)

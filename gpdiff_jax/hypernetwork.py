@@ -10,7 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Bool, Float, UInt32
 
 from gpdiff_jax.checkpoint import load_arrays, save_arrays
 from gpdiff_jax.cities.city import City
@@ -22,7 +22,7 @@ from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model, ModelSizes, make_model
 from gpdiff_jax.prompts.encoders import PromptEncoder, plain_encoder
 from gpdiff_jax.prompts.prompt import Prompts, PromptScaler, fit_prompt_scaler, prompts, scale_prompts
-from gpdiff_jax.sources import DataConfig
+from gpdiff_jax.sources import DataConfig, Sources
 from gpdiff_jax.tokens import TokenLayout, from_tokens, make_layout, to_tokens
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo import ParameterZoo
@@ -269,6 +269,26 @@ def _encode_parts(zoo: ParameterZoo, codec: Codec) -> Float[np.ndarray, "R M row
     return codes
 
 
+def choice_regions(sources: Sources, config: PretrainConfig, *, key: Key) -> Bool[np.ndarray, " R"]:
+    """The source regions that `pretrain` with this configuration and key does not train on, but chooses on."""
+    return held_out_regions(sources, config.held_out_share, key=jax.random.split(key)[0])
+
+
+def encode_training_set(
+    zoo: ParameterZoo, codec: Codec, prompt_scaler: PromptScaler, held_out: Bool[np.ndarray, " R"]
+) -> ZooCodes:
+    """Codes and scaled prompts of a zoo, every city drawn equally often, held-out regions never."""
+    return ZooCodes(
+        x0=jnp.asarray(_encode_parts(zoo, codec)),
+        prompts=scale_prompts(zoo.prompts, prompt_scaler),
+        odds=jnp.asarray(_odds(zoo, held_out), jnp.float32),
+    )
+
+
+def _odds(zoo: ParameterZoo, held_out: Bool[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
+    return np.where(held_out, 0.0, 1.0 / np.bincount(zoo.city_index)[zoo.city_index])
+
+
 def pretrain(
     zoo: ParameterZoo,
     *,
@@ -299,18 +319,12 @@ def pretrain(
     if zoo.prompts.names != sources.prompts.names:
         raise InputError("the prompts of the zoo and of the sources have other parts; attach sources `with_prompts`")
     layout = make_layout(zoo.base, config.codec.token_width)
-    odds = 1.0 / np.bincount(zoo.city_index)[zoo.city_index]
-    held_key, train_key = jax.random.split(key)
-    held_out = held_out_regions(sources, config.held_out_share, key=held_key)
-    odds = np.where(held_out, 0.0, odds)
-    tokens, weights = _sample_tokens(zoo, layout, odds)
+    held_out = choice_regions(sources, config, key=key)
+    train_key = jax.random.split(key)[1]
+    tokens, weights = _sample_tokens(zoo, layout, _odds(zoo, held_out))
     codec = fit_codec(layout, np.asarray(to_tokens(layout, zoo.base)), tokens, weights, config.codec.components)
     prompt_scaler = fit_prompt_scaler(zoo.prompts, zoo.city_index)
-    training_set = ZooCodes(
-        x0=jnp.asarray(_encode_parts(zoo, codec)),
-        prompts=scale_prompts(zoo.prompts, prompt_scaler),
-        odds=jnp.asarray(odds, jnp.float32),
-    )
+    training_set = encode_training_set(zoo, codec, prompt_scaler, held_out)
     model = make_model(zoo.model, sources.sizes)
     variables = train_denoiser(model, sources, training_set, codec, held_out, config, key=train_key, progress=progress)
     return Hypernetwork(

@@ -17,6 +17,11 @@ def city_weights(city_index: Int[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
     return 1.0 / np.bincount(city_index)[city_index]
 
 
+def left_out_in_turn(city_index: Int[np.ndarray, " R"]) -> Int[np.ndarray, " R"]:
+    """What is left out together with every region: its city, or, where there is one city only, one fifth of it."""
+    return city_index if len(np.unique(city_index)) > 1 else np.arange(len(city_index)) % _TURNS
+
+
 def solve_ridge(
     told: Float[np.ndarray, "V R E"], wanted: Float[np.ndarray, "R X"], weights: Float[np.ndarray, " R"], penalty: float
 ) -> Float[np.ndarray, "E1 X"]:
@@ -56,8 +61,7 @@ def choose_penalty(
     Returns:
       One of them.
     """
-    weights, cities = city_weights(city_index), np.unique(city_index)
-    fold = city_index if len(cities) > 1 else np.arange(len(city_index)) % _TURNS
+    weights, fold = city_weights(city_index), left_out_in_turn(city_index)
     errors = dict.fromkeys(penalties, 0.0)
     for left_out in np.unique(fold):
         rows = fold != left_out

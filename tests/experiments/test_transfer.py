@@ -19,14 +19,16 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import inspect_prompts
+from experiments import inspect_prompts, methods
+from experiments.diagnose import measure
 from experiments.results import evaluate, results_table
-from experiments.settings import Settings, settings_from_flags
-from experiments.stages import METHODS, Run, open_run
+from experiments.settings import DEFAULT_METHODS, METHODS, Settings, choose_methods, settings_from_flags
+from experiments.stages import Run, generate_key, open_run
 from gpdiff_jax.adapt import AdaptConfig
 from gpdiff_jax.base import BaseConfig
 from gpdiff_jax.cities import City, load_city, save_city
 from gpdiff_jax.codec import CodecConfig
+from gpdiff_jax.diagnostics import DiagnosticsConfig
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
@@ -100,8 +102,8 @@ def _without_seconds(content: dict) -> dict:
 def test_metrics_hold_every_method_with_finite_errors(finished):
     folder, content = finished
     assert json.loads((folder / "metrics.json").read_text()) == content
-    assert set(content["methods"]) == set(METHODS)
-    assert {*_GPDIFF, "historical_average", "last_value", "target_only", "pooled_zero_shot"} <= set(METHODS)
+    assert set(content["methods"]) == set(DEFAULT_METHODS)
+    assert {*_GPDIFF, "historical_average", "last_value", "target_only", "pooled_zero_shot"} <= set(DEFAULT_METHODS)
     expected = {
         "target": "crowd_2",
         "target_kind": "crowd",
@@ -146,7 +148,7 @@ def test_every_other_file_of_a_run_is_there_and_readable(finished):
     folder, _ = finished
     with (folder / "regions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 8 * len(METHODS)
+    assert len(rows) == 8 * len(DEFAULT_METHODS)
     assert {row["region"] for row in rows if row["note"]} == {"r5"}
     assert all(float(row["mae"]) > 0 and int(row["observations"]) > 0 for row in rows)
     config = json.loads((folder / "config.json").read_text())
@@ -166,7 +168,7 @@ def test_every_other_file_of_a_run_is_there_and_readable(finished):
 def test_the_table_ranks_all_methods(finished):
     _, content = finished
     lines = results_table(content).splitlines()[1:]
-    assert sorted(line.split()[0] for line in lines) == sorted(METHODS)
+    assert sorted(line.split()[0] for line in lines) == sorted(DEFAULT_METHODS)
     errors = [content["methods"][line.split()[0]]["mae_mean"] for line in lines]
     assert errors == sorted(errors)
 
@@ -177,9 +179,90 @@ def test_a_finished_run_is_read_back_without_training(finished, data_dir, monkey
     def refuse(*arguments, **options):
         raise AssertionError("a finished stage ran again")
 
-    for name in ("train_base", "harvest_zoo", "pretrain", "zero_shot", "few_shot"):
-        monkeypatch.setattr(f"experiments.stages.{name}", refuse)
+    for name in ("stages.train_base", "stages.harvest_zoo", "stages.pretrain", "methods.zero_shot", "methods.few_shot"):
+        monkeypatch.setattr(f"experiments.{name}", refuse)
     assert evaluate(open_run(_settings(data_dir), str(folder))) == content
+
+
+def test_a_finished_run_that_is_asked_for_more_methods_makes_only_those(finished, data_dir, tmp_path, monkeypatch):
+    folder, content = finished
+    shutil.copytree(folder, tmp_path / "run")
+    made = []
+    monkeypatch.setattr("experiments.methods._make_forecast", _watched(made))
+    asked = _settings(data_dir, methods=METHODS)
+    more = evaluate(open_run(asked, str(tmp_path / "run")))
+    assert sorted(made) == sorted(set(METHODS) - set(DEFAULT_METHODS)) and tuple(more["methods"]) == METHODS
+    assert {name: more["methods"][name] for name in DEFAULT_METHODS} == content["methods"]
+    assert (tmp_path / "run" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+    for null in ("zoo_mean", "nearest_prompt", "nearest_plus_noise", "kernel_average", "mlp_hypernetwork"):
+        zero, few = more["methods"][f"{null}_zero_shot"], more["methods"][f"{null}_few_shot"]
+        assert np.isfinite([*zero["mae"], *few["mae"]]).all() and zero["steps"] is None and few["steps"] is not None
+        assert zero["mae"] != more["methods"]["pooled_zero_shot"]["mae"], null
+        assert f"{null}_few_shot" in (tmp_path / "run" / "report.html").read_text()
+    with np.load(tmp_path / "run" / "methods" / "nearest_plus_noise_zero_shot_0.npz") as held:
+        assert held["spread"].max() > 0
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    assert [line["step"] for line in log if line["stage"] == "mlp"] == [2, 4]
+    # Asked for less, it still shows what it holds, and the network that was trained is read back.
+    (tmp_path / "run" / "methods" / "mlp_hypernetwork_zero_shot_0.npz").unlink()
+    monkeypatch.setattr("experiments.stages.mlp_hypernetwork", None)
+    fewer = _settings(data_dir, methods=("mlp_hypernetwork_zero_shot",))
+    again = evaluate(open_run(fewer, str(tmp_path / "run")))
+    assert _without_seconds(again) == _without_seconds(more)
+
+
+def _watched(made: list[str]):
+    original = methods._make_forecast
+
+    def make(run: Run, channel: int, method: str):
+        made.append(method)
+        return original(run, channel, method)
+
+    return make
+
+
+def test_a_run_without_gpdiff_among_its_methods_has_its_tables_and_its_page(finished, data_dir, tmp_path):
+    folder, content = finished
+    shutil.copytree(folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "methods")
+    (tmp_path / "run" / "report.html").unlink()
+    few = evaluate(open_run(_settings(data_dir, methods=("last_value", "historical_average")), str(tmp_path / "run")))
+    assert list(few["methods"]) == ["historical_average", "last_value"]
+    assert few["methods"]["last_value"]["mae"] == content["methods"]["last_value"]["mae"]
+    with np.load(tmp_path / "run" / "forecasts.npz") as held:
+        assert set(held.files) == {"window_start", "node_ids", "truth"}
+    assert "GPDiff has no result" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_run_is_diagnosed_and_the_page_says_what_each_number_means(finished, data_dir, tmp_path):
+    folder, _ = finished
+    shutil.copytree(folder, tmp_path / "run")
+    run = open_run(_settings(data_dir), str(tmp_path / "run"))
+    config = DiagnosticsConfig(generate=run.settings.generate, shuffles=2, variants=2)
+    content = measure(run, config)
+    assert json.loads((tmp_path / "run" / "diagnostics.json").read_text()) == content
+    assert [group["regions"] for group in content["groups"].values()] == [14, 2, 8]
+    assert list(content["groups"]) == ["training", "held_out", "crowd_2"]
+    numbers = [value for part in content["response"].values() for value in part.values()]
+    assert np.isfinite(numbers).all() and len(numbers) == 10 + 6
+    page = (tmp_path / "run" / "diagnostics.html").read_text()
+    for words in ("Target crowd_2 (8)", "Rise by shuffling", "Effective rank", "memorised", "visitors per 60 min"):
+        assert words in page, words
+    assert "nan" not in page[page.index("<main>") : page.index("</main>")].lower()
+    # What was drawn for the target is what the run's methods forecast with.
+    drawn = run.hypernetwork.generate(run.target_prompts[0], key=generate_key(run, 0), config=run.settings.generate)
+    jax.tree.map(np.testing.assert_array_equal, drawn.params, run.generated[0])
+
+
+def test_methods_are_chosen_by_name_or_by_set():
+    assert choose_methods(["default"]) == DEFAULT_METHODS and choose_methods(["all"]) == METHODS
+    chosen = choose_methods(["zoo_mean_few_shot", "last_value", "last_value"])
+    assert chosen == ("last_value", "zoo_mean_few_shot")
+    assert choose_methods(["default", "zoo_mean_few_shot"]) == (*DEFAULT_METHODS, "zoo_mean_few_shot")
+    with pytest.raises(InputError, match="--methods is empty; name default"):
+        choose_methods([])
+    with pytest.raises(InputError, match="--methods names 'magic', which is no method; --help lists them"):
+        choose_methods(["magic"])
 
 
 @pytest.mark.parametrize(
@@ -346,6 +429,10 @@ def _mistakes(tmp_path_factory, data_dir: pathlib.Path, finished) -> pathlib.Pat
         (["--out_dir=other"], "'other' holds a run with other settings"),
         (["--history=3"], "history of at least 7 steps, got 3"),
         (["--guidance=11"], "--guidance=11"),
+        (
+            ["--methods=default,zoo_men_few_shot"],
+            "--methods names 'zoo_men_few_shot', .* zoo_mean_few_shot",
+        ),
         (["--sources=crowd_0,cut"], "cut.npz"),
         (["--sources=crowd_0,crowd_0"], "--sources names 'crowd_0' twice"),
         (["--channels=riders"], r"`channels` \(=riders\)|`channels` \(='riders'\)"),

@@ -1,0 +1,181 @@
+"""In: a zoo whose codes are a function of the prompt. Out: the deterministic network learns it, chosen as promised."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpdiff_jax.cities import City
+from gpdiff_jax.codec import fit_codec
+from gpdiff_jax.diffusion.denoiser import DenoiserConfig
+from gpdiff_jax.diffusion.losses import DiffusionBatch, functional_losses
+from gpdiff_jax.diffusion.training import PretrainConfig
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.hypernetwork import Hypernetwork, choice_regions
+from gpdiff_jax.mlp_hypernetwork import MlpHypernetwork, mlp_hypernetwork
+from gpdiff_jax.models import Model, ModelSizes, protocol
+from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler
+from gpdiff_jax.sources import DataConfig, Sources, prepare_sources
+from gpdiff_jax.tokens import make_layout, to_tokens
+from gpdiff_jax.zoo import HeldVectors, ParameterZoo
+
+_CONFIG = PretrainConfig(
+    denoiser=DenoiserConfig(width=32, layers=1, heads=2, prompt_bottleneck=8),
+    steps=400,
+    batch=16,
+    windows=2,
+    learning_rate=1e-2,
+    weight_decay=0.0,
+    functional_weight=0.0,
+    prompt_noise=0.0,
+    evaluations=4,
+    held_out_share=0.2,
+)
+_KEY, _VALIDATION = jax.random.key(2), "validation_functional_loss"
+
+
+@functools.cache
+def _make_linear(sizes: ModelSizes) -> Model:
+    def init(key, graph, history, covariates):
+        del key, graph, history, covariates
+        return {"bias": jnp.zeros(sizes.horizon), "scale": jnp.zeros(sizes.horizon)}
+
+    def apply(params, graph, history, covariates):
+        del graph, covariates
+        return (history[0, -1, 0] * params["scale"] + params["bias"])[:, None]
+
+    return Model("linear", init, apply)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _linear_is_registered():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(protocol._REGISTRY, "linear", _make_linear)
+        yield
+
+
+@pytest.fixture(scope="module", name="sources")
+def _sources(simulated_cities: list[City]) -> Sources:
+    data = DataConfig(covariates="none", variants=3, max_neighbours=2)
+    return prepare_sources(simulated_cities[:2], data, key=jax.random.key(0), validation_windows=4)
+
+
+@pytest.fixture(scope="module", name="problem")
+def _problem(sources: Sources) -> tuple[ParameterZoo, Hypernetwork, np.ndarray]:
+    """Parameters that follow two of four prompt entries; no noise, so every region is predictable."""
+    rng = np.random.default_rng(0)
+    told = np.repeat(rng.normal(size=(1, 16, 4)), 3, axis=0)
+    params = {
+        "bias": (0.3 * told[0, :, :1] * np.ones((16, 6))).astype(np.float32)[:, None],
+        "scale": (0.5 + 0.3 * told[0, :, 1:2] * np.ones((16, 6))).astype(np.float32)[:, None],
+    }
+    base = {"bias": jnp.zeros(6), "scale": jnp.full(6, 0.5)}
+    names = ("a", "b", "c", "d")
+    zoo = ParameterZoo(
+        model="linear",
+        base=base,
+        vectors=HeldVectors(params),
+        validation_mae=np.ones((16, 1), np.float32),
+        start_mae=np.ones(16, np.float32),
+        step=np.ones((16, 1), np.int32),
+        seed=np.zeros((16, 1), np.int32),
+        data_window=np.zeros((16, 1), np.int32),
+        prompts=Prompts(jnp.asarray(told, jnp.float32), sources.region_ids, names),
+        names=sources.names,
+        city_index=np.asarray(sources.city_index),
+        sources=dataclasses.replace(
+            sources, prompts=Prompts(jnp.asarray(told, jnp.float32), sources.region_ids, names)
+        ),
+    )
+    layout = make_layout(base, 8)
+    vectors = jax.tree.map(lambda leaf: jnp.asarray(leaf[:, 0]), params)
+    tokens = np.asarray(jax.vmap(functools.partial(to_tokens, layout))(vectors))
+    hypernetwork = Hypernetwork(
+        model_name="linear",
+        sizes=sources.sizes,
+        data=sources.config,
+        denoiser_config=_CONFIG.denoiser,
+        variables={},
+        codec=fit_codec(layout, np.asarray(to_tokens(layout, base)), tokens, np.ones(16), 0),
+        prompt_scaler=fit_prompt_scaler(zoo.prompts, zoo.city_index),
+        prompt_names=names,
+    )
+    return zoo, hypernetwork, choice_regions(sources, _CONFIG, key=jax.random.key(5))
+
+
+def _gap(made: MlpHypernetwork, zoo: ParameterZoo, rows: np.ndarray) -> tuple[float, float]:
+    """Mean squared error of the parameters, of the network and of the zoo's mean."""
+    got = made.params(zoo.prompts)
+    pairs = [(np.asarray(got[name])[rows], zoo.params[name][:, 0]) for name in ("bias", "scale")]
+    return (
+        float(np.mean([np.square(one - true[rows]).mean() for one, true in pairs])),
+        float(np.mean([np.square(true.mean(axis=0) - true[rows]).mean() for _, true in pairs])),
+    )
+
+
+def test_a_known_map_is_learned_and_carries_over_to_held_out_regions(problem):
+    zoo, hypernetwork, held_out = problem
+    log = []
+    made = mlp_hypernetwork(
+        zoo, hypernetwork, held_out, _CONFIG, key=jax.random.key(1), progress=lambda done, row: log.append((done, row))
+    )
+    assert held_out.sum() == 4
+    error, spread = _gap(made, zoo, ~held_out)
+    assert error < 0.01 * spread
+    error, spread = _gap(made, zoo, held_out)
+    assert error < 0.5 * spread
+    assert [done for done, _ in log] == [100, 200, 300, 400]
+    assert log[-1][1]["token_loss"] < 0.05 < log[0][1]["token_loss"]
+    leaves = jax.tree.leaves(made.params(dataclasses.replace(zoo.prompts, values=zoo.prompts.values[:1, :3])))
+    assert [leaf.shape for leaf in leaves] == [(3, 6), (3, 6)]
+
+
+def test_held_out_regions_are_never_trained_on(problem):
+    zoo, hypernetwork, held_out = problem
+    config = dataclasses.replace(_CONFIG, steps=10, evaluations=1)
+    other = {name: np.array(leaf) for name, leaf in zoo.params.items()}
+    for leaf in other.values():
+        leaf[held_out] += 7
+    changed = dataclasses.replace(zoo, vectors=HeldVectors(other))
+    one, two = (mlp_hypernetwork(z, hypernetwork, held_out, config, key=jax.random.key(1)) for z in (zoo, changed))
+    jax.tree.map(np.testing.assert_array_equal, one.variables, two.variables)
+
+
+def test_the_lowest_functional_loss_on_held_out_regions_is_kept(problem):
+    """At a rate that destroys what it learned, the last network is not the one that comes back."""
+    zoo, hypernetwork, held_out = problem
+    config = dataclasses.replace(_CONFIG, steps=12, evaluations=12, learning_rate=0.3, functional_weight=1.0, ema=0.0)
+    losses = []
+    made = mlp_hypernetwork(
+        zoo, hypernetwork, held_out, config, key=_KEY, progress=lambda _, row: losses.append(row[_VALIDATION])
+    )
+    assert len(losses) == 12 and min(losses) < 0.95 * losses[-1]
+    assert _functional(made, zoo, held_out, config) == pytest.approx(min(losses), rel=1e-5)
+
+
+def _functional(made: MlpHypernetwork, zoo: ParameterZoo, held_out: np.ndarray, config: PretrainConfig) -> float:
+    """The loss that the choice rests on, region by region."""
+    assert zoo.sources is not None
+    rows = jnp.asarray(np.flatnonzero(held_out), jnp.int32)
+    codes = jax.vmap(made.hypernetwork.codec.encode)(
+        jax.vmap(functools.partial(to_tokens, made.hypernetwork.codec.layout))(made.params(zoo.prompts))
+    )[rows]
+    evaluate_key = jax.random.split(_KEY, 3)[2]
+    model, codec = made.hypernetwork.model, made.hypernetwork.codec
+
+    @jax.jit
+    def of_variant(sources: Sources, variant: jax.Array) -> jax.Array:
+        batch = DiffusionBatch(codes, codes, rows, jnp.broadcast_to(variant, rows.shape))
+        key = jax.random.fold_in(evaluate_key, variant)
+        return functional_losses(model, sources, codec, config.windows, codes, batch, key=key).mean()
+
+    return float(np.mean([of_variant(zoo.sources, jnp.asarray(variant, jnp.int32)) for variant in range(3)]))
+
+
+def test_a_zoo_without_its_sources_is_refused(problem):
+    zoo, hypernetwork, held_out = problem
+    with pytest.raises(InputError, match="the zoo has no sources attached"):
+        mlp_hypernetwork(dataclasses.replace(zoo, sources=None), hypernetwork, held_out, _CONFIG, key=jax.random.key(0))

@@ -115,7 +115,7 @@ def _neighbours(inspection: Inspection) -> str:
     heads = ["In the pictures", "Region of the target", *(f"Nearest source region {k + 1}" for k in range(most))]
     return (
         "<p>Some regions of the target, spread over the picture, and the source regions with the nearest prompts (all "
-        "parts, scaled). Each line is a mean day from midnight to midnight over the days that the prompt was made "
+        "parts, scaled), each with its distance. Each line is a mean day from midnight to midnight over the days that the prompt was made "
         "from, in standard deviations of these days, all on one axis; the hairline is their mean.</p>"
         + markup.table(heads, rows, "Regions of the target and the nearest source regions")
     )

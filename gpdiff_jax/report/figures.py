@@ -3,7 +3,6 @@ Out: figures as inline SVG text whose colours are the page's CSS variables, so t
 """
 
 import dataclasses
-import html
 import io
 import math
 import re
@@ -331,29 +330,6 @@ def projection_figure(
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), handletextpad=0.3, labelspacing=0.7, markerscale=1.4)
         return _svg(figure, name, alt)
-
-
-def sparkline(values: Float[np.ndarray, " M"], low: float, high: float, *, role: str, alt: str) -> str:
-    """Draws one line as small as a word, over a hairline at zero.
-
-    Args:
-        values: evenly spaced.
-        low: lower end of the axis, shared by the sparklines that stand side by side.
-        high: its upper end.
-        role: one of `ROLES`.
-        alt: as in `horizon_figure`.
-
-    Returns:
-        An `<svg>` element of the class "spark".
-    """
-    x = np.linspace(1.0, 119.0, len(values))
-    heights = 35.0 - 34.0 * (np.append(values, 0.0) - low) / max(high - low, 1e-9)
-    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, heights[:-1], strict=True))
-    return (
-        f'<svg class="spark" viewBox="0 0 120 36" role="img" aria-label="{html.escape(alt, quote=True)}">'
-        f'<path d="M1 {heights[-1]:.1f}H119" stroke="var(--grid)"/>'
-        f'<polyline points="{points}" fill="none" stroke="var(--{role})" stroke-width="1.6"/></svg>'
-    )
 
 
 def _figure(width: int, height: int, *, left: int, right: int, top: int, bottom: int):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from gpdiff_jax.prompts.inspection import RANKS, Inspection
 from gpdiff_jax.prompts.prediction import ALL_PARTS, ParameterPrediction
@@ -115,16 +116,28 @@ def _neighbours(inspection: Inspection) -> str:
     heads = ["In the pictures", "Region of the target", *(f"Nearest source region {k + 1}" for k in range(most))]
     return (
         "<p>Some regions of the target, spread over the picture, and the source regions with the nearest prompts (all "
-        "parts, scaled). Each line is a mean day from midnight to midnight over the days that the prompt was made "
-        "from, in standard deviations of these days, all on one axis; the hairline is their mean.</p>"
-        + markup.table(heads, rows, "Regions of the target and the nearest source regions")
+        "parts, scaled), each with its distance. Each line is a mean day from midnight to midnight over the days that "
+        "the prompt was made from, in standard deviations of these days, all on one axis; the hairline is their "
+        "mean.</p>" + markup.table(heads, rows, "Regions of the target and the nearest source regions")
     )
 
 
 def _profile(inspection: Inspection, row: int, low: float, high: float, *, role: str, note: str) -> str:
     name = inspection.names[row]
-    line = figures.sparkline(inspection.days[row], low, high, role=role, alt=f"Mean day of {name}.")
+    line = _sparkline(inspection.days[row], low, high, role=role, alt=f"Mean day of {name}.")
     return f'<td class="profile" data-value="{escape(name)}">{line}{escape(name + note)}</td>'
+
+
+def _sparkline(values: Float[np.ndarray, " M"], low: float, high: float, *, role: str, alt: str) -> str:
+    """A line as small as a word, over a hairline at zero; all that stand side by side share low and high."""
+    x = np.linspace(1.0, 119.0, len(values))
+    heights = 35.0 - 34.0 * (np.append(values, 0.0) - low) / max(high - low, 1e-9)
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, heights[:-1], strict=True))
+    return (
+        f'<svg class="spark" viewBox="0 0 120 36" role="img" aria-label="{escape(alt)}">'
+        f'<path d="M1 {heights[-1]:.1f}H119" stroke="var(--grid)"/>'
+        f'<polyline points="{points}" fill="none" stroke="var(--{role})" stroke-width="1.6"/></svg>'
+    )
 
 
 def _recall(inspection: Inspection) -> str:

@@ -1,4 +1,4 @@
-"""In: noisy tokens of one region, the time and the region's prompt. Out: the velocity back to clean tokens."""
+"""In: noisy tokens of one region, the time and the region's prompt. Out: what its objective asks for, by default v."""
 
 import dataclasses
 from typing import Any
@@ -9,25 +9,29 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gpdiff_jax.diffusion.conditioning import AdaptiveNorm, Conditioner, gated_residual
+from gpdiff_jax.diffusion.objectives import check_objective
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.typing import Params
 
 
 @dataclasses.dataclass(frozen=True)
 class DenoiserConfig:
-    """Size of the Transformer."""
+    """Size of the Transformer, and what it predicts along which path from data to noise."""
 
     width: int = 128
     layers: int = 3
     heads: int = 4
     prompt_bottleneck: int = 32
+    schedule: str = "cosine"
+    objective: str = "v"
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise InputError(f"`{field.name}` must be at least 1, got {getattr(self, field.name)}")
+        for name in ("width", "layers", "heads", "prompt_bottleneck"):
+            if getattr(self, name) < 1:
+                raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}")
         if self.width % (2 * self.heads):
             raise InputError(f"`width` (={self.width}) must be a multiple of 2 x `heads` (={self.heads})")
+        check_objective(self.objective, self.schedule)
 
 
 class Denoiser(nn.Module):
@@ -44,7 +48,7 @@ class Denoiser(nn.Module):
     def __call__(
         self, x_t: Float[Array, "L W"], t: Float[Array, ""], prompt: Float[Array, " E"], given: Float[Array, ""]
     ) -> Float[Array, "L W"]:
-        """Returns the velocity of one region's tokens; `given` is 0 where the prompt is dropped."""
+        """Returns the prediction for one region's tokens; `given` is 0 where the prompt is dropped."""
         config, count = self.config, len(self.layer_of_token)
         condition = Conditioner(config.width, config.prompt_bottleneck, name="condition")(t, prompt, given)
         code = nn.initializers.normal(0.2)
@@ -70,7 +74,7 @@ def denoise(
     prompt: Float[Array, "B E"],
     given: Float[Array, " B"],
 ) -> Float[Array, "B L W"]:
-    """Velocities of a batch of regions."""
+    """Predictions for a batch of regions."""
 
     def one(*row: jax.Array) -> Any:
         return denoiser.apply({"params": variables}, *row)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, UInt32
 from gpdiff_jax.checkpoint import load_arrays, save_arrays
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.codec import Codec, encode_zoo, fit_codec
-from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise
+from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise, make_denoiser
 from gpdiff_jax.diffusion.objectives import Denoised, denoised
 from gpdiff_jax.diffusion.samplers import SAMPLERS, check_sampler, guided, sample
 from gpdiff_jax.diffusion.schedules import SCHEDULES
@@ -128,7 +128,7 @@ class Hypernetwork:
             odd = sorted(set(prompts.names) ^ set(self.prompt_names)) or ["the order of entries", prompts.names[0]]
             raise InputError(f"the prompts and the generator differ in {odd[:3]}; make the prompts with this version")
         check_sampler(config.sampler, self.denoiser_config.schedule)
-        denoiser = Denoiser(self.denoiser_config, self.codec.layer_of_code, self.codec.mask().shape[1])
+        denoiser = make_denoiser(self.denoiser_config, self.codec, self.prompt_names)
         told = scale_prompts(prompts, self.prompt_scaler)[0]
         mask = jnp.asarray(self.codec.mask())
         keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(config.samples))
@@ -312,7 +312,8 @@ def pretrain(
       The generator.
 
     Raises:
-      InputError: the zoo has no sources, or they name different regions.
+      InputError: the zoo has no sources, or they name different regions, or its prompts lack a part that the
+        conditioning needs.
       FloatingPointError: the loss is not finite.
     """
     sources = zoo.sources
@@ -334,6 +335,7 @@ def pretrain(
         x0=jnp.asarray(_encode_parts(zoo, codec)),
         prompts=scale_prompts(zoo.prompts, prompt_scaler),
         odds=jnp.asarray(odds, jnp.float32),
+        prompt_names=zoo.prompts.names,
     )
     model = make_model(zoo.model, sources.sizes)
     variables = train_denoiser(model, sources, training_set, codec, held_out, config, key=train_key, progress=progress)

@@ -13,7 +13,7 @@ import optax
 
 from gpdiff_jax.base import steps_between_evaluations
 from gpdiff_jax.codec import Codec, CodecConfig
-from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise
+from gpdiff_jax.diffusion.denoiser import DenoiserConfig, denoise, make_denoiser
 from gpdiff_jax.diffusion.losses import DiffusionBatch, bind_functional, make_diffusion_loss
 from gpdiff_jax.diffusion.objectives import Denoised, denoised
 from gpdiff_jax.diffusion.samplers import ddim
@@ -82,6 +82,7 @@ class ZooCodes:
     x0: jax.Array  # float32 [R, S, L, W], codes
     prompts: jax.Array  # float32 [V, R, E]
     odds: jax.Array  # float32 [R], how often a region is drawn; 0 where held out
+    prompt_names: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())  # E
 
 
 def draw_batch(zoo: ZooCodes, size: int, *, key: jax.Array) -> DiffusionBatch:
@@ -132,10 +133,11 @@ def train_denoiser(
       nothing was held out.
 
     Raises:
+      InputError: the denoiser's conditioning needs a part that the prompts lack.
       FloatingPointError: the loss is not finite; names the step.
     """
     keys = jax.random.split(key, 3)
-    denoiser = Denoiser(config.denoiser, codec.layer_of_code, codec.mask().shape[1])
+    denoiser = make_denoiser(config.denoiser, codec, zoo.prompt_names)
     mask, level_at = jnp.asarray(codec.mask()), SCHEDULES[config.denoiser.schedule]
     # From pure noise one step makes the mean of x0 given the prompt; eps, divided by hardly any signal, needs several.
     evaluation_steps = _EPS_STEPS if config.denoiser.objective == "eps" else 1

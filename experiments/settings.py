@@ -16,7 +16,11 @@ from absl import flags
 from gpdiff_jax.adapt import AdaptConfig
 from gpdiff_jax.base import BaseConfig
 from gpdiff_jax.cities import SimulationConfig
+from gpdiff_jax.diffusion.conditioning import STRATEGIES, check_conditioning
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
+from gpdiff_jax.diffusion.objectives import OBJECTIVES
+from gpdiff_jax.diffusion.samplers import SAMPLERS, check_sampler
+from gpdiff_jax.diffusion.schedules import SCHEDULES
 from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import GenerateConfig
@@ -42,6 +46,8 @@ DEFAULT_METHODS = (
 )
 _NULLS = ("zoo_mean", "nearest_prompt", "nearest_plus_noise", "kernel_average", "mlp_hypernetwork")
 METHODS = (*DEFAULT_METHODS, *(f"{null}_{shots}" for null in _NULLS for shots in ("zero_shot", "few_shot")))
+# Which kinds of entries a part of the prompt holds: 1 spatial, 0 temporal.
+_SPATIAL_OF_PART = {"statistics": (0, 1), "temporal": (0,), "spatial": (1,)}
 _MANY_REGIONS = 64  # fine-tuned side by side where the harvest measures how many
 
 flags.DEFINE_string("data_dir", None, "folder with one NAME.npz per city; without it, cities are simulated")
@@ -90,6 +96,18 @@ flags.DEFINE_list(
     f"parts of the prompt, of {', '.join(PARTS)}; the last two are encoders trained on the source cities",
 )
 flags.DEFINE_float("guidance", 1.0, "0 ignores the prompt, 1 follows it, more exaggerates it", 0.0, 10.0)
+flags.DEFINE_enum("conditioning", "adaptive_norm", list(STRATEGIES), "where the generator's tokens hear the prompt")
+flags.DEFINE_enum("schedule", "cosine", list(SCHEDULES), "how signal turns to noise on the way that is diffused")
+flags.DEFINE_enum(
+    "objective",
+    "v",
+    list(OBJECTIVES),
+    "what the generator predicts; eps needs --schedule linear, v any but rectified_flow",
+)
+flags.DEFINE_float("min_snr_gamma", 0.0, "above 0, min-SNR weights of the token loss; the usual value is 5", 0.0)
+flags.DEFINE_bool("functional_by_signal", False, "weigh the functional loss by how much of a noisy code is signal")
+flags.DEFINE_enum("sampler", "ddim", list(SAMPLERS), "how parameters are drawn; euler needs --schedule rectified_flow")
+flags.DEFINE_integer("sampler_steps", None, "steps of the sampler; the preset's if not given", 1, 100_000)
 flags.DEFINE_float("functional_weight", None, "weight of the functional loss; the preset's if not given", 0.0)
 flags.DEFINE_list(
     "methods",
@@ -231,6 +249,9 @@ def settings_from_flags() -> Settings:
         variants=preset["variants"],
         scaling=values.scaling,
     )
+    check_sampler(values.sampler, values.schedule)
+    prompt_config = PromptConfig(parts=tuple(values.prompts), **preset["prompts"])
+    check_conditioning(values.conditioning, sum((_SPATIAL_OF_PART[part] for part in prompt_config.parts), ()))
     model, model_digest = values.model, None
     if model.endswith(".py"):
         model = load_model_file(values.model)
@@ -245,6 +266,12 @@ def settings_from_flags() -> Settings:
         "refit": values.refit,
         "regions_per_batch": side_by_side or _MANY_REGIONS,
     }
+    denoiser = _replace(
+        preset["pretrain"].denoiser,
+        conditioning=values.conditioning,
+        schedule=values.schedule,
+        objective=values.objective,
+    )
     return Settings(
         data_dir=None if values.data_dir is None else str(pathlib.Path(values.data_dir)),
         sources=sources,
@@ -256,7 +283,7 @@ def settings_from_flags() -> Settings:
         seed=values.seed,
         simulation=simulation,
         data=data,
-        prompts=PromptConfig(parts=tuple(values.prompts), **preset["prompts"]),
+        prompts=prompt_config,
         base=_replace(preset["base"], steps=values.base_steps),
         harvest=_replace(
             preset["harvest"],
@@ -265,8 +292,21 @@ def settings_from_flags() -> Settings:
             seeds=values.harvest_seeds,
             data_windows=values.data_windows,
         ),
-        pretrain=_replace(preset["pretrain"], steps=values.pretrain_steps, functional_weight=values.functional_weight),
-        generate=_replace(preset["generate"], samples=values.samples, guidance=values.guidance),
+        pretrain=_replace(
+            preset["pretrain"],
+            denoiser=denoiser,
+            steps=values.pretrain_steps,
+            functional_weight=values.functional_weight,
+            min_snr_gamma=values.min_snr_gamma,
+            functional_by_signal=values.functional_by_signal,
+        ),
+        generate=_replace(
+            preset["generate"],
+            samples=values.samples,
+            guidance=values.guidance,
+            sampler=values.sampler,
+            steps=values.sampler_steps,
+        ),
         adapt=_replace(preset["adapt"], **adapt),
         target_only=_replace(preset["target_only"], **adapt),
         methods=choose_methods(values.methods),

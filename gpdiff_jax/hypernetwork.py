@@ -15,8 +15,10 @@ from jaxtyping import Array, Bool, Float, UInt32
 from gpdiff_jax.checkpoint import load_arrays, save_arrays
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.codec import Codec, encode_zoo, fit_codec
-from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise
-from gpdiff_jax.diffusion.samplers import ddim, guided
+from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise, make_denoiser
+from gpdiff_jax.diffusion.objectives import Denoised, denoised
+from gpdiff_jax.diffusion.samplers import SAMPLERS, check_sampler, guided, sample
+from gpdiff_jax.diffusion.schedules import SCHEDULES
 from gpdiff_jax.diffusion.training import PretrainConfig, ZooCodes, held_out_regions, train_denoiser
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model, ModelSizes, make_model
@@ -33,11 +35,15 @@ _MOST_VECTORS = 2048  # that the statistics of the codes are made from
 
 @dataclasses.dataclass(frozen=True)
 class GenerateConfig:
-    """How parameters are drawn: K samples per region, DDIM steps, guidance (0 ignores the prompt, 1 follows it)."""
+    """How parameters are drawn: K samples per region, guidance (0 ignores the prompt, 1 follows it), sampler and steps.
+
+    The sampler is one of `samplers.SAMPLERS`; "euler" needs a generator trained along the rectified flow.
+    """
 
     samples: int = 5
     steps: int = 20
     guidance: float = 1.0
+    sampler: str = "ddim"
 
     def __post_init__(self) -> None:
         for name in ("samples", "steps"):
@@ -45,6 +51,8 @@ class GenerateConfig:
                 raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.guidance <= 10:
             raise InputError(f"`guidance` must be in [0, 10], got {self.guidance}")
+        if self.sampler not in SAMPLERS:
+            raise InputError(f"`sampler` must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
 
 
 @flax.struct.dataclass
@@ -107,24 +115,35 @@ class Hypernetwork:
         Args:
           prompts: of R regions, as `prompts(city, ...)` makes them; of `prompts.null` nothing but the regions is used.
           key: random key; a sample's is folded in from its number.
-          config: samples, steps and guidance.
+          config: samples, sampler, steps and guidance.
 
         Returns:
           K parameter vectors for every region.
 
         Raises:
-          InputError: the prompts hold other entries than those the generator was trained with.
+          InputError: the prompts hold other entries than those the generator was trained with, or the sampler does not
+            go with its schedule.
         """
         if prompts.names != self.prompt_names:
             odd = sorted(set(prompts.names) ^ set(self.prompt_names)) or ["the order of entries", prompts.names[0]]
             raise InputError(f"the prompts and the generator differ in {odd[:3]}; make the prompts with this version")
-        denoiser = Denoiser(self.denoiser_config, self.codec.layer_of_code, self.codec.mask().shape[1])
+        check_sampler(config.sampler, self.denoiser_config.schedule)
+        denoiser = make_denoiser(self.denoiser_config, self.codec, self.prompt_names)
         told = scale_prompts(prompts, self.prompt_scaler)[0]
         mask = jnp.asarray(self.codec.mask())
         keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(config.samples))
         given = jnp.ones(told.shape[0]) if prompts.told is None else prompts.told.astype(jnp.float32)
         codes = _sample(
-            denoiser, config.steps, config.guidance, self.variables, mask, told, given, prompts.region_ids, keys
+            denoiser,
+            config.sampler,
+            config.steps,
+            config.guidance,
+            self.variables,
+            mask,
+            told,
+            given,
+            prompts.region_ids,
+            keys,
         )
         return RegionParameters(jax.vmap(jax.vmap(self.codec.params))(codes), self.model_name, self.data)
 
@@ -193,6 +212,9 @@ class Hypernetwork:
                 "tokens": [self.codec.layout.num_tokens, self.codec.layout.width],
                 "layers": list(self.codec.layout.layers),
                 "denoiser_parameters": count,
+                "conditioning": self.denoiser_config.conditioning,
+                "schedule": self.denoiser_config.schedule,
+                "objective": self.denoiser_config.objective,
                 "prompt_parts": list(self.prompt_encoder.config.parts),
                 "prompt_width": len(self.prompt_names),
                 "covariates": self.data.covariates,
@@ -201,9 +223,10 @@ class Hypernetwork:
         )
 
 
-@partial(jax.jit, static_argnames=("denoiser", "steps", "guidance"))
+@partial(jax.jit, static_argnames=("denoiser", "sampler", "steps", "guidance"))
 def _sample(
     denoiser: Denoiser,
+    sampler: str,
     steps: int,
     guidance: float,
     variables: dict,
@@ -216,16 +239,23 @@ def _sample(
     """Codes of every region, one sample after another; a region's noise comes from the sample's key and its own id."""
     regions = prompt.shape[0]
 
-    def velocity_fn(x_t: jax.Array, t: jax.Array) -> jax.Array:
+    def denoise_fn(x_t: jax.Array, t: jax.Array) -> Denoised:
         time = jnp.broadcast_to(t, (regions,))
         told = denoise(denoiser, variables, x_t, time, prompt, given)
         if guidance != 1.0:
             told = guided(told, denoise(denoiser, variables, x_t, time, prompt, jnp.zeros(regions)), guidance)
-        return told * mask[None]
+        return denoised(denoiser.config.objective, SCHEDULES[denoiser.config.schedule](t), x_t, told * mask[None])
 
     def one_sample(key: Key) -> jax.Array:
-        noise = jax.vmap(lambda region: jax.random.normal(jax.random.fold_in(key, region), mask.shape))(region_ids)
-        return ddim(velocity_fn, noise * mask[None], steps)
+        own_keys = jax.vmap(lambda region: jax.random.fold_in(key, region))(region_ids)
+
+        def normal(keys: Key) -> jax.Array:
+            return jax.vmap(lambda key: jax.random.normal(key, mask.shape))(keys) * mask[None]
+
+        def draw(step: jax.Array) -> jax.Array:
+            return normal(jax.vmap(lambda own: jax.random.fold_in(own, step))(own_keys))
+
+        return sample(sampler, denoiser.config.schedule, denoise_fn, normal(own_keys), steps, draw)
 
     return jax.lax.map(one_sample, keys)
 
@@ -282,6 +312,7 @@ def encode_training_set(
         x0=jnp.asarray(_encode_parts(zoo, codec)),
         prompts=scale_prompts(zoo.prompts, prompt_scaler),
         odds=jnp.asarray(_odds(zoo, held_out), jnp.float32),
+        prompt_names=zoo.prompts.names,
     )
 
 
@@ -308,7 +339,8 @@ def pretrain(
       The generator.
 
     Raises:
-      InputError: the zoo has no sources, or they name different regions.
+      InputError: the zoo has no sources, or they name different regions, or its prompts lack a part that the
+        conditioning needs.
       FloatingPointError: the loss is not finite.
     """
     sources = zoo.sources

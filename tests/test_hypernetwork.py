@@ -12,8 +12,9 @@ import pytest
 
 from gpdiff_jax.checkpoint import load_arrays, save_arrays
 from gpdiff_jax.cities import City
-from gpdiff_jax.codec import fit_codec
+from gpdiff_jax.codec import CodecConfig, fit_codec
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig
+from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork, pretrain
 from gpdiff_jax.models import Model, ModelSizes, protocol
@@ -202,6 +203,72 @@ def test_a_folder_that_holds_no_generator_is_refused(tmp_path, hypernetwork):
         Hypernetwork.load(tmp_path / "made")
 
 
+@pytest.mark.parametrize(
+    ("denoiser", "training", "sampler"),
+    [
+        (
+            {"conditioning": "pre_adaptive", "schedule": "linear", "objective": "eps"},
+            {"min_snr_gamma": 5.0, "functional_by_signal": True},
+            "ddpm",
+        ),
+        pytest.param(
+            {"conditioning": "inductive_bias", "schedule": "rectified_flow", "objective": "flow"},
+            {},
+            "euler",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"conditioning": "post_adaptive", "schedule": "zero_terminal_snr", "objective": "x0"},
+            {"min_snr_gamma": 5.0},
+            "dpm_solver",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"conditioning": "pre_conditioning"}, {"min_snr_gamma": 5.0}, "dpm_solver", marks=pytest.mark.slow
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(str(part) for part in value.values()),
+)
+def test_every_kind_of_generator_is_trained_saved_loaded_and_drawn_from(
+    tmp_path, zoo, told, denoiser, training, sampler
+):
+    config = PretrainConfig(
+        denoiser=dataclasses.replace(_DENOISER, **denoiser),
+        codec=CodecConfig(token_width=4, components=5),
+        **{"steps": 40, "batch": 8, "windows": 2, "evaluations": 2, "learning_rate": 5e-3, **training},
+    )
+    log: list[dict[str, float]] = []
+    made = pretrain(zoo, key=jax.random.key(4), config=config, progress=lambda done, metrics: log.append(metrics))
+    assert all(np.isfinite(list(line.values())).all() for line in log)
+    assert log[-1]["token_loss"] < log[0]["token_loss"]
+    made.save(tmp_path / "made")
+    read = Hypernetwork.load(tmp_path / "made")
+    assert read.denoiser_config == config.denoiser
+    how = dataclasses.replace(_GENERATE, sampler=sampler)
+    drawn = _leaves(made, told, how)
+    np.testing.assert_array_equal(_leaves(read, told, how), drawn)
+    assert np.isfinite(drawn).all() and (_leaves(made, told, how, seed=3) != drawn).any()
+    # A region's draws, noise between the steps among them, come from its own id, not from its place.
+    backwards = dataclasses.replace(told, values=told.values[:, ::-1], region_ids=told.region_ids[::-1])
+    np.testing.assert_allclose(_leaves(made, backwards, how), drawn[:, ::-1], rtol=1e-3, atol=1e-4)
+
+
+def test_a_sampler_that_does_not_go_with_the_schedule_is_refused(hypernetwork, told):
+    with pytest.raises(InputError, match="`sampler` 'euler' needs schedule 'rectified_flow', got 'cosine'"):
+        hypernetwork.generate(told, key=jax.random.key(0), config=GenerateConfig(sampler="euler"))
+
+
+def test_a_generator_saved_before_strategies_had_names_is_read_as_what_it_was(tmp_path, hypernetwork, told):
+    hypernetwork.save(tmp_path / "made")
+    arrays, facts = load_arrays(tmp_path / "made", 2, "hypernetwork")
+    for name in ("conditioning", "schedule", "objective"):
+        del facts["denoiser"][name]
+    save_arrays(tmp_path / "older", arrays, facts)
+    read = Hypernetwork.load(tmp_path / "older")
+    assert read.denoiser_config == hypernetwork.denoiser_config
+    np.testing.assert_array_equal(_leaves(read, told), _leaves(hypernetwork, told))
+
+
 def test_a_zoo_without_its_sources_or_with_others_is_refused(zoo):
     with pytest.raises(InputError, match="the zoo has no sources attached"):
         pretrain(dataclasses.replace(zoo, sources=None), key=jax.random.key(0))
@@ -216,6 +283,7 @@ def test_a_zoo_without_its_sources_or_with_others_is_refused(zoo):
         ({"steps": 0}, "`steps` must be at least 1, got 0"),
         ({"guidance": -1.0}, r"`guidance` must be in \[0, 10\], got -1.0"),
         ({"guidance": 11.0}, r"`guidance` must be in \[0, 10\], got 11.0"),
+        ({"sampler": "heun"}, "`sampler` must be one of ddim, ddpm, dpm_solver, euler, got 'heun'"),
     ],
 )
 def test_a_generation_out_of_range_is_refused(values, words):

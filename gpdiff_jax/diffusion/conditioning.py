@@ -1,10 +1,28 @@
-"""In: a prompt and a diffusion time. Out: one vector, and the adaptive norm through which tokens feel it."""
+"""In: a prompt and a diffusion time. Out: vectors of both, and the five ways in which tokens hear the prompt.
+
+The ways are those of Yuan et al. (arXiv 2402.11922). The time enters all of them by the adaptive norm; they differ in
+where the prompt enters:
+
+    pre_conditioning   added to every token at the input
+    inductive_bias     the same, its temporal part to temporal tokens and its spatial part to graph tokens
+    pre_adaptive       every token asks the parts by attention; the answer is added before each layer
+    post_adaptive      the same, asked and added in each layer after self-attention
+    adaptive_norm      beside the time, in shift, scale and gate of every norm; the default
+
+Attention to the parts of a prompt, as that over tokens, stays within one region.
+"""
+
+import dataclasses
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from gpdiff_jax.errors import InputError
+
+_HEARD = {"temporal": (1.0, 0.0), "graph": (0.0, 1.0), "output": (1.0, 0.0), "mixed": (1.0, 1.0)}
 
 
 def time_features(t: Float[Array, ""], width: int) -> Float[Array, " width"]:
@@ -22,23 +40,31 @@ def time_features(t: Float[Array, ""], width: int) -> Float[Array, " width"]:
 
 
 class Conditioner(nn.Module):
-    """Embeds time and prompt; a dropped prompt is replaced by a learned vector, for classifier-free guidance."""
+    """Embeds time and the parts of a prompt; a dropped prompt is replaced by learned vectors, for guidance without it.
+
+    `parts` holds for each part its name and its columns of the prompt, or None for all of them.
+    """
 
     width: int
     bottleneck: int
+    parts: tuple[tuple[str, tuple[int, ...] | None], ...] = (("prompt", None),)
 
     @nn.compact
     def __call__(
         self, t: Float[Array, ""], prompt: Float[Array, " E"], given: Float[Array, ""]
-    ) -> Float[Array, " width"]:
-        """Returns the condition; `given` is 1 where the prompt is told, 0 where it is dropped."""
-        hidden = nn.silu(nn.Dense(self.bottleneck, name="prompt_in")(prompt))
-        told = nn.Dense(self.width, name="prompt_out")(hidden)
-        null = self.param("prompt_null", nn.initializers.normal(0.02), (self.width,))
+    ) -> tuple[Float[Array, " width"], Float[Array, "parts width"]]:
+        """Returns the vectors of time and of the parts; `given` is 0 where the prompt is dropped, else 1."""
+        rows = []
+        for name, columns in self.parts:
+            part = prompt if columns is None else prompt[jnp.asarray(columns)]
+            hidden = nn.silu(nn.Dense(self.bottleneck, name=f"{name}_in")(part))
+            told = nn.Dense(self.width, name=f"{name}_out")(hidden)
+            null = self.param(f"{name}_null", nn.initializers.normal(0.02), (self.width,))
+            rows.append(given * told + (1.0 - given) * null)
         step = nn.Dense(self.width, name="time_out")(
             nn.silu(nn.Dense(self.width, name="time_in")(time_features(t, self.width)))
         )
-        return step + given * told + (1.0 - given) * null
+        return step, jnp.stack(rows)
 
 
 class AdaptiveNorm(nn.Module):
@@ -63,3 +89,146 @@ def gated_residual(
 ) -> jax.Array:
     """x + gate * branch."""
     return x + gate[None, :] * branch
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """The places where tokens may hear a prompt; a strategy changes one of them. Made and called within the denoiser.
+
+    `kinds` holds the kind of every token, `spatial` a 1 for every spatial entry of the prompt and a 0 for the others.
+    """
+
+    heads: int
+    kinds: tuple[str, ...]
+    spatial: tuple[int, ...]
+
+    def parts(self) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
+        """Which parts of the prompt are embedded; here the whole as one."""
+        return (("prompt", None),)
+
+    def condition(self, step: Float[Array, " width"], told: Float[Array, "parts width"]) -> Float[Array, " width"]:
+        """What the adaptive norms hear; here the time alone."""
+        del told
+        return step
+
+    def at_input(self, x: Float[Array, "L width"], told: Float[Array, "parts width"]) -> Float[Array, "L width"]:
+        """The tokens before the first layer."""
+        del told
+        return x
+
+    def answer(self, x: Float[Array, "L width"], told: Float[Array, "parts width"]) -> Float[Array, "L width"] | None:
+        """What is added before each layer, made once from the tokens at the input; here nothing."""
+        del x, told
+
+    def after_attention(
+        self,
+        x: Float[Array, "L width"],
+        condition: Float[Array, " width"],
+        told: Float[Array, "parts width"],
+        layer: int,
+    ) -> Float[Array, "L width"]:
+        """The tokens between self-attention and feed-forward."""
+        del condition, told, layer
+        return x
+
+
+class PreConditioning(Strategy):
+    """Every token is told the whole prompt at the input."""
+
+    def at_input(self, x: Float[Array, "L width"], told: Float[Array, "parts width"]) -> Float[Array, "L width"]:
+        """The prompt added."""
+        return x + told
+
+
+class InductiveBias(Strategy):
+    """A token is told at the input the part of the prompt that concerns it.
+
+    Temporal and output tokens hear the temporal part, graph tokens the spatial part, and tokens whose layer does not
+    tell hear both. A part that no token hears, as the spatial one of a model without a graph, is not embedded.
+    """
+
+    def _heard(self) -> np.ndarray:
+        return np.asarray([_HEARD[kind] for kind in self.kinds], np.float32)
+
+    def parts(self) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
+        """Those parts that some token hears."""
+        return tuple(part for index, part in enumerate(_two_parts(self.spatial)) if self._heard()[:, index].any())
+
+    def at_input(self, x: Float[Array, "L width"], told: Float[Array, "parts width"]) -> Float[Array, "L width"]:
+        """Each token with its part added."""
+        heard = self._heard()
+        return x + jnp.asarray(heard[:, heard.any(axis=0)]) @ told
+
+
+class PreAdaptive(Strategy):
+    """Every token asks the parts of the prompt once, and is told the answer before each layer."""
+
+    def parts(self) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
+        """The temporal and the spatial part."""
+        return _two_parts(self.spatial)
+
+    def answer(self, x: Float[Array, "L width"], told: Float[Array, "parts width"]) -> Float[Array, "L width"] | None:
+        """What the tokens at the input read out of the parts."""
+        return nn.MultiHeadDotProductAttention(self.heads, name="prompt_attention")(x, told)
+
+
+class PostAdaptive(Strategy):
+    """Every token asks the parts of the prompt in each layer, when it has heard the other tokens."""
+
+    def parts(self) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
+        """The temporal and the spatial part."""
+        return _two_parts(self.spatial)
+
+    def after_attention(
+        self,
+        x: Float[Array, "L width"],
+        condition: Float[Array, " width"],
+        told: Float[Array, "parts width"],
+        layer: int,
+    ) -> Float[Array, "L width"]:
+        """The tokens with the layer's answer added."""
+        normed, gate = AdaptiveNorm(name=f"prompt_norm_{layer}")(x, condition)
+        answer = nn.MultiHeadDotProductAttention(self.heads, name=f"prompt_attention_{layer}")(normed, told)
+        return gated_residual(x, answer, gate)
+
+
+class PromptNorm(Strategy):
+    """The prompt beside the time, in shift, scale and gate of every norm."""
+
+    def condition(self, step: Float[Array, " width"], told: Float[Array, "parts width"]) -> Float[Array, " width"]:
+        """The sum of time and prompt."""
+        return step + told[0]
+
+
+_TWO_PART_STRATEGIES = ("inductive_bias", "pre_adaptive", "post_adaptive")
+STRATEGIES: dict[str, type[Strategy]] = {
+    "pre_conditioning": PreConditioning,
+    "inductive_bias": InductiveBias,
+    "pre_adaptive": PreAdaptive,
+    "post_adaptive": PostAdaptive,
+    "adaptive_norm": PromptNorm,
+}
+
+
+def check_conditioning(conditioning: str, spatial: tuple[int, ...]) -> None:
+    """Raises `InputError` where a strategy needs both parts of a prompt and the prompt has one alone.
+
+    Args:
+      conditioning: one of `STRATEGIES`.
+      spatial: 1 for every spatial entry of the prompt, 0 for the others.
+
+    Raises:
+      InputError: a part is missing.
+    """
+    if conditioning in _TWO_PART_STRATEGIES and len(set(spatial)) < 2:
+        held = "no entry" if not spatial else "spatial entries alone" if spatial[0] else "temporal entries alone"
+        raise InputError(
+            f"`conditioning` {conditioning!r} needs a prompt of temporal and spatial entries, got {held}; "
+            "add a part to the prompt or use 'adaptive_norm'"
+        )
+
+
+def _two_parts(spatial: tuple[int, ...]) -> tuple[tuple[str, tuple[int, ...]], tuple[str, tuple[int, ...]]]:
+    of_space = tuple(column for column, flag in enumerate(spatial) if flag)
+    of_time = tuple(column for column, flag in enumerate(spatial) if not flag)
+    return ("temporal", of_time), ("spatial", of_space)

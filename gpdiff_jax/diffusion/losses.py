@@ -12,12 +12,16 @@ from jaxtyping import Array, Float
 from gpdiff_jax.cities.windows import draw_unseen, draw_windows
 from gpdiff_jax.codec import Codec
 from gpdiff_jax.diffusion.denoiser import Denoiser, denoise
-from gpdiff_jax.diffusion.schedules import add_noise, cosine_level, velocity, x0_from_velocity
+from gpdiff_jax.diffusion.objectives import denoised, min_snr_weight, target
+from gpdiff_jax.diffusion.schedules import SCHEDULES, add_noise
 from gpdiff_jax.models.loss import anchor_loss, batch_forecast, masked_huber
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.sources import Sources
 from gpdiff_jax.tokens import from_tokens
 from gpdiff_jax.typing import Key
+
+# Codes are of unit size; one made from eps is divided by the signal, and so of any size where hardly any is left.
+_LARGEST_CODE = 4.0
 
 
 @flax.struct.dataclass
@@ -93,11 +97,13 @@ def make_diffusion_loss(
     prompt_dropout: float,
     prompt_noise: float,
     pure_noise_share: float,
+    min_snr_gamma: float = 0.0,
+    functional_by_signal: bool = False,
 ) -> Callable[..., tuple[jax.Array, DiffusionLosses]]:
     """Makes `loss(variables, batch, key) -> (loss, parts)`.
 
     Args:
-      denoiser: the network.
+      denoiser: the network; its configuration names the schedule and the objective.
       functional: `functional_losses` with all but its last arguments bound.
       mask: [L, W], 1 where a parameter lies.
       functional_weight: weight of the functional loss beside the token loss.
@@ -105,10 +111,13 @@ def make_diffusion_loss(
       prompt_dropout: share of the batch that is not told its prompt.
       prompt_noise: deviation of the noise on the prompt, which keeps a few hundred regions from being learned by heart.
       pure_noise_share: share of the batch at t = 1, where the prompt is all there is; the rest is uniform in t.
+      min_snr_gamma: see `min_snr_weight`; 0 weighs the token loss of every noise level alike.
+      functional_by_signal: whether the functional loss is weighted by alpha^2 / (alpha^2 + sigma^2).
 
     Returns:
       The loss function.
     """
+    schedule, objective = SCHEDULES[denoiser.config.schedule], denoiser.config.objective
 
     def loss_fn(variables: dict, batch: DiffusionBatch, key: Key) -> tuple[jax.Array, DiffusionLosses]:
         keys = jax.random.split(key, 6)
@@ -118,13 +127,22 @@ def make_diffusion_loss(
         eps = jax.random.normal(keys[2], batch.x0.shape) * mask[None]
         given = (jax.random.uniform(keys[3], (size,)) >= prompt_dropout).astype(jnp.float32)
         prompt = batch.prompt + prompt_noise * jax.random.normal(keys[4], batch.prompt.shape)
-        level = cosine_level(t[:, None, None])
+        level = schedule(t[:, None, None])
         level = type(level)(*(jnp.broadcast_to(part, eps.shape) for part in level))
         x_t = add_noise(level, batch.x0, eps)
-        v = denoise(denoiser, variables, x_t, t, prompt, given) * mask[None]
-        squared = jnp.square(v - velocity(level, batch.x0, eps)) * mask[None]
+        prediction = denoise(denoiser, variables, x_t, t, prompt, given) * mask[None]
+        squared = jnp.square(prediction - target(objective, level, batch.x0, eps)) * mask[None]
+        if min_snr_gamma:
+            squared = squared * min_snr_weight(objective, level, min_snr_gamma)
         token_loss = squared.sum() / (mask.sum() * size)
-        forecast_loss = functional(x0_from_velocity(level, x_t, v), batch, key=keys[5]).mean()
+        x0 = denoised(objective, level, x_t, prediction).x0
+        if objective == "eps":
+            x0 = jnp.clip(x0, -_LARGEST_CODE, _LARGEST_CODE)
+        forecast_losses = functional(x0, batch, key=keys[5])
+        if functional_by_signal:
+            power = [jnp.square(part[:, 0, 0]) for part in level]
+            forecast_losses = forecast_losses * (power[0] / (power[0] + power[1]))
+        forecast_loss = forecast_losses.mean()
         loss = token_weight * token_loss + functional_weight * forecast_loss
         return loss, DiffusionLosses(loss, token_loss, forecast_loss)
 

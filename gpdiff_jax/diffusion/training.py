@@ -13,18 +13,27 @@ import optax
 
 from gpdiff_jax.base import steps_between_evaluations
 from gpdiff_jax.codec import Codec, CodecConfig
-from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise
+from gpdiff_jax.diffusion.denoiser import DenoiserConfig, denoise, make_denoiser
 from gpdiff_jax.diffusion.losses import DiffusionBatch, bind_functional, make_diffusion_loss
+from gpdiff_jax.diffusion.objectives import Denoised, denoised
+from gpdiff_jax.diffusion.samplers import ddim
+from gpdiff_jax.diffusion.schedules import SCHEDULES
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.optimisers import clipped_adam
 from gpdiff_jax.sources import Sources
 from gpdiff_jax.typing import Key, Params
 
+_EPS_STEPS = 10
+
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
-    """How the generator is trained."""
+    """How the generator is trained.
+
+    `min_snr_gamma` above 0 weighs the token loss of a noise level by min-SNR; `functional_by_signal` weighs the
+    functional loss by how much of x_t is signal.
+    """
 
     denoiser: DenoiserConfig = dataclasses.field(default_factory=DenoiserConfig)
     codec: CodecConfig = dataclasses.field(default_factory=CodecConfig)
@@ -39,6 +48,8 @@ class PretrainConfig:
     prompt_dropout: float = 0.15
     prompt_noise: float = 0.2
     pure_noise_share: float = 0.3
+    min_snr_gamma: float = 0.0
+    functional_by_signal: bool = False
     evaluations: int = 20
     held_out_share: float = 0.1
 
@@ -46,7 +57,7 @@ class PretrainConfig:
         for name in ("steps", "batch", "windows", "learning_rate", "evaluations"):
             if getattr(self, name) <= 0:
                 raise InputError(f"`{name}` must be above 0, got {getattr(self, name)}")
-        for name in ("functional_weight", "token_weight", "prompt_noise", "weight_decay"):
+        for name in ("functional_weight", "token_weight", "prompt_noise", "weight_decay", "min_snr_gamma"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise InputError(f"`{name}` must be a number of at least 0, got {getattr(self, name)}")
         for name in ("ema", "prompt_dropout", "pure_noise_share", "held_out_share"):
@@ -71,6 +82,7 @@ class ZooCodes:
     x0: jax.Array  # float32 [R, S, L, W], codes
     prompts: jax.Array  # float32 [V, R, E]
     odds: jax.Array  # float32 [R], how often a region is drawn; 0 where held out
+    prompt_names: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())  # E
 
 
 def draw_batch(zoo: ZooCodes, size: int, *, key: jax.Array) -> DiffusionBatch:
@@ -121,11 +133,14 @@ def train_denoiser(
       nothing was held out.
 
     Raises:
+      InputError: the denoiser's conditioning needs a part that the prompts lack.
       FloatingPointError: the loss is not finite; names the step.
     """
     keys = jax.random.split(key, 3)
-    denoiser = Denoiser(config.denoiser, codec.layer_of_code, codec.mask().shape[1])
-    mask = jnp.asarray(codec.mask())
+    denoiser = make_denoiser(config.denoiser, codec, zoo.prompt_names)
+    mask, level_at = jnp.asarray(codec.mask()), SCHEDULES[config.denoiser.schedule]
+    # From pure noise one step makes the mean of x0 given the prompt; eps, divided by hardly any signal, needs several.
+    evaluation_steps = _EPS_STEPS if config.denoiser.objective == "eps" else 1
 
     # The data are arguments of what is compiled: closed over, they would be written into the program as constants.
     def functional_of(sources: Sources, codec: Codec) -> Callable[..., jax.Array]:
@@ -148,6 +163,8 @@ def train_denoiser(
             prompt_dropout=config.prompt_dropout,
             prompt_noise=config.prompt_noise,
             pure_noise_share=config.pure_noise_share,
+            min_snr_gamma=config.min_snr_gamma,
+            functional_by_signal=config.functional_by_signal,
         )
         batch_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
         batch = draw_batch(zoo, config.batch, key=batch_key)
@@ -185,8 +202,13 @@ def train_denoiser(
                 zoo.x0[rows, 0], zoo.prompts[variant, rows], rows, jnp.broadcast_to(variant, rows.shape)
             )
             eps = jax.random.normal(noise_key, batch.x0.shape) * mask[None]
-            # At t = 1 the velocity is minus the mean of x0 given the prompt.
-            x0 = -denoise(denoiser, variables, eps, jnp.ones(size), batch.prompt, jnp.ones(size)) * mask[None]
+
+            def parts(x_t: jax.Array, t: jax.Array) -> Denoised:
+                time = jnp.broadcast_to(t, (size,))
+                told = denoise(denoiser, variables, x_t, time, batch.prompt, jnp.ones(size)) * mask[None]
+                return denoised(config.denoiser.objective, level_at(t), x_t, told)
+
+            x0 = ddim(parts, level_at, eps, evaluation_steps)
             return (functional(x0, batch, key=window_key) * weights).sum()
 
         return jax.lax.map(one_variant, jnp.arange(zoo.prompts.shape[0], dtype=jnp.int32)).mean()

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpdiff_jax.diffusion.conditioning import time_features
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise
 from gpdiff_jax.errors import InputError
 
@@ -87,18 +86,11 @@ def test_every_leaf_gets_a_gradient_off_the_start(network, inputs):
             assert np.abs(grad).max() > 1e-8, name
 
 
-def test_time_features_are_bounded_and_tell_times_apart():
-    times = jnp.linspace(0.0, 1.0, 101)
-    features = np.asarray(jax.vmap(lambda t: time_features(t, 16))(times))
-    assert features.shape == (101, 16) and np.abs(features).max() <= 1
-    apart = np.linalg.norm(features[:, None] - features[None], axis=-1)[~np.eye(101, dtype=bool)]
-    assert apart.min() > 0.05
-
-
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"width": 30}, r"`width` \(=30\) must be a multiple of 2 x `heads` \(=4\)"),
+        ({"objective": "eps"}, "`objective` 'eps' is undefined where schedule 'cosine' ends without signal"),
         ({"layers": 0}, "`layers` must be at least 1, got 0"),
     ],
 )

@@ -1,48 +1,64 @@
-"""In: times and random signals. Out: the identities that hold between x0, eps, x_t and v at every noise level."""
+"""In: times. Out: signal and noise of every schedule, against sums over discrete steps and closed forms."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpdiff_jax.diffusion.schedules import (
-    add_noise,
-    cosine_level,
-    eps_from_velocity,
-    velocity,
-    x0_from_velocity,
-)
+from gpdiff_jax.diffusion.schedules import SCHEDULES, add_noise, cosine_level, make_schedule
+from gpdiff_jax.errors import InputError
 
-_TIMES = (0.0, 1e-3, 0.2, 0.5, 0.77, 0.999, 1.0)
+_TIMES = np.linspace(0.0, 1.0, 1001)
 
 
-def test_signal_and_noise_have_unit_power_together_and_the_ends_are_exact():
-    times = jnp.linspace(0.0, 1.0, 1001)
-    for level in (cosine_level(times), jax.jit(cosine_level)(times)):
-        np.testing.assert_allclose(np.square(level.alpha) + np.square(level.sigma), 1.0, atol=1e-6)
-        assert (np.diff(level.alpha) < 0).all() and (np.diff(level.sigma) >= 0).all()
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_signal_falls_noise_grows_and_the_ends_are_exact(name):
+    times = jnp.asarray(_TIMES, jnp.float32)
+    for level in (make_schedule(name)(times), jax.jit(make_schedule(name))(times)):
+        assert (np.diff(level.alpha) < 0).all() and (np.diff(level.sigma) > -1e-7).all()
         assert level.alpha[0] == 1 and level.sigma[0] == 0
-        # Exactly no signal at the end: sampling begins from pure noise.
-        assert level.alpha[-1] == 0 and level.sigma[-1] == 1
-    np.testing.assert_allclose(cosine_level(times).alpha, np.cos(np.pi * np.linspace(0, 1, 1001) / 2), atol=1e-6)
+        together = np.square(level.alpha) + np.square(level.sigma)
+        if name == "rectified_flow":
+            np.testing.assert_array_equal(level.alpha + level.sigma, np.ones(1001))
+        else:
+            np.testing.assert_allclose(together, 1.0, atol=1e-6)
+        if name == "linear":
+            assert level.alpha[-1] == pytest.approx(np.exp(-5.025), rel=1e-4)
+        else:
+            # Exactly no signal at the end: sampling begins from pure noise.
+            assert level.alpha[-1] == 0 and level.sigma[-1] == 1
 
 
-@pytest.mark.parametrize("time", _TIMES)
-def test_velocity_leads_back_to_signal_and_noise(time):
-    x0, eps = jax.random.normal(jax.random.key(0), (2, 50))
-    level = cosine_level(jnp.full(50, time, jnp.float32))
-    x_t = add_noise(level, x0, eps)
-    v = velocity(level, x0, eps)
-    np.testing.assert_allclose(x0_from_velocity(level, x_t, v), x0, atol=2e-6)
-    np.testing.assert_allclose(eps_from_velocity(level, x_t, v), eps, atol=2e-6)
-    # v is the derivative of x_t along the circle: x_t' = -sigma x0 + alpha eps in units of the angle.
-    later = cosine_level(jnp.full(50, min(time, 0.99) + 1e-2, jnp.float32))
-    earlier = cosine_level(jnp.full(50, min(time, 0.99) - 0.0, jnp.float32))
-    slope = (add_noise(later, x0, eps) - add_noise(earlier, x0, eps)) / (0.5 * np.pi * 1e-2)
-    np.testing.assert_allclose(slope, velocity(earlier, x0, eps), atol=5e-2)
+def test_cosine_is_a_cosine():
+    times = jnp.asarray(_TIMES, jnp.float32)
+    np.testing.assert_allclose(cosine_level(times).alpha, np.cos(np.pi * _TIMES / 2), atol=1e-6)
 
 
-def test_at_the_ends_velocity_is_the_noise_and_minus_the_signal():
-    x0, eps = jax.random.normal(jax.random.key(1), (2, 8))
-    np.testing.assert_array_equal(velocity(cosine_level(jnp.zeros(8)), x0, eps), eps)
-    np.testing.assert_array_equal(velocity(cosine_level(jnp.ones(8)), x0, eps), -x0)
+def _discrete_alphas(steps: int) -> np.ndarray:
+    """Square root of alpha_bar of `steps` steps whose betas grow from 0.1 / steps to 20 / steps."""
+    return np.sqrt(np.cumprod(1.0 - np.linspace(0.1, 20.0, steps) / steps))
+
+
+def test_linear_is_the_limit_of_many_discrete_steps():
+    continuous = np.asarray(make_schedule("linear")(jnp.asarray(_TIMES[1:], jnp.float32)).alpha)
+    gaps = [np.abs(_discrete_alphas(1000 * k)[k - 1 :: k] - continuous).max() for k in (1, 8)]
+    assert gaps[0] < 0.01 and gaps[1] < 0.2 * gaps[0]
+
+
+def test_zero_terminal_snr_is_the_rescaled_linear_schedule():
+    # The published rule: shift, so that the last step is zero, then scale, so that the first stays.
+    linear = np.asarray(make_schedule("linear")(jnp.asarray(_TIMES, jnp.float32)).alpha, np.float64)
+    rescaled = (linear - linear[-1]) * linear[0] / (linear[0] - linear[-1])
+    level = make_schedule("zero_terminal_snr")(jnp.asarray(_TIMES, jnp.float32))
+    np.testing.assert_allclose(level.alpha, rescaled, atol=1e-6)
+
+
+def test_noise_is_added_by_the_level():
+    x0, eps = jax.random.normal(jax.random.key(0), (2, 8))
+    level = cosine_level(jnp.full(8, 1 / 3))
+    np.testing.assert_allclose(add_noise(level, x0, eps), np.sqrt(0.75) * x0 + 0.5 * eps, rtol=1e-5)
+
+
+def test_an_unknown_schedule_is_refused_with_the_names():
+    with pytest.raises(InputError, match="`schedule` must be one of cosine, linear, zero_terminal_snr, rectified_flow"):
+        make_schedule("quadratic")

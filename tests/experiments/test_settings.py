@@ -1,0 +1,54 @@
+"""In: flags of the generator. Out: the configurations that they set, and one line for those that do not go together."""
+
+import dataclasses
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments.settings import Settings, settings_from_flags
+from gpdiff_jax.errors import InputError
+
+
+def _settings(*arguments: str) -> Settings:
+    with flagsaver.flagsaver():
+        flags.FLAGS(["transfer", "--preset", "tiny", *arguments])
+        return settings_from_flags()
+
+
+def test_flags_of_the_generator_reach_its_configurations_and_nothing_else():
+    plain = _settings()
+    assert (plain.pretrain.denoiser.conditioning, plain.generate.sampler) == ("adaptive_norm", "ddim")
+    assert (plain.pretrain.denoiser.schedule, plain.pretrain.denoiser.objective) == ("cosine", "v")
+    changed = _settings(
+        *("--conditioning", "post_adaptive", "--schedule", "rectified_flow", "--objective", "flow"),
+        *("--min_snr_gamma", "5", "--functional_by_signal", "--sampler", "euler", "--sampler_steps", "9"),
+    )
+    denoiser = dataclasses.replace(
+        plain.pretrain.denoiser, conditioning="post_adaptive", schedule="rectified_flow", objective="flow"
+    )
+    pretrain = dataclasses.replace(plain.pretrain, denoiser=denoiser, min_snr_gamma=5.0, functional_by_signal=True)
+    generate = dataclasses.replace(plain.generate, sampler="euler", steps=9)
+    assert changed == dataclasses.replace(plain, pretrain=pretrain, generate=generate)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--objective", "eps"), "`objective` 'eps' is undefined where schedule 'cosine' ends without signal"),
+        (("--sampler", "euler"), "`sampler` 'euler' needs schedule 'rectified_flow', got 'cosine'"),
+        (
+            ("--conditioning", "inductive_bias", "--prompts", "temporal"),
+            "`conditioning` 'inductive_bias' needs a prompt of .* spatial entries, got temporal entries alone",
+        ),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused_before_anything_runs(arguments, words):
+    with pytest.raises(InputError, match=words):
+        _settings(*arguments)
+
+
+def test_prompts_of_both_parts_go_with_every_strategy():
+    for parts in ("statistics", "temporal,spatial"):
+        settings = _settings("--conditioning", "inductive_bias", "--prompts", parts)
+        assert settings.pretrain.denoiser.conditioning == "inductive_bias"

@@ -55,7 +55,7 @@ def test_a_refusal_says_what_to_use(objective, schedule, words):
 
 
 @pytest.mark.parametrize(("objective", "schedule"), _PAIRS)
-@pytest.mark.parametrize("time", [0.0, 1e-3, 0.2, 0.5, 0.77, 0.999, 1.0])
+@pytest.mark.parametrize("time", [0.0, 1e-3, 0.6, 1.0])
 def test_an_exact_prediction_leads_back_to_signal_and_noise(objective, schedule, time):
     level, x0, eps = _mixed(schedule, time)
     x_t = add_noise(level, x0, eps)

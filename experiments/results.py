@@ -11,8 +11,8 @@ from experiments.settings import METHODS
 from experiments.stages import Run
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.evaluate import MethodForecast, observed_truth, window_start_names
-from gpdiff_jax.hypernetwork import best_tokens
 from gpdiff_jax.metrics import REGION_COLUMNS, method_entry, region_rows
+from gpdiff_jax.pretraining import best_tokens
 from gpdiff_jax.report import render_report
 from gpdiff_jax.tokens import to_tokens
 

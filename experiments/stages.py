@@ -25,10 +25,11 @@ from gpdiff_jax.checkpoint import load_arrays, save_arrays
 from gpdiff_jax.cities import City, find_cities, resample, select_channels, simulate_cities
 from gpdiff_jax.compilation_cache import enable_compilation_cache
 from gpdiff_jax.harvest import harvest_zoo
-from gpdiff_jax.hypernetwork import Hypernetwork, choice_regions, pretrain
+from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.mlp_hypernetwork import MlpHypernetwork, make_network, mlp_hypernetwork
 from gpdiff_jax.models import Model, make_model
 from gpdiff_jax.parallel import use_every_core
+from gpdiff_jax.pretraining import choice_regions, pretrain
 from gpdiff_jax.progress import LogWriter, stage
 from gpdiff_jax.prompts.encoders import PromptEncoder, check_parts, plain_encoder
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts

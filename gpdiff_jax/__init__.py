@@ -19,7 +19,7 @@ from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.forecasts import forecast
 from gpdiff_jax.harvest import harvest
-from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork, RegionParameters, pretrain
+from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork, RegionParameters
 from gpdiff_jax.models import (
     Model,
     ModelSizes,
@@ -29,6 +29,7 @@ from gpdiff_jax.models import (
     model_names,
     register_model,
 )
+from gpdiff_jax.pretraining import pretrain
 from gpdiff_jax.prompts.encoders import PromptConfig
 from gpdiff_jax.prompts.prompt import Prompts, prompts
 from gpdiff_jax.region_training import HarvestConfig

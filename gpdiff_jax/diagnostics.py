@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float
 
 from gpdiff_jax.codec import Codec
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork, encode_training_set
+from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
+from gpdiff_jax.pretraining import encode_training_set
 from gpdiff_jax.prompts.prompt import Prompts, scale_prompts
 from gpdiff_jax.shuffled_prompts import source_response, target_response
 from gpdiff_jax.sources import Target

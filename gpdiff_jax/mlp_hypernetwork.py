@@ -20,9 +20,10 @@ from gpdiff_jax.codec import Codec
 from gpdiff_jax.diffusion.losses import DiffusionBatch, bind_functional
 from gpdiff_jax.diffusion.training import PretrainConfig, PretrainState, ZooCodes, draw_batch
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.hypernetwork import Hypernetwork, encode_training_set
+from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.optimisers import clipped_adam
+from gpdiff_jax.pretraining import encode_training_set
 from gpdiff_jax.prompts.prompt import Prompts, scale_prompts
 from gpdiff_jax.sources import Sources
 from gpdiff_jax.typing import Key, Params

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.hypernetwork import Hypernetwork, best_tokens
+from gpdiff_jax.hypernetwork import Hypernetwork
+from gpdiff_jax.pretraining import best_tokens
 from gpdiff_jax.prompts.prompt import Prompts, PromptScaler, fit_prompt_scaler, scale_prompts
 from gpdiff_jax.ridge import apply_ridge, choose_penalty, city_weights, left_out_in_turn, solve_ridge
 from gpdiff_jax.tokens import TokenLayout, from_tokens

@@ -15,9 +15,10 @@ from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.cities.series import Window
 from gpdiff_jax.cities.windows import gather_source, gather_target
-from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork, best_tokens
+from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models.loss import batch_forecast
 from gpdiff_jax.models.protocol import Model
+from gpdiff_jax.pretraining import best_tokens
 from gpdiff_jax.prompts.prompt import Prompts
 from gpdiff_jax.sources import Sources, Target
 from gpdiff_jax.tokens import from_tokens

@@ -16,8 +16,9 @@ from gpdiff_jax.codec import CodecConfig, fit_codec
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig
 from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork, pretrain
+from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models import Model, ModelSizes, protocol
+from gpdiff_jax.pretraining import pretrain
 from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler, prompts
 from gpdiff_jax.sources import DataConfig, prepare_sources
 from gpdiff_jax.tokens import make_layout, to_tokens

@@ -14,9 +14,10 @@ from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.losses import DiffusionBatch, functional_losses
 from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.hypernetwork import Hypernetwork, choice_regions
+from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.mlp_hypernetwork import MlpHypernetwork, mlp_hypernetwork
 from gpdiff_jax.models import Model, ModelSizes, protocol
+from gpdiff_jax.pretraining import choice_regions
 from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler
 from gpdiff_jax.sources import DataConfig, Sources, prepare_sources
 from gpdiff_jax.tokens import make_layout, to_tokens

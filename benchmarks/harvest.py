@@ -98,7 +98,7 @@ def _operations(products: list) -> float:
     return total
 
 
-def _products_alone(products: list, regions: int, steps: int, repeats: int) -> float:
+def _products_alone(products: list, regions: int, steps: int, repeats: int, side_by_side: int) -> float:
     """Seconds per region-step of the matrix products alone, spread and looped as in the harvest."""
 
     def region(seed: jax.Array) -> jax.Array:
@@ -116,14 +116,19 @@ def _products_alone(products: list, regions: int, steps: int, repeats: int) -> f
 
         return jax.lax.scan(step, seed, length=steps)[0]
 
-    spread = RowSpread(lambda _, seeds: jax.lax.map(region, seeds), None)
+    batch_size = side_by_side if side_by_side > 1 else None
+    spread = RowSpread(lambda _, seeds: jax.lax.map(region, seeds, batch_size=batch_size), None)
     seeds = np.zeros(regions, np.float32)
     return median_seconds(lambda: spread(seeds).read(), repeats) / (regions * steps)
 
 
+def _side_by_side() -> int:
+    return flags.FLAGS.regions_per_batch or (1 if jax.default_backend() == "cpu" else 64)
+
+
 def _harvest_seconds(model: Model, params: Params, sources: Sources, steps: int) -> tuple[float, float]:
     """Seconds per region-step once compiled, and seconds of compilation."""
-    side_by_side = flags.FLAGS.regions_per_batch or (1 if jax.default_backend() == "cpu" else 64)
+    side_by_side = _side_by_side()
     config = HarvestConfig(
         steps=steps,
         evaluate_every=steps,
@@ -174,7 +179,7 @@ def _measure(name: str, regions: int) -> None:
     print_line("harvest", case, "compilation", compiling, "s")
     print_line("harvest", case, "peak_memory", peak_memory(), "GiB")
     products = _products(model, params, sources)
-    alone = _products_alone(products, min(regions, 64), steps, 3)
+    alone = _products_alone(products, min(regions, 64), steps, 3, _side_by_side())
     print_line("harvest", case, "operations", _operations(products) / 1e6, "MFLOP/region-step")
     print_line("harvest", case, "products_alone", 1e3 * alone, "ms/region-step")
     print_line("harvest", case, "share_of_matmul_ceiling", alone / ours, "1")

@@ -109,7 +109,13 @@ def _starts(run: Run, channel: int, family: str) -> Params:
 
 
 def _null_starts(run: Run, channel: int, family: str) -> Params:
-    """Parameters of a null hypothesis that gives every region one vector, leaves [R, ...]."""
+    """Parameters of a null hypothesis that gives every region one vector, leaves [R, ...]; made once."""
+    if (channel, family) not in run.null_params:
+        run.null_params[channel, family] = _make_null(run, channel, family)
+    return run.null_params[channel, family]
+
+
+def _make_null(run: Run, channel: int, family: str) -> Params:
     prompts = run.target_prompts[channel]
     if family == "mlp_hypernetwork":
         return run.mlp.params(prompts)

@@ -264,7 +264,7 @@ def settings_from_flags() -> Settings:
     adapt = {
         "steps": values.adapt_steps,
         "refit": values.refit,
-        "regions_per_batch": side_by_side or _MANY_REGIONS,
+        "regions_per_batch": side_by_side or (1 if jax.default_backend() == "cpu" else _MANY_REGIONS),
     }
     denoiser = _replace(
         preset["pretrain"].denoiser,

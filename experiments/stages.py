@@ -48,6 +48,7 @@ class Run:
     folder: pathlib.Path
     source_cities: list[City]
     target_cities: list[City]  # one per channel
+    null_params: dict[tuple[int, str], Params] = dataclasses.field(default_factory=dict)  # by channel and rule
 
     def key(self, name: str) -> Key:
         """The random key of a stage."""

@@ -6,6 +6,7 @@ not depend on each other and are spread over all local devices.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,8 +48,10 @@ class AdaptConfig:
     regions_per_batch: int = 1
 
     def __post_init__(self) -> None:
-        if not self.learning_rates or min(self.learning_rates) <= 0:
-            raise InputError(f"`learning_rates` must hold numbers above 0, got {self.learning_rates}")
+        blind = () if self.blind_learning_rate is None else (self.blind_learning_rate,)
+        if not self.learning_rates or not all(0 < rate < math.inf for rate in (*self.learning_rates, *blind)):
+            rates = f"{self.learning_rates}, {self.blind_learning_rate}"
+            raise InputError(f"`learning_rates` and `blind_learning_rate` must be numbers above 0, got {rates}")
         for name in ("steps", "evaluate_every", "batch", "regions_per_batch"):
             if getattr(self, name) < 1:
                 raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}")
@@ -115,31 +118,35 @@ def trace_validation(
       Sums of absolute validation errors (data units) before the first step and after every `evaluate_every`, and the
       number of observed readings that went into each sum.
     """
-    return RowSpread(_make_trace(model, config), (target, key, rate))((params, regions)).read()
+    # Compiled programs are found by what they depend on, which the other choices are not.
+    sizes = (config.steps, config.evaluate_every, config.batch, config.regions_per_batch)
+    return RowSpread(_make_trace(model, *sizes), (target, key, rate))((params, regions)).read()
 
 
 @functools.cache
-def _make_trace(model: Model, config: AdaptConfig) -> Callable[[tuple, tuple], tuple]:
+def _make_trace(
+    model: Model, steps: int, evaluate_every: int, batch: int, regions_per_batch: int
+) -> Callable[[tuple, tuple], tuple]:
     def trace(shared: tuple, row: tuple) -> tuple[jax.Array, jax.Array]:
         (target, key, rate), (start, region) = shared, row
         graph, windows = _windows(target, region, target.adaptation_starts)
         _, held_out = _windows(target, region, target.validation_starts)
         own_key = jax.random.fold_in(key, target.region_ids[region])
-        update, init = _make_update(model, graph, windows, rate, config.batch, own_key)
+        update, init = _make_update(model, graph, windows, rate, batch, own_key)
 
         def error(params: Params) -> jax.Array:
             absolute = jnp.abs(batch_forecast(model, params, graph, held_out) - held_out.target) * held_out.mask
             return absolute.sum() * target.bank.std[-1, graph.nodes[0]]
 
         def advance(carry: tuple, first: jax.Array) -> tuple[tuple, jax.Array]:
-            carry = jax.lax.fori_loop(first, jnp.minimum(first + config.evaluate_every, config.steps), update, carry)
+            carry = jax.lax.fori_loop(first, jnp.minimum(first + evaluate_every, steps), update, carry)
             return carry, error(carry[0])
 
-        firsts = jnp.arange(0, config.steps, config.evaluate_every)
+        firsts = jnp.arange(0, steps, evaluate_every)
         _, errors = jax.lax.scan(advance, (start, init(start)), firsts)
         return jnp.concatenate([error(start)[None], errors]), held_out.mask.sum()
 
-    return _over_rows(trace, config.regions_per_batch)
+    return _over_rows(trace, regions_per_batch)
 
 
 def fine_tune(
@@ -171,19 +178,19 @@ def fine_tune(
       Parameters, leaves [X, ...]. A region without a visible reading keeps its start.
     """
     shared = (target, key, rate, steps, starts)
-    return RowSpread(_make_tune(model, config), shared)((params, regions)).read()
+    return RowSpread(_make_tune(model, config.batch, config.regions_per_batch), shared)((params, regions)).read()
 
 
 @functools.cache
-def _make_tune(model: Model, config: AdaptConfig) -> Callable[[tuple, tuple], Params]:
+def _make_tune(model: Model, batch: int, regions_per_batch: int) -> Callable[[tuple, tuple], Params]:
     def tune(shared: tuple, row: tuple) -> Params:
         (target, key, rate, steps, starts), (start, region) = shared, row
         graph, windows = _windows(target, region, starts)
         own_key = jax.random.fold_in(key, target.region_ids[region])
-        update, init = _make_update(model, graph, windows, rate, config.batch, own_key)
+        update, init = _make_update(model, graph, windows, rate, batch, own_key)
         return jax.lax.fori_loop(0, steps, update, (start, init(start)))[0]
 
-    return _over_rows(tune, config.regions_per_batch)
+    return _over_rows(tune, regions_per_batch)
 
 
 def forecast_rows(

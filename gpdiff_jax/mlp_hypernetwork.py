@@ -1,7 +1,8 @@
 """In: codes of the zoo and prompts. Out: a deterministic network from prompt to code, the null that is trained.
 
 It gets what the denoiser gets: the same codes, both losses with the same weights, the same optimiser, number of steps,
-prompt noise and average of its weights, and it is chosen on the same held-out regions. What it lacks is the diffusion.
+prompt noise and average of its weights, and it is chosen on the same held-out regions. What it lacks is the diffusion,
+and with it noise levels and the weights of theirs (`min_snr_gamma`, `functional_by_signal`).
 """
 
 import dataclasses
@@ -140,7 +141,7 @@ def train_network(
         noise_key, window_key = jax.random.split(key)
         prompt = batch.prompt + config.prompt_noise * jax.random.normal(noise_key, batch.prompt.shape)
         x0 = _predict(network, variables, prompt, mask)
-        # At t = 1, where all is noise, the denoiser's token loss is this one.
+        # The token loss of a denoiser that predicts v or x0 is this one where all is noise.
         token_loss = (jnp.square(x0 - batch.x0) * mask[None]).sum() / (mask.sum() * x0.shape[0])
         functional_loss = bind_functional(model, sources, codec, config.windows)(x0, batch, key=window_key).mean()
         loss = config.token_weight * token_loss + config.functional_weight * functional_loss

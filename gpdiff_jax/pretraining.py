@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 
 from gpdiff_jax.codec import Codec, encode_zoo, fit_codec
 from gpdiff_jax.diffusion.training import PretrainConfig, ZooCodes, held_out_regions, train_denoiser
@@ -56,10 +56,14 @@ def _sample_tokens(
 def _encode_parts(zoo: ParameterZoo, codec: Codec) -> Float[np.ndarray, "R M rows width"]:
     """Codes of all vectors, a part of the zoo at a time."""
     codes = np.zeros((*zoo.validation_mae.shape, *codec.mask().shape), np.float32)
-    encode = jax.jit(lambda params: encode_zoo(codec, jax.vmap(jax.vmap(partial(to_tokens, codec.layout)))(params)))
     for rows, params in zoo.vectors.parts():
-        codes[rows] = np.asarray(encode(jax.tree.map(jnp.asarray, params)))
+        codes[rows] = np.asarray(_encode(codec, jax.tree.map(jnp.asarray, params)))
     return codes
+
+
+@jax.jit
+def _encode(codec: Codec, params: Params) -> Float[Array, "X M rows width"]:
+    return encode_zoo(codec, jax.vmap(jax.vmap(partial(to_tokens, codec.layout)))(params))
 
 
 def choice_regions(sources: Sources, config: PretrainConfig, *, key: Key) -> Bool[np.ndarray, " R"]:
@@ -70,7 +74,7 @@ def choice_regions(sources: Sources, config: PretrainConfig, *, key: Key) -> Boo
 def encode_training_set(
     zoo: ParameterZoo, codec: Codec, prompt_scaler: PromptScaler, held_out: Bool[np.ndarray, " R"]
 ) -> ZooCodes:
-    """Codes and scaled prompts of a zoo, every city drawn equally often, held-out regions never."""
+    """Codes and scaled prompts of a zoo, a region drawn in inverse proportion to its city's size, held out never."""
     return ZooCodes(
         x0=jnp.asarray(_encode_parts(zoo, codec)),
         prompts=scale_prompts(zoo.prompts, prompt_scaler),

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.cities.series import Window
 from gpdiff_jax.cities.windows import gather_source, gather_target
+from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models.loss import batch_forecast
 from gpdiff_jax.models.protocol import Model
@@ -62,7 +63,8 @@ def source_response(
       Where nothing was observed, errors are 0 and what compares them is None.
     """
     sources = zoo.sources
-    assert sources is not None
+    if sources is None:
+        raise InputError("the zoo has no sources attached; load it with `load_zoo(folder, sources)`")
     city, ids = zoo.city_index[rows], zoo.prompts.region_ids[jnp.asarray(rows)]
     weights = 1.0 / np.bincount(city)[city]
     used = range(min(variants, zoo.prompts.values.shape[0]))

@@ -216,8 +216,10 @@ def test_samples_are_averaged_as_forecasts_and_the_first_one_chooses(target, ada
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"learning_rates": ()}, r"`learning_rates` must hold numbers above 0, got \(\)"),
-        ({"learning_rates": (1e-3, 0.0)}, "`learning_rates` must hold numbers above 0"),
+        ({"learning_rates": ()}, r"`learning_rates` and `blind_learning_rate` must be numbers above 0, got \(\)"),
+        ({"learning_rates": (float("nan"),)}, r"must be numbers above 0, got \(nan,\)"),
+        ({"blind_learning_rate": -1.0}, "must be numbers above 0, got .*-1.0"),
+        ({"learning_rates": (1e-3, 0.0)}, "must be numbers above 0, got"),
         ({"steps": 0}, "`steps` must be at least 1, got 0"),
         ({"evaluate_every": 0}, "`evaluate_every` must be at least 1, got 0"),
     ],

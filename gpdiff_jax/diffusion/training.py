@@ -63,6 +63,12 @@ class PretrainConfig:
         for name in ("ema", "prompt_dropout", "pure_noise_share", "held_out_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"`{name}` must be in [0, 1), got {getattr(self, name)}")
+        if self.min_snr_gamma and self.functional_by_signal and self.denoiser.schedule != "linear":
+            # Both weights are 0 where no signal is left, which is where every draw begins.
+            raise InputError(
+                f"`min_snr_gamma` (={self.min_snr_gamma}) and `functional_by_signal` together teach nothing where "
+                f"schedule {self.denoiser.schedule!r} ends, in pure noise; choose one of them, or the schedule 'linear'"
+            )
 
 
 @flax.struct.dataclass

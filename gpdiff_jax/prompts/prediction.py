@@ -107,7 +107,7 @@ def predict_parameters(
 
     From each part of the prompt, and from all of them, ridge regression predicts the leading principal components of
     the differences from the base (best snapshot of every region). Its penalty is chosen by leaving out one of the
-    remaining cities in turn. A left-out region is seen through its first window. Every city weighs the same.
+    remaining cities in turn. A left-out region's prompt is that of its first window. Every city weighs the same.
 
     Beside them stand "base_unchanged", "zoo_mean" of the other cities, "projection" of a region's own parameters on the
     components, nearer to which no prediction of components can come (in parameters; errors need not follow), and its

@@ -80,7 +80,12 @@ _ERROR_ROWS = (
     ),
     ("rise_deviation_across", "Deviation of that rise", "{:.1f} %", "Over the shuffles."),
     ("base", "Error of the base", "{:.4g}", "One parameter vector for all; a generator should be below it."),
-    ("harvested", "Error of the harvested vectors", "{:.4g}", "The regions' own parameters: what could be reached."),
+    (
+        "harvested",
+        "Error of the harvested vectors",
+        "{:.4g}",
+        "The regions' own parameters, chosen on these very windows: a bound that flatters.",
+    ),
     ("spread", "Spread of the samples", "{:.4g}", "Standard deviation of the forecasts over the samples of a region."),
     (
         "disagreement",

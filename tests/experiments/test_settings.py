@@ -22,20 +22,23 @@ def test_flags_of_the_generator_reach_its_configurations_and_nothing_else():
     assert (plain.pretrain.denoiser.schedule, plain.pretrain.denoiser.objective) == ("cosine", "v")
     changed = _settings(
         *("--conditioning", "post_adaptive", "--schedule", "rectified_flow", "--objective", "flow"),
-        *("--min_snr_gamma", "5", "--functional_by_signal", "--sampler", "euler", "--sampler_steps", "9"),
+        *("--functional_by_signal", "--sampler", "euler", "--sampler_steps", "9"),
     )
     denoiser = dataclasses.replace(
         plain.pretrain.denoiser, conditioning="post_adaptive", schedule="rectified_flow", objective="flow"
     )
-    pretrain = dataclasses.replace(plain.pretrain, denoiser=denoiser, min_snr_gamma=5.0, functional_by_signal=True)
+    pretrain = dataclasses.replace(plain.pretrain, denoiser=denoiser, functional_by_signal=True)
     generate = dataclasses.replace(plain.generate, sampler="euler", steps=9)
     assert changed == dataclasses.replace(plain, pretrain=pretrain, generate=generate)
+    weighed = dataclasses.replace(plain.pretrain, min_snr_gamma=5.0)
+    assert _settings("--min_snr_gamma", "5") == dataclasses.replace(plain, pretrain=weighed)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("--objective", "eps"), "`objective` 'eps' is undefined where schedule 'cosine' ends without signal"),
+        (("--min_snr_gamma", "5", "--functional_by_signal"), "together teach nothing where schedule 'cosine' ends"),
         (("--sampler", "euler"), "`sampler` 'euler' needs schedule 'rectified_flow', got 'cosine'"),
         (
             ("--conditioning", "inductive_bias", "--prompts", "temporal"),

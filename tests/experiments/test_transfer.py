@@ -234,6 +234,7 @@ def test_a_run_without_gpdiff_among_its_methods_has_its_tables_and_its_page(fini
     assert "GPDiff has no result" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_is_diagnosed_and_the_page_says_what_each_number_means(finished, data_dir, tmp_path):
     folder, _ = finished
     shutil.copytree(folder, tmp_path / "run")

@@ -4,8 +4,7 @@ With the same flags and the same folder as `python -m experiments.transfer`; run
 does not hold it: the encoders of the prompts and the harvest. Writes prompts.html and prompts.json into the folder. Of
 the target's readings only the support days are used.
 
-    python -m experiments.inspect_prompts --data_dir DIR --sources a,b --target c --prompts statistics,temporal \
-        --out_dir runs/c
+    python -m experiments.inspect_prompts --data_dir DIR --sources a,b --target c --out_dir runs/c
 """
 
 import numpy as np

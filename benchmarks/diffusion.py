@@ -1,13 +1,23 @@
-"""Time of one training step of the generator, against the arithmetic that it needs.
+"""Speed of training and of drawing from the generator, beside the same Transformer in PyTorch where that is there.
 
-    python -m benchmarks.diffusion [--quick]
+    python -m benchmarks.diffusion [--quick] [--nopeer]
 
-The operations are those that XLA counts in the compiled step; the ceiling is a float32 matrix product of 1024 x 1024
-measured in the same run.
+Training is the token loss alone with AdamW and an averaged copy, at three sizes: the default one, and the tokens of the
+published STGCN (265 x 64) and Graph WaveNet (359 x 256) at a width of 512 (Yuan et al., arXiv 2402.11922); and, without
+a peer, the default one with the functional loss. The operations are those that XLA counts in the compiled step; the
+ceiling is a matrix product of 4096 x 4096 (1024 x 1024 on a CPU) in the type that the denoiser computes in, measured
+in the same run on one device. The peer takes its steps in turn with ours, on the same batch size and threads.
 """
 
-from typing import Any
+import dataclasses
+import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import flax.jax_utils
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,56 +28,197 @@ from experiments import command_line
 from gpdiff_jax.base import initial_params
 from gpdiff_jax.cities import SimulationConfig, simulate_cities
 from gpdiff_jax.codec import encode_zoo, fit_codec
-from gpdiff_jax.diffusion.denoiser import Denoiser
-from gpdiff_jax.diffusion.losses import bind_functional, make_diffusion_loss
-from gpdiff_jax.diffusion.training import PretrainConfig, ZooCodes, draw_batch
+from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, make_denoiser
+from gpdiff_jax.diffusion.losses import DiffusionBatch, bind_functional, make_diffusion_loss
+from gpdiff_jax.diffusion.training import PretrainConfig, TrainingData, ZooCodes, begin_training, draw_batch, make_train
+from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models import make_model
+from gpdiff_jax.optimisers import clipped_adam
+from gpdiff_jax.parallel import training_devices, use_every_core
 from gpdiff_jax.prompts.prompt import fit_prompt_scaler, scale_prompts
 from gpdiff_jax.sources import DataConfig, prepare_sources
 from gpdiff_jax.tokens import make_layout, to_tokens
+from gpdiff_jax.typing import Key, Params
 
-flags.DEFINE_bool("quick", False, "fewer repeats; ends within two minutes")
+flags.DEFINE_bool("quick", False, "fewer repeats, sizes and samplers; ends within two minutes")
+flags.DEFINE_bool("peer", True, "measure PyTorch too, where it is installed")
+flags.DEFINE_integer("batch", None, "batch at the published sizes; 8 on a CPU, 64 elsewhere, if not given", 1)
+
+_PUBLISHED = DenoiserConfig(width=512, layers=4, heads=8)
+_TOKENS = {"published_stgcn": (265, 64), "published_graph_wavenet": (359, 256)}
+_PROMPT_WIDTH = 64
+_SAMPLERS = (("ddim", 10), ("ddim", 20), ("ddim", 50), ("dpm_solver", 10), ("dpm_solver", 20), ("ddpm", 100))
+
+
+class _Steps(NamedTuple):
+    """Training steps that can be taken, and what one of them costs."""
+
+    take: Callable[[], Any]
+    number: int  # that one call takes
+    operations: float  # of one step
+    temporary: int  # bytes beside state and data
 
 
 def main(argv: list[str]) -> None:
-    """Measures the step on simulated cities."""
+    """Measures and prints."""
     del argv
-    repeats = 9 if flags.FLAGS.quick else 33
-    square = jax.random.normal(jax.random.key(0), (1024, 1024))
-    product = jax.jit(lambda x: x @ x)
-    ceiling = 2 * 1024**3 / median_seconds(lambda: product(square), 2 * repeats)
-    print_line("diffusion", "matmul_1024", "rate", ceiling / 1e9, "GFLOP/s")
+    use_every_core()
+    quick, on_cpu = flags.FLAGS.quick, jax.default_backend() == "cpu"
+    ceiling = _measure_ceiling(on_cpu)
+    data, config = _simulated(), PretrainConfig()
+    _measure("small_with_functional_loss", _our_steps(data, config, functional=True), ceiling, {}, quick)
+    sizes = {"small": (data.zoo.x0.shape[-2:], config)}
+    batch = flags.FLAGS.batch or (8 if on_cpu else 64)
+    for name, shape in ({} if quick and on_cpu else _TOKENS).items():
+        sizes[name] = shape, PretrainConfig(denoiser=_PUBLISHED, batch=batch)
+    for name, (shape, config) in sizes.items():
+        ours = _our_steps(TrainingData(data.sources, _random_codes(shape), data.codec), config, functional=False)
+        peers = _peers(shape, config, quick) if flags.FLAGS.peer else {}
+        _measure(name, ours, ceiling, peers, quick)
+    _measure_draws(data, quick)
+
+
+def _measure_ceiling(on_cpu: bool) -> float:
+    """Operations per second of a matrix product on all devices together."""
+    size, dtype = (1024, jnp.float32) if on_cpu else (4096, DenoiserConfig().compute_dtype)
+    devices = jax.local_devices()
+    square = jax.random.normal(jax.random.key(0), (len(devices), size, size), dtype)
+    product = jax.pmap(lambda x: x @ x, devices=devices)
+    rate = len(devices) * 2 * size**3 / median_seconds(lambda: product(square), 33)
+    print_line("diffusion", f"matmul_{size}_{np.dtype(dtype).name}", "rate", rate / 1e9, "GFLOP/s")
+    return rate
+
+
+def _simulated() -> TrainingData:
+    """Sources, codes of random parameters, and their codec."""
     cities = simulate_cities(SimulationConfig(cities=2, regions=48, days=28), seed=0)
-    sources = prepare_sources(cities, DataConfig(), key=jax.random.key(0))
-    model, config = make_model("stgcn", sources.sizes), PretrainConfig()
+    sources, config = prepare_sources(cities, DataConfig(), key=jax.random.key(0)), PretrainConfig()
+    model = make_model("stgcn", sources.sizes)
     keys = jax.random.split(jax.random.key(3), sources.num_regions)
     zoo = jax.vmap(lambda key: initial_params(model, sources.graphs, sources.sizes, key=key))(keys)
     layout = make_layout(jax.tree.map(lambda leaf: leaf[0], zoo), config.codec.token_width)
     tokens = np.asarray(jax.vmap(lambda params: to_tokens(layout, params))(zoo))
     codec = fit_codec(layout, tokens[0], tokens, np.ones(len(tokens)), config.codec.components)
     prompts = scale_prompts(sources.prompts, fit_prompt_scaler(sources.prompts, np.asarray(sources.city_index)))
-    codes = ZooCodes(encode_zoo(codec, jnp.asarray(tokens)[:, None]), prompts, jnp.ones(sources.num_regions))
-    mask = jnp.asarray(codec.mask())
-    denoiser = Denoiser(config.denoiser, codec.layer_of_code, mask.shape[1])
-    loss_fn = make_diffusion_loss(
-        denoiser,
-        bind_functional(model, sources, codec, config.windows),
-        mask,
-        functional_weight=config.functional_weight,
-        token_weight=config.token_weight,
-        prompt_dropout=config.prompt_dropout,
-        prompt_noise=config.prompt_noise,
-        pure_noise_share=config.pure_noise_share,
+    x0 = encode_zoo(codec, jnp.asarray(tokens)[:, None])
+    codes = ZooCodes(x0, prompts, jnp.ones(sources.num_regions), sources.prompts.names)
+    return TrainingData(sources, codes, codec)
+
+
+def _random_codes(shape: tuple[int, ...]) -> ZooCodes:
+    keys = jax.random.split(jax.random.key(1))
+    x0 = jax.random.normal(keys[0], (64, 1, *shape))
+    return ZooCodes(x0, jax.random.normal(keys[1], (1, 64, _PROMPT_WIDTH)), jnp.ones(64))
+
+
+def _our_steps(data: TrainingData, config: PretrainConfig, *, functional: bool) -> _Steps:
+    shape, model = data.zoo.x0.shape[2:], make_model("stgcn", data.sources.sizes)
+    mask = jnp.asarray(data.codec.mask()) if functional else jnp.ones(shape)
+    denoiser = Denoiser(config.denoiser, tuple(row % 5 for row in range(shape[0])), shape[1])
+
+    def loss_fn(variables: Params, data: TrainingData, batch: DiffusionBatch, key: Key) -> Any:
+        judge = bind_functional(model, data.sources, data.codec, config.windows) if functional else _unjudged
+        loss = make_diffusion_loss(
+            denoiser,
+            judge,
+            mask,
+            functional_weight=config.functional_weight,
+            token_weight=config.token_weight,
+            prompt_dropout=config.prompt_dropout,
+            prompt_noise=config.prompt_noise,
+            pure_noise_share=config.pure_noise_share,
+        )
+        return loss(variables, batch, key)
+
+    example = data.zoo.x0[0, 0], jnp.zeros(()), data.zoo.prompts[0, 0], jnp.ones(())
+    variables: Params = denoiser.init(jax.random.key(5), *example)["params"]
+    key = jax.random.key(6)
+    grad = jax.jit(jax.grad(loss_fn, has_aux=True))
+    batch = draw_batch(data.zoo, config.batch, key=key)
+    cost: Any = grad.lower(variables, data, batch, key).compile().cost_analysis()
+    optimiser = clipped_adam(1e-4, weight_decay=config.weight_decay)
+    devices, number = training_devices(config.batch), 20 if shape[0] < 50 else 1
+    train: Any = make_train(loss_fn, optimiser, config, number, devices)
+    state, data, key = flax.jax_utils.replicate((begin_training(variables, optimiser), data, key), devices)
+    temporary = train.lower(state, data, key).compile().memory_analysis().temp_size_in_bytes
+    held = [state]
+
+    def take() -> None:
+        held[0], metrics, _ = train(held[0], data, key)
+        jax.block_until_ready(metrics)
+
+    return _Steps(take, number, cost["flops"], temporary)
+
+
+def _unjudged(x0: jax.Array, batch: DiffusionBatch, *, key: Key) -> jax.Array:
+    del batch, key
+    return jnp.zeros(x0.shape[0])
+
+
+def _peers(shape: tuple[int, ...], config: PretrainConfig, quick: bool) -> dict[str, Callable[[], Any]]:
+    """The step in PyTorch, as it is and compiled; empty where it is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        print("PyTorch is not installed; no peer", file=sys.stderr)
+        return {}
+    from benchmarks.torch_denoiser import make_torch_step
+
+    kinds = {"torch eager": False} | ({} if quick else {"torch compiled": True})
+    sizes = {"tokens": shape[0], "token_width": shape[1], "prompt_width": _PROMPT_WIDTH}
+    return {
+        name: make_torch_step(config.denoiser, **sizes, batch=config.batch, compiled=compiled)
+        for name, compiled in kinds.items()
+    }
+
+
+def _measure(case: str, ours: _Steps, ceiling: float, peers: dict[str, Callable[[], Any]], quick: bool) -> None:
+    """Takes steps in turn, and prints."""
+    repeats = 5 if quick or ours.number == 1 else 15
+    ours.take()
+    for step in peers.values():
+        step()
+    times: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
+    for _ in range(repeats):
+        for name, step in (("ours", ours.take), *peers.items()):
+            number = ours.number if name == "ours" or ours.number > 1 else 1
+            begin = time.perf_counter()
+            for _ in range(1 if name == "ours" else number):
+                step()
+            times[name].append((time.perf_counter() - begin) / number)
+    seconds = {name: statistics.median(taken) for name, taken in times.items()}
+    rate = 1 / seconds["ours"]
+    for name in peers:
+        peer = {"peer": name, "peer_value": 1 / seconds[name], "ratio": seconds[name] / seconds["ours"]}
+        print_line("diffusion", case, "training_steps", rate, "1/s", **peer)
+    if not peers:
+        print_line("diffusion", case, "training_steps", rate, "1/s")
+    print_line("diffusion", case, "operations", ours.operations / 1e9, "GFLOP per step")
+    print_line("diffusion", case, "share_of_matmul_ceiling", ours.operations * rate / ceiling, "1")
+    print_line("diffusion", case, "temporary_memory", ours.temporary / 2**20, "MiB")
+
+
+def _measure_draws(data: TrainingData, quick: bool) -> None:
+    """Parameters per second, at the default size, from a network that was not trained."""
+    regions, config = 1000, DenoiserConfig()
+    variables: Params = make_denoiser(config, data.codec, data.zoo.prompt_names).init(
+        jax.random.key(5), data.zoo.x0[0, 0], jnp.zeros(()), data.zoo.prompts[0, 0], jnp.ones(())
+    )["params"]
+    width = len(data.zoo.prompt_names)
+    hypernetwork = Hypernetwork(
+        model_name="stgcn",
+        sizes=data.sources.sizes,
+        data=data.sources.config,
+        denoiser_config=config,
+        variables=variables,
+        codec=data.codec,
+        prompt_scaler=fit_prompt_scaler(data.sources.prompts, np.asarray(data.sources.city_index)),
+        prompt_names=data.zoo.prompt_names,
     )
-    batch = draw_batch(codes, config.batch, key=jax.random.key(4))
-    example = codes.x0[0, 0], jnp.zeros(()), prompts[0, 0], jnp.ones(())
-    variables = denoiser.init(jax.random.key(5), *example)["params"]
-    step = jax.jit(jax.grad(loss_fn, has_aux=True))
-    seconds = median_seconds(lambda: step(variables, batch, jax.random.key(6)), repeats)
-    cost: Any = step.lower(variables, batch, jax.random.key(6)).compile().cost_analysis()
-    print_line("diffusion", "training_step", "time", 1e3 * seconds, "ms")
-    print_line("diffusion", "training_step", "operations", cost["flops"] / 1e6, "MFLOP")
-    print_line("diffusion", "training_step", "share_of_matmul_ceiling", cost["flops"] / seconds / ceiling, "1")
+    values = jax.random.normal(jax.random.key(7), (1, regions, width))
+    prompts = dataclasses.replace(data.sources.prompts, values=values, region_ids=jnp.arange(regions, dtype=jnp.uint32))
+    for sampler, steps in _SAMPLERS[1:2] if quick else _SAMPLERS:
+        drawn = GenerateConfig(samples=1, steps=steps, sampler=sampler)
+        seconds = median_seconds(lambda: hypernetwork.generate(prompts, key=jax.random.key(8), config=drawn).params, 3)  # noqa: B023
+        print_line("diffusion", f"{sampler}_{steps}", "draws", regions / seconds, "regions/s")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,19 @@
-"""Generates parameters for every region of the target city from its prompt; leaves them in the output folder.
+"""Generates parameters for every region of a city from its prompt: of a run's target, or of any new city.
 
-The third stage of `python -m experiments.transfer`, with the same flags and the same folder; runs what comes before
-where the folder does not hold it.
+As the third stage of `python -m experiments.transfer`, with the same flags and the same folder, it leaves them in the
+output folder; it runs what comes before where the folder does not hold it. With --hypernetwork it needs no run and no
+training data: a new city gets parameters and forecasts from its last days, in --out_dir: parameters/, forecast.npz and
+generate.json.
 
     python -m experiments.generate --data_dir DIR --sources a,b --target c --out_dir runs/c
+    python -m experiments.generate --hypernetwork runs/c/hypernetwork --city new.npz --out_dir runs/new
 """
 
 import jax
+from absl import flags
 
 from experiments import command_line
+from experiments.new_city import check_flags, new_city_main
 from experiments.stages import Run, stage_main
 
 
@@ -20,5 +25,14 @@ def show(run: Run) -> None:
     print(run.folder / "generated")
 
 
+def main(argv: list[str]) -> None:
+    """A stage of a run, or with --hypernetwork a new city."""
+    check_flags()
+    if flags.FLAGS.hypernetwork is None:
+        stage_main(show)(argv)
+    else:
+        new_city_main()
+
+
 if __name__ == "__main__":
-    command_line.run(stage_main(show))
+    command_line.run(main)

@@ -59,6 +59,34 @@ def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
+def claim_folder(out_dir: str, mark: str, what: str) -> pathlib.Path:
+    """Makes a folder to write into, or takes one that holds the same kind of thing already.
+
+    Args:
+      out_dir: the folder.
+      mark: the file by which the kind is known.
+      what: the kind, for the message.
+
+    Returns:
+      The absolute path.
+
+    Raises:
+      InputError: the path is a file, cannot be written, or holds something else.
+    """
+    folder = pathlib.Path(out_dir).absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        entries = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError
+    except OSError as error:
+        reason = error.strerror or "no permission"
+        raise InputError(f"--out_dir {out_dir!r} cannot be written ({reason}); name a folder of your own") from error
+    if entries and mark not in entries:
+        raise InputError(f"--out_dir {out_dir!r} holds {entries[0]!r} but no {what}; name an empty or a new folder")
+    return folder
+
+
 def open_run_folder(out_dir: str, settings: Settings, cities: Sequence[City]) -> pathlib.Path:
     """Makes the folder of a run, or continues the run that it holds.
 
@@ -73,21 +101,11 @@ def open_run_folder(out_dir: str, settings: Settings, cities: Sequence[City]) ->
     Raises:
       InputError: the path is a file, cannot be written, holds something else, or a run with other settings.
     """
-    folder = pathlib.Path(out_dir).absolute()
+    folder = claim_folder(out_dir, "config.json", "run")
     flags = json.loads(json.dumps(settings.as_json()))
     digests = {city.name: _digest(city) for city in cities}
     wanted = {**flags, "cities": digests}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        entries = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError
-    except OSError as error:
-        reason = error.strerror or "no permission"
-        raise InputError(f"--out_dir {out_dir!r} cannot be written ({reason}); name a folder of your own") from error
     config = folder / "config.json"
-    if entries and not config.exists():
-        raise InputError(f"--out_dir {out_dir!r} holds {entries[0]!r} but no run; name an empty or a new folder")
     if config.exists():
         try:
             content = json.loads(config.read_text())

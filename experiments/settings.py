@@ -16,8 +16,9 @@ from absl import flags
 from gpdiff_jax.adapt import AdaptConfig
 from gpdiff_jax.base import BaseConfig
 from gpdiff_jax.cities import SimulationConfig
+from gpdiff_jax.codec import NORMALISATIONS
 from gpdiff_jax.diffusion.conditioning import STRATEGIES, check_conditioning
-from gpdiff_jax.diffusion.denoiser import DenoiserConfig
+from gpdiff_jax.diffusion.denoiser import DTYPES, DenoiserConfig
 from gpdiff_jax.diffusion.objectives import OBJECTIVES
 from gpdiff_jax.diffusion.samplers import SAMPLERS, check_sampler
 from gpdiff_jax.diffusion.schedules import SCHEDULES
@@ -96,6 +97,32 @@ flags.DEFINE_list(
     f"parts of the prompt, of {', '.join(PARTS)}; the last two are encoders trained on the source cities",
 )
 flags.DEFINE_float("guidance", 1.0, "0 ignores the prompt, 1 follows it, more exaggerates it", 0.0, 10.0)
+flags.DEFINE_string(
+    "token_width",
+    None,
+    "parameters per token, at least 1, or gcd for the published rule, the greatest common divisor of the sizes of all "
+    "layers; the preset's if not given",
+)
+flags.DEFINE_integer(
+    "components",
+    None,
+    "principal components of every layer that are diffused, 0 for the tokens themselves; the preset's if not given",
+    0,
+)
+flags.DEFINE_enum(
+    "normalisation", "layer", list(NORMALISATIONS), "what divides the tokens: a spread per layer or per coordinate"
+)
+flags.DEFINE_enum(
+    "source_weights",
+    "balanced",
+    ["balanced", "similarity"],
+    "how often the generator is trained on a source region: every city alike, or by how like its prompt is to those of "
+    "the target",
+)
+flags.DEFINE_integer("accumulate", 1, "parts that a batch of the generator is worked on in, to save memory", 1)
+flags.DEFINE_enum(
+    "dtype", "auto", list(DTYPES), "what the generator computes in; auto is bfloat16 on accelerators, float32 on a CPU"
+)
 flags.DEFINE_enum("conditioning", "adaptive_norm", list(STRATEGIES), "where the generator's tokens hear the prompt")
 flags.DEFINE_enum("schedule", "cosine", list(SCHEDULES), "how signal turns to noise on the way that is diffused")
 flags.DEFINE_enum(
@@ -139,6 +166,7 @@ class Settings:
     generate: GenerateConfig
     adapt: AdaptConfig
     target_only: AdaptConfig
+    source_weights: str = "balanced"
     methods: tuple[str, ...] = DEFAULT_METHODS
 
     def as_json(self) -> dict[str, Any]:
@@ -216,6 +244,11 @@ def choose_methods(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in METHODS if name in chosen)
 
 
+def _token_width(word: str | None) -> int | str | None:
+    """A number where it is one; the codec refuses other words than its own."""
+    return int(word) if word and word.isdecimal() else word
+
+
 def settings_from_flags() -> Settings:
     """Turns the parsed flags into settings.
 
@@ -271,6 +304,13 @@ def settings_from_flags() -> Settings:
         conditioning=values.conditioning,
         schedule=values.schedule,
         objective=values.objective,
+        dtype=values.dtype,
+    )
+    codec = _replace(
+        preset["pretrain"].codec,
+        token_width=_token_width(values.token_width),
+        components=values.components,
+        normalisation=values.normalisation,
     )
     return Settings(
         data_dir=None if values.data_dir is None else str(pathlib.Path(values.data_dir)),
@@ -295,7 +335,9 @@ def settings_from_flags() -> Settings:
         pretrain=_replace(
             preset["pretrain"],
             denoiser=denoiser,
+            codec=codec,
             steps=values.pretrain_steps,
+            accumulate=values.accumulate,
             functional_weight=values.functional_weight,
             min_snr_gamma=values.min_snr_gamma,
             functional_by_signal=values.functional_by_signal,
@@ -309,5 +351,6 @@ def settings_from_flags() -> Settings:
         ),
         adapt=_replace(preset["adapt"], **adapt),
         target_only=_replace(preset["target_only"], **adapt),
+        source_weights=values.source_weights,
         methods=choose_methods(values.methods),
     )

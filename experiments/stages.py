@@ -75,6 +75,15 @@ class Run:
         pairs = zip(self.target_cities, self.targets, strict=True)
         return [region_prompts(city, [target.split.support], self.prompt_encoder) for city, target in pairs]
 
+    @property
+    def like(self) -> Prompts | None:
+        """Prompts of the target, channels one after another; None unless source regions are weighed by them."""
+        if self.settings.source_weights == "balanced":
+            return None
+        told = self.target_prompts
+        values = jnp.concatenate([prompts.values for prompts in told], axis=1)
+        return dataclasses.replace(told[0], values=values, region_ids=jnp.concatenate([p.region_ids for p in told]))
+
     @functools.cached_property
     def targets(self) -> list[Target]:
         """The target's regions on the device, one value per channel."""
@@ -242,7 +251,9 @@ def _pretrain_stage(run: Run) -> Hypernetwork:
         return Hypernetwork.load(folder)
     zoo = run.zoo
     with _logged(run, "pretrain", run.settings.pretrain.steps) as report:
-        hypernetwork = pretrain(zoo, key=run.key("pretrain"), config=run.settings.pretrain, progress=report)
+        hypernetwork = pretrain(
+            zoo, key=run.key("pretrain"), config=run.settings.pretrain, like=run.like, progress=report
+        )
     hypernetwork.save(folder)
     return hypernetwork
 
@@ -255,7 +266,7 @@ def _mlp_stage(run: Run) -> MlpHypernetwork:
     zoo, config = run.zoo, run.settings.pretrain
     with _logged(run, "mlp", config.steps) as report:
         key = run.key("mlp_hypernetwork")
-        mlp = mlp_hypernetwork(zoo, hypernetwork, run.held_out, config, key=key, progress=report)
+        mlp = mlp_hypernetwork(zoo, hypernetwork, run.held_out, config, key=key, like=run.like, progress=report)
     save_arrays(folder, mlp.variables, {"format": _FORMAT})
     return mlp
 

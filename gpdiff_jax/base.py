@@ -18,6 +18,7 @@ from gpdiff_jax.models.loss import batch_forecast, masked_absolute, masked_huber
 from gpdiff_jax.models.protocol import Model, ModelSizes
 from gpdiff_jax.optimisers import clipped_adam
 from gpdiff_jax.sources import SourceRegion, Sources
+from gpdiff_jax.tokens import make_layout
 from gpdiff_jax.typing import Key, Params
 
 
@@ -58,11 +59,16 @@ def initial_params(model: Model, graphs: jraph.GraphsTuple, sizes: ModelSizes, *
 
     Returns:
       A parameter pytree.
+
+    Raises:
+      InputError: tokens cannot hold it; see `tokens.make_layout`.
     """
     history, horizon, inputs, covariates = sizes
     graph = jax.tree.map(lambda leaf: leaf[0], graphs)
     zeros = (jnp.zeros((graph.nodes.shape[0], history, inputs)), jnp.zeros((history + horizon, covariates)))
-    return model.init(key, graph, *zeros)
+    params = model.init(key, graph, *zeros)
+    make_layout(params)
+    return params
 
 
 def steps_between_evaluations(steps: int, evaluations: int) -> int:

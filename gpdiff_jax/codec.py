@@ -13,26 +13,37 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.tokens import TokenLayout, from_tokens
+from gpdiff_jax.tokens import TokenLayout, check_width, from_tokens, mask_of
+
+NORMALISATIONS = ("layer", "coordinate")
+# Of the spread of its layer: a coordinate that varies less is hardly worth a unit of the generator's error.
+_LEAST_OF_LAYER = 0.01
+# Of the size of its layer's parameters: what varies less is rounding.
+_LEAST_OF_SIZE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class CodecConfig:
     """What is diffused.
 
-    `components` is the number of leading principal components kept per layer; 0 diffuses the tokens themselves. A few
-    hundred vectors of many thousand entries differ in few directions that matter; in the others a generator can only
-    learn noise.
+    `token_width` is a number of entries, or "gcd" for the published rule (`tokens.make_layout`). `components` is the
+    number of leading principal components kept per layer; 0 diffuses the tokens themselves. A few hundred vectors of
+    many thousand entries differ in few directions that matter; in the others a generator can only learn noise.
+    `normalisation` says what the differences from the zoo's mean are divided by, before the components are found where
+    there are any: "layer", one spread for all of a layer, or "coordinate", every coordinate's own, at least a hundredth
+    of its layer's, so that a coordinate that never varies stays where it is whatever the generator's error.
     """
 
-    token_width: int = 256
+    token_width: int | str = 256
     components: int = 32
+    normalisation: str = "layer"
 
     def __post_init__(self) -> None:
-        if self.token_width < 1:
-            raise InputError(f"`token_width` must be at least 1, got {self.token_width}")
+        check_width(self.token_width)
         if self.components < 0:
             raise InputError(f"`components` must be at least 0, got {self.components}")
+        if self.normalisation not in NORMALISATIONS:
+            raise InputError(f"`normalisation` must be one of {', '.join(NORMALISATIONS)}, got {self.normalisation!r}")
 
 
 @flax.struct.dataclass
@@ -40,12 +51,12 @@ class Codec:
     """Centre, directions and spread of the zoo's tokens.
 
     With components, `basis` holds for every layer float32 [k, tokens of the layer * W], each row a direction times
-    the zoo's spread along it; without, it is empty and `spread` [L, W] scales the tokens, one number for every layer.
+    the zoo's spread along it, and none for a layer that does not vary; without, it is empty.
     """
 
     base: jax.Array  # float32 [L, W], tokens of the base parameters
     mean: jax.Array  # float32 [L, W], mean difference to the base over the zoo
-    spread: jax.Array  # float32 [L, W], 1 on padding
+    spread: jax.Array  # float32 [L, W], what the differences are divided by, 1 on padding
     basis: tuple[jax.Array, ...]
     layout: TokenLayout = flax.struct.field(pytree_node=False)
 
@@ -54,29 +65,40 @@ class Codec:
         """The layer of every row of a code."""
         return tuple(range(len(self.layout.layers))) if self.basis else self.layout.layer_of_token
 
+    @property
+    def filled(self) -> tuple[int, ...]:
+        """How many entries of every row of a code hold something; the others, behind them, are padding."""
+        return tuple(rows.shape[0] for rows in self.basis) if self.basis else self.layout.filled
+
+    @property
+    def width(self) -> int:
+        """Entries of a row of a code."""
+        return max(1, *self.filled) if self.basis else self.layout.width
+
     def mask(self) -> Float[np.ndarray, "rows width"]:
         """1 where a code holds something, 0 on its padding."""
-        if not self.basis:
-            return self.layout.mask()
-        width = max(rows.shape[0] for rows in self.basis)
-        return np.stack([np.arange(width) < rows.shape[0] for rows in self.basis]).astype(np.float32)
+        return mask_of(self.filled, self.width)
 
     def encode(self, tokens: Float[Array, "L W"]) -> Float[Array, "rows width"]:
-        """Tokens of one parameter vector to its code."""
-        difference = tokens - self.base - self.mean
+        """Tokens of one parameter vector to its code; padding is not looked at."""
+        difference = jnp.where(self.layout.mask() > 0, (tokens - self.base - self.mean) / self.spread, 0.0)
         if not self.basis:
-            return difference / self.spread
-        width, rows = self.mask().shape[1], []
+            return difference
+        rows = []
         for layer, basis in enumerate(self.basis):
-            flat = difference[self._rows(layer)].reshape(-1)
-            code = basis @ flat / jnp.maximum(jnp.square(basis).sum(axis=1), 1e-20)
-            rows.append(jnp.pad(code, (0, width - basis.shape[0])))
+            flat, own = difference[self._rows(layer)].reshape(-1), self.spread[self._rows(layer)].reshape(1, -1)
+            directions = basis / own
+            code = directions @ flat / jnp.maximum(jnp.square(directions).sum(axis=1), 1e-20)
+            rows.append(jnp.pad(code, (0, self.width - basis.shape[0])))
         return jnp.stack(rows)
 
     def decode(self, code: Float[Array, "rows width"]) -> Float[Array, "L W"]:
-        """A code to the tokens of parameters; inverts `encode` up to rounding and what the components leave out."""
+        """A code to the tokens of parameters; inverts `encode` up to rounding and what the components leave out.
+
+        Padding of the code is not looked at.
+        """
         if not self.basis:
-            return self.base + self.mean + code * self.spread
+            return self.base + self.mean + jnp.where(self.mask() > 0, code * self.spread, 0.0)
         parts = [
             (code[layer, : basis.shape[0]] @ basis).reshape(-1, self.layout.width)
             for layer, basis in enumerate(self.basis)
@@ -98,6 +120,7 @@ def fit_codec(
     tokens: Float[np.ndarray, "X L W"],
     weights: Float[np.ndarray, " X"],
     components: int,
+    normalisation: str = "layer",
 ) -> Codec:
     """Statistics of a zoo's tokens.
 
@@ -107,6 +130,7 @@ def fit_codec(
       tokens: [X, L, W], the zoo.
       weights: [X], weight of each vector, so that every city counts alike.
       components: most components per layer; 0 for none.
+      normalisation: one of `NORMALISATIONS`.
 
     Returns:
       The codec.
@@ -116,16 +140,21 @@ def fit_codec(
     mean = np.einsum("x,xlw->lw", share, differences)
     deviations = differences - mean
     variance = np.einsum("x,xlw->lw", share, np.square(deviations))
-    mask, layer = layout.mask(), np.asarray(layout.layer_of_token)
-    per_layer = [(variance * mask)[layer == k].sum() / mask[layer == k].sum() for k in range(len(layout.layers))]
-    spread = np.where(mask > 0, np.sqrt(np.asarray(per_layer)[layer])[:, None] + 1e-8, 1.0)
-    basis = []
-    if components:
-        scale = np.sqrt(share)[:, None]
-        basis = [
-            principal_directions(scale * deviations[:, layer == k].reshape(len(tokens), -1), components)
-            for k in range(len(layout.layers))
-        ]
+    mask, layer = layout.mask(), layout.layer_tokens()
+    spread, basis = np.ones_like(mask, np.float64), []
+    for index in range(len(layout.layers)):
+        own, live = layer == index, mask[layer == index] > 0
+        overall = np.sqrt(variance[own][live].mean())
+        size = np.sqrt(np.square((base + mean)[own][live], dtype=np.float64).mean())
+        least = max(_LEAST_OF_SIZE * size, 1e-8)
+        scale = np.full(live.shape, max(overall, least))
+        if normalisation == "coordinate":
+            scale = np.maximum(np.sqrt(variance[own]), _LEAST_OF_LAYER * scale)
+        spread[own] = np.where(live, scale, 1.0)
+        if components:
+            rows = (np.sqrt(share)[:, None, None] * deviations[:, own] / spread[own]).reshape(len(tokens), -1)
+            directions = principal_directions(rows, components) if overall > least else rows[:0]
+            basis.append(directions * spread[own].reshape(1, -1))
     return Codec(
         base=jnp.asarray(base, jnp.float32),
         mean=jnp.asarray(mean, jnp.float32),

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from gpdiff_jax.codec import Codec
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
-from gpdiff_jax.pretraining import encode_training_set
+from gpdiff_jax.pretraining import encode_vectors
 from gpdiff_jax.prompts.prompt import Prompts, scale_prompts
 from gpdiff_jax.shuffled_prompts import source_response, target_response
 from gpdiff_jax.sources import Target
@@ -84,7 +84,7 @@ def diagnose(
             "generator was trained on and some that it was not (`held_out_share`)"
         )
     codec, generate = hypernetwork.codec, partial(hypernetwork.generate, config=config.generate)
-    vectors = _live(codec, np.asarray(encode_training_set(zoo, codec, hypernetwork.prompt_scaler, held_out).x0))
+    vectors = _live(codec, encode_vectors(zoo, codec))
     draw_key, shuffle_key = jax.random.split(key)
     told = dataclasses.replace(zoo.prompts, values=zoo.prompts.values[:1])
     drawn = _codes(codec, generate(told, key=draw_key).params)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from gpdiff_jax.adapt import AdaptConfig, adapt, forecast_rows
 from gpdiff_jax.cities.calendar import is_weekend
@@ -107,8 +107,12 @@ def observed_truth(city: City, target: Target) -> tuple[Float[np.ndarray, "S R P
 
 
 def window_start_names(city: City, target: Target) -> list[str]:
-    """ISO time of the first forecast step of every test window, or "step N" where the calendar is unknown."""
-    steps = np.asarray(target.test_starts) + target.bank.history
+    """Names, as `step_names` has them, of the first forecast step of every test window."""
+    return step_names(city, np.asarray(target.test_starts) + target.bank.history)
+
+
+def step_names(city: City, steps: Int[np.ndarray, " X"]) -> list[str]:
+    """ISO times of steps, or "step N" where the calendar is unknown."""
     if city.start is None:
         return [f"step {step}" for step in steps]
     return [str(city.start + np.timedelta64(int(step) * city.interval_minutes, "m")) for step in steps]

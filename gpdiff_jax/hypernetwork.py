@@ -1,31 +1,37 @@
 """In: prompts of regions. Out: parameters for them, by the trained generator as one object: save, load, generate."""
 
 import dataclasses
+import functools
 import json
 import pathlib
-from functools import partial
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, cast
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt32
+import numpy as np
 
 from gpdiff_jax.checkpoint import load_arrays, save_arrays
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.codec import Codec
-from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise, make_denoiser
+from gpdiff_jax.diffusion.denoiser import DenoiserConfig, denoise, make_denoiser
 from gpdiff_jax.diffusion.objectives import Denoised, denoised
 from gpdiff_jax.diffusion.samplers import SAMPLERS, check_sampler, guided, sample
 from gpdiff_jax.diffusion.schedules import SCHEDULES
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models.protocol import Model, ModelSizes, make_model
+from gpdiff_jax.models.protocol import Model, ModelSizes, abstract_params, make_model, model_names
+from gpdiff_jax.parallel import map_chunks
 from gpdiff_jax.prompts.encoders import PromptEncoder, plain_encoder
 from gpdiff_jax.prompts.prompt import Prompts, PromptScaler, prompts, scale_prompts
 from gpdiff_jax.sources import DataConfig
-from gpdiff_jax.tokens import from_tokens, make_layout
-from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.tokens import TokenLayout, check_layout, from_tokens, make_layout
+from gpdiff_jax.typing import Device, Key, Params
 
-_FORMAT = 2
+_FORMAT = 3
+# Draws that a device makes at a time; with another number they would differ by rounding.
+_DRAWS_ON_CPU = 32
+_DRAWS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +78,7 @@ class Hypernetwork:
     prompt_scaler: PromptScaler
     prompt_names: tuple[str, ...]
     prompt_encoder: PromptEncoder = dataclasses.field(default_factory=plain_encoder)
+    interval_minutes: int | None = None  # of the cities it was trained on; None where that is not known
 
     @property
     def model(self) -> Model:
@@ -104,13 +111,21 @@ class Hypernetwork:
             encoder=self.prompt_encoder,
         )
 
-    def generate(self, prompts: Prompts, *, key: Key, config: GenerateConfig = GenerateConfig()) -> RegionParameters:
-        """Draws parameters for every region from its prompt.
+    def generate(
+        self,
+        prompts: Prompts,
+        *,
+        key: Key,
+        config: GenerateConfig = GenerateConfig(),
+        devices: Sequence[Device] | None = None,
+    ) -> RegionParameters:
+        """Draws parameters for every region from its prompt, the same to the bit on any number of devices of a kind.
 
         Args:
           prompts: of R regions, as `prompts(city, ...)` makes them; of `prompts.null` nothing but the regions is used.
           key: random key; a sample's is folded in from its number.
           config: samples, sampler, steps and guidance.
+          devices: to spread the draws over; None for all local ones.
 
         Returns:
           K parameter vectors for every region.
@@ -124,23 +139,20 @@ class Hypernetwork:
             raise InputError(f"the prompts and the generator differ in {odd[:3]}; make the prompts with this version")
         check_sampler(config.sampler, self.denoiser_config.schedule)
         denoiser = make_denoiser(self.denoiser_config, self.codec, self.prompt_names)
-        told = scale_prompts(prompts, self.prompt_scaler)[0]
-        mask = jnp.asarray(self.codec.mask())
-        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(config.samples))
-        given = jnp.ones(told.shape[0]) if prompts.told is None else prompts.told.astype(jnp.float32)
-        codes = _sample(
-            denoiser,
-            config.sampler,
-            config.steps,
-            config.guidance,
-            self.variables,
-            mask,
-            told,
-            given,
-            prompts.region_ids,
-            keys,
+        told = np.asarray(scale_prompts(prompts, self.prompt_scaler)[0])
+        count, given = len(told), np.ones(len(told)) if prompts.told is None else np.asarray(prompts.told)
+        # A row is one draw: K draws of all regions, one after another.
+        rows = _Draws(
+            sample=np.repeat(np.arange(config.samples), count),
+            region_id=np.tile(np.asarray(prompts.region_ids), config.samples),
+            prompt=np.tile(told, (config.samples, 1)),
+            given=np.tile(given.astype(np.float32), config.samples),
         )
-        return RegionParameters(jax.vmap(jax.vmap(self.codec.params))(codes), self.model_name, self.data)
+        draw = _make_draw(cast(Hashable, denoiser), config.sampler, config.steps, config.guidance)
+        size = _DRAWS_ON_CPU if jax.default_backend() == "cpu" else _DRAWS
+        params = map_chunks(draw, (self.variables, self.codec, key), rows, size=size, devices=devices)
+        stacked = jax.tree.map(lambda leaf: leaf.reshape(config.samples, count, *leaf.shape[1:]), params)
+        return RegionParameters(stacked, self.model_name, self.data)
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes the generator into a folder, whole or not at all."""
@@ -150,7 +162,7 @@ class Hypernetwork:
                 "base": self.codec.base,
                 "mean": self.codec.mean,
                 "spread": self.codec.spread,
-                "basis": {str(layer): rows for layer, rows in enumerate(self.codec.basis)},
+                "basis": {str(layer): rows for layer, rows in enumerate(self.codec.basis) if len(rows)},
             },
             "prompts": {"mean": self.prompt_scaler.mean, "std": self.prompt_scaler.std},
             "base": self.base,
@@ -162,10 +174,11 @@ class Hypernetwork:
             "sizes": self.sizes._asdict(),
             "data": dataclasses.asdict(self.data),
             "denoiser": dataclasses.asdict(self.denoiser_config),
-            "token_width": self.codec.layout.width,
-            "components": len(self.codec.basis),
+            "layout": self.codec.layout.as_json(),
+            "components": bool(self.codec.basis),
             "prompt_names": self.prompt_names,
             "prompt_encoder": self.prompt_encoder.facts(),
+            "interval_minutes": self.interval_minutes,
         }
         save_arrays(pathlib.Path(folder), arrays, facts)
 
@@ -174,27 +187,28 @@ class Hypernetwork:
         """Reads a generator back.
 
         Raises:
-          InputError: there is none, or it is damaged, or of another format.
+          InputError: there is none, or it is damaged, or of another format; or its layout is not that of its base or,
+            as far as the model is registered, of the model as it is today.
         """
         arrays, facts = load_arrays(pathlib.Path(folder), _FORMAT, "hypernetwork")
         arrays = jax.tree.map(jnp.asarray, arrays)
-        codec = arrays["codec"]
+        sizes = ModelSizes(**facts["sizes"])
+        layout, what = TokenLayout.from_json(facts["layout"]), f"the hypernetwork at {str(folder)!r}"
+        check_layout(layout, make_layout(arrays["base"], layout.width), what, "its base")
+        if facts["model"] in model_names():
+            today = abstract_params(make_model(facts["model"], sizes), sizes)
+            check_layout(layout, make_layout(today, layout.width), what, f"the model {facts['model']!r}")
         return cls(
             model_name=facts["model"],
-            sizes=ModelSizes(**facts["sizes"]),
+            sizes=sizes,
             data=DataConfig(**facts["data"]),
             denoiser_config=DenoiserConfig(**facts["denoiser"]),
             variables=arrays["variables"],
-            codec=Codec(
-                base=codec["base"],
-                mean=codec["mean"],
-                spread=codec["spread"],
-                basis=tuple(codec["basis"][str(layer)] for layer in range(facts["components"])),
-                layout=make_layout(arrays["base"], facts["token_width"]),
-            ),
+            codec=_stored_codec(arrays["codec"], layout, facts["components"]),
             prompt_scaler=PromptScaler(**arrays["prompts"]),
             prompt_names=tuple(facts["prompt_names"]),
             prompt_encoder=PromptEncoder.from_arrays(arrays.get("prompt_encoder") or {}, facts["prompt_encoder"]),
+            interval_minutes=facts.get("interval_minutes"),
         )
 
     def summary(self) -> str:
@@ -210,46 +224,60 @@ class Hypernetwork:
                 "conditioning": self.denoiser_config.conditioning,
                 "schedule": self.denoiser_config.schedule,
                 "objective": self.denoiser_config.objective,
+                "computes_in": self.denoiser_config.compute_dtype.name,
                 "prompt_parts": list(self.prompt_encoder.config.parts),
                 "prompt_width": len(self.prompt_names),
                 "covariates": self.data.covariates,
                 "support_days": self.data.support_days,
+                "interval_minutes": self.interval_minutes,
             }
         )
 
 
-@partial(jax.jit, static_argnames=("denoiser", "sampler", "steps", "guidance"))
-def _sample(
-    denoiser: Denoiser,
-    sampler: str,
-    steps: int,
-    guidance: float,
-    variables: dict,
-    mask: Float[Array, "L W"],
-    prompt: Float[Array, "R E"],
-    given: Float[Array, " R"],
-    region_ids: UInt32[Array, " R"],
-    keys: Key,
-) -> Float[Array, "K R L W"]:
-    """Codes of every region, one sample after another; a region's noise comes from the sample's key and its own id."""
-    regions = prompt.shape[0]
+def _stored_codec(arrays: dict, layout: TokenLayout, components: bool) -> Codec:
+    # A layer that does not vary has no directions, and no array on disk.
+    rows = range(len(layout.layers)) if components else ()
+    entries = [layout.layer_of_token.count(layer) * layout.width for layer in rows]
+    found = arrays.get("basis") or {}
+    basis = tuple(found.get(str(layer), jnp.zeros((0, entries[layer]))) for layer in rows)
+    return Codec(base=arrays["base"], mean=arrays["mean"], spread=arrays["spread"], basis=basis, layout=layout)
 
-    def denoise_fn(x_t: jax.Array, t: jax.Array) -> Denoised:
-        time = jnp.broadcast_to(t, (regions,))
-        told = denoise(denoiser, variables, x_t, time, prompt, given)
-        if guidance != 1.0:
-            told = guided(told, denoise(denoiser, variables, x_t, time, prompt, jnp.zeros(regions)), guidance)
-        return denoised(denoiser.config.objective, SCHEDULES[denoiser.config.schedule](t), x_t, told * mask[None])
 
-    def one_sample(key: Key) -> jax.Array:
-        own_keys = jax.vmap(lambda region: jax.random.fold_in(key, region))(region_ids)
+class _Draws(NamedTuple):
+    """X draws, each of one sample of one region; on the host or on the device."""
+
+    sample: Any  # int [X]
+    region_id: Any  # uint32 [X]
+    prompt: Any  # float32 [X, E]
+    given: Any  # float32 [X], 0 where the generator is told nothing
+
+
+@functools.cache
+def _make_draw(
+    denoiser: Any, sampler: str, steps: int, guidance: float
+) -> Callable[[tuple[Params, Codec, Key], _Draws], Params]:
+    """Parameters of X draws; the noise of each comes from its sample's number and its region's id."""
+
+    def draw(shared: tuple[Params, Codec, Key], draws: _Draws) -> Params:
+        (variables, codec, key), count = shared, draws.given.shape[0]
+        mask = jnp.asarray(codec.mask())
+        own_keys = jax.vmap(lambda *ids: functools.reduce(jax.random.fold_in, ids, key))(draws.sample, draws.region_id)
+
+        def denoise_fn(x_t: jax.Array, t: jax.Array) -> Denoised:
+            time = jnp.broadcast_to(t, (count,))
+            told = denoise(denoiser, variables, x_t, time, draws.prompt, draws.given)
+            if guidance != 1.0:
+                without = denoise(denoiser, variables, x_t, time, draws.prompt, jnp.zeros(count))
+                told = guided(told, without, guidance)
+            return denoised(denoiser.config.objective, SCHEDULES[denoiser.config.schedule](t), x_t, told * mask[None])
 
         def normal(keys: Key) -> jax.Array:
             return jax.vmap(lambda key: jax.random.normal(key, mask.shape))(keys) * mask[None]
 
-        def draw(step: jax.Array) -> jax.Array:
+        def fresh(step: jax.Array) -> jax.Array:
             return normal(jax.vmap(lambda own: jax.random.fold_in(own, step))(own_keys))
 
-        return sample(sampler, denoiser.config.schedule, denoise_fn, normal(own_keys), steps, draw)
+        codes = sample(sampler, denoiser.config.schedule, denoise_fn, normal(own_keys), steps, fresh)
+        return jax.vmap(codec.params)(codes)
 
-    return jax.lax.map(one_sample, keys)
+    return draw

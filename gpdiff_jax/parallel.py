@@ -1,6 +1,7 @@
 """In: a function of rows that do not depend on each other. Out: the same function, its rows spread over all devices.
 
-The device axis is added here, by `jax.pmap`.
+The device axis is added here, by `jax.pmap`; a training step, whose devices tell each other their gradients, is spread
+in `diffusion.training` over the devices that are chosen here.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ from typing import Any
 
 import flax.jax_utils
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gpdiff_jax.typing import Device
@@ -27,6 +29,27 @@ def use_every_core() -> None:
     # cores make a harvest 1.7 times slower.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", _num_cores())
+
+
+def training_devices(batch: int, devices: Sequence[Device] | None = None) -> list[Device]:
+    """The devices that a training step is spread over, an equal share of the batch on each.
+
+    Devices that wait for each other need a thread each. Processors that are one device per core have none to spare, and
+    can wait for ever; so of CPU devices one is taken, whose products run on all cores, unless `PJRT_NPROC` names two
+    threads for each.
+
+    Args:
+      batch: examples of a step that are worked on at a time.
+      devices: to choose from; None for all local ones, of a CPU as above.
+
+    Returns:
+      The first of them, as many as divide the batch.
+    """
+    if devices is None:
+        devices = jax.local_devices()
+        if devices[0].platform == "cpu" and int(os.environ.get("PJRT_NPROC", "0")) < 2 * len(devices):
+            devices = devices[:1]
+    return list(devices)[: max(count for count in range(1, len(devices) + 1) if batch % count == 0)]
 
 
 def _num_cores() -> int:
@@ -89,3 +112,43 @@ class PendingRows:
         """Waits for the rows and returns them on the host, leaves [X, ...]."""
         arrays = jax.tree.map(np.asarray, self._result)
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[: self._count], arrays)
+
+
+def map_chunks(
+    function: Callable[[Any, Any], Any],
+    shared: Any,
+    rows: Any,
+    *,
+    size: int,
+    devices: Sequence[Device] | None = None,
+) -> Any:
+    """Applies a function to chunks of rows, a chunk per device at a time.
+
+    Every device runs one program, for chunks of one size; so what it makes of a row does not depend, to the bit, on how
+    many devices of a kind there are.
+
+    Args:
+      function: see `RowSpread`; the same object in every call, or it is compiled again.
+      shared: a pytree of arrays.
+      rows: leaves [X, ...], on the host; the last chunks are filled up with repeats of the last row, which are dropped.
+      size: rows of a chunk.
+      devices: D devices; None for all local ones. No more are used than there are chunks.
+
+    Returns:
+      The results, leaves [X, ...], on the default device.
+    """
+    devices = list(jax.local_devices() if devices is None else devices)
+    count = len(jax.tree.leaves(rows)[0])
+    devices = devices[: -(-count // size)]
+    shared, mapped = flax.jax_utils.replicate(shared, devices), _pmap(function, tuple(devices))
+    parts = []
+    for first in range(0, count, len(devices) * size):
+        chunk = np.minimum(first + np.arange(len(devices) * size), count - 1)
+        spread = jax.tree.map(lambda leaf, at=chunk: leaf[at].reshape(len(devices), size, *leaf.shape[1:]), rows)
+        parts.append(mapped(shared, spread))
+
+    def join(*leaves: jax.Array) -> jax.Array:
+        # By way of the host: an array that is put on a device stays bound to it, and cannot be spread over others.
+        return jnp.asarray(np.concatenate([np.asarray(leaf).reshape(-1, *leaf.shape[2:]) for leaf in leaves])[:count])
+
+    return jax.tree.map(join, *parts)

@@ -1,6 +1,6 @@
 """In: a parameter zoo. Out: its codes and prompts, the training set of a generator; and the trained generator."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -8,16 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from gpdiff_jax.cities.city import MINUTES_PER_DAY
 from gpdiff_jax.codec import Codec, encode_zoo, fit_codec
-from gpdiff_jax.diffusion.training import PretrainConfig, ZooCodes, held_out_regions, train_denoiser
+from gpdiff_jax.diffusion.denoiser_training import train_denoiser
+from gpdiff_jax.diffusion.training import PretrainConfig, ZooCodes, held_out_regions
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.models.protocol import make_model
 from gpdiff_jax.prompts.encoders import plain_encoder
-from gpdiff_jax.prompts.prompt import PromptScaler, fit_prompt_scaler, scale_prompts
+from gpdiff_jax.prompts.prompt import Prompts, PromptScaler, fit_prompt_scaler, scale_prompts
 from gpdiff_jax.sources import Sources
 from gpdiff_jax.tokens import TokenLayout, make_layout, to_tokens
-from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo import ParameterZoo
 
 _MOST_VECTORS = 2048  # that the statistics of the codes are made from
@@ -53,8 +55,8 @@ def _sample_tokens(
     return tokens, odds[chosen // vectors]
 
 
-def _encode_parts(zoo: ParameterZoo, codec: Codec) -> Float[np.ndarray, "R M rows width"]:
-    """Codes of all vectors, a part of the zoo at a time."""
+def encode_vectors(zoo: ParameterZoo, codec: Codec) -> Float[np.ndarray, "R M rows width"]:
+    """Codes of all M vectors of every region of a zoo, a part of the zoo at a time."""
     codes = np.zeros((*zoo.validation_mae.shape, *codec.mask().shape), np.float32)
     for rows, params in zoo.vectors.parts():
         codes[rows] = np.asarray(_encode(codec, jax.tree.map(jnp.asarray, params)))
@@ -72,19 +74,63 @@ def choice_regions(sources: Sources, config: PretrainConfig, *, key: Key) -> Boo
 
 
 def encode_training_set(
-    zoo: ParameterZoo, codec: Codec, prompt_scaler: PromptScaler, held_out: Bool[np.ndarray, " R"]
+    zoo: ParameterZoo, codec: Codec, prompt_scaler: PromptScaler, odds: Float[np.ndarray, " R"]
 ) -> ZooCodes:
-    """Codes and scaled prompts of a zoo, a region drawn in inverse proportion to its city's size, held out never."""
+    """Codes and scaled prompts of a zoo, a region drawn as often as `region_odds` say."""
     return ZooCodes(
-        x0=jnp.asarray(_encode_parts(zoo, codec)),
+        x0=jnp.asarray(encode_vectors(zoo, codec)),
         prompts=scale_prompts(zoo.prompts, prompt_scaler),
-        odds=jnp.asarray(_odds(zoo, held_out), jnp.float32),
+        odds=jnp.asarray(odds, jnp.float32),
         prompt_names=zoo.prompts.names,
     )
 
 
-def _odds(zoo: ParameterZoo, held_out: Bool[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
-    return np.where(held_out, 0.0, 1.0 / np.bincount(zoo.city_index)[zoo.city_index])
+def region_odds(
+    zoo: ParameterZoo, held_out: Bool[np.ndarray, " R"], config: PretrainConfig, like: Prompts | None = None
+) -> Float[np.ndarray, " R"]:
+    """How often each source region is drawn in training.
+
+    Every city is drawn alike, whatever the number of its training regions, and these alike among themselves. With
+    prompts to be `like`, every region that they tell of hands out one vote, in shares that fall with the squared
+    distance between scaled prompts as a Gaussian of `config.likeness_width` does and begin from the balanced odds; a
+    source region's variants count with their mean. So a city's odds sum to the votes that it gets, which are the same
+    for a city of many regions as for one of few alike, and all are equal again where the width is large.
+
+    Args:
+      zoo: its prompts and cities.
+      held_out: regions that are never drawn.
+      config: `likeness_width`, in standard deviations per entry.
+      like: prompts of a target's regions, from what may be seen of it; None to let every city count the same.
+
+    Returns:
+      Odds that sum to 1.
+
+    Raises:
+      InputError: `like` has other entries than the zoo's prompts, or tells nothing.
+    """
+    trained = np.bincount(zoo.city_index[~held_out], minlength=int(zoo.city_index.max()) + 1)
+    odds = np.where(held_out, 0.0, 1.0 / np.maximum(trained, 1)[zoo.city_index])
+    if like is None:
+        return odds / odds.sum()
+    if like.names != zoo.prompts.names:
+        raise InputError("`like` and the prompts of the zoo have other parts; make both with one encoder")
+    told = np.ones(like.values.shape[1], bool) if like.told is None else np.asarray(like.told)
+    if not told.any():
+        raise InputError("`like` tells nothing of any region; leave it out to weigh every city the same")
+    scaler = fit_prompt_scaler(zoo.prompts, zoo.city_index)
+    asked = np.asarray(scale_prompts(like, scaler), np.float64)[0, told]
+    variants = np.asarray(scale_prompts(zoo.prompts, scaler), np.float64)
+    exponents = np.stack([-0.5 * _squared_distances(asked, one) / config.likeness_width**2 for one in variants])
+    # Far from everything all kernels underflow; only their ratios matter.
+    exponents -= exponents[:, :, ~held_out].max(axis=(0, 2))[None, :, None]
+    votes = np.exp(np.minimum(exponents, 0.0)).mean(axis=0) * odds
+    return (votes / votes.sum(axis=1, keepdims=True)).mean(axis=0)
+
+
+def _squared_distances(one: Float[np.ndarray, "Q E"], other: Float[np.ndarray, "R E"]) -> Float[np.ndarray, "Q R"]:
+    """Means over the entries."""
+    squares = np.square(one).mean(axis=1)[:, None] + np.square(other).mean(axis=1)[None, :]
+    return squares - 2.0 * one @ other.T / one.shape[1]
 
 
 def pretrain(
@@ -92,6 +138,8 @@ def pretrain(
     *,
     key: Key,
     config: PretrainConfig = PretrainConfig(),
+    like: Prompts | None = None,
+    devices: Sequence[Device] | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Hypernetwork:
     """Trains the generator on a zoo.
@@ -100,6 +148,9 @@ def pretrain(
       zoo: harvested parameters and prompts, with the sources attached, whose readings the functional loss needs.
       key: random key.
       config: sizes and weights.
+      like: prompts of a target's regions from its support days; source regions with near prompts are then drawn more
+        often, see `region_odds`.
+      devices: to spread the training over; None for all local accelerators, see `parallel.training_devices`.
       progress: called with (steps done, metrics).
 
     Returns:
@@ -107,8 +158,8 @@ def pretrain(
 
     Raises:
       InputError: the zoo has no sources, or they name different regions, or its prompts lack a part that the
-        conditioning needs.
-      FloatingPointError: the loss is not finite.
+        conditioning needs; or see `region_odds`.
+      FloatingPointError: the loss or its gradient is not finite; names the step.
     """
     sources = zoo.sources
     if sources is None:
@@ -120,12 +171,15 @@ def pretrain(
     layout = make_layout(zoo.base, config.codec.token_width)
     held_out = choice_regions(sources, config, key=key)
     train_key = jax.random.split(key)[1]
-    tokens, weights = _sample_tokens(zoo, layout, _odds(zoo, held_out))
-    codec = fit_codec(layout, np.asarray(to_tokens(layout, zoo.base)), tokens, weights, config.codec.components)
+    odds = region_odds(zoo, held_out, config, like)
+    tokens, weights = _sample_tokens(zoo, layout, odds)
+    base, chosen = np.asarray(to_tokens(layout, zoo.base)), config.codec
+    codec = fit_codec(layout, base, tokens, weights, chosen.components, chosen.normalisation)
     prompt_scaler = fit_prompt_scaler(zoo.prompts, zoo.city_index)
-    training_set = encode_training_set(zoo, codec, prompt_scaler, held_out)
+    training_set = encode_training_set(zoo, codec, prompt_scaler, odds)
     model = make_model(zoo.model, sources.sizes)
-    variables = train_denoiser(model, sources, training_set, codec, held_out, config, key=train_key, progress=progress)
+    spread = {"devices": devices, "progress": progress}
+    variables = train_denoiser(model, sources, training_set, codec, held_out, config, key=train_key, **spread)
     return Hypernetwork(
         model_name=zoo.model,
         sizes=sources.sizes,
@@ -136,4 +190,5 @@ def pretrain(
         prompt_scaler=prompt_scaler,
         prompt_names=zoo.prompts.names,
         prompt_encoder=sources.prompt_encoder or plain_encoder(),
+        interval_minutes=MINUTES_PER_DAY // sources.train.steps_per_day,
     )

@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jraph
 import numpy as np
+from jaxtyping import Int
 
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.scaling import silent_regions
@@ -290,11 +291,33 @@ def prepare_target(city: City, config: DataConfig, *, seed: int = 0) -> Target:
     """
     windows: Any = {"history": config.history, "horizon": config.horizon}
     split = split_target(city.num_steps, city.steps_per_day, config.support_days, name=city.name, **windows)
-    masks = support_masks(city, split, city.steps_per_day)
-    bank = build_bank([city], [[split.support] * len(masks)], [masks], covariates=config.covariates, **windows)
     test_starts = window_starts(city, split.test, reach_back=True, **windows)
     if len(test_starts) == 0:
         raise InputError(f"city {city.name!r} has no reading in its test span (the last 30 %); use a longer series")
+    return split_city(city, config, split, test_starts, seed=seed)
+
+
+def split_city(
+    city: City, config: DataConfig, split: TargetSplit, test_starts: Int[np.ndarray, " S"], *, seed: int = 0
+) -> Target:
+    """Puts a city on the device, to be forecast after whichever days are its support.
+
+    Args:
+      city: a one-channel city.
+      config: windows, covariates and graphs, the same as the sources'.
+      split: its support days, and what is forecast.
+      test_starts: [S], starts of the windows that forecast.
+      seed: for `pick_neighbours="random"`.
+
+    Returns:
+      Its regions; scale and profile come from the support days alone.
+
+    Raises:
+      InputError: see `build_bank`, `region_graphs`.
+    """
+    windows: Any = {"history": config.history, "horizon": config.horizon}
+    masks = support_masks(city, split, city.steps_per_day)
+    bank = build_bank([city], [[split.support] * len(masks)], [masks], covariates=config.covariates, **windows)
     return Target(
         bank=bank,
         graphs=region_graphs([city], max_neighbours=config.max_neighbours, pick=config.pick_neighbours, seed=seed),

@@ -1,7 +1,8 @@
 """In: harvested parameters of all source regions, and their prompts. Out: the parameter zoo, on disk and back.
 
 The zoo is the training set of the generator: a few parameter vectors per region, with where each came from. On disk it
-is a folder of chunks, so that neither writing nor reading it ever holds all vectors.
+is a folder of chunks, so that neither writing nor reading it ever holds all vectors. A zoo has no tokens yet; it is
+written with the layout of the published token width, which the shapes of the parameters give.
 """
 
 import dataclasses
@@ -17,12 +18,14 @@ from jaxtyping import Int
 
 from gpdiff_jax.checkpoint import load_arrays, save_arrays
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.protocol import abstract_params, make_model, model_names
 from gpdiff_jax.prompts.prompt import Prompts
 from gpdiff_jax.region_training import HarvestedRegion
 from gpdiff_jax.sources import Sources
+from gpdiff_jax.tokens import TokenLayout, check_layout, make_layout
 from gpdiff_jax.typing import Params
 
-_FORMAT = 4
+_FORMAT = 5
 _INDEX = "index"
 
 
@@ -71,6 +74,11 @@ class ParameterZoo:
     def num_regions(self) -> int:
         """R."""
         return len(self.names)
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Where every parameter lies in tokens of the published width."""
+        return make_layout(self.base)
 
     @property
     def params(self) -> Params:
@@ -168,6 +176,7 @@ def finish_zoo(folder: pathlib.Path, zoo: ParameterZoo, rows: list[Int[np.ndarra
     facts = {
         "format": _FORMAT,
         "model": zoo.model,
+        "layout": zoo.layout.as_json(),
         "names": zoo.names,
         "prompt_names": zoo.prompts.names,
         "prompt_provenance": zoo.prompts.provenance,
@@ -188,12 +197,18 @@ def load_zoo(folder: pathlib.Path, sources: Sources | None = None) -> ParameterZ
       The zoo.
 
     Raises:
-      InputError: there is none, or it is damaged or of another format.
+      InputError: there is none, or it is damaged or of another format; or its layout is not that of its parameters or,
+        where sources are given and the model is registered, of the model as it is today.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise InputError(f"no zoo at {str(folder)!r}; name the folder that holds one")
     arrays, facts = load_arrays(folder / _INDEX, _FORMAT, "index of the zoo")
+    layout, what = TokenLayout.from_json(facts["layout"]), f"the zoo at {str(folder)!r}"
+    check_layout(layout, make_layout(arrays["base"]), what, "its base")
+    if sources is not None and facts["model"] in model_names():
+        today = abstract_params(make_model(facts["model"], sources.sizes), sources.sizes)
+        check_layout(layout, make_layout(today), what, f"the model {facts['model']!r}")
     rows = tuple(np.split(np.asarray(arrays["rows"]), np.cumsum(arrays["chunk_sizes"])[:-1]))
     named = tuple(facts["prompt_names"]), tuple(facts["prompt_provenance"])
     stored = Prompts(jnp.asarray(arrays["prompts"]), jnp.asarray(arrays["region_ids"]), *named)

@@ -61,10 +61,54 @@ def test_without_components_every_layer_is_scaled_by_its_own_spread(zoo):
     assert codec.layer_of_code == layout.layer_of_token
 
 
-@pytest.mark.parametrize("components", [0, 7, 50])
-def test_encode_and_decode_are_inverse_on_the_zoo(zoo, components):
+def test_by_coordinate_each_is_scaled_by_its_own_spread_and_a_constant_one_stays(zoo):
     layout, base, tokens = zoo
-    codec = fit_codec(layout, base, tokens, _WEIGHTS, components)
+    tokens, layer = tokens.copy(), layout.layer_tokens()[:, None]
+    tokens[:, 0, 1] = base[0, 1]  # constant, and the base's
+    tokens[:, 1, 2] = 7.3  # constant, and not the base's
+    tokens[:, layer[:, 0] == 1] = base[layer[:, 0] == 1] + np.float32(0.1)  # a whole layer
+    plain = fit_codec(layout, base, tokens, _WEIGHTS, 0)
+    codec = fit_codec(layout, base, tokens, _WEIGHTS, 0, "coordinate")
+    own = np.sqrt(np.average(np.square(_centred((layout, base, tokens))), axis=0, weights=_WEIGHTS))
+    varies = own > 1e-6
+    assert varies.sum() == layout.mask().sum() - 7 and (layer != 1)[varies.any(axis=1)].all()
+    np.testing.assert_allclose(np.asarray(codec.spread)[varies], own[varies], rtol=1e-4)
+    codes = np.stack([codec.encode(jnp.asarray(vector)) for vector in tokens])
+    np.testing.assert_allclose(np.average(np.square(codes), axis=0, weights=_WEIGHTS)[varies], 1.0, rtol=1e-3)
+    # What never varies: a code of nothing but rounding, and one that is wrong by a whole unit hardly moves it.
+    still = ~varies & (layout.mask() > 0)
+    assert np.abs(codes[:, still]).max() < 0.1
+    moved = np.asarray(codec.decode(jnp.asarray(codes[0] + layout.mask())))
+    assert np.abs(moved - tokens[0])[still].max() < 1.1 * 0.01 * np.asarray(plain.spread)[still].max()
+    # The layer as a whole stays within a millionth of itself.
+    assert np.abs(moved - tokens[0])[still & (layer == 1)].max() < 1e-5 * np.abs(tokens[0][still & (layer == 1)]).max()
+
+
+def test_components_by_coordinate_are_those_of_the_correlations(zoo):
+    layout, base, tokens = zoo
+    codec = fit_codec(layout, base, tokens, _WEIGHTS, 2, "coordinate")
+    share, spread = _WEIGHTS / _WEIGHTS.sum(), np.asarray(codec.spread)
+    for layer, basis in enumerate(codec.basis):
+        own = layout.layer_tokens() == layer
+        live = layout.mask()[own].reshape(-1) > 0
+        scaled = (_centred(zoo) / spread)[:, own].reshape(7, -1)[:, live].astype(np.float64)
+        power, axes = np.linalg.eigh(scaled.T @ (share[:, None] * scaled))
+        np.testing.assert_allclose(np.trace(scaled.T @ (share[:, None] * scaled)), live.sum(), rtol=1e-3)
+        directions = np.asarray(basis)[:, live] / spread[own].reshape(-1)[live]
+        np.testing.assert_allclose(np.square(directions).sum(axis=1), power[::-1][:2], rtol=1e-3)
+        np.testing.assert_allclose(
+            np.abs(np.diag(directions @ axes[:, ::-1][:, :2])), np.sqrt(power[::-1][:2]), rtol=1e-3
+        )
+    codes = np.stack([codec.encode(jnp.asarray(vector)) for vector in tokens])
+    np.testing.assert_allclose(np.einsum("x,xlk->lk", share, np.square(codes)), np.ones((3, 2)), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("components", "normalisation"), [(0, "layer"), (0, "coordinate"), (7, "coordinate"), (50, "layer")]
+)
+def test_encode_and_decode_are_inverse_on_the_zoo(zoo, components, normalisation):
+    layout, base, tokens = zoo
+    codec = fit_codec(layout, base, tokens, _WEIGHTS, components, normalisation)
     for vector in tokens:
         code = codec.encode(jnp.asarray(vector))
         assert code.shape == codec.mask().shape
@@ -98,14 +142,17 @@ def test_a_layer_with_fewer_directions_is_padded_and_a_zoo_without_any_still_dec
     layout, base, tokens = zoo
     frozen = np.where((layout.layer_tokens() == 1)[:, None], base, tokens)
     codec = fit_codec(layout, base, frozen, _WEIGHTS, 4)
-    assert codec.mask().sum(axis=1).tolist() == [4, 1, 4]
+    assert codec.mask().sum(axis=1).tolist() == [4, 0, 4]
     np.testing.assert_allclose(
         codec.decode(codec.encode(jnp.asarray(frozen[0])))[layout.layer_tokens() == 1],
         frozen[0][layout.layer_tokens() == 1],
         rtol=1e-6,
     )
-    still = fit_codec(layout, base, np.stack([base] * 3), np.ones(3), 4)
-    np.testing.assert_array_equal(still.decode(jnp.ones(still.mask().shape)), base)
+    assert codec.filled == (4, 0, 4)
+    # Away from the base as well, where the mean is not exact.
+    still = fit_codec(layout, base, np.stack([base + layout.mask() * np.float32(0.1)] * 3), np.ones(3), 4)
+    assert still.mask().shape == (3, 1) and not still.mask().any()
+    np.testing.assert_allclose(still.decode(jnp.ones((3, 1))), base + 0.1 * layout.mask(), rtol=1e-6)
 
 
 def test_params_of_a_code_are_the_pytree_and_jit_vmap_and_a_loop_agree(zoo):
@@ -124,8 +171,10 @@ def test_params_of_a_code_are_the_pytree_and_jit_vmap_and_a_loop_agree(zoo):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"token_width": 0}, "`token_width` must be at least 1, got 0"),
+        ({"token_width": 0}, "`token_width` must be at least 1, or 'gcd' for the published rule, got 0"),
+        ({"token_width": "wide"}, "`token_width` must be at least 1, or 'gcd' for the published rule, got wide"),
         ({"components": -1}, "`components` must be at least 0, got -1"),
+        ({"normalisation": "row"}, "`normalisation` must be one of layer, coordinate, got 'row'"),
     ],
 )
 def test_a_codec_out_of_range_is_refused(values, words):

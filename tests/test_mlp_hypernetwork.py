@@ -164,13 +164,14 @@ def _functional(made: MlpHypernetwork, zoo: ParameterZoo, held_out: np.ndarray, 
     codes = jax.vmap(made.hypernetwork.codec.encode)(
         jax.vmap(functools.partial(to_tokens, made.hypernetwork.codec.layout))(made.params(zoo.prompts))
     )[rows]
-    evaluate_key = jax.random.split(_KEY, 3)[2]
+    evaluate_key = jax.random.split(jax.random.split(_KEY)[1])[1]
     model, codec = made.hypernetwork.model, made.hypernetwork.codec
 
     @jax.jit
     def of_variant(sources: Sources, variant: jax.Array) -> jax.Array:
-        batch = DiffusionBatch(codes, codes, rows, jnp.broadcast_to(variant, rows.shape))
-        key = jax.random.fold_in(evaluate_key, variant)
+        numbers = jnp.arange(len(rows), dtype=jnp.int32)
+        batch = DiffusionBatch(codes, codes, rows, jnp.broadcast_to(variant, rows.shape), numbers)
+        key = jax.random.split(jax.random.fold_in(evaluate_key, variant))[1]
         return functional_losses(model, sources, codec, config.windows, codes, batch, key=key).mean()
 
     return float(np.mean([of_variant(zoo.sources, jnp.asarray(variant, jnp.int32)) for variant in range(3)]))

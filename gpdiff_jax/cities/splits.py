@@ -90,26 +90,49 @@ def split_target(
       InputError: `support_days` is below 1, shorter than the history or longer than the data before the test, or the
         test holds no window.
     """
+    test_start = num_steps - round(num_steps * TEST_FRACTION)
+    test = Span(test_start, num_steps)
+    split = split_before(test, steps_per_day, support_days, history=history, before="its test span", name=name)
+    if num_steps - test_start < horizon:
+        raise InputError(
+            f"city {name!r} has {num_steps} steps, too few for history (={history}) + horizon (={horizon}) around its "
+            "test span (the last 30 %); use a longer series or a shorter interval"
+        )
+    return split
+
+
+def split_before(
+    test: Span, steps_per_day: int, support_days: int, *, history: int, before: str, name: str
+) -> TargetSplit:
+    """Support days right before any span that is to be forecast.
+
+    Args:
+      test: what is forecast.
+      steps_per_day: steps in 24 hours.
+      support_days: d, the visible days; the last max(1, d // 3) of them are validation.
+      history: H, steps that a model sees.
+      before: what `test` is, for the message.
+      name: the city's name, for the message.
+
+    Returns:
+      The three spans. With one support day the adaptation span is empty.
+
+    Raises:
+      InputError: `support_days` is below 1, shorter than the history or longer than the data before `test`.
+    """
     if support_days < 1:
         raise InputError(f"`support_days` must be at least 1, got {support_days}")
-    test_start = num_steps - round(num_steps * TEST_FRACTION)
-    support_start = test_start - support_days * steps_per_day
+    support_start = test.start - support_days * steps_per_day
     if support_start < 0:
+        most = test.start // steps_per_day
         raise InputError(
-            f"`support_days` (={support_days}) is longer than the {test_start / steps_per_day:.1f} days that city "
-            f"{name!r} has before its test span; use at most {test_start // steps_per_day}"
+            f"`support_days` (={support_days}) is longer than the {test.start / steps_per_day:.1f} days that city "
+            f"{name!r} has before {before}; use {f'at most {most}' if most else 'a longer series'}"
         )
     if support_days * steps_per_day < history:
         raise InputError(
             f"`support_days` (={support_days}) hold {support_days * steps_per_day} steps of city {name!r}, fewer than "
             f"history (={history}), which would reach into hidden days; use more days or a shorter interval"
         )
-    if num_steps - test_start < horizon:
-        raise InputError(
-            f"city {name!r} has {num_steps} steps, too few for history (={history}) + horizon (={horizon}) around its "
-            "test span (the last 30 %); use a longer series or a shorter interval"
-        )
-    validation_start = test_start - max(1, support_days // 3) * steps_per_day
-    return TargetSplit(
-        Span(support_start, validation_start), Span(validation_start, test_start), Span(test_start, num_steps)
-    )
+    validation_start = test.start - max(1, support_days // 3) * steps_per_day
+    return TargetSplit(Span(support_start, validation_start), Span(validation_start, test.start), test)

@@ -9,7 +9,7 @@ where the prompt enters:
     post_adaptive      the same, asked and added in each layer after self-attention
     adaptive_norm      beside the time, in shift, scale and gate of every norm; the default
 
-Attention to the parts of a prompt, as that over tokens, stays within one region.
+Attention to the parts of a prompt, as that over tokens, stays within one region; regions are leading axes.
 """
 
 import dataclasses
@@ -20,12 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gpdiff_jax.diffusion.products import attention, dense
 from gpdiff_jax.errors import InputError
 
 _HEARD = {"temporal": (1.0, 0.0), "graph": (0.0, 1.0), "output": (1.0, 0.0), "mixed": (1.0, 1.0)}
 
 
-def time_features(t: Float[Array, ""], width: int) -> Float[Array, " width"]:
+def time_features(t: Float[Array, "*B"], width: int) -> Float[Array, "*B width"]:
     """Sines and cosines of the diffusion time at geometric frequencies (Vaswani et al., arXiv 1706.03762, 3.5).
 
     Args:
@@ -36,7 +37,8 @@ def time_features(t: Float[Array, ""], width: int) -> Float[Array, " width"]:
       float32 [width].
     """
     frequencies = jnp.asarray(2 * np.pi * np.geomspace(0.25, 32.0, width // 2), jnp.float32)
-    return jnp.concatenate([jnp.sin(t * frequencies), jnp.cos(t * frequencies)])
+    angles = jnp.multiply.outer(t, frequencies)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 class Conditioner(nn.Module):
@@ -51,82 +53,91 @@ class Conditioner(nn.Module):
 
     @nn.compact
     def __call__(
-        self, t: Float[Array, ""], prompt: Float[Array, " E"], given: Float[Array, ""]
-    ) -> tuple[Float[Array, " width"], Float[Array, "parts width"]]:
+        self, t: Float[Array, "*B"], prompt: Float[Array, "*B E"], given: Float[Array, "*B"]
+    ) -> tuple[Float[Array, "*B width"], Float[Array, "*B P width"]]:
         """Returns the vectors of time and of the parts; `given` is 0 where the prompt is dropped, else 1."""
         rows = []
         for name, columns in self.parts:
-            part = prompt if columns is None else prompt[jnp.asarray(columns)]
-            hidden = nn.silu(nn.Dense(self.bottleneck, name=f"{name}_in")(part))
-            told = nn.Dense(self.width, name=f"{name}_out")(hidden)
+            part = prompt if columns is None else prompt[..., jnp.asarray(columns)]
+            hidden = nn.silu(dense(self.bottleneck, name=f"{name}_in")(part))
+            told = dense(self.width, name=f"{name}_out")(hidden)
             null = self.param(f"{name}_null", nn.initializers.normal(0.02), (self.width,))
-            rows.append(given * told + (1.0 - given) * null)
-        step = nn.Dense(self.width, name="time_out")(
-            nn.silu(nn.Dense(self.width, name="time_in")(time_features(t, self.width)))
+            rows.append(given[..., None] * told + jnp.multiply.outer(1.0 - given, null))
+        step = dense(self.width, name="time_out")(
+            nn.silu(dense(self.width, name="time_in")(time_features(t, self.width)))
         )
-        return step, jnp.stack(rows)
+        return step, jnp.stack(rows, axis=-2)
 
 
 class AdaptiveNorm(nn.Module):
     """Layer norm whose shift and scale, and the gate of the branch behind it, come from the condition.
 
-    Peebles and Xie, "Scalable Diffusion Models with Transformers", arXiv 2212.09748 (adaLN-Zero).
+    Peebles and Xie, "Scalable Diffusion Models with Transformers", arXiv 2212.09748 (adaLN-Zero). Its moments are
+    float32 whatever `dtype` it computes in.
     """
+
+    dtype: np.dtype = np.dtype(np.float32)
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "L width"], condition: Float[Array, " width"]
-    ) -> tuple[Float[Array, "L width"], Float[Array, " width"]]:
+        self, x: Float[Array, "*B L width"], condition: Float[Array, "*B width"]
+    ) -> tuple[Float[Array, "*B L width"], Float[Array, "*B width"]]:
         """Returns the modulated tokens and the gate of the branch."""
-        modulation = nn.Dense(3 * x.shape[-1], kernel_init=nn.initializers.zeros_init(), name="modulation")
-        shift, scale, gate = jnp.split(modulation(nn.silu(condition)), 3)
-        normed = nn.LayerNorm(use_scale=False, use_bias=False, name="norm")(x)
-        return normed * (1.0 + scale[None, :]) + shift[None, :], gate
+        zeros = nn.initializers.zeros_init()
+        modulation = dense(3 * x.shape[-1], dtype=self.dtype, kernel_init=zeros, name="modulation")
+        shift, scale, gate = jnp.split(modulation(nn.silu(condition))[..., None, :], 3, axis=-1)
+        norm = nn.LayerNorm(dtype=jnp.float32, use_scale=False, use_bias=False, name="norm")
+        normed = norm(x.astype(jnp.float32)).astype(self.dtype)
+        return normed * (1.0 + scale) + shift, gate[..., 0, :]
 
 
 def gated_residual(
-    x: Float[Array, "L width"], branch: Float[Array, "L width"], gate: Float[Array, " width"]
+    x: Float[Array, "*B L width"], branch: Float[Array, "*B L width"], gate: Float[Array, "*B width"]
 ) -> jax.Array:
     """x + gate * branch."""
-    return x + gate[None, :] * branch
+    return x + gate[..., None, :] * branch
 
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
     """The places where tokens may hear a prompt; a strategy changes one of them. Made and called within the denoiser.
 
-    `kinds` holds the kind of every token, `spatial` a 1 for every spatial entry of the prompt and a 0 for the others.
+    `kinds` holds the kind of every token, `spatial` a 1 for every spatial entry of the prompt and a 0 for the others;
+    tokens and parts come in `dtype`.
     """
 
     heads: int
     kinds: tuple[str, ...]
     spatial: tuple[int, ...]
+    dtype: np.dtype
 
     def parts(self) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
         """Which parts of the prompt are embedded; here the whole as one."""
         return (("prompt", None),)
 
-    def condition(self, step: Float[Array, " width"], told: Float[Array, "parts width"]) -> Float[Array, " width"]:
+    def condition(self, step: Float[Array, "*B width"], told: Float[Array, "*B P width"]) -> Float[Array, "*B width"]:
         """What the adaptive norms hear; here the time alone."""
         del told
         return step
 
-    def at_input(self, x: Float[Array, "L width"], told: Float[Array, "parts width"]) -> Float[Array, "L width"]:
+    def at_input(self, x: Float[Array, "*B L width"], told: Float[Array, "*B P width"]) -> Float[Array, "*B L width"]:
         """The tokens before the first layer."""
         del told
         return x
 
-    def answer(self, x: Float[Array, "L width"], told: Float[Array, "parts width"]) -> Float[Array, "L width"] | None:
+    def answer(
+        self, x: Float[Array, "*B L width"], told: Float[Array, "*B P width"]
+    ) -> Float[Array, "*B L width"] | None:
         """What is added before each layer, made once from the tokens at the input; here nothing."""
         del x, told
 
     def after_attention(
         self,
-        x: Float[Array, "L width"],
-        condition: Float[Array, " width"],
-        told: Float[Array, "parts width"],
+        x: Float[Array, "*B L width"],
+        condition: Float[Array, "*B width"],
+        told: Float[Array, "*B P width"],
         layer: int,
-    ) -> Float[Array, "L width"]:
+    ) -> Float[Array, "*B L width"]:
         """The tokens between self-attention and feed-forward."""
         del condition, told, layer
         return x
@@ -135,7 +146,7 @@ class Strategy:
 class PreConditioning(Strategy):
     """Every token is told the whole prompt at the input."""
 
-    def at_input(self, x: Float[Array, "L width"], told: Float[Array, "parts width"]) -> Float[Array, "L width"]:
+    def at_input(self, x: Float[Array, "*B L width"], told: Float[Array, "*B P width"]) -> Float[Array, "*B L width"]:
         """The prompt added."""
         return x + told
 
@@ -154,10 +165,10 @@ class InductiveBias(Strategy):
         """Those parts that some token hears."""
         return tuple(part for index, part in enumerate(_two_parts(self.spatial)) if self._heard()[:, index].any())
 
-    def at_input(self, x: Float[Array, "L width"], told: Float[Array, "parts width"]) -> Float[Array, "L width"]:
+    def at_input(self, x: Float[Array, "*B L width"], told: Float[Array, "*B P width"]) -> Float[Array, "*B L width"]:
         """Each token with its part added."""
         heard = self._heard()
-        return x + jnp.asarray(heard[:, heard.any(axis=0)]) @ told
+        return x + jnp.einsum("lp,...pw->...lw", heard[:, heard.any(axis=0)].astype(self.dtype), told)
 
 
 class PreAdaptive(Strategy):
@@ -167,9 +178,11 @@ class PreAdaptive(Strategy):
         """The temporal and the spatial part."""
         return _two_parts(self.spatial)
 
-    def answer(self, x: Float[Array, "L width"], told: Float[Array, "parts width"]) -> Float[Array, "L width"] | None:
+    def answer(
+        self, x: Float[Array, "*B L width"], told: Float[Array, "*B P width"]
+    ) -> Float[Array, "*B L width"] | None:
         """What the tokens at the input read out of the parts."""
-        return nn.MultiHeadDotProductAttention(self.heads, name="prompt_attention")(x, told)
+        return attention(self.heads, self.dtype, name="prompt_attention")(x, told)
 
 
 class PostAdaptive(Strategy):
@@ -181,23 +194,23 @@ class PostAdaptive(Strategy):
 
     def after_attention(
         self,
-        x: Float[Array, "L width"],
-        condition: Float[Array, " width"],
-        told: Float[Array, "parts width"],
+        x: Float[Array, "*B L width"],
+        condition: Float[Array, "*B width"],
+        told: Float[Array, "*B P width"],
         layer: int,
-    ) -> Float[Array, "L width"]:
+    ) -> Float[Array, "*B L width"]:
         """The tokens with the layer's answer added."""
-        normed, gate = AdaptiveNorm(name=f"prompt_norm_{layer}")(x, condition)
-        answer = nn.MultiHeadDotProductAttention(self.heads, name=f"prompt_attention_{layer}")(normed, told)
+        normed, gate = AdaptiveNorm(self.dtype, name=f"prompt_norm_{layer}")(x, condition)
+        answer = attention(self.heads, self.dtype, name=f"prompt_attention_{layer}")(normed, told)
         return gated_residual(x, answer, gate)
 
 
 class PromptNorm(Strategy):
     """The prompt beside the time, in shift, scale and gate of every norm."""
 
-    def condition(self, step: Float[Array, " width"], told: Float[Array, "parts width"]) -> Float[Array, " width"]:
+    def condition(self, step: Float[Array, "*B width"], told: Float[Array, "*B P width"]) -> Float[Array, "*B width"]:
         """The sum of time and prompt."""
-        return step + told[0]
+        return step + told[..., 0, :]
 
 
 _TWO_PART_STRATEGIES = ("inductive_bias", "pre_adaptive", "post_adaptive")

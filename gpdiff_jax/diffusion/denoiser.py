@@ -6,14 +6,21 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from gpdiff_jax.codec import Codec
 from gpdiff_jax.diffusion.conditioning import STRATEGIES, AdaptiveNorm, Conditioner, check_conditioning, gated_residual
-from gpdiff_jax.diffusion.kinds import layer_kind, spatial_columns
+from gpdiff_jax.diffusion.kinds import spatial_columns
 from gpdiff_jax.diffusion.objectives import check_objective
+from gpdiff_jax.diffusion.products import attention, dense
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.kinds import LAYER_KINDS
+from gpdiff_jax.tokens import mask_of
 from gpdiff_jax.typing import Params
+
+DTYPES = ("auto", "float32", "bfloat16")
+_MOST_ROWS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +28,8 @@ class DenoiserConfig:
     """Size of the Transformer, how it hears the prompt, and what it predicts along which path from data to noise.
 
     `conditioning` is one of `conditioning.STRATEGIES`, `schedule` of `schedules.SCHEDULES`, `objective` of
-    `objectives.OBJECTIVES`.
+    `objectives.OBJECTIVES`. `dtype` is what the layers compute in, one of `DTYPES`; "auto" is bfloat16 on an
+    accelerator and float32 on a CPU, wherever the network is run. Parameters and predictions are float32 in any case.
     """
 
     width: int = 128
@@ -31,6 +39,7 @@ class DenoiserConfig:
     conditioning: str = "adaptive_norm"
     schedule: str = "cosine"
     objective: str = "v"
+    dtype: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "prompt_bottleneck"):
@@ -40,15 +49,26 @@ class DenoiserConfig:
             raise InputError(f"`width` (={self.width}) must be a multiple of 2 x `heads` (={self.heads})")
         if self.conditioning not in STRATEGIES:
             raise InputError(f"`conditioning` must be one of {', '.join(STRATEGIES)}, got {self.conditioning!r}")
+        if self.dtype not in DTYPES:
+            raise InputError(f"`dtype` must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         check_objective(self.objective, self.schedule)
+
+    @property
+    def compute_dtype(self) -> np.dtype:
+        """What the layers compute in on this process's devices."""
+        on_cpu = jax.default_backend() == "cpu"
+        name = self.dtype if self.dtype != "auto" else "float32" if on_cpu else "bfloat16"
+        return jnp.dtype(name)
 
 
 class Denoiser(nn.Module):
     """Transformer over the tokens of one parameter vector; attention never runs over regions.
 
-    Every token carries a learned code of its place and of its layer. Written for one region; batch by `vmap`. Only
-    strategies that tell the parts of a prompt apart need the kinds of the layers (`kinds.layer_kind`) and which entries
-    of the prompt are spatial (`kinds.spatial_columns`); `make_denoiser` gives both.
+    Every token carries a learned code of its place, of its layer and of its layer's kind (`models.kinds`; "mixed" where
+    no kinds are given), so that it is known which weights feed which. Padding is neither read nor, where it fills a
+    whole token, attended to; `filled` says how many leading entries of every token hold something, all where it is
+    empty. Regions are leading axes. Only strategies that tell the parts of a prompt apart need which entries of it are
+    spatial (`kinds.spatial_columns`); `make_denoiser` gives all of these.
     """
 
     config: DenoiserConfig
@@ -56,35 +76,50 @@ class Denoiser(nn.Module):
     token_width: int
     layer_kinds: tuple[str, ...] = ()
     spatial: tuple[int, ...] = ()
+    filled: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(
-        self, x_t: Float[Array, "L W"], t: Float[Array, ""], prompt: Float[Array, " E"], given: Float[Array, ""]
-    ) -> Float[Array, "L W"]:
-        """Returns the prediction for one region's tokens; `given` is 0 where the prompt is dropped."""
-        config, count = self.config, len(self.layer_of_token)
-        kinds = tuple(self.layer_kinds[layer] for layer in self.layer_of_token) if self.layer_kinds else ()
-        strategy = STRATEGIES[config.conditioning](config.heads, kinds, self.spatial)
+        self,
+        x_t: Float[Array, "*B L W"],
+        t: Float[Array, "*B"],
+        prompt: Float[Array, "*B E"],
+        given: Float[Array, "*B"],
+    ) -> Float[Array, "*B L W"]:
+        """Returns the prediction for every region's tokens; `given` is 0 where the prompt is dropped."""
+        config, count, dtype = self.config, len(self.layer_of_token), self.config.compute_dtype
+        kinds = tuple(self.layer_kinds[layer] if self.layer_kinds else "mixed" for layer in self.layer_of_token)
+        filled = self.filled or (self.token_width,) * count
+        strategy = STRATEGIES[config.conditioning](config.heads, kinds, self.spatial, dtype)
         embed = Conditioner(config.width, config.prompt_bottleneck, strategy.parts(), name="condition")
-        step, told = embed(t, prompt, given)
+        step, told = (part.astype(dtype) for part in embed(t, prompt, given))
         condition = strategy.condition(step, told)
         code = nn.initializers.normal(0.2)
         place = self.param("place_code", code, (count, config.width))
         layer = self.param("layer_code", code, (max(self.layer_of_token) + 1, config.width))
-        x = nn.Dense(config.width, name="tokens_in")(x_t) + place + layer[jnp.asarray(self.layer_of_token)]
-        x = strategy.at_input(x, told)
+        kind = self.param("kind_code", code, (len(LAYER_KINDS), config.width))
+        kind_of_token = jnp.asarray([LAYER_KINDS.index(name) for name in kinds])
+        told_apart = place + layer[jnp.asarray(self.layer_of_token)] + kind[kind_of_token]
+        if min(filled) < self.token_width:
+            x_t = jnp.where(mask_of(filled, self.token_width) > 0, x_t, 0.0)
+        attended_to = None
+        if not all(filled):
+            attended_to = nn.make_attention_mask(np.ones(count, bool), np.asarray(filled) > 0, dtype=jnp.bool_)
+        x = dense(config.width, name="tokens_in")(x_t) + jnp.broadcast_to(told_apart, (*x_t.shape[:-1], config.width))
+        x = strategy.at_input(x.astype(dtype), told)
         answer = strategy.answer(x, told)
         for index in range(config.layers):
             x = x if answer is None else x + answer
-            normed, gate = AdaptiveNorm(name=f"attention_norm_{index}")(x, condition)
-            attended = nn.MultiHeadDotProductAttention(config.heads, name=f"attention_{index}")(normed)
+            normed, gate = AdaptiveNorm(dtype, name=f"attention_norm_{index}")(x, condition)
+            attended = attention(config.heads, dtype, name=f"attention_{index}")(normed, mask=attended_to)
             x = gated_residual(x, attended, gate)
             x = strategy.after_attention(x, condition, told, index)
-            normed, gate = AdaptiveNorm(name=f"feed_forward_norm_{index}")(x, condition)
-            hidden = nn.gelu(nn.Dense(4 * config.width, name=f"feed_forward_in_{index}")(normed))
-            x = gated_residual(x, nn.Dense(config.width, name=f"feed_forward_out_{index}")(hidden), gate)
-        x, _ = AdaptiveNorm(name="out_norm")(x, condition)
-        return nn.Dense(self.token_width, kernel_init=nn.initializers.zeros_init(), name="tokens_out")(x)
+            normed, gate = AdaptiveNorm(dtype, name=f"feed_forward_norm_{index}")(x, condition)
+            hidden = nn.gelu(dense(4 * config.width, dtype=dtype, name=f"feed_forward_in_{index}")(normed))
+            x = gated_residual(x, dense(config.width, dtype=dtype, name=f"feed_forward_out_{index}")(hidden), gate)
+        x, _ = AdaptiveNorm(dtype, name="out_norm")(x, condition)
+        tokens_out = dense(self.token_width, kernel_init=nn.initializers.zeros_init(), name="tokens_out")
+        return tokens_out(x.astype(jnp.float32))
 
 
 def make_denoiser(config: DenoiserConfig, codec: Codec, prompt_names: tuple[str, ...]) -> Denoiser:
@@ -92,19 +127,28 @@ def make_denoiser(config: DenoiserConfig, codec: Codec, prompt_names: tuple[str,
 
     Args:
       config: size, conditioning, schedule and objective.
-      codec: names the layer of every code.
+      codec: says of every row of a code its layer and kind, and how much of it is padding.
       prompt_names: of the entries of a prompt.
 
     Returns:
       The network, without variables.
 
     Raises:
-      InputError: the strategy needs temporal and spatial entries of the prompt and one of them is missing.
+      InputError: the strategy needs temporal and spatial entries of the prompt and one of them is missing; or there are
+        more codes than attention can hold, or nothing in them.
     """
     spatial = spatial_columns(prompt_names)
     check_conditioning(config.conditioning, spatial)
-    kinds = tuple(layer_kind(name) for name in codec.layout.layers)
-    return Denoiser(config, codec.layer_of_code, codec.mask().shape[1], kinds, spatial)
+    if len(codec.filled) > _MOST_ROWS:
+        raise InputError(
+            f"`token_width` (={codec.layout.width}) makes {len(codec.filled)} tokens, more than {_MOST_ROWS}; "
+            "choose a larger one, or `components` above 0"
+        )
+    if not any(codec.filled):
+        raise InputError(
+            "the parameter vectors of the zoo are all the same, so there is nothing to learn; harvest longer"
+        )
+    return Denoiser(config, codec.layer_of_code, codec.width, codec.layout.kinds, spatial, codec.filled)
 
 
 def denoise(
@@ -116,8 +160,5 @@ def denoise(
     given: Float[Array, " B"],
 ) -> Float[Array, "B L W"]:
     """Predictions for a batch of regions."""
-
-    def one(*row: jax.Array) -> Any:
-        return denoiser.apply({"params": variables}, *row)
-
-    return jax.vmap(one)(x_t, t, prompt, given)
+    predictions: Any = denoiser.apply({"params": variables}, x_t, t, prompt, given)
+    return predictions

@@ -32,6 +32,12 @@ class DiffusionBatch:
     prompt: jax.Array  # float32 [B, E]
     region: jax.Array  # int32 [B]
     variant: jax.Array  # int32 [B], the random window that the prompt was made from
+    number: jax.Array  # int32 [B], place in the whole batch; seeds what is drawn for it, on whatever device
+
+
+def example_keys(batch: DiffusionBatch, key: Key) -> Key:
+    """A key for every example of a batch, whatever part of the whole batch it is; typed keys [B]."""
+    return jax.vmap(partial(jax.random.fold_in, key))(batch.number)
 
 
 class DiffusionLosses(NamedTuple):
@@ -64,7 +70,7 @@ def functional_losses(
       windows_per_region: windows drawn for each.
       x0: [B, L, W], codes to be judged.
       batch: names the regions and variants.
-      key: random key.
+      key: random key; an example's number is folded in.
 
     Returns:
       float32 [B], Huber loss in standard deviations.
@@ -83,8 +89,7 @@ def functional_losses(
         unseen = draw_unseen(bank, table, graph.nodes, windows_per_region // 4 + 1, key=unseen_key, variant=variant)
         return loss + anchor_loss(model, params, anchor, graph, unseen)
 
-    keys = jax.random.split(key, x0.shape[0])
-    return jax.vmap(one)(x0, batch.region, batch.variant, keys)
+    return jax.vmap(one)(x0, batch.region, batch.variant, example_keys(batch, key))
 
 
 def make_diffusion_loss(
@@ -100,7 +105,9 @@ def make_diffusion_loss(
     min_snr_gamma: float = 0.0,
     functional_by_signal: bool = False,
 ) -> Callable[..., tuple[jax.Array, DiffusionLosses]]:
-    """Makes `loss(variables, batch, key) -> (loss, parts)`.
+    """Makes `loss(variables, batch, key) -> (loss, parts)`, means over the batch.
+
+    What is drawn for an example comes from the key and its number alone, so that a batch may be cut into parts.
 
     Args:
       denoiser: the network; its configuration names the schedule and the objective.
@@ -120,13 +127,18 @@ def make_diffusion_loss(
     schedule, objective = SCHEDULES[denoiser.config.schedule], denoiser.config.objective
 
     def loss_fn(variables: dict, batch: DiffusionBatch, key: Key) -> tuple[jax.Array, DiffusionLosses]:
-        keys = jax.random.split(key, 6)
+        noise_key, functional_key = jax.random.split(key)
         size = batch.region.shape[0]
-        t = jax.random.uniform(keys[0], (size,))
-        t = jnp.where(jax.random.uniform(keys[1], (size,)) < pure_noise_share, 1.0, t)
-        eps = jax.random.normal(keys[2], batch.x0.shape) * mask[None]
-        given = (jax.random.uniform(keys[3], (size,)) >= prompt_dropout).astype(jnp.float32)
-        prompt = batch.prompt + prompt_noise * jax.random.normal(keys[4], batch.prompt.shape)
+
+        def draw(key: Key) -> tuple[jax.Array, jax.Array, jax.Array]:
+            keys = jax.random.split(key, 3)
+            normals = (jax.random.normal(keys[1], mask.shape), jax.random.normal(keys[2], batch.prompt.shape[1:]))
+            return jax.random.uniform(keys[0], (3,)), *normals
+
+        uniform, eps, prompt_eps = jax.vmap(draw)(example_keys(batch, noise_key))
+        t = jnp.where(uniform[:, 1] < pure_noise_share, 1.0, uniform[:, 0])
+        given = (uniform[:, 2] >= prompt_dropout).astype(jnp.float32)
+        eps, prompt = eps * mask[None], batch.prompt + prompt_noise * prompt_eps
         level = schedule(t[:, None, None])
         level = type(level)(*(jnp.broadcast_to(part, eps.shape) for part in level))
         x_t = add_noise(level, batch.x0, eps)
@@ -138,7 +150,7 @@ def make_diffusion_loss(
         x0 = denoised(objective, level, x_t, prediction).x0
         if objective == "eps":
             x0 = jnp.clip(x0, -_LARGEST_CODE, _LARGEST_CODE)
-        forecast_losses = functional(x0, batch, key=keys[5])
+        forecast_losses = functional(x0, batch, key=functional_key)
         if functional_by_signal:
             power = [jnp.square(part[:, 0, 0]) for part in level]
             forecast_losses = forecast_losses * (power[0] / (power[0] + power[1]))

@@ -1,10 +1,16 @@
-"""In: codes of the zoo and prompts. Out: a trained denoiser, chosen on source regions that were held out."""
+"""In: codes of the zoo, prompts and the loss of a network. Out: the network trained, chosen on held-out source regions.
+
+The device axis of training is added here: the state is replicated, the batch is cut into equal shares, gradients are
+averaged. The denoiser (`denoiser_training`) and the deterministic network (`mlp_hypernetwork`) are trained alike.
+"""
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
+import flax.jax_utils
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -13,32 +19,33 @@ import optax
 
 from gpdiff_jax.base import steps_between_evaluations
 from gpdiff_jax.codec import Codec, CodecConfig
-from gpdiff_jax.diffusion.denoiser import DenoiserConfig, denoise, make_denoiser
-from gpdiff_jax.diffusion.losses import DiffusionBatch, bind_functional, make_diffusion_loss
-from gpdiff_jax.diffusion.objectives import Denoised, denoised
-from gpdiff_jax.diffusion.samplers import ddim
-from gpdiff_jax.diffusion.schedules import SCHEDULES
+from gpdiff_jax.diffusion.denoiser import DenoiserConfig
+from gpdiff_jax.diffusion.losses import DiffusionBatch, DiffusionLosses, bind_functional
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.optimisers import clipped_adam
+from gpdiff_jax.parallel import training_devices
 from gpdiff_jax.sources import Sources
-from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.typing import Device, Key, Params
 
-_EPS_STEPS = 10
+_DEVICES = "devices"  # the name of the mapped axis
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
     """How the generator is trained.
 
-    `min_snr_gamma` above 0 weighs the token loss of a noise level by min-SNR; `functional_by_signal` weighs the
-    functional loss by how much of x_t is signal.
+    `batch` examples make one update, in `accumulate` parts one after another, which takes less memory. `min_snr_gamma`
+    above 0 weighs the token loss of a noise level by min-SNR; `functional_by_signal` weighs the functional loss by how
+    much of x_t is signal. `likeness_width` is how far apart two prompts still count as alike, in standard deviations
+    per entry, where regions are weighed by their likeness to a target (`pretraining.region_odds`).
     """
 
     denoiser: DenoiserConfig = dataclasses.field(default_factory=DenoiserConfig)
     codec: CodecConfig = dataclasses.field(default_factory=CodecConfig)
     steps: int = 2000
     batch: int = 32
+    accumulate: int = 1
     windows: int = 16
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
@@ -52,9 +59,10 @@ class PretrainConfig:
     functional_by_signal: bool = False
     evaluations: int = 20
     held_out_share: float = 0.1
+    likeness_width: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "windows", "learning_rate", "evaluations"):
+        for name in ("steps", "batch", "accumulate", "windows", "learning_rate", "evaluations", "likeness_width"):
             if getattr(self, name) <= 0:
                 raise InputError(f"`{name}` must be above 0, got {getattr(self, name)}")
         for name in ("functional_weight", "token_weight", "prompt_noise", "weight_decay", "min_snr_gamma"):
@@ -63,6 +71,10 @@ class PretrainConfig:
         for name in ("ema", "prompt_dropout", "pure_noise_share", "held_out_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"`{name}` must be in [0, 1), got {getattr(self, name)}")
+        if self.batch % self.accumulate:
+            raise InputError(
+                f"`accumulate` (={self.accumulate}) must divide `batch` (={self.batch}); change one of them"
+            )
         if self.min_snr_gamma and self.functional_by_signal and self.denoiser.schedule != "linear":
             # Both weights are 0 where no signal is left, which is where every draw begins.
             raise InputError(
@@ -73,7 +85,7 @@ class PretrainConfig:
 
 @flax.struct.dataclass
 class PretrainState:
-    """The denoiser in training."""
+    """A network in training; float32 throughout, whatever it computes in."""
 
     step: jax.Array  # int32
     variables: Params
@@ -91,13 +103,50 @@ class ZooCodes:
     prompt_names: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())  # E
 
 
-def draw_batch(zoo: ZooCodes, size: int, *, key: jax.Array) -> DiffusionBatch:
-    """Draws regions by their odds, and for each a snapshot and a prompt variant."""
-    keys = jax.random.split(key, 3)
-    region = jax.random.categorical(keys[0], jnp.log(zoo.odds), shape=(size,)).astype(jnp.int32)
-    snapshot = jax.random.randint(keys[1], (size,), 0, zoo.x0.shape[1])
-    variant = jax.random.randint(keys[2], (size,), 0, zoo.prompts.shape[0], dtype=jnp.int32)
-    return DiffusionBatch(zoo.x0[region, snapshot], zoo.prompts[variant, region], region, variant)
+@flax.struct.dataclass
+class TrainingData:
+    """What every step reads; an argument of what is compiled: closed over, it would be written into the program."""
+
+    sources: Sources
+    zoo: ZooCodes
+    codec: Codec
+
+
+LossFn = Callable[[Params, TrainingData, DiffusionBatch, Key], tuple[jax.Array, DiffusionLosses]]
+"""Of variables, data, B examples and a key, which an example folds its number into: means over the examples."""
+
+PredictFn = Callable[[Params, TrainingData, DiffusionBatch, Key], jax.Array]
+"""Of the same, codes [B, L, W] that the network makes of the prompts alone."""
+
+
+def draw_batch(zoo: ZooCodes, size: int, *, key: jax.Array, first: jax.Array | int = 0) -> DiffusionBatch:
+    """Draws regions by their odds, and for each a snapshot and a prompt variant.
+
+    Args:
+      zoo: the training set.
+      size: B.
+      key: of the whole batch; an example's number is folded in, so that a batch may be drawn in parts.
+      first: number of the first example of this part.
+
+    Returns:
+      The examples numbered `first` to `first + size`.
+    """
+    number = first + jnp.arange(size, dtype=jnp.int32)
+
+    def one(number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        keys = jax.random.split(jax.random.fold_in(key, number), 3)
+        region = jax.random.categorical(keys[0], jnp.log(zoo.odds)).astype(jnp.int32)
+        snapshot = jax.random.randint(keys[1], (), 0, zoo.x0.shape[1])
+        return region, snapshot, jax.random.randint(keys[2], (), 0, zoo.prompts.shape[0], dtype=jnp.int32)
+
+    region, snapshot, variant = jax.vmap(one)(number)
+    return DiffusionBatch(zoo.x0[region, snapshot], zoo.prompts[variant, region], region, variant, number)
+
+
+def step_keys(key: Key, step: jax.Array | int) -> tuple[Key, Key]:
+    """The keys of one training step: of its batch, and of what its loss draws."""
+    batch_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
+    return batch_key, loss_key
 
 
 def held_out_regions(sources: Sources, share: float, *, key: Key) -> np.ndarray:
@@ -111,134 +160,187 @@ def held_out_regions(sources: Sources, share: float, *, key: Key) -> np.ndarray:
     return held
 
 
-def train_denoiser(
+def train_network(
+    variables: Params,
+    data: TrainingData,
     model: Model,
-    sources: Sources,
-    zoo: ZooCodes,
-    codec: Codec,
     held_out: np.ndarray,
+    loss_fn: LossFn,
+    predict_fn: PredictFn,
     config: PretrainConfig,
     *,
     key: Key,
+    name: str,
+    devices: Sequence[Device] | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Params:
-    """Trains the denoiser on the zoo.
+    """Trains a network that makes codes.
+
+    The steps between two evaluations are one compiled program. The examples of a step are the same on any number of
+    devices and in any number of accumulated parts, so that trainings differ by rounding alone.
 
     Args:
+      variables: to begin with, float32.
+      data: sources, codes and codec.
       model: the forecaster, for the functional loss.
-      sources: the source regions.
-      zoo: codes, prompts and odds.
-      codec: from codes to parameters.
       held_out: bool [R], the regions to choose on.
+      loss_fn: what is minimised.
+      predict_fn: what is chosen by.
       config: sizes.
       key: random key.
-      progress: called with (steps done, metrics) after every evaluation.
+      name: of the network, for errors.
+      devices: see `parallel.training_devices`; those that do not share the batch evenly are left idle.
+      progress: called with (steps done, metrics) after every evaluation: means of the losses and of the norms of
+        gradients and updates, the norm of the parameters, the held-out loss. Before an error is raised, it is called
+        with what the finite steps since the last evaluation gave.
 
     Returns:
-      The averaged variables of the network at the lowest functional loss on the held-out regions, or at the end where
-      nothing was held out.
+      The averaged variables at the lowest functional loss on the held-out regions, or at the end where nothing was held
+      out; on the default device.
 
     Raises:
-      InputError: the denoiser's conditioning needs a part that the prompts lack.
-      FloatingPointError: the loss is not finite; names the step.
+      FloatingPointError: a loss or its gradient is not finite; names the step.
     """
-    keys = jax.random.split(key, 3)
-    denoiser = make_denoiser(config.denoiser, codec, zoo.prompt_names)
-    mask, level_at = jnp.asarray(codec.mask()), SCHEDULES[config.denoiser.schedule]
-    # From pure noise one step makes the mean of x0 given the prompt; eps, divided by hardly any signal, needs several.
-    evaluation_steps = _EPS_STEPS if config.denoiser.objective == "eps" else 1
+    train_key, evaluate_key = jax.random.split(key)
+    devices = training_devices(config.batch // config.accumulate, devices)
+    optimiser = clipped_adam(_learning_rates(config), weight_decay=config.weight_decay)
+    steps = steps_between_evaluations(config.steps, config.evaluations)
+    train = make_train(loss_fn, optimiser, config, steps, devices)
+    evaluate = _make_evaluate(model, predict_fn, config, data, held_out, devices)
+    state = flax.jax_utils.replicate(begin_training(variables, optimiser), devices)
+    data, train_key, evaluate_key = flax.jax_utils.replicate((data, train_key, evaluate_key), devices)
+    best, best_error = variables, np.inf
+    for done in range(steps, config.steps + 1, steps):
+        state, metrics, param_norm = train(state, data, train_key)
+        curves: dict[str, np.ndarray] = jax.tree.map(_first, metrics)
+        finite = np.isfinite(curves["loss"]) & np.isfinite(curves["grad_norm"])
+        good = steps if finite.all() else int(finite.argmin())
+        means = {name: float(curve[:good].mean()) for name, curve in curves.items()} if good else {}
+        if good < steps:
+            before = done - steps + good
+            if progress and good:
+                progress(before, means)
+            raise FloatingPointError(
+                f"the {name}'s loss or its gradient is not finite at step {before + 1}; lower its learning rate"
+            )
+        error = float(_first(evaluate(state.ema, data, evaluate_key))) if held_out.any() else -float(done)
+        if error < best_error:
+            best, best_error = jax.tree.map(_first, state.ema), error
+        if progress:
+            chosen_by = {"validation_functional_loss": error} if held_out.any() else {}
+            progress(done, means | {"param_norm": float(_first(param_norm)), **chosen_by})
+    return jax.tree.map(jnp.asarray, best)
 
-    # The data are arguments of what is compiled: closed over, they would be written into the program as constants.
-    def functional_of(sources: Sources, codec: Codec) -> Callable[..., jax.Array]:
-        return bind_functional(model, sources, codec, config.windows)
 
+def begin_training(variables: Params, optimiser: optax.GradientTransformation) -> PretrainState:
+    """The state before the first step; the average begins at the variables."""
+    return PretrainState(
+        jnp.zeros((), jnp.int32), variables, jax.tree.map(jnp.copy, variables), optimiser.init(variables)
+    )
+
+
+def _first(leaf: jax.Array) -> np.ndarray:
+    """The first device's copy, on the host; an index would be a program of its own."""
+    return np.array(leaf.addressable_shards[0].data)[0, ...]
+
+
+def _learning_rates(config: PretrainConfig) -> optax.Schedule:
     warmup = max(1, config.steps // 20)
-    schedule = optax.warmup_cosine_decay_schedule(
+    return optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, warmup, max(config.steps, warmup + 1), 0.05 * config.learning_rate
     )
-    optimiser = clipped_adam(schedule, weight_decay=config.weight_decay)
-    steps_per_call = steps_between_evaluations(config.steps, config.evaluations)
 
-    def step(state: PretrainState, sources: Sources, zoo: ZooCodes, codec: Codec, key: Key) -> tuple:
-        loss_fn = make_diffusion_loss(
-            denoiser,
-            functional_of(sources, codec),
-            mask,
-            functional_weight=config.functional_weight,
-            token_weight=config.token_weight,
-            prompt_dropout=config.prompt_dropout,
-            prompt_noise=config.prompt_noise,
-            pure_noise_share=config.pure_noise_share,
-            min_snr_gamma=config.min_snr_gamma,
-            functional_by_signal=config.functional_by_signal,
-        )
-        batch_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
-        batch = draw_batch(zoo, config.batch, key=batch_key)
-        grads, parts = jax.grad(loss_fn, has_aux=True)(state.variables, batch, loss_key)
+
+def make_train(
+    loss_fn: LossFn,
+    optimiser: optax.GradientTransformation,
+    config: PretrainConfig,
+    steps: int,
+    devices: Sequence[Device],
+) -> Callable[[PretrainState, TrainingData, Key], Any]:
+    """Compiles many training steps as one program over devices.
+
+    Args:
+      loss_fn: what is minimised.
+      optimiser: of the variables.
+      config: batch, accumulated parts and average.
+      steps: in one call.
+      devices: that share every batch; their number divides it.
+
+    Returns:
+      `train(state, data, key) -> (state, metrics [steps], norm of the parameters)`, everything with a device axis.
+    """
+    share = config.batch // len(devices)
+    part = share // config.accumulate
+
+    def mean_gradient(variables: Params, data: TrainingData, keys: tuple[Key, Key]) -> tuple[Params, DiffusionLosses]:
+        first = jax.lax.axis_index(_DEVICES) * share
+
+        def one(first: jax.Array) -> tuple[Params, DiffusionLosses]:
+            batch = draw_batch(data.zoo, part, key=keys[0], first=first)
+            return jax.grad(loss_fn, has_aux=True)(variables, data, batch, keys[1])
+
+        if config.accumulate == 1:
+            return jax.lax.pmean(one(first), _DEVICES)
+
+        def add(total: Any, first: jax.Array) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, one(first)), None
+
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, first))
+        firsts = first + part * jnp.arange(config.accumulate, dtype=jnp.int32)
+        total, _ = jax.lax.scan(add, zeros, firsts)
+        return jax.lax.pmean(jax.tree.map(lambda leaf: leaf / config.accumulate, total), _DEVICES)
+
+    def step(state: PretrainState, data: TrainingData, key: Key) -> tuple[PretrainState, dict[str, jax.Array]]:
+        grads, losses = mean_gradient(state.variables, data, step_keys(key, state.step))
         updates, opt_state = optimiser.update(grads, state.opt_state, state.variables)
         variables = optax.apply_updates(state.variables, updates)
         # A short average first: the first steps would otherwise linger in it.
         count = state.step.astype(jnp.float32)
         decay = jnp.minimum(config.ema, (1.0 + count) / (10.0 + count))
         ema = optax.incremental_update(variables, state.ema, 1.0 - decay)
-        metrics = dict(parts._asdict(), grad_norm=optax.tree.norm(grads), update_norm=optax.tree.norm(updates))
+        metrics = dict(losses._asdict(), grad_norm=optax.tree.norm(grads), update_norm=optax.tree.norm(updates))
         return PretrainState(state.step + 1, variables, ema, opt_state), metrics
 
-    @partial(jax.jit, donate_argnums=0)
-    def train(
-        state: PretrainState, sources: Sources, zoo: ZooCodes, codec: Codec, key: Key
-    ) -> tuple[PretrainState, dict[str, jax.Array]]:
-        def advance(state: PretrainState, _: None) -> tuple:
-            return step(state, sources, zoo, codec, key)
+    @partial(jax.pmap, axis_name=_DEVICES, devices=devices, donate_argnums=0)
+    def train(state: PretrainState, data: TrainingData, key: Key) -> tuple:
+        state, metrics = jax.lax.scan(lambda state, _: step(state, data, key), state, length=steps)
+        return state, metrics, optax.tree.norm(state.variables)
 
-        state, metrics = jax.lax.scan(advance, state, length=steps_per_call)
-        return state, jax.tree.map(jnp.mean, metrics)
+    return train
 
+
+def _make_evaluate(
+    model: Model,
+    predict_fn: PredictFn,
+    config: PretrainConfig,
+    data: TrainingData,
+    held_out: np.ndarray,
+    devices: Sequence[Device],
+) -> Callable[[Params, TrainingData, Key], jax.Array]:
+    """`evaluate(variables, data, key)`: the functional loss on held-out regions; the devices share the variants."""
     rows = jnp.asarray(np.flatnonzero(held_out), jnp.int32)
-    weights = jnp.asarray(_city_weights(sources, held_out))
+    weights = jnp.asarray(_city_weights(data.sources, held_out))
+    variants = data.zoo.prompts.shape[0]
+    turns = -(-variants // len(devices))
 
-    @jax.jit
-    def evaluate(variables: Params, sources: Sources, zoo: ZooCodes, codec: Codec, key: Key) -> jax.Array:
-        functional = functional_of(sources, codec)
+    @partial(jax.pmap, axis_name=_DEVICES, devices=devices)
+    def evaluate(variables: Params, data: TrainingData, key: Key) -> jax.Array:
+        functional = bind_functional(model, data.sources, data.codec, config.windows)
 
         def one_variant(variant: jax.Array) -> jax.Array:
-            noise_key, window_key = jax.random.split(jax.random.fold_in(key, variant))
-            size = rows.shape[0]
-            batch = DiffusionBatch(
-                zoo.x0[rows, 0], zoo.prompts[variant, rows], rows, jnp.broadcast_to(variant, rows.shape)
-            )
-            eps = jax.random.normal(noise_key, batch.x0.shape) * mask[None]
-
-            def parts(x_t: jax.Array, t: jax.Array) -> Denoised:
-                time = jnp.broadcast_to(t, (size,))
-                told = denoise(denoiser, variables, x_t, time, batch.prompt, jnp.ones(size)) * mask[None]
-                return denoised(config.denoiser.objective, level_at(t), x_t, told)
-
-            x0 = ddim(parts, level_at, eps, evaluation_steps)
+            predict_key, window_key = jax.random.split(jax.random.fold_in(key, variant))
+            numbers = jnp.arange(len(rows), dtype=jnp.int32)
+            told = data.zoo.prompts[variant, rows]
+            batch = DiffusionBatch(data.zoo.x0[rows, 0], told, rows, jnp.broadcast_to(variant, rows.shape), numbers)
+            x0 = predict_fn(variables, data, batch, predict_key)
             return (functional(x0, batch, key=window_key) * weights).sum()
 
-        return jax.lax.map(one_variant, jnp.arange(zoo.prompts.shape[0], dtype=jnp.int32)).mean()
+        mine = jax.lax.axis_index(_DEVICES) + len(devices) * jnp.arange(turns, dtype=jnp.int32)
+        errors = jax.lax.map(one_variant, jnp.minimum(mine, variants - 1))
+        return jax.lax.psum(jnp.where(mine < variants, errors, 0.0).sum(), _DEVICES) / variants
 
-    example = zoo.x0[0, 0], jnp.zeros(()), zoo.prompts[0, 0], jnp.ones(())
-    variables: Params = denoiser.init(keys[0], *example)["params"]
-    state = PretrainState(
-        jnp.zeros((), jnp.int32), variables, jax.tree.map(jnp.copy, variables), optimiser.init(variables)
-    )
-    best, best_error = state.ema, np.inf
-    for done in range(steps_per_call, config.steps + 1, steps_per_call):
-        state, metrics = train(state, sources, zoo, codec, keys[1])
-        metrics = {name: float(value) for name, value in metrics.items()}
-        if not np.isfinite(metrics["loss"]):
-            raise FloatingPointError(f"the generator's loss is not finite near step {done}; lower its learning rate")
-        error = float(evaluate(state.ema, sources, zoo, codec, keys[2])) if len(rows) else -float(done)
-        if error < best_error:
-            best, best_error = jax.tree.map(jnp.copy, state.ema), error
-        if progress:
-            metrics["param_norm"] = float(optax.tree.norm(state.variables))
-            if len(rows):
-                metrics["validation_functional_loss"] = error
-            progress(done, metrics)
-    return best
+    return evaluate
 
 
 def _city_weights(sources: Sources, held_out: np.ndarray) -> np.ndarray:

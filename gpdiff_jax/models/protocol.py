@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import jraph
 from jaxtyping import Array, Float
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.typing import Key, Params, RegionGraph
 
 
 class ModelSizes(NamedTuple):
@@ -133,6 +134,24 @@ def make_model(name: str, sizes: ModelSizes) -> Model:
         if getattr(sizes, field) < least:
             raise InputError(f"`{field}` must be at least {least}, got {getattr(sizes, field)}")
     return _make(name, sizes)
+
+
+def abstract_params(model: Model, sizes: ModelSizes) -> Params:
+    """Shapes and types of a model's parameters, which no graph of regions changes; nothing is computed.
+
+    Args:
+      model: the forecaster.
+      sizes: H, P, I, F.
+
+    Returns:
+      A pytree of `jax.ShapeDtypeStruct`.
+    """
+    history, horizon, inputs, covariates = sizes
+    link = dict(edges=jnp.ones(1), senders=jnp.ones(1, jnp.int32), receivers=jnp.zeros(1, jnp.int32))
+    counts = dict(n_node=jnp.asarray([2, 1]), n_edge=jnp.asarray([1, 0]))
+    graph: RegionGraph = jraph.GraphsTuple(nodes=jnp.zeros(3, jnp.int32), globals=None, **link, **counts)
+    zeros = jnp.zeros((3, history, inputs)), jnp.zeros((history + horizon, covariates))
+    return jax.eval_shape(lambda key: model.init(key, graph, *zeros), jax.random.key(0))
 
 
 @functools.cache

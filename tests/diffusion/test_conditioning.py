@@ -12,9 +12,10 @@ from gpdiff_jax.base import initial_params
 from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.diffusion.conditioning import STRATEGIES, check_conditioning, time_features
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise
-from gpdiff_jax.diffusion.kinds import SPATIAL_ENTRIES, layer_kind, spatial_columns
+from gpdiff_jax.diffusion.kinds import SPATIAL_ENTRIES, spatial_columns
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models import make_model
+from gpdiff_jax.models.kinds import layer_kind
 from gpdiff_jax.prompts.statistics import spatial_statistics, temporal_statistics
 from gpdiff_jax.sources import DataConfig, prepare_sources
 

@@ -24,11 +24,12 @@ def _losses(schedule: str, objective: str, functional, **options):
     denoiser = Denoiser(config, (0, 1), 3)
     shares = {"functional_weight": 1.0, "token_weight": 1.0, "prompt_dropout": 0.0, "prompt_noise": 0.0}
     loss_fn = make_diffusion_loss(denoiser, functional, jnp.ones(_SHAPE), pure_noise_share=0.0, **(shares | options))
-    key, rows = jax.random.key(5), jnp.zeros(_SIZE, jnp.int32)
+    key, rows, numbers = jax.random.key(5), jnp.zeros(_SIZE, jnp.int32), jnp.arange(_SIZE, dtype=jnp.int32)
     x0 = jax.random.normal(jax.random.key(6), (_SIZE, *_SHAPE))
-    _, parts = jax.jit(loss_fn)({}, DiffusionBatch(x0, jnp.zeros((_SIZE, 2)), rows, rows), key)
-    keys = jax.random.split(key, 6)
-    t, eps = jax.random.uniform(keys[0], (_SIZE,)), jax.random.normal(keys[2], x0.shape)
+    _, parts = jax.jit(loss_fn)({}, DiffusionBatch(x0, jnp.zeros((_SIZE, 2)), rows, rows, numbers), key)
+    own = jax.vmap(lambda number: jax.random.split(jax.random.fold_in(jax.random.split(key)[0], number), 3))(numbers)
+    t = jax.vmap(lambda keys: jax.random.uniform(keys[0], (3,)))(own)[:, 0]
+    eps = jax.vmap(lambda keys: jax.random.normal(keys[1], _SHAPE))(own)
     alpha, sigma = (np.asarray(part, np.float64)[:, None, None] for part in SCHEDULES[schedule](t))
     return parts, alpha, sigma, np.asarray(x0, np.float64), np.asarray(eps, np.float64)
 

@@ -7,6 +7,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments.settings import Settings, settings_from_flags
+from gpdiff_jax.codec import CodecConfig
 from gpdiff_jax.errors import InputError
 
 
@@ -30,8 +31,21 @@ def test_flags_of_the_generator_reach_its_configurations_and_nothing_else():
     pretrain = dataclasses.replace(plain.pretrain, denoiser=denoiser, functional_by_signal=True)
     generate = dataclasses.replace(plain.generate, sampler="euler", steps=9)
     assert changed == dataclasses.replace(plain, pretrain=pretrain, generate=generate)
+    half = dataclasses.replace(plain.pretrain.denoiser, dtype="bfloat16")
+    pretrain = dataclasses.replace(plain.pretrain, denoiser=half, accumulate=4)
+    alike = dataclasses.replace(plain, pretrain=pretrain, source_weights="similarity")
+    assert _settings("--dtype=bfloat16", "--accumulate=4", "--source_weights=similarity") == alike
     weighed = dataclasses.replace(plain.pretrain, min_snr_gamma=5.0)
     assert _settings("--min_snr_gamma", "5") == dataclasses.replace(plain, pretrain=weighed)
+
+
+@pytest.mark.parametrize(("word", "width"), [("64", 64), ("gcd", "gcd")])
+def test_flags_of_the_codes_reach_the_codec(word, width):
+    plain = _settings()
+    assert plain.pretrain.codec == CodecConfig()
+    codec = CodecConfig(token_width=width, components=0, normalisation="coordinate")
+    changed = _settings("--token_width", word, "--components", "0", "--normalisation", "coordinate")
+    assert changed == dataclasses.replace(plain, pretrain=dataclasses.replace(plain.pretrain, codec=codec))
 
 
 @pytest.mark.parametrize(
@@ -39,6 +53,9 @@ def test_flags_of_the_generator_reach_its_configurations_and_nothing_else():
     [
         (("--objective", "eps"), "`objective` 'eps' is undefined where schedule 'cosine' ends without signal"),
         (("--min_snr_gamma", "5", "--functional_by_signal"), "together teach nothing where schedule 'cosine' ends"),
+        (("--accumulate", "3"), r"`accumulate` \(=3\) must divide `batch` \(=8\); change one of them"),
+        (("--token_width", "0"), "`token_width` must be at least 1, or 'gcd' for the published rule, got 0"),
+        (("--token_width", "wide"), "`token_width` must be at least 1, or 'gcd' for the published rule, got wide"),
         (("--sampler", "euler"), "`sampler` 'euler' needs schedule 'rectified_flow', got 'cosine'"),
         (
             ("--conditioning", "inductive_bias", "--prompts", "temporal"),

@@ -1,0 +1,106 @@
+"""In: codes of the zoo and prompts. Out: a trained denoiser, chosen on source regions that were held out."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpdiff_jax.codec import Codec
+from gpdiff_jax.diffusion.denoiser import denoise, make_denoiser
+from gpdiff_jax.diffusion.losses import DiffusionBatch, DiffusionLosses, bind_functional, make_diffusion_loss
+from gpdiff_jax.diffusion.objectives import Denoised, denoised
+from gpdiff_jax.diffusion.samplers import ddim
+from gpdiff_jax.diffusion.schedules import SCHEDULES
+from gpdiff_jax.diffusion.training import PretrainConfig, TrainingData, ZooCodes, train_network
+from gpdiff_jax.models.protocol import Model
+from gpdiff_jax.sources import Sources
+from gpdiff_jax.typing import Device, Key, Params
+
+_EPS_STEPS = 10
+
+
+def train_denoiser(
+    model: Model,
+    sources: Sources,
+    zoo: ZooCodes,
+    codec: Codec,
+    held_out: np.ndarray,
+    config: PretrainConfig,
+    *,
+    key: Key,
+    devices: Sequence[Device] | None = None,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+) -> Params:
+    """Trains the denoiser on the zoo.
+
+    Args:
+      model: the forecaster, for the functional loss.
+      sources: the source regions.
+      zoo: codes, prompts and odds.
+      codec: from codes to parameters.
+      held_out: bool [R], the regions to choose on.
+      config: sizes.
+      key: random key.
+      devices: see `train_network`.
+      progress: called with (steps done, metrics) after every evaluation.
+
+    Returns:
+      The averaged variables of the network at the lowest functional loss on the held-out regions, or at the end where
+      nothing was held out.
+
+    Raises:
+      InputError: the denoiser's conditioning needs a part that the prompts lack.
+      FloatingPointError: see `train_network`.
+    """
+    init_key, train_key = jax.random.split(key)
+    denoiser = make_denoiser(config.denoiser, codec, zoo.prompt_names)
+    mask, level_at = jnp.asarray(codec.mask()), SCHEDULES[config.denoiser.schedule]
+    # From pure noise one step makes the mean of x0 given the prompt; eps, divided by hardly any signal, needs several.
+    evaluation_steps = _EPS_STEPS if config.denoiser.objective == "eps" else 1
+
+    def loss_fn(
+        variables: Params, data: TrainingData, batch: DiffusionBatch, key: Key
+    ) -> tuple[jax.Array, DiffusionLosses]:
+        loss_fn = make_diffusion_loss(
+            denoiser,
+            bind_functional(model, data.sources, data.codec, config.windows),
+            mask,
+            functional_weight=config.functional_weight,
+            token_weight=config.token_weight,
+            prompt_dropout=config.prompt_dropout,
+            prompt_noise=config.prompt_noise,
+            pure_noise_share=config.pure_noise_share,
+            min_snr_gamma=config.min_snr_gamma,
+            functional_by_signal=config.functional_by_signal,
+        )
+        return loss_fn(variables, batch, key)
+
+    def predict_fn(variables: Params, data: TrainingData, batch: DiffusionBatch, key: Key) -> jax.Array:
+        del data
+        eps = jax.random.normal(key, batch.x0.shape) * mask[None]
+        size = eps.shape[0]
+
+        def parts(x_t: jax.Array, t: jax.Array) -> Denoised:
+            time = jnp.broadcast_to(t, (size,))
+            told = denoise(denoiser, variables, x_t, time, batch.prompt, jnp.ones(size)) * mask[None]
+            return denoised(config.denoiser.objective, level_at(t), x_t, told)
+
+        return ddim(parts, level_at, eps, evaluation_steps)
+
+    example = zoo.x0[0, 0], jnp.zeros(()), zoo.prompts[0, 0], jnp.ones(())
+    variables: Params = denoiser.init(init_key, *example)["params"]
+    data = TrainingData(sources, zoo, codec)
+    return train_network(
+        variables,
+        data,
+        model,
+        held_out,
+        loss_fn,
+        predict_fn,
+        config,
+        key=train_key,
+        name="generator",
+        devices=devices,
+        progress=progress,
+    )

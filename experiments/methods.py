@@ -4,7 +4,6 @@ import pathlib
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.run_folder import write_npz
@@ -15,7 +14,7 @@ from gpdiff_jax.adapt import AdaptConfig
 from gpdiff_jax.base import initial_params
 from gpdiff_jax.evaluate import MethodForecast, few_shot, zero_shot
 from gpdiff_jax.progress import LogWriter, stage
-from gpdiff_jax.typing import Params
+from gpdiff_jax.typing import Key, Params, RegionGraph
 
 _RULES = {"historical_average": baselines.historical_average, "last_value": baselines.last_value}
 
@@ -103,9 +102,9 @@ def _starts(run: Run, channel: int, family: str) -> Params:
         )
     if family == "pooled":
         regions = run.targets[channel].num_regions
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (1, regions, *leaf.shape)), run.base)
+        return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (1, regions, *leaf.shape)), run.base)
     own = _random_starts(run, channel) if family == "target_only" else _null_starts(run, channel, family)
-    return jax.tree.map(lambda leaf: leaf[None], own)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[None], own)
 
 
 def _null_starts(run: Run, channel: int, family: str) -> Params:
@@ -129,5 +128,10 @@ def _make_null(run: Run, channel: int, family: str) -> Params:
 
 def _random_starts(run: Run, channel: int) -> Params:
     target = run.targets[channel]
-    keys = jax.vmap(lambda region: jax.random.fold_in(run.key("target_only"), region))(target.region_ids)
-    return jax.vmap(lambda key: initial_params(run.model, target.graphs, target.sizes, key=key))(keys)
+
+    @jax.jit
+    def draw(key: Key, region_ids: jax.Array, graphs: RegionGraph) -> Params:
+        keys = jax.vmap(lambda region: jax.random.fold_in(key, region))(region_ids)
+        return jax.vmap(lambda key: initial_params(run.model, graphs, target.sizes, key=key))(keys)
+
+    return draw(run.key("target_only"), target.region_ids, target.graphs)

@@ -214,7 +214,8 @@ def _prompts_stage(run: Run) -> Sources:
     if folder.is_dir():
         arrays, facts = load_arrays(folder, _FORMAT, "prompts of the sources")
         named = tuple(facts["names"]), tuple(facts["provenance"])
-        prompts = Prompts(jnp.asarray(arrays["values"]), jnp.asarray(arrays["region_ids"]), *named)
+        values, region_ids = jax.device_put((arrays["values"], arrays["region_ids"]))
+        prompts = Prompts(values, region_ids, *named)
         return dataclasses.replace(run.sources, prompts=prompts, prompt_encoder=run.prompt_encoder)
     encoder = run.prompt_encoder
     with _logged(run, "prompts", len(run.source_cities)) as report:
@@ -228,7 +229,7 @@ def _prompts_stage(run: Run) -> Sources:
 def _base_stage(run: Run) -> Params:
     folder = run.folder / "base"
     if folder.is_dir():
-        return jax.tree.map(jnp.asarray, load_arrays(folder, _FORMAT, "base")[0])
+        return jax.device_put(load_arrays(folder, _FORMAT, "base")[0])
     with _logged(run, "base", run.settings.base.steps) as report:
         base = train_base(run.model, run.sources, run.settings.base, key=run.key("base"), progress=report)
     save_arrays(folder, base, {"format": _FORMAT})
@@ -261,7 +262,7 @@ def _pretrain_stage(run: Run) -> Hypernetwork:
 def _mlp_stage(run: Run) -> MlpHypernetwork:
     folder, hypernetwork = run.folder / "mlp_hypernetwork", run.hypernetwork
     if folder.is_dir():
-        variables = jax.tree.map(jnp.asarray, load_arrays(folder, _FORMAT, "MLP hypernetwork")[0])
+        variables = jax.device_put(load_arrays(folder, _FORMAT, "MLP hypernetwork")[0])
         return MlpHypernetwork(make_network(hypernetwork), variables, hypernetwork)
     zoo, config = run.zoo, run.settings.pretrain
     with _logged(run, "mlp", config.steps) as report:
@@ -279,7 +280,7 @@ def generate_key(run: Run, channel: int) -> Key:
 def _generate_stage(run: Run) -> list[Params]:
     folder = run.folder / "generated"
     if folder.is_dir():
-        return jax.tree.map(jnp.asarray, load_arrays(folder, _FORMAT, "generated parameters")[0]["channels"])
+        return jax.device_put(load_arrays(folder, _FORMAT, "generated parameters")[0]["channels"])
     hypernetwork, config = run.hypernetwork, run.settings.generate
     with _logged(run, "generate", len(run.targets)) as report:
         generated = []

@@ -98,8 +98,8 @@ def trace_validation(
     config: AdaptConfig,
     target: Target,
     params: Params,
-    regions: Int[Array, " X"],
-    rate: Float[Array, ""],
+    regions: Int[Array | np.ndarray, " X"],
+    rate: float,
     *,
     key: Key,
 ) -> tuple[Float[np.ndarray, "X evaluations"], Float[np.ndarray, " X"]]:
@@ -120,7 +120,7 @@ def trace_validation(
     """
     # Compiled programs are found by what they depend on, which the other choices are not.
     sizes = (config.steps, config.evaluate_every, config.batch, config.regions_per_batch)
-    return RowSpread(_make_trace(model, *sizes), (target, key, rate))((params, regions)).read()
+    return RowSpread(_make_trace(model, *sizes), (target, key, np.float32(rate)))((params, regions)).read()
 
 
 @functools.cache
@@ -154,10 +154,10 @@ def fine_tune(
     config: AdaptConfig,
     target: Target,
     params: Params,
-    regions: Int[Array, " X"],
+    regions: Int[Array | np.ndarray, " X"],
     starts: Int[Array, " B"],
-    rate: Float[Array, ""],
-    steps: Int[Array, ""],
+    rate: float,
+    steps: int,
     *,
     key: Key,
 ) -> Params:
@@ -177,7 +177,7 @@ def fine_tune(
     Returns:
       Parameters, leaves [X, ...]. A region without a visible reading keeps its start.
     """
-    shared = (target, key, rate, steps, starts)
+    shared = (target, key, np.float32(rate), np.int32(steps), starts)
     return RowSpread(_make_tune(model, config.batch, config.regions_per_batch), shared)((params, regions)).read()
 
 
@@ -194,7 +194,7 @@ def _make_tune(model: Model, batch: int, regions_per_batch: int) -> Callable[[tu
 
 
 def forecast_rows(
-    model: Model, target: Target, params: Params, regions: Int[Array, " X"], starts: Int[Array, " S"]
+    model: Model, target: Target, params: Params, regions: Int[Array | np.ndarray, " X"], starts: Int[Array, " S"]
 ) -> Float[np.ndarray, "X S P"]:
     """Forecasts of every row for the given windows, in data units."""
     return RowSpread(_make_forecast(model), (target, starts))((params, regions)).read()
@@ -257,7 +257,7 @@ def adapt(
     config: AdaptConfig,
     target: Target,
     params: Params,
-    regions: Int[Array, " X"],
+    regions: Int[Array | np.ndarray, " X"],
     *,
     key: Key,
     choose_on: int | None = None,
@@ -283,13 +283,13 @@ def adapt(
     if not target.can_choose:
         if config.blind_learning_rate is None or len(target.support_starts) == 0:
             return Adapted(params, None, 0, None, np.zeros((0, 0)))
-        rate, steps = jnp.asarray(config.blind_learning_rate), jnp.asarray(config.steps)
-        tuned = fine_tune(model, config, target, params, regions, target.support_starts, rate, steps, key=key)
+        rate, starts = config.blind_learning_rate, target.support_starts
+        tuned = fine_tune(model, config, target, params, regions, starts, rate, config.steps, key=key)
         return Adapted(tuned, config.blind_learning_rate, config.steps, None, np.zeros((0, 0)))
     sums = []
     for done, rate in enumerate(config.learning_rates, 1):
-        shown = jax.tree.map(lambda leaf: leaf[rows], params)
-        errors, count = trace_validation(model, config, target, shown, regions[rows], jnp.asarray(rate), key=key)
+        shown = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], params)
+        errors, count = trace_validation(model, config, target, shown, regions[rows], rate, key=key)
         sums.append((np.asarray(errors, np.float64), np.asarray(count, np.float64)))
         if progress:
             city = sums[-1][0].sum(axis=0) / max(sums[-1][1].sum(), 1.0)
@@ -298,5 +298,5 @@ def adapt(
     curves, best_rate, best_evaluation = choose_adaptation(errors, count, config)
     rate, steps = config.learning_rates[best_rate], min(best_evaluation * config.evaluate_every, config.steps)
     starts = target.support_starts if config.refit else target.adaptation_starts
-    tuned = fine_tune(model, config, target, params, regions, starts, jnp.asarray(rate), jnp.asarray(steps), key=key)
+    tuned = fine_tune(model, config, target, params, regions, starts, rate, steps, key=key)
     return Adapted(tuned, rate, steps, float(curves[best_rate, best_evaluation]), curves)

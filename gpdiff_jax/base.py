@@ -19,7 +19,7 @@ from gpdiff_jax.models.protocol import Model, ModelSizes
 from gpdiff_jax.optimisers import clipped_adam
 from gpdiff_jax.sources import SourceRegion, Sources
 from gpdiff_jax.tokens import make_layout
-from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.typing import Key, Params, RegionGraph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +63,18 @@ def initial_params(model: Model, graphs: jraph.GraphsTuple, sizes: ModelSizes, *
     Raises:
       InputError: tokens cannot hold it; see `tokens.make_layout`.
     """
+    params = _initial_params(model, sizes, graphs, key)
+    make_layout(params)
+    return params
+
+
+# Compiled as a whole: run one operation after another, it is more than a hundred programs.
+@partial(jax.jit, static_argnums=(0, 1))
+def _initial_params(model: Model, sizes: ModelSizes, graphs: RegionGraph, key: Key) -> Params:
     history, horizon, inputs, covariates = sizes
     graph = jax.tree.map(lambda leaf: leaf[0], graphs)
     zeros = (jnp.zeros((graph.nodes.shape[0], history, inputs)), jnp.zeros((history + horizon, covariates)))
-    params = model.init(key, graph, *zeros)
-    make_layout(params)
-    return params
+    return model.init(key, graph, *zeros)
 
 
 def steps_between_evaluations(steps: int, evaluations: int) -> int:

@@ -155,13 +155,8 @@ def fit_codec(
             rows = (np.sqrt(share)[:, None, None] * deviations[:, own] / spread[own]).reshape(len(tokens), -1)
             directions = principal_directions(rows, components) if overall > least else rows[:0]
             basis.append(directions * spread[own].reshape(1, -1))
-    return Codec(
-        base=jnp.asarray(base, jnp.float32),
-        mean=jnp.asarray(mean, jnp.float32),
-        spread=jnp.asarray(spread, jnp.float32),
-        basis=tuple(jnp.asarray(rows, jnp.float32) for rows in basis),
-        layout=layout,
-    )
+    arrays = {"base": base, "mean": mean, "spread": spread, "basis": tuple(basis)}
+    return Codec(**jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), arrays)), layout=layout)
 
 
 def principal_directions(rows: Float[np.ndarray, "X D"], most: int) -> Float[np.ndarray, "k D"]:

@@ -13,14 +13,14 @@ import tempfile
 import jax
 from jax.experimental.compilation_cache import compilation_cache as _jax_cache
 
-_MIN_COMPILE_SECONDS = 0.5
+_MIN_COMPILE_SECONDS = 0.0
 _EVERY_SIZE = -1  # JAX's word for no lower bound; its own default leaves one to the file system
 
 _logger = logging.getLogger(__name__)
 
 
 def enable_compilation_cache(folder: str | os.PathLike[str] | None = None) -> pathlib.Path | None:
-    """Lets JAX keep every program that took it 0.5 s or longer to compile, and load it in later processes.
+    """Lets JAX keep every program that it compiles, and load it in later processes.
 
     The entries are keyed by program, JAX version and device, so one folder serves many runs. Deleting the folder is
     always safe. JAX runs what it finds there: choose a folder that nobody else can write to.

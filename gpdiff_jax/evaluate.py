@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -30,15 +29,19 @@ class MethodForecast(NamedTuple):
 
 
 def _forecast(model: Model, target: Target, params: Params, samples: int) -> tuple[np.ndarray, np.ndarray | None]:
-    regions = jnp.tile(jnp.arange(target.num_regions, dtype=jnp.int32), samples)
+    regions = _regions_of_rows(target, samples)
     rows = np.asarray(forecast_rows(model, target, params, regions, target.test_starts))
     drawn = rows.reshape(samples, target.num_regions, *rows.shape[1:]).transpose(0, 2, 1, 3)
     return drawn.mean(axis=0), drawn.std(axis=0) if samples > 1 else None
 
 
+def _regions_of_rows(target: Target, samples: int) -> Int[np.ndarray, " X"]:
+    return np.tile(np.arange(target.num_regions, dtype=np.int32), samples)
+
+
 def _flatten(params: Params) -> tuple[Params, int]:
     samples = jax.tree.leaves(params)[0].shape[0]
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), params), samples
+    return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params), samples
 
 
 def zero_shot(model: Model, target: Target, params: Params) -> MethodForecast:
@@ -83,7 +86,7 @@ def few_shot(
     """
     begin = time.monotonic()
     rows, samples = _flatten(params)
-    regions = jnp.tile(jnp.arange(target.num_regions, dtype=jnp.int32), samples)
+    regions = _regions_of_rows(target, samples)
     tuned = adapt(model, config, target, rows, regions, key=key, choose_on=target.num_regions, progress=progress)
     forecast, spread = _forecast(model, target, tuned.params, samples)
     return MethodForecast(

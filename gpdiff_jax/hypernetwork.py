@@ -139,7 +139,7 @@ class Hypernetwork:
             raise InputError(f"the prompts and the generator differ in {odd[:3]}; make the prompts with this version")
         check_sampler(config.sampler, self.denoiser_config.schedule)
         denoiser = make_denoiser(self.denoiser_config, self.codec, self.prompt_names)
-        told = np.asarray(scale_prompts(prompts, self.prompt_scaler)[0])
+        told = np.asarray(scale_prompts(prompts, self.prompt_scaler))[0]
         count, given = len(told), np.ones(len(told)) if prompts.told is None else np.asarray(prompts.told)
         # A row is one draw: K draws of all regions, one after another.
         rows = _Draws(
@@ -151,7 +151,9 @@ class Hypernetwork:
         draw = _make_draw(cast(Hashable, denoiser), config.sampler, config.steps, config.guidance)
         size = _DRAWS_ON_CPU if jax.default_backend() == "cpu" else _DRAWS
         params = map_chunks(draw, (self.variables, self.codec, key), rows, size=size, devices=devices)
-        stacked = jax.tree.map(lambda leaf: leaf.reshape(config.samples, count, *leaf.shape[1:]), params)
+        stacked = jax.device_put(
+            jax.tree.map(lambda leaf: leaf.reshape(config.samples, count, *leaf.shape[1:]), params)
+        )
         return RegionParameters(stacked, self.model_name, self.data)
 
     def save(self, folder: str | pathlib.Path) -> None:
@@ -191,7 +193,7 @@ class Hypernetwork:
             as far as the model is registered, of the model as it is today.
         """
         arrays, facts = load_arrays(pathlib.Path(folder), _FORMAT, "hypernetwork")
-        arrays = jax.tree.map(jnp.asarray, arrays)
+        arrays = jax.device_put(arrays)
         sizes = ModelSizes(**facts["sizes"])
         layout, what = TokenLayout.from_json(facts["layout"]), f"the hypernetwork at {str(folder)!r}"
         check_layout(layout, make_layout(arrays["base"], layout.width), what, "its base")

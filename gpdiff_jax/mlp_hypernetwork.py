@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from gpdiff_jax.codec import Codec
 from gpdiff_jax.diffusion.losses import DiffusionBatch, DiffusionLosses, bind_functional, example_keys
 from gpdiff_jax.diffusion.training import LossFn, PretrainConfig, TrainingData, train_network
 from gpdiff_jax.errors import InputError
@@ -60,9 +61,13 @@ class MlpHypernetwork:
           Leaves [R, ...].
         """
         codec = self.hypernetwork.codec
-        told = scale_prompts(prompts, self.hypernetwork.prompt_scaler)[0]
-        codes = _predict(self.network, self.variables, told, jnp.asarray(codec.mask()))
-        return jax.vmap(codec.params)(codes)
+        told = np.asarray(scale_prompts(prompts, self.hypernetwork.prompt_scaler))[0]
+
+        @jax.jit
+        def made(variables: Params, codec: Codec, told: Float[Array, "R E"]) -> Params:
+            return jax.vmap(codec.params)(_predict(self.network, variables, told, jnp.asarray(codec.mask())))
+
+        return made(self.variables, codec, told)
 
 
 def make_network(hypernetwork: Hypernetwork) -> PromptMlp:
@@ -107,7 +112,7 @@ def mlp_hypernetwork(
     network, codec = make_network(hypernetwork), hypernetwork.codec
     codes = encode_training_set(zoo, codec, hypernetwork.prompt_scaler, region_odds(zoo, held_out, config, like))
     init_key, train_key = jax.random.split(key)
-    variables: Params = network.init(init_key, codes.prompts[0, :1])["params"]
+    variables: Params = jax.jit(network.init)(init_key, codes.prompts[0, :1])["params"]
     variables = train_network(
         variables,
         TrainingData(zoo.sources, codes, codec),

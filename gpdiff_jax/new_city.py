@@ -9,7 +9,6 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -178,7 +177,7 @@ def load_parameters(folder: str | pathlib.Path) -> CityParameters:
       InputError: there are none, or they are damaged, or of another format.
     """
     arrays, facts = load_arrays(pathlib.Path(folder), _FORMAT, "parameters of a city")
-    params = jax.tree.map(jnp.asarray, arrays)
+    params = jax.device_put(arrays)
     return CityParameters(
         RegionParameters(params, facts["model"], DataConfig(**facts["data"])),
         facts["city"],

@@ -4,12 +4,13 @@ Every rule reads the best vector of each region alone and lets every city weigh 
 pooled methods are, so it is no rule here; the rule that is trained is in `mlp_hypernetwork`.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int, UInt
 
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import Hypernetwork
@@ -97,17 +98,19 @@ def nearest_plus_noise(
         others = np.flatnonzero(rows)
         neighbour[left_out] = others[_nearest(known.told[0, left_out], known.told[:, rows])]
     squared = np.square(known.differences - known.differences[neighbour])
-    deviation = jnp.asarray(np.sqrt((known.weights / known.weights.sum()) @ squared), jnp.float32)
-    near = jnp.asarray(known.differences[_nearest(_asked(known, prompts), known.told)], jnp.float32)
-
-    def one(sample: jax.Array, region: jax.Array, centre: jax.Array) -> jax.Array:
-        own = jax.random.fold_in(jax.random.fold_in(key, sample), region)
-        return centre + deviation * jax.random.normal(own, centre.shape)
-
-    every_region = jax.vmap(one, in_axes=(None, 0, 0))
-    drawn = jax.vmap(every_region, in_axes=(0, None, None))(jnp.arange(samples), prompts.region_ids, near)
-    rows = _params(known, np.asarray(drawn).reshape(-1, drawn.shape[-1]))
+    deviation = np.sqrt((known.weights / known.weights.sum()) @ squared).astype(np.float32)
+    near = known.differences[_nearest(_asked(known, prompts), known.told)].astype(np.float32)
+    noise = np.asarray(_noise(key, samples, near.shape[1], prompts.region_ids))
+    rows = _params(known, (near + deviation * noise).reshape(-1, near.shape[1]))
     return jax.tree.map(lambda leaf: leaf.reshape(samples, -1, *leaf.shape[1:]), rows)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _noise(key: Key, samples: int, width: int, region_ids: UInt[Array, " R"]) -> Float[Array, "K R X"]:
+    def one(sample: jax.Array, region: jax.Array) -> jax.Array:
+        return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, sample), region), (width,))
+
+    return jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))(jnp.arange(samples), region_ids)
 
 
 def kernel_average(zoo: ParameterZoo, hypernetwork: Hypernetwork, prompts: Prompts) -> tuple[Params, float]:
@@ -181,7 +184,12 @@ def _asked(known: _Known, prompts: Prompts) -> Float[np.ndarray, "Q E"]:
 def _params(known: _Known, differences: Float[np.ndarray, "Q X"]) -> Params:
     """Parameters, leaves [Q, ...], that differ so from the base."""
     tokens = (known.base + differences).reshape(-1, known.layout.num_tokens, known.layout.width)
-    return jax.vmap(lambda one: from_tokens(known.layout, one))(jnp.asarray(tokens, jnp.float32))
+    return _read_tokens(known.layout, tokens.astype(np.float32))
+
+
+@partial(jax.jit, static_argnums=0)
+def _read_tokens(layout: TokenLayout, tokens: Float[Array, "Q L W"]) -> Params:
+    return jax.vmap(partial(from_tokens, layout))(tokens)
 
 
 def _turns(known: _Known) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -10,10 +10,10 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.jax_utils
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpdiff_jax.typing import Device
 
@@ -57,6 +57,47 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+DEVICES = "devices"
+"""The name of the device axis, D, in everything that is mapped over devices."""
+
+
+def replicate(tree: Any, devices: Sequence[Device]) -> Any:
+    """Copies a pytree to every device, as `jax.pmap` over `DEVICES` wants it.
+
+    `flax.jax_utils.replicate` does the same by a compiled program for every shape; this compiles none.
+
+    Args:
+      tree: arrays, typed keys and numbers.
+      devices: D devices.
+
+    Returns:
+      The leaves with a leading axis D, one copy on each device.
+    """
+    return jax.tree.map(lambda leaf: _on_each(leaf, [None] * len(devices), devices), tree)
+
+
+def shard(tree: Any, devices: Sequence[Device]) -> Any:
+    """Puts the entries of a leading axis D on D devices; compiles nothing."""
+    return jax.tree.map(lambda leaf: _on_each(leaf, list(range(len(devices))), devices), tree)
+
+
+def first_copy(tree: Any) -> Any:
+    """The first device's copy of replicated arrays, on the host; an index would be a program of its own."""
+    return jax.tree.map(lambda leaf: np.array(leaf.addressable_shards[0].data)[0, ...], tree)
+
+
+def _on_each(leaf: Any, places: Sequence[int | None], devices: Sequence[Device]) -> Any:
+    """One entry of the leading axis per device, or all of the leaf where the place is None."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _on_each(jax.random.key_data(leaf), places, devices)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    host = np.asarray(leaf)
+    entries = [(host if place is None else host[place])[None] for place in places]
+    parts = [jax.device_put(entry, device) for entry, device in zip(entries, devices, strict=True)]
+    sharding = NamedSharding(Mesh(np.asarray(devices), (DEVICES,)), PartitionSpec(DEVICES))
+    return jax.make_array_from_single_device_arrays((len(devices), *parts[0].shape[1:]), sharding, parts)
+
+
 class RowSpread:
     """A function of shared values and X rows, compiled for all local devices.
 
@@ -75,15 +116,15 @@ class RowSpread:
           devices: D devices; None for all local ones.
         """
         self.devices = list(jax.local_devices() if devices is None else devices)
-        self._shared = flax.jax_utils.replicate(shared, self.devices)
+        self._shared = replicate(shared, self.devices)
         self._mapped = _pmap(function, tuple(self.devices))
 
     def __call__(self, rows: Any) -> "PendingRows":
         """Starts the work on X rows.
 
         Args:
-          rows: leaves [X, ...]; a remainder that the devices cannot share evenly is filled up with repeats of the last
-            row, whose results are dropped.
+          rows: leaves [X, ...], on the host or brought there; a remainder that the devices cannot share evenly is
+            filled up with repeats of the last row, whose results are dropped.
 
         Returns:
           The result to come.
@@ -91,14 +132,22 @@ class RowSpread:
         count, num_devices = len(jax.tree.leaves(rows)[0]), len(self.devices)
         share = -(-count // num_devices)
         filled = np.minimum(np.arange(share * num_devices), count - 1)
-        spread = jax.tree.map(lambda leaf: leaf[filled].reshape(num_devices, share, *leaf.shape[1:]), rows)
-        return PendingRows(self._mapped(self._shared, spread), count)
+        return PendingRows(self._mapped(self._shared, _spread(rows, filled, self.devices)), count)
 
 
 @functools.cache
 def _pmap(function: Callable[[Any, Any], Any], devices: tuple[Device, ...]) -> Callable[[Any, Any], Any]:
     # The same program every time: compiled programs are found by it.
-    return jax.pmap(function, devices=devices)
+    return jax.pmap(function, axis_name=DEVICES, devices=devices)
+
+
+def _spread(rows: Any, chosen: np.ndarray, devices: Sequence[Device]) -> Any:
+    """The chosen rows, an equal share on each device."""
+
+    def cut(leaf: Any) -> np.ndarray:
+        return np.asarray(leaf)[chosen].reshape(len(devices), -1, *leaf.shape[1:])
+
+    return shard(jax.tree.map(cut, rows), devices)
 
 
 class PendingRows:
@@ -135,20 +184,18 @@ def map_chunks(
       devices: D devices; None for all local ones. No more are used than there are chunks.
 
     Returns:
-      The results, leaves [X, ...], on the default device.
+      The results, leaves [X, ...], on the host.
     """
     devices = list(jax.local_devices() if devices is None else devices)
     count = len(jax.tree.leaves(rows)[0])
     devices = devices[: -(-count // size)]
-    shared, mapped = flax.jax_utils.replicate(shared, devices), _pmap(function, tuple(devices))
+    shared, mapped = replicate(shared, devices), _pmap(function, tuple(devices))
     parts = []
     for first in range(0, count, len(devices) * size):
         chunk = np.minimum(first + np.arange(len(devices) * size), count - 1)
-        spread = jax.tree.map(lambda leaf, at=chunk: leaf[at].reshape(len(devices), size, *leaf.shape[1:]), rows)
-        parts.append(mapped(shared, spread))
+        parts.append(mapped(shared, _spread(rows, chunk, devices)))
 
-    def join(*leaves: jax.Array) -> jax.Array:
-        # By way of the host: an array that is put on a device stays bound to it, and cannot be spread over others.
-        return jnp.asarray(np.concatenate([np.asarray(leaf).reshape(-1, *leaf.shape[2:]) for leaf in leaves])[:count])
+    def join(*leaves: jax.Array) -> np.ndarray:
+        return np.concatenate([np.asarray(leaf).reshape(-1, *leaf.shape[2:]) for leaf in leaves])[:count]
 
     return jax.tree.map(join, *parts)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
@@ -34,7 +33,12 @@ def best_tokens(zoo: ParameterZoo, layout: TokenLayout) -> Float[np.ndarray, "R 
 
 
 def _tokens(layout: TokenLayout, params: Params) -> Float[np.ndarray, "X L W"]:
-    return np.asarray(jax.vmap(partial(to_tokens, layout))(jax.tree.map(jnp.asarray, params)))
+    return np.asarray(_write_tokens(layout, params))
+
+
+@partial(jax.jit, static_argnums=0)
+def _write_tokens(layout: TokenLayout, params: Params) -> Float[Array, "X L W"]:
+    return jax.vmap(partial(to_tokens, layout))(params)
 
 
 def _sample_tokens(
@@ -59,7 +63,7 @@ def encode_vectors(zoo: ParameterZoo, codec: Codec) -> Float[np.ndarray, "R M ro
     """Codes of all M vectors of every region of a zoo, a part of the zoo at a time."""
     codes = np.zeros((*zoo.validation_mae.shape, *codec.mask().shape), np.float32)
     for rows, params in zoo.vectors.parts():
-        codes[rows] = np.asarray(_encode(codec, jax.tree.map(jnp.asarray, params)))
+        codes[rows] = np.asarray(_encode(codec, params))
     return codes
 
 
@@ -78,9 +82,9 @@ def encode_training_set(
 ) -> ZooCodes:
     """Codes and scaled prompts of a zoo, a region drawn as often as `region_odds` say."""
     return ZooCodes(
-        x0=jnp.asarray(encode_vectors(zoo, codec)),
+        x0=jax.device_put(encode_vectors(zoo, codec)),
         prompts=scale_prompts(zoo.prompts, prompt_scaler),
-        odds=jnp.asarray(odds, jnp.float32),
+        odds=jax.device_put(odds.astype(np.float32)),
         prompt_names=zoo.prompts.names,
     )
 
@@ -173,7 +177,7 @@ def pretrain(
     train_key = jax.random.split(key)[1]
     odds = region_odds(zoo, held_out, config, like)
     tokens, weights = _sample_tokens(zoo, layout, odds)
-    base, chosen = np.asarray(to_tokens(layout, zoo.base)), config.codec
+    base, chosen = _tokens(layout, jax.tree.map(lambda leaf: np.asarray(leaf)[None], zoo.base))[0], config.codec
     codec = fit_codec(layout, base, tokens, weights, chosen.components, chosen.normalisation)
     prompt_scaler = fit_prompt_scaler(zoo.prompts, zoo.city_index)
     training_set = encode_training_set(zoo, codec, prompt_scaler, odds)

@@ -20,7 +20,12 @@ PICKS = ("weight", "random")
 
 
 def region_graphs(
-    cities: Sequence[City], *, max_neighbours: int = 8, pick: str = "weight", seed: int = 0
+    cities: Sequence[City],
+    *,
+    max_neighbours: int = 8,
+    pick: str = "weight",
+    seed: int = 0,
+    rows: Int[np.ndarray, " R"] | None = None,
 ) -> jraph.GraphsTuple:
     """Cuts the one-hop ego graph of every region of every city.
 
@@ -30,6 +35,7 @@ def region_graphs(
       pick: which neighbours a crowded region keeps: "weight" the strongest edges into it, then out of it (ties by
         node number), "random" a draw that depends on `seed` and the region's own id alone.
       seed: for "random".
+      rows: the nodes whose graphs are wanted; None for all. Padding is the same for either.
 
     Returns:
       A stacked GraphsTuple: nodes int32 [R, N] (number of each node in the bank; spare nodes repeat the centre), edges
@@ -58,7 +64,7 @@ def region_graphs(
     stacked: RegionGraph = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
     spare = np.arange(num_nodes)[None, :] >= stacked.n_node[:, :1]
     stacked = stacked._replace(nodes=np.where(spare, stacked.nodes[:, :1], stacked.nodes))
-    return jax.tree.map(jnp.asarray, stacked)
+    return jax.device_put(stacked if rows is None else jax.tree.map(lambda leaf: leaf[rows], stacked))
 
 
 def _neighbours(

@@ -155,8 +155,8 @@ def prepare_sources(
     for city in cities:
         split = split_source(city.num_steps, name=city.name, **windows)
         splits.append(split)
-        city_key = jax.random.fold_in(key, zlib.crc32(city.name.encode()))
         length = config.support_days * city.steps_per_day
+        city_key = _fold_in(key, np.uint32(zlib.crc32(city.name.encode())))
         drawn = random_spans(city, split.train, length, config.variants, key=city_key)
         spans.append(drawn)
         scale_spans.append(drawn if config.scaling == "support" else [split.train] * config.variants)
@@ -179,23 +179,29 @@ def prepare_sources(
         for city, drawn in zip(cities, spans, strict=True)
     ]
     bank = build_bank(cities, scale_spans, masks, covariates=config.covariates, **windows)
-    graphs = region_graphs(cities, max_neighbours=config.max_neighbours, pick=config.pick_neighbours, seed=seed)
     rows = np.flatnonzero(np.concatenate(kept))
+    cut: Any = {"max_neighbours": config.max_neighbours, "pick": config.pick_neighbours, "seed": seed}
     ids = np.concatenate([city.region_ids() for city in cities])
     names = [f"{city.name}/{city.node_ids[n]}" for city in cities for n in range(city.num_nodes)]
     city_index = np.repeat(np.arange(len(cities)), [city.num_nodes for city in cities])
+    arrays: dict[str, Any] = {
+        "graphs": region_graphs(cities, **cut, rows=rows),
+        "validation_starts": np.concatenate(validation)[rows],
+        "region_ids": ids[rows],
+        "city_index": city_index[rows].astype(np.int32),
+    }
     return Sources(
         bank=bank,
-        graphs=jax.tree.map(lambda leaf: leaf[rows], graphs),
         train=start_table(cities, [split.train for split in splits], starts, spans),
-        validation_starts=jax.numpy.asarray(np.concatenate(validation)[rows]),
-        region_ids=jax.numpy.asarray(ids[rows]),
-        city_index=jax.numpy.asarray(city_index[rows].astype(np.int32)),
+        **jax.device_put(arrays),
         spans=tuple(tuple(s) for s in spans),
         names=tuple(names[row] for row in rows),
         prompts=source_prompts(cities, spans, [split.train for split in splits]),
         config=config,
     )
+
+
+_fold_in = jax.jit(jax.random.fold_in)
 
 
 def fit_encoder(
@@ -272,7 +278,7 @@ def prepare_targets(cities: Sequence[City], config: DataConfig, *, seed: int = 0
     """
     targets = [prepare_target(city, config, seed=seed) for city in cities]
     common = np.unique(np.concatenate([np.asarray(target.test_starts) for target in targets]))
-    return [dataclasses.replace(target, test_starts=jax.numpy.asarray(common)) for target in targets]
+    return [dataclasses.replace(target, test_starts=jax.device_put(common)) for target in targets]
 
 
 def prepare_target(city: City, config: DataConfig, *, seed: int = 0) -> Target:
@@ -318,14 +324,17 @@ def split_city(
     windows: Any = {"history": config.history, "horizon": config.horizon}
     masks = support_masks(city, split, city.steps_per_day)
     bank = build_bank([city], [[split.support] * len(masks)], [masks], covariates=config.covariates, **windows)
+    arrays: dict[str, Any] = {
+        "graphs": region_graphs([city], max_neighbours=config.max_neighbours, pick=config.pick_neighbours, seed=seed),
+        "region_ids": city.region_ids(),
+        "adaptation_starts": window_starts(city, split.adaptation, **windows),
+        "validation_starts": _validation_starts(city, split, **windows),
+        "support_starts": window_starts(city, split.support, **windows),
+        "test_starts": test_starts,
+    }
     return Target(
         bank=bank,
-        graphs=region_graphs([city], max_neighbours=config.max_neighbours, pick=config.pick_neighbours, seed=seed),
-        region_ids=jax.numpy.asarray(city.region_ids()),
-        adaptation_starts=jax.numpy.asarray(window_starts(city, split.adaptation, **windows)),
-        validation_starts=jax.numpy.asarray(_validation_starts(city, split, **windows)),
-        support_starts=jax.numpy.asarray(window_starts(city, split.support, **windows)),
-        test_starts=jax.numpy.asarray(test_starts),
+        **jax.device_put(arrays),
         split=split,
         steps_per_day=city.steps_per_day,
         silent=tuple(int(n) for n in np.flatnonzero(silent_regions(city, split.support))),

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -211,7 +210,8 @@ def load_zoo(folder: pathlib.Path, sources: Sources | None = None) -> ParameterZ
         check_layout(layout, make_layout(today), what, f"the model {facts['model']!r}")
     rows = tuple(np.split(np.asarray(arrays["rows"]), np.cumsum(arrays["chunk_sizes"])[:-1]))
     named = tuple(facts["prompt_names"]), tuple(facts["prompt_provenance"])
-    stored = Prompts(jnp.asarray(arrays["prompts"]), jnp.asarray(arrays["region_ids"]), *named)
+    values, region_ids = jax.device_put((arrays["prompts"], arrays["region_ids"]))
+    stored = Prompts(values, region_ids, *named)
     return ParameterZoo(
         model=facts["model"],
         base=arrays["base"],

@@ -1,8 +1,9 @@
 """In: the command line of pytest and the environment.
-Out: a strict JAX on the CPU, small cities and the option --slow.
+Out: a strict JAX on the CPU, small cities and the options --slow and --compilations.
 """
 
 import dataclasses
+import importlib.metadata
 import os
 import pathlib
 
@@ -12,6 +13,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("GPDIFF_CACHE", str(_ROOT / ".cache" / "xla"))
 # With fewer threads than virtual devices, collectives can deadlock on a machine of few cores.
 os.environ.setdefault("PJRT_NPROC", "8")
+# Most of the suite's time is XLA's, and what is tested is meaning, not speed: without most passes and without the newer
+# code generator for fusions XLA takes a quarter of it. An unknown flag ends the process, so it is given to the versions
+# that were seen to know it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}".strip()
 
 import hypothesis
 import jax
@@ -20,6 +27,7 @@ import pytest
 
 from gpdiff_jax.cities import City, SimulationConfig, simulate_cities
 from gpdiff_jax.compilation_cache import enable_compilation_cache
+from tests.compilations import CompilationReport
 
 _DESELECTED = pytest.StashKey[list[str]]()
 
@@ -36,6 +44,12 @@ hypothesis.settings.load_profile("gpdiff_jax")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--compilations", action="store_true", help="say how many programs every test file compiles")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--compilations"):
+        config.pluginmanager.register(CompilationReport())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -78,7 +78,7 @@ def _adapted(target: Target) -> Adapted:
 def _tune(target: Target, rate: float, steps: int, *, starts=None, params=None, regions=_REGIONS):
     starts = target.adaptation_starts if starts is None else starts
     params = _starts(8) if params is None else params
-    rate, steps = jnp.asarray(rate), jnp.asarray(steps)
+    rate, steps = rate, steps
     return fine_tune(_MODEL, _CONFIG, target, params, regions, starts, rate, steps, key=_KEY)
 
 
@@ -104,7 +104,7 @@ def test_the_curves_are_the_errors_of_fine_tuning_for_so_many_steps(city, target
 def test_what_was_chosen_is_what_the_rule_says_and_the_rows_are_tuned_so(target, adapted):
     sums = []
     for rate in _CONFIG.learning_rates:
-        errors, count = trace_validation(_MODEL, _CONFIG, target, _starts(8), _REGIONS, jnp.asarray(rate), key=_KEY)
+        errors, count = trace_validation(_MODEL, _CONFIG, target, _starts(8), _REGIONS, rate, key=_KEY)
         sums.append(np.asarray(errors, np.float64))
     curves, rate, evaluation = choose_adaptation(np.stack(sums), np.asarray(count, np.float64), _CONFIG)
     np.testing.assert_allclose(curves, adapted.curves, rtol=1e-6)

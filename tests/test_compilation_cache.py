@@ -104,4 +104,4 @@ def test_the_nearest_name_wins(argument, ours, jaxs, chosen, tmp_path, monkeypat
     folder = enable_compilation_cache(tmp_path / argument if argument else None)
     assert folder == tmp_path / chosen and folder.is_dir()
     assert jax.config.jax_compilation_cache_dir == str(folder)
-    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.5
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.0

@@ -170,9 +170,10 @@ def build_bank(
     if total >= 2**31:
         raise InputError(f"the cities hold {total} readings, more than 2^31; use fewer regions or a longer interval")
     arrays = {
-        name: jnp.asarray(np.concatenate(parts[name], axis=1 if name in _PER_VARIANT else 0).astype(dtype))
+        name: np.concatenate(parts[name], axis=1 if name in _PER_VARIANT else 0).astype(dtype)
         for name, dtype in _BANK_ARRAYS.items()
     }
+    arrays = jax.device_put(arrays)
     return SeriesBank(**arrays, covariates=covariates, history=history, horizon=horizon)
 
 

@@ -4,6 +4,7 @@ Only starts are ever kept; a window exists while a batch is gathered.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.cities.calendar import is_weekend, slot_of_day
 from gpdiff_jax.cities.city import City
@@ -74,9 +75,14 @@ def random_spans(city: City, span: Span, length: int, count: int, *, key: Key) -
     cumulative = np.concatenate([[0.0], np.cumsum(observed)])
     share = (cumulative[length:] - cumulative[:-length]) / length
     possible = span.start + np.flatnonzero(share >= 0.5 * observed.mean())
-    uniform = np.asarray(jax.random.uniform(key, (count,)))
+    uniform = np.asarray(_uniform(key, count))
     starts = possible[((np.arange(count) + uniform) / count * len(possible)).astype(int)]
     return [Span(int(start), int(start) + length) for start in starts]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _uniform(key: Key, count: int) -> Float[Array, " V"]:
+    return jax.random.uniform(key, (count,))
 
 
 def start_table(
@@ -106,18 +112,17 @@ def start_table(
     nodes = [city.num_nodes for city in cities]
     first = np.concatenate([[0], np.cumsum(counts)[:-1]])
     bounds = np.asarray([[(span.start, span.stop) for span in city_spans] for city_spans in spans], np.int32)
-    return StartTable(
-        starts=jnp.asarray(np.concatenate(starts).astype(np.int32)),
-        first=jnp.asarray(np.repeat(first, nodes).astype(np.int32)),
-        count=jnp.asarray(np.repeat(counts, nodes).astype(np.int32)),
-        spans=jnp.asarray(np.repeat(bounds.transpose(1, 0, 2), nodes, axis=1)),
-        length=jnp.asarray(np.repeat([city.num_steps for city in cities], nodes).astype(np.int32)),
-        first_slot=jnp.asarray(np.repeat([slot_of_day(city)[0] for city in cities], nodes).astype(np.int32)),
-        unseen=jnp.asarray(
-            np.repeat([_unseen_kind(city, span) for city, span in zip(cities, train, strict=True)], nodes), jnp.float32
-        ),
-        steps_per_day=cities[0].steps_per_day,
-    )
+    unseen = [_unseen_kind(city, span) for city, span in zip(cities, train, strict=True)]
+    arrays = {
+        "starts": np.concatenate(starts).astype(np.int32),
+        "first": np.repeat(first, nodes).astype(np.int32),
+        "count": np.repeat(counts, nodes).astype(np.int32),
+        "spans": np.repeat(bounds.transpose(1, 0, 2), nodes, axis=1),
+        "length": np.repeat([city.num_steps for city in cities], nodes).astype(np.int32),
+        "first_slot": np.repeat([slot_of_day(city)[0] for city in cities], nodes).astype(np.int32),
+        "unseen": np.repeat(unseen, nodes).astype(np.float32),
+    }
+    return StartTable(**jax.device_put(arrays), steps_per_day=cities[0].steps_per_day)
 
 
 def reserved_steps(starts: Any, first_slot: Any, history: int, horizon: int, steps_per_day: int) -> tuple[Any, Any]:

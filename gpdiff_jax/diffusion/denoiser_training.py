@@ -88,8 +88,8 @@ def train_denoiser(
 
         return ddim(parts, level_at, eps, evaluation_steps)
 
-    example = zoo.x0[0, 0], jnp.zeros(()), zoo.prompts[0, 0], jnp.ones(())
-    variables: Params = denoiser.init(init_key, *example)["params"]
+    example = (jnp.zeros(shape) for shape in (zoo.x0.shape[2:], (), zoo.prompts.shape[2:], ()))
+    variables: Params = jax.jit(denoiser.init)(init_key, *example)["params"]
     data = TrainingData(sources, zoo, codec)
     return train_network(
         variables,

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import flax.jax_utils
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -24,11 +23,9 @@ from gpdiff_jax.diffusion.losses import DiffusionBatch, DiffusionLosses, bind_fu
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.optimisers import clipped_adam
-from gpdiff_jax.parallel import training_devices
+from gpdiff_jax.parallel import DEVICES, first_copy, replicate, training_devices
 from gpdiff_jax.sources import Sources
 from gpdiff_jax.typing import Device, Key, Params
-
-_DEVICES = "devices"  # the name of the mapped axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,9 +152,14 @@ def held_out_regions(sources: Sources, share: float, *, key: Key) -> np.ndarray:
     for index in np.unique(city):
         rows = np.flatnonzero(city == index)
         count = min(max(1, round(share * len(rows))), len(rows) - 1) if share > 0 else 0
-        order = np.asarray(jax.random.permutation(jax.random.fold_in(key, int(index)), len(rows)))
+        order = np.asarray(_permutation(key, np.int32(index), len(rows)))
         held[rows[order[:count]]] = True
     return held
+
+
+@partial(jax.jit, static_argnums=2)
+def _permutation(key: Key, number: jax.Array, length: int) -> jax.Array:
+    return jax.random.permutation(jax.random.fold_in(key, number), length)
 
 
 def train_network(
@@ -207,12 +209,12 @@ def train_network(
     steps = steps_between_evaluations(config.steps, config.evaluations)
     train = make_train(loss_fn, optimiser, config, steps, devices)
     evaluate = _make_evaluate(model, predict_fn, config, data, held_out, devices)
-    state = flax.jax_utils.replicate(begin_training(variables, optimiser), devices)
-    data, train_key, evaluate_key = flax.jax_utils.replicate((data, train_key, evaluate_key), devices)
+    state = replicate(jax.jit(partial(begin_training, optimiser=optimiser))(variables), devices)
+    data, train_key, evaluate_key = replicate((data, train_key, evaluate_key), devices)
     best, best_error = variables, np.inf
     for done in range(steps, config.steps + 1, steps):
         state, metrics, param_norm = train(state, data, train_key)
-        curves: dict[str, np.ndarray] = jax.tree.map(_first, metrics)
+        curves: dict[str, np.ndarray] = first_copy(metrics)
         finite = np.isfinite(curves["loss"]) & np.isfinite(curves["grad_norm"])
         good = steps if finite.all() else int(finite.argmin())
         means = {name: float(curve[:good].mean()) for name, curve in curves.items()} if good else {}
@@ -223,13 +225,13 @@ def train_network(
             raise FloatingPointError(
                 f"the {name}'s loss or its gradient is not finite at step {before + 1}; lower its learning rate"
             )
-        error = float(_first(evaluate(state.ema, data, evaluate_key))) if held_out.any() else -float(done)
+        error = float(first_copy(evaluate(state.ema, data, evaluate_key))) if held_out.any() else -float(done)
         if error < best_error:
-            best, best_error = jax.tree.map(_first, state.ema), error
+            best, best_error = first_copy(state.ema), error
         if progress:
             chosen_by = {"validation_functional_loss": error} if held_out.any() else {}
-            progress(done, means | {"param_norm": float(_first(param_norm)), **chosen_by})
-    return jax.tree.map(jnp.asarray, best)
+            progress(done, means | {"param_norm": float(first_copy(param_norm)), **chosen_by})
+    return jax.device_put(best)
 
 
 def begin_training(variables: Params, optimiser: optax.GradientTransformation) -> PretrainState:
@@ -237,11 +239,6 @@ def begin_training(variables: Params, optimiser: optax.GradientTransformation) -
     return PretrainState(
         jnp.zeros((), jnp.int32), variables, jax.tree.map(jnp.copy, variables), optimiser.init(variables)
     )
-
-
-def _first(leaf: jax.Array) -> np.ndarray:
-    """The first device's copy, on the host; an index would be a program of its own."""
-    return np.array(leaf.addressable_shards[0].data)[0, ...]
 
 
 def _learning_rates(config: PretrainConfig) -> optax.Schedule:
@@ -274,14 +271,14 @@ def make_train(
     part = share // config.accumulate
 
     def mean_gradient(variables: Params, data: TrainingData, keys: tuple[Key, Key]) -> tuple[Params, DiffusionLosses]:
-        first = jax.lax.axis_index(_DEVICES) * share
+        first = jax.lax.axis_index(DEVICES) * share
 
         def one(first: jax.Array) -> tuple[Params, DiffusionLosses]:
             batch = draw_batch(data.zoo, part, key=keys[0], first=first)
             return jax.grad(loss_fn, has_aux=True)(variables, data, batch, keys[1])
 
         if config.accumulate == 1:
-            return jax.lax.pmean(one(first), _DEVICES)
+            return jax.lax.pmean(one(first), DEVICES)
 
         def add(total: Any, first: jax.Array) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, one(first)), None
@@ -289,7 +286,7 @@ def make_train(
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, first))
         firsts = first + part * jnp.arange(config.accumulate, dtype=jnp.int32)
         total, _ = jax.lax.scan(add, zeros, firsts)
-        return jax.lax.pmean(jax.tree.map(lambda leaf: leaf / config.accumulate, total), _DEVICES)
+        return jax.lax.pmean(jax.tree.map(lambda leaf: leaf / config.accumulate, total), DEVICES)
 
     def step(state: PretrainState, data: TrainingData, key: Key) -> tuple[PretrainState, dict[str, jax.Array]]:
         grads, losses = mean_gradient(state.variables, data, step_keys(key, state.step))
@@ -302,7 +299,7 @@ def make_train(
         metrics = dict(losses._asdict(), grad_norm=optax.tree.norm(grads), update_norm=optax.tree.norm(updates))
         return PretrainState(state.step + 1, variables, ema, opt_state), metrics
 
-    @partial(jax.pmap, axis_name=_DEVICES, devices=devices, donate_argnums=0)
+    @partial(jax.pmap, axis_name=DEVICES, devices=devices, donate_argnums=0)
     def train(state: PretrainState, data: TrainingData, key: Key) -> tuple:
         state, metrics = jax.lax.scan(lambda state, _: step(state, data, key), state, length=steps)
         return state, metrics, optax.tree.norm(state.variables)
@@ -319,14 +316,14 @@ def _make_evaluate(
     devices: Sequence[Device],
 ) -> Callable[[Params, TrainingData, Key], jax.Array]:
     """`evaluate(variables, data, key)`: the functional loss on held-out regions; the devices share the variants."""
-    rows = jnp.asarray(np.flatnonzero(held_out), jnp.int32)
-    weights = jnp.asarray(_city_weights(data.sources, held_out))
+    chosen = np.flatnonzero(held_out).astype(np.int32)
+    weights = _city_weights(data.sources, held_out)
     variants = data.zoo.prompts.shape[0]
     turns = -(-variants // len(devices))
 
-    @partial(jax.pmap, axis_name=_DEVICES, devices=devices)
+    @partial(jax.pmap, axis_name=DEVICES, devices=devices)
     def evaluate(variables: Params, data: TrainingData, key: Key) -> jax.Array:
-        functional = bind_functional(model, data.sources, data.codec, config.windows)
+        functional, rows = bind_functional(model, data.sources, data.codec, config.windows), jnp.asarray(chosen)
 
         def one_variant(variant: jax.Array) -> jax.Array:
             predict_key, window_key = jax.random.split(jax.random.fold_in(key, variant))
@@ -336,9 +333,9 @@ def _make_evaluate(
             x0 = predict_fn(variables, data, batch, predict_key)
             return (functional(x0, batch, key=window_key) * weights).sum()
 
-        mine = jax.lax.axis_index(_DEVICES) + len(devices) * jnp.arange(turns, dtype=jnp.int32)
+        mine = jax.lax.axis_index(DEVICES) + len(devices) * jnp.arange(turns, dtype=jnp.int32)
         errors = jax.lax.map(one_variant, jnp.minimum(mine, variants - 1))
-        return jax.lax.psum(jnp.where(mine < variants, errors, 0.0).sum(), _DEVICES) / variants
+        return jax.lax.psum(jnp.where(mine < variants, errors, 0.0).sum(), DEVICES) / variants
 
     return evaluate
 

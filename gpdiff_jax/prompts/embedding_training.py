@@ -71,7 +71,7 @@ def make_lessons(asked: np.ndarray, known: np.ndarray, num_entities: int, num_re
     """Questions of triples from both sides; `known` holds all their true answers."""
     rows = both_ways(asked, num_relations)
     questions, question = group_questions(rows, both_ways(known, num_relations), num_entities)
-    return Lessons(questions, jnp.asarray(question.astype(np.int32)), jnp.asarray(rows[:, 2]))
+    return Lessons(questions, *jax.device_put((question.astype(np.int32), rows[:, 2])))
 
 
 def assemble(free: Params, frozen: Params) -> Params:

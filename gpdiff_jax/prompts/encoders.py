@@ -140,7 +140,7 @@ class PromptEncoder:
             KnowledgeGraphConfig(**graph),
             EmbeddingConfig(**held["embedding"]),
         )
-        arrays = jax.tree.map(jnp.asarray, arrays)
+        arrays = jax.device_put(arrays)
         temporal = TemporalEncoder(arrays["temporal"], config.temporal) if "temporal" in arrays else None
         if "embedding" not in arrays:
             return cls(temporal, None, None, config)
@@ -183,7 +183,7 @@ def fit_prompt_encoder(
     if "spatial" in config.parts:
         graph = build_knowledge_graph(cities, windows, config.graph)
         embedding = train_embedding(graph, config.embedding, key=embedding_key)
-        centroids = jnp.asarray(graph.centroids)
+        centroids = jax.device_put(graph.centroids)
     return PromptEncoder(temporal, embedding, centroids, config)
 
 

@@ -71,16 +71,17 @@ def build_patch_bank(cities: Sequence[City], spans: Sequence[Span], config: Temp
             held[np.asarray(jax.random.permutation(jax.random.fold_in(key, index), regions))[:count]] = True
         choosing = held if held.any() else ~held
         odds.append(np.stack([~held / (~held).sum(), choosing / choosing.sum()]) / len(cities))
-    return PatchBank(
-        bins=jnp.asarray(np.concatenate(bins)),
-        share=jnp.asarray(np.concatenate(share)),
-        codes=jnp.asarray(np.concatenate(codes)),
-        offset=jnp.asarray(np.concatenate([[0], np.cumsum(counts)[:-1]]), jnp.int32),
-        code_offset=jnp.asarray(code_starts, jnp.int32),
-        count=jnp.asarray(counts, jnp.int32),
-        scale=jnp.asarray(np.concatenate(scales), jnp.float32),
-        odds=jnp.asarray(np.concatenate(odds, axis=1), jnp.float32),
-    )
+    arrays = {
+        "bins": np.concatenate(bins),
+        "share": np.concatenate(share),
+        "codes": np.concatenate(codes),
+        "offset": np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int32),
+        "code_offset": np.asarray(code_starts, np.int32),
+        "count": np.asarray(counts, np.int32),
+        "scale": np.concatenate(scales).astype(np.float32),
+        "odds": np.concatenate(odds, axis=1).astype(np.float32),
+    }
+    return PatchBank(**jax.device_put(arrays))
 
 
 def draw_windows(bank: PatchBank, config: TemporalConfig, batch: int, odds: jax.Array, *, key: Key) -> MaskedWindows:

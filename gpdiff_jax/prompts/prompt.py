@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -45,7 +44,7 @@ class Prompts:
     @property
     def null(self) -> "Prompts":
         """The same regions, of which the generator is told nothing: what guidance pushes away from."""
-        return dataclasses.replace(self, told=jnp.zeros(self.values.shape[1], bool))
+        return dataclasses.replace(self, told=jax.device_put(np.zeros(self.values.shape[1], bool)))
 
 
 def region_prompts(city: City, spans: Sequence[Span], encoder: PromptEncoder | None = None) -> Prompts:
@@ -63,10 +62,19 @@ def region_prompts(city: City, spans: Sequence[Span], encoder: PromptEncoder | N
     Raises:
       InputError: nobody has a reading in a span, or a part cannot be made of the city (`check_parts`).
     """
+    values, names, seen = _region_tables(city, spans, encoder)
+    values, region_ids = jax.device_put((values, city.region_ids()))
+    return Prompts(values, region_ids, names, (seen,))
+
+
+def _region_tables(
+    city: City, spans: Sequence[Span], encoder: PromptEncoder | None
+) -> tuple[Float[np.ndarray, "V N E"], tuple[str, ...], str]:
+    """Values of the prompts of a city on the host, their names, and what they were made from."""
     encoder = encoder or plain_encoder()
     tables, names = zip(*(encoder.regions(city, span) for span in spans), strict=True)
     seen = f"{city.name} steps " + ", ".join(f"{span.start} to {span.stop}" for span in spans)
-    return Prompts(jnp.asarray(np.stack(tables)), jnp.asarray(city.region_ids()), names[0], (seen,))
+    return np.stack(tables), names[0], seen
 
 
 def source_prompts(
@@ -96,16 +104,13 @@ def source_prompts(
     parts = []
     for done, (city, city_spans, train) in enumerate(zip(cities, spans, train_spans, strict=True), 1):
         kept = ~silent_regions(city, train)
-        prompts = region_prompts(city, city_spans, encoder)
-        parts.append(dataclasses.replace(prompts, values=prompts.values[:, kept], region_ids=prompts.region_ids[kept]))
+        values, names, seen = _region_tables(city, city_spans, encoder)
+        parts.append((values[:, kept], city.region_ids()[kept], names, seen))
         if progress:
             progress(done, {})
-    return Prompts(
-        jnp.concatenate([part.values for part in parts], axis=1),
-        jnp.concatenate([part.region_ids for part in parts]),
-        parts[0].names,
-        tuple(seen for part in parts for seen in part.provenance),
-    )
+    tables, ids, names, seen = zip(*parts, strict=True)
+    values, region_ids = jax.device_put((np.concatenate(tables, axis=1), np.concatenate(ids)))
+    return Prompts(values, region_ids, names[0], seen)
 
 
 def prompts(
@@ -146,9 +151,11 @@ def fit_prompt_scaler(prompts: Prompts, city_index: Int[np.ndarray, " R"]) -> Pr
     rows = [values[:, city_index == index] for index in np.unique(city_index)]
     mean = np.mean([table.mean(axis=(0, 1)) for table in rows], axis=0)
     variance = np.mean([np.square(table - mean).mean(axis=(0, 1)) for table in rows], axis=0)
-    return PromptScaler(jnp.asarray(mean, jnp.float32), jnp.asarray(np.sqrt(variance) + 1e-3, jnp.float32))
+    std = np.sqrt(variance) + 1e-3
+    return PromptScaler(*jax.device_put((mean.astype(np.float32), std.astype(np.float32))))
 
 
 def scale_prompts(prompts: Prompts, scaler: PromptScaler) -> Float[Array, "V R E"]:
     """Prompts in deviations of the sources, cut at four: beyond, a distance carries no more information."""
-    return jnp.clip((prompts.values - scaler.mean[None, None]) / scaler.std[None, None], -_CLIP, _CLIP)
+    values, mean, std = (np.asarray(part) for part in (prompts.values, scaler.mean, scaler.std))
+    return jax.device_put(np.clip((values - mean) / std, -_CLIP, _CLIP))

@@ -72,7 +72,7 @@ def group_questions(
     answers[place[hit], known[hit, 2]] = True
     packed = np.packbits(answers, axis=1, bitorder="little")
     heads, relations = (codes // base).astype(np.int32), (codes % base).astype(np.int32)
-    return Questions(jnp.asarray(heads), jnp.asarray(relations), jnp.asarray(packed)), question.reshape(-1)
+    return Questions(*jax.device_put((heads, relations, packed))), question.reshape(-1)
 
 
 def unpack(answers: Array, num_entities: int) -> Bool[Array, "B entities"]:

@@ -202,7 +202,7 @@ def check_span(city: City, span: Span) -> None:
 
 def _arguments(patches: Patches, visible: np.ndarray) -> tuple[jax.Array, ...]:
     present = (visible & patches.observed).astype(np.float32)
-    return tuple(jnp.asarray(part) for part in (patches.bins, patches.share, patches.codes, patches.days, present))
+    return jax.device_put((patches.bins, patches.share, patches.codes, patches.days, present))
 
 
 def _one_window(codes: jax.Array, days: jax.Array, row: tuple[jax.Array, ...]) -> VisiblePatches:

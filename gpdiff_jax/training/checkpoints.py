@@ -1,0 +1,79 @@
+"""In: the state of a training after some steps. Out: a folder from which the training goes on, and the state back.
+
+Source: orbax's `training.Checkpointer`. A save is a temporary folder that is renamed when all is written, so a process
+that is killed leaves the last whole one.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from gpdiff_jax.errors import InputError
+
+_KEPT = 3
+
+
+class TrainingCheckpoints:
+    """The last three states of one training."""
+
+    def __init__(self, folder: pathlib.Path, identity: str) -> None:
+        """Opens or makes the folder.
+
+        Args:
+          folder: of this training alone.
+          identity: what the training is; checkpoints of another are refused.
+        """
+        self._folder, self._identity = pathlib.Path(folder).absolute(), identity
+        self._pending: Any = None
+        place: Any = self._folder
+        self._checkpointer = ocp.training.Checkpointer(
+            place,
+            preservation_policy=ocp.training.preservation_policies.LatestN(_KEPT),
+            cleanup_tmp_directories=True,
+        )
+
+    def newest(self, state: Any) -> Any:
+        """The newest state, or the one given where there is none.
+
+        Args:
+          state: a pytree of arrays, as it is before the first step; gives structure, shapes and types.
+
+        Raises:
+          InputError: the newest is damaged, or of another training.
+        """
+        newest = self._checkpointer.latest
+        if newest is None:
+            return state
+        place = self._folder / str(newest.step)
+        try:
+            custom: Any = self._checkpointer.checkpointables_metadata(newest.step).custom_metadata
+            same = custom["identity"] == self._identity
+            held = self._checkpointer.load(newest.step, jax.tree.map(np.asarray, state)) if same else None
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise InputError(
+                f"the checkpoint {str(place)!r} cannot be read ({type(error).__name__}); remove this one folder to go "
+                "on from the checkpoint before it"
+            ) from error
+        if not same:
+            raise InputError(f"{str(self._folder)!r} holds checkpoints of another training; name another folder")
+        return held
+
+    def save(self, step: int, state: Any) -> None:
+        """Writes a state while the training goes on; waits for the one before it."""
+        self._wait()
+        self._pending = self._checkpointer.save_async(
+            step, state, force=True, custom_metadata={"identity": self._identity}
+        )
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        self._wait()
+        self._checkpointer.close()
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None

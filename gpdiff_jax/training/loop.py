@@ -1,0 +1,177 @@
+"""In: a pure step, a state and data. Out: the best parameters, by a training over all devices that can be stopped.
+
+Everything that is trained in this library, but for the regions of the harvest, is trained here.
+"""
+
+import functools
+import hashlib
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpdiff_jax.parallel import DEVICES, first_copy, replicate
+from gpdiff_jax.training.checkpoints import TrainingCheckpoints
+from gpdiff_jax.training.step import Metrics, TrainState
+from gpdiff_jax.typing import Device, Key, Params
+
+Step = Callable[[TrainState, Any, Key], tuple[TrainState, Metrics]]
+Evaluate = Callable[[Params, Any, Key], Metrics]
+VALIDATION = "validation_loss"
+"""The metric of an evaluation by which the best parameters are chosen; the lower, the better."""
+
+
+class Trained(NamedTuple):
+    """What a training ended with."""
+
+    params: Params  # the best, or the last where nothing was evaluated; on the default device
+    validation: np.ndarray  # float64 [evaluations], the validation loss after each; fewer where patience ran out
+
+
+def steps_between_evaluations(steps: int, evaluations: int) -> int:
+    """Steps from one evaluation to the next, for at most so many evaluations; the last stretch may be shorter."""
+    return -(-steps // evaluations)
+
+
+def train(
+    step: Step,
+    state: TrainState,
+    data: Any,
+    *,
+    key: Key,
+    steps: int,
+    evaluate_every: int,
+    devices: Sequence[Device],
+    name: str,
+    evaluate: Evaluate | None = None,
+    evaluate_key: Key | None = None,
+    patience: int | None = None,
+    checkpoints: pathlib.Path | None = None,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+) -> Trained:
+    """Trains for a number of steps, or until the validation loss stops falling.
+
+    The steps between two evaluations are one call of one compiled program.
+
+    Args:
+      step: of `step.make_step`, made for these devices.
+      state: before the first step.
+      data: a pytree that every step reads, copied to every device.
+      key: of the training; a step folds its number in.
+      steps: how many.
+      evaluate_every: steps from one evaluation to the next; the last stretch may be shorter.
+      devices: D, of `parallel.training_devices`.
+      name: of what is trained, for errors.
+      evaluate: `evaluate(params, data, key) -> metrics` with a `VALIDATION` among them, mapped over `DEVICES`; every
+        device returns the same. None keeps the last parameters.
+      evaluate_key: the same for every evaluation; `key` if None.
+      patience: evaluations without a lower validation loss after which the training ends; None for all steps.
+      checkpoints: folder for the state after every evaluation, of which the last three are kept. A training that was
+        stopped goes on from the last, to the same bits on the same number of devices. None keeps none.
+      progress: called with (steps done, metrics) after every evaluation: means over the steps since the last of what
+        the step logs, but the newest norm of the parameters, and what the evaluation says. Before an error is raised,
+        it is called with what the finite steps gave.
+
+    Returns:
+      The parameters with the lowest validation loss.
+
+    Raises:
+      FloatingPointError: a loss, its gradient or a validation loss is not finite; names the step.
+      InputError: the checkpoints are another training's, or damaged.
+    """
+    devices = tuple(devices)
+    run = _make_run(step, evaluate_every, devices)
+    measure = None if evaluate is None else jax.pmap(evaluate, axis_name=DEVICES, devices=devices)
+    best: Params = jax.tree.map(np.asarray, state.kept)
+    stopped = {"best": best, "validation": np.full(-(-steps // evaluate_every), np.inf)}
+    store = None
+    if checkpoints is not None:
+        store = TrainingCheckpoints(checkpoints, _identity(name, steps, evaluate_every, key, state))
+        state, stopped = store.newest((state, stopped))
+    best, validation = stopped["best"], stopped["validation"]
+    done = int(state.step)
+    data, shared_key = replicate((data, key), devices)
+    asked_key = replicate(key if evaluate_key is None else evaluate_key, devices)
+    state = replicate(state, devices)
+    while done < steps and not _stale(validation[: -(-done // evaluate_every)], patience):
+        count = min(evaluate_every, steps - done)
+        state, metrics = run(state, data, shared_key, replicate(np.int32(count), devices))
+        curves = {label: curve[:count] for label, curve in first_copy(metrics).items()}
+        means = _finite_means(curves, done, name, progress)
+        at, done = done // evaluate_every, done + count
+        if measure is not None:
+            held_out = first_copy(measure(state.kept, data, asked_key))
+            if not np.isfinite(held_out[VALIDATION]):
+                raise FloatingPointError(
+                    f"the {name}'s validation loss is not finite at step {done}; lower its learning rate"
+                )
+            means |= {label: float(value) for label, value in held_out.items()}
+            if held_out[VALIDATION] < validation.min():
+                best = first_copy(state.kept)
+            validation[at] = held_out[VALIDATION]
+        elif done == steps:
+            best = first_copy(state.kept)
+        if store is not None:
+            store.save(done, (first_copy(state), {"best": best, "validation": validation.copy()}))
+        if progress:
+            progress(done, means)
+    if store is not None:
+        store.close()
+    return Trained(jax.device_put(best), validation[: -(-done // evaluate_every)])
+
+
+def _stale(validation: np.ndarray, patience: int | None) -> bool:
+    """Whether the lowest of the losses lies as many evaluations back as one has patience for."""
+    return patience is not None and len(validation) > 0 and len(validation) - 1 - int(validation.argmin()) >= patience
+
+
+def _finite_means(
+    curves: dict[str, np.ndarray], done: int, name: str, progress: Callable[[int, dict[str, float]], None] | None
+) -> dict[str, float]:
+    """Means over steps, after a look at each."""
+    finite = np.isfinite(curves["loss"]) & np.isfinite(curves["grad_norm"])
+    good = len(finite) if finite.all() else int(finite.argmin())
+    means = {label: float(curve[:good].mean()) for label, curve in curves.items()} if good else {}
+    if good:
+        means["param_norm"] = float(curves["param_norm"][good - 1])
+    if good < len(finite):
+        if progress and good:
+            progress(done + good, means)
+        raise FloatingPointError(
+            f"the {name}'s loss or its gradient is not finite at step {done + good + 1}; lower its learning rate"
+        )
+    return means
+
+
+@functools.lru_cache(maxsize=16)
+def _make_run(
+    step: Step, most: int, devices: tuple[Device, ...]
+) -> Callable[[TrainState, Any, Key, jax.Array], tuple[TrainState, Metrics]]:
+    """`run(state, data, key, count)`: so many steps, at most `most`, as one program; metrics [D, most]."""
+
+    @functools.partial(jax.pmap, axis_name=DEVICES, devices=devices, donate_argnums=0)
+    def run(state: TrainState, data: Any, key: Key, count: jax.Array) -> tuple[TrainState, Metrics]:
+        _, shapes = jax.eval_shape(step, state, data, key)
+        curves = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), shapes)
+
+        def body(index: jax.Array, carry: tuple) -> tuple:
+            state, curves = carry
+            state, metrics = step(state, data, key)
+            return state, jax.tree.map(lambda curve, value: curve.at[index].set(value), curves, metrics)
+
+        return jax.lax.fori_loop(0, count, body, (state, curves))
+
+    return run
+
+
+def _identity(name: str, steps: int, evaluate_every: int, key: Key, state: TrainState) -> str:
+    """What a checkpoint must have been made by to be gone on with."""
+    shapes = [
+        (jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    ]
+    text = repr((name, steps, evaluate_every, np.asarray(jax.random.key_data(key)).tolist(), shapes))
+    return hashlib.sha256(text.encode()).hexdigest()

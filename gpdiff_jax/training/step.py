@@ -1,0 +1,143 @@
+"""In: the terms of a loss, an optimiser and a number of devices. Out: one pure step of training, for `loop.train`.
+
+A step runs on every device at once, inside `jax.pmap` over the axis `DEVICES`: each device takes its share of the
+batch, and sums of gradients meet in a `psum`. A loss is a sum of ratios of sums over examples, so that neither the
+number of devices nor of accumulated parts changes more than rounding.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.parallel import DEVICES
+from gpdiff_jax.typing import Key, Params
+
+Metrics = dict[str, jax.Array]
+
+LossSums = Callable[[Params, Any, jax.Array, int, Key], tuple[jax.Array, jax.Array, Metrics]]
+"""`sums(params, data, first, count, key) -> (total, weight, metrics)`: over the examples numbered `first` to `first +
+count` of a batch, the sum of their losses, the sum of their weights, and sums of what else is to be logged. What is
+drawn for an example depends on the key and its number alone."""
+
+
+class LossTerm(NamedTuple):
+    """One ratio in a loss: `coefficient` times the total over the weight of a batch."""
+
+    name: str  # of the ratio, in the metrics
+    sums: LossSums
+    batch: int  # B, examples of one step
+    coefficient: float = 1.0
+    coupled: bool = False  # examples see each other: the batch is worked on whole, on every device
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a training carries from step to step; float32, whatever is computed in."""
+
+    step: jax.Array  # int32 []
+    params: Params
+    opt_state: optax.OptState
+    average: Params | None  # running average of the parameters; None where none is kept
+
+    @property
+    def kept(self) -> Params:
+        """What is evaluated and kept: the average where there is one."""
+        return self.params if self.average is None else self.average
+
+
+def start_training(params: Params, optimiser: optax.GradientTransformation, *, averaged: bool = False) -> TrainState:
+    """The state before the first step, on the default device; an average begins at the parameters."""
+
+    @jax.jit
+    def start(params: Params) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, optimiser.init(params), params if averaged else None)
+
+    return start(params)
+
+
+def make_step(
+    terms: Sequence[LossTerm],
+    optimiser: optax.GradientTransformation,
+    *,
+    num_devices: int,
+    accumulate: int = 1,
+    averaging: float = 0.0,
+) -> Callable[[TrainState, Any, Key], tuple[TrainState, Metrics]]:
+    """Makes one step of training.
+
+    Args:
+      terms: of the loss.
+      optimiser: of the parameters.
+      num_devices: D; it divides the batch of every term that is not coupled.
+      accumulate: parts that a device works on its share of a batch in, one after another, which takes less memory.
+      averaging: decay of the running average; it is shorter in the first steps, which would otherwise linger in it. 0
+        where the state has no average.
+
+    Returns:
+      `step(state, data, key) -> (state, metrics)`, to be mapped over `DEVICES`; the key is that of the whole training.
+      The metrics are the loss, its terms, what the terms log, and the norms of gradient, update and parameters.
+
+    Raises:
+      InputError: a batch that the devices or the parts cannot share.
+    """
+    for term in terms:
+        check_share(term.batch, 1 if term.coupled else num_devices, 1 if term.coupled else accumulate)
+
+    def gradient(term: LossTerm, params: Params, data: Any, key: Key) -> tuple[Params, jax.Array, Metrics]:
+        count = term.batch if term.coupled else term.batch // num_devices
+        parts = 1 if term.coupled else accumulate
+        first = jnp.int32(0) if term.coupled else count * jax.lax.axis_index(DEVICES).astype(jnp.int32)
+
+        def total(params: Params, first: jax.Array) -> tuple[jax.Array, tuple]:
+            loss, weight, metrics = term.sums(params, data, first, count // parts, key)
+            return loss, (loss, weight, metrics)
+
+        def part(first: jax.Array) -> tuple:
+            return jax.grad(total, has_aux=True)(params, first)
+
+        if parts == 1:
+            sums = part(first)
+        else:
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part, first))
+            firsts = first + count // parts * jnp.arange(parts, dtype=jnp.int32)
+            sums, _ = jax.lax.scan(lambda held, at: (jax.tree.map(jnp.add, held, part(at)), None), zeros, firsts)
+        grads, (loss, weight, metrics) = jax.lax.psum(sums, DEVICES)
+        # Where nobody was observed, all sums are zero.
+        scale = 1.0 / jnp.where(weight > 0, weight, jnp.ones_like(weight))
+        scaled = jax.tree.map(lambda leaf: term.coefficient * scale.astype(leaf.dtype) * leaf, grads)
+        return scaled, loss * scale, {name: value * scale for name, value in metrics.items()}
+
+    def step(state: TrainState, data: Any, key: Key) -> tuple[TrainState, Metrics]:
+        own = jax.random.fold_in(key, state.step)
+        parts = [gradient(term, state.params, data, own) for term in terms]
+        grads = jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *(part[0] for part in parts))
+        loss = sum((term.coefficient * part[1] for term, part in zip(terms, parts, strict=True)), jnp.zeros(()))
+        updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = state.average
+        if average is not None:
+            count = state.step.astype(jnp.float32)
+            decay = jnp.minimum(averaging, (1.0 + count) / (10.0 + count))
+            average = optax.incremental_update(params, average, 1.0 - decay)
+        metrics = {term.name: part[1] for term, part in zip(terms, parts, strict=True)}
+        for _, _, logged in parts:
+            metrics |= logged
+        norms = {"grad_norm": grads, "update_norm": updates, "param_norm": params}
+        metrics |= {"loss": loss} | {name: optax.tree.norm(tree) for name, tree in norms.items()}
+        return TrainState(state.step + 1, params, opt_state, average), metrics
+
+    return step
+
+
+def check_share(batch: int, num_devices: int, accumulate: int = 1) -> None:
+    """Raises `InputError` where a batch cannot be cut evenly over devices and accumulated parts."""
+    if batch % (num_devices * accumulate):
+        raise InputError(
+            f"`batch` (={batch}) must be a multiple of {num_devices} devices x {accumulate} accumulated parts "
+            f"(={num_devices * accumulate}); change the batch, or train on fewer devices"
+        )

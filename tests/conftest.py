@@ -25,6 +25,7 @@ import jax
 import numpy as np
 import pytest
 
+import tests.tiny  # noqa: F401  registers its model
 from gpdiff_jax.cities import City, SimulationConfig, simulate_cities
 from gpdiff_jax.compilation_cache import enable_compilation_cache
 from tests.compilations import CompilationReport

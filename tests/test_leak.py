@@ -60,7 +60,7 @@ def _city(simulated_cities: list[City]) -> City:
 
 @pytest.fixture(scope="module", name="model")
 def _model(city: City) -> Model:
-    return make_model("stgcn", prepare_target(city, _DATA).sizes)
+    return make_model("tiny", prepare_target(city, _DATA).sizes)
 
 
 @pytest.fixture(scope="module", name="encoder")
@@ -88,7 +88,7 @@ def _hypernetwork(city: City, model: Model, encoder: PromptEncoder) -> Hypernetw
     example = jnp.zeros((rows, width)), jnp.zeros(()), told.values[0, 0], jnp.ones(())
     weights = jax.eval_shape(denoiser.init, jax.random.key(1), *example)["params"]
     return Hypernetwork(
-        model_name="stgcn",
+        model_name="tiny",
         sizes=target.sizes,
         data=_DATA,
         denoiser_config=config,

@@ -26,7 +26,7 @@ _GENERATE = gpd.GenerateConfig(samples=2, steps=3)
 @pytest.fixture(scope="module", name="made")
 def _made(simulated_cities: list[gpd.City]):
     *sources, target = simulated_cities
-    zoo = gpd.harvest(sources, model="stgcn", key=jax.random.key(0), data=_DATA, base=_BASE, config=_HARVEST)
+    zoo = gpd.harvest(sources, model="tiny", key=jax.random.key(0), data=_DATA, base=_BASE, config=_HARVEST)
     hypernetwork = gpd.pretrain(zoo, key=jax.random.key(1), config=_PRETRAIN)
     params = hypernetwork.generate(gpd.prompts(target, support_days=3), key=jax.random.key(2), config=_GENERATE)
     forecast = gpd.forecast(params, target)
@@ -48,7 +48,7 @@ def test_the_five_lines_forecast_every_test_window_in_the_datas_units(made, simu
 def test_the_zoo_holds_every_source_region_and_its_own_gain(made, simulated_cities):
     zoo, hypernetwork, params, _ = made
     assert zoo.num_regions == sum(city.num_nodes for city in simulated_cities[:-1]) == 16
-    assert zoo.model == params.model == "stgcn" and hypernetwork.interval_minutes == 60
+    assert zoo.model == params.model == "tiny" and hypernetwork.interval_minutes == 60
     assert (zoo.validation_mae[:, 0] <= zoo.validation_mae[:, 1]).all()
     for leaf, drawn in zip(jax.tree.leaves(zoo.base), jax.tree.leaves(params.params), strict=True):
         assert drawn.shape == (2, 8, *leaf.shape)

@@ -133,7 +133,7 @@ def make_model(name: str, sizes: ModelSizes) -> Model:
     for field, least in (("history", 1), ("horizon", 1), ("num_inputs", 1), ("num_covariates", 0)):
         if getattr(sizes, field) < least:
             raise InputError(f"`{field}` must be at least {least}, got {getattr(sizes, field)}")
-    return _make(name, sizes)
+    return _make(_REGISTRY[name], sizes)
 
 
 def abstract_params(model: Model, sizes: ModelSizes) -> Params:
@@ -154,7 +154,7 @@ def abstract_params(model: Model, sizes: ModelSizes) -> Params:
     return jax.eval_shape(lambda key: model.init(key, graph, *zeros), jax.random.key(0))
 
 
-@functools.cache
-def _make(name: str, sizes: ModelSizes) -> Model:
+@functools.lru_cache(maxsize=64)
+def _make(factory: Callable[[ModelSizes], Model], sizes: ModelSizes) -> Model:
     # The same pair every time: compiled programs are found by it.
-    return _REGISTRY[name](sizes)
+    return factory(sizes)

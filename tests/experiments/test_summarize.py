@@ -8,10 +8,18 @@ import pathlib
 import subprocess
 import sys
 
+from experiments import summarize
+from tests.commands import run_here
+
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def _summarize(*words):
+    """In this process."""
+    return run_here(summarize.main, *map(str, words), cwd=pathlib.Path.cwd(), positional="RUN_DIR ...")
+
+
+def _summarize_in_a_shell(*words):
     environment = {**os.environ, "PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.run(
         [sys.executable, "-m", "experiments.summarize", *map(str, words)],
@@ -31,7 +39,7 @@ def _write_run(folder, seed, mae):
 
 def test_command_prints_the_chosen_metric(tmp_path):
     runs = [_write_run(tmp_path / str(seed), seed, mae) for seed, mae in enumerate([1.0, 2.0, 3.0])]
-    result = _summarize(*runs, "--format", "json", "--metric=rmse_mean")
+    result = _summarize_in_a_shell(*runs, "--format", "json", "--metric=rmse_mean")
     assert (result.returncode, result.stderr) == (0, "")
     (group,) = json.loads(result.stdout)
     assert group["methods"] == {"gpdiff_few_shot": {"rmse_mean": {"mean": 4.0, "std": 2.0, "runs": 3}}}

@@ -23,7 +23,8 @@ from experiments import inspect_prompts, methods
 from experiments.diagnose import measure
 from experiments.results import evaluate, results_table
 from experiments.settings import DEFAULT_METHODS, METHODS, Settings, choose_methods, settings_from_flags
-from experiments.stages import Run, generate_key, open_run
+from experiments.stages import Run, generate_key, open_run, stage_main
+from experiments.transfer import show
 from gpdiff_jax.adapt import AdaptConfig
 from gpdiff_jax.base import BaseConfig
 from gpdiff_jax.cities import City, load_city, save_city
@@ -40,6 +41,7 @@ from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
 from gpdiff_jax.prompts.encoders import PromptConfig
 from gpdiff_jax.region_training import HarvestConfig
 from gpdiff_jax.sources import DataConfig
+from tests.commands import run_here
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _GPDIFF = ("gpdiff_zero_shot", "gpdiff_few_shot")
@@ -65,7 +67,7 @@ def _settings(data_dir: pathlib.Path, **change) -> Settings:
         target="crowd_2",
         interval_minutes=60,
         channels="first",
-        model="stgcn",
+        model="tiny",
         model_file_sha256=None,
         seed=0,
         simulation=None,
@@ -390,7 +392,9 @@ def _cities(folder: pathlib.Path) -> tuple[list[City], list[City]]:
     return cities[:2], cities[2:]
 
 
-def _transfer(*words: str, cwd: pathlib.Path) -> subprocess.CompletedProcess[str]:
+def _transfer(*words: str, cwd: pathlib.Path, elsewhere: bool = False) -> subprocess.CompletedProcess[str]:
+    if not elsewhere:
+        return run_here(stage_main(show), *words, cwd=cwd)
     return subprocess.run(
         [sys.executable, "-m", "experiments.transfer", *words],
         capture_output=True,
@@ -442,7 +446,8 @@ def _mistakes(tmp_path_factory, data_dir: pathlib.Path, finished) -> pathlib.Pat
 )
 def test_a_mistake_is_one_line_and_exit_code_2(mistakes, words, expected):
     usual = ["--data_dir=cities", "--sources=crowd_0,crowd_1", "--target=crowd_2", "--preset=tiny", "--out_dir=run"]
-    result = _transfer(*usual, *words, cwd=mistakes)
+    # One of them in a process of its own, as a shell would start it.
+    result = _transfer(*usual, *words, cwd=mistakes, elsewhere=words == ["--target=atlantis"])
     assert result.returncode == 2, result.stderr
     assert result.stdout == ""
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr

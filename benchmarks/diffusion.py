@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.jax_utils
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,14 +29,16 @@ from gpdiff_jax.cities import SimulationConfig, simulate_cities
 from gpdiff_jax.codec import encode_zoo, fit_codec
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, make_denoiser
 from gpdiff_jax.diffusion.losses import DiffusionBatch, bind_functional, make_diffusion_loss
-from gpdiff_jax.diffusion.training import PretrainConfig, TrainingData, ZooCodes, begin_training, draw_batch, make_train
+from gpdiff_jax.diffusion.training import PretrainConfig, TrainingData, ZooCodes, draw_batch, make_network_step
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models import make_model
 from gpdiff_jax.optimisers import clipped_adam
-from gpdiff_jax.parallel import training_devices, use_every_core
+from gpdiff_jax.parallel import replicate, training_devices, use_every_core
 from gpdiff_jax.prompts.prompt import fit_prompt_scaler, scale_prompts
 from gpdiff_jax.sources import DataConfig, prepare_sources
 from gpdiff_jax.tokens import make_layout, to_tokens
+from gpdiff_jax.training.loop import compile_steps
+from gpdiff_jax.training.step import start_training
 from gpdiff_jax.typing import Key, Params
 
 flags.DEFINE_bool("quick", False, "fewer repeats, sizes and samplers; ends within two minutes")
@@ -137,14 +138,15 @@ def _our_steps(data: TrainingData, config: PretrainConfig, *, functional: bool) 
     batch = draw_batch(data.zoo, config.batch, key=key)
     cost: Any = grad.lower(variables, data, batch, key).compile().cost_analysis()
     optimiser = clipped_adam(1e-4, weight_decay=config.weight_decay)
-    devices, number = training_devices(config.batch), 20 if shape[0] < 50 else 1
-    train: Any = make_train(loss_fn, optimiser, config, number, devices)
-    state, data, key = flax.jax_utils.replicate((begin_training(variables, optimiser), data, key), devices)
-    temporary = train.lower(state, data, key).compile().memory_analysis().temp_size_in_bytes
+    devices, number = tuple(training_devices(config.batch)), 20 if shape[0] < 50 else 1
+    run: Any = compile_steps(make_network_step(loss_fn, optimiser, config, len(devices)), number, devices)
+    state = replicate(start_training(variables, optimiser, averaged=True), devices)
+    shared = replicate((data, key, np.int32(number)), devices)
+    temporary = run.lower(state, *shared).compile().memory_analysis().temp_size_in_bytes
     held = [state]
 
     def take() -> None:
-        held[0], metrics, _ = train(held[0], data, key)
+        held[0], metrics = run(held[0], *shared)
         jax.block_until_ready(metrics)
 
     return _Steps(take, number, cost["flops"], temporary)

@@ -3,13 +3,14 @@
 A stage that the folder holds already is read, not run again; so a killed run goes on from its last finished stage.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
+import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -53,6 +54,16 @@ class Run:
     def key(self, name: str) -> Key:
         """The random key of a stage."""
         return jax.random.fold_in(jax.random.key(self.settings.seed), zlib.crc32(name.encode()))
+
+    def checkpoints(self, name: str) -> pathlib.Path:
+        """Where a stage keeps the checkpoints of a training that is not finished."""
+        return self.folder / "checkpoints" / name
+
+    def drop_checkpoints(self, name: str) -> None:
+        """Removes the checkpoints of a stage that is finished and written."""
+        shutil.rmtree(self.checkpoints(name), ignore_errors=True)
+        with contextlib.suppress(OSError):  # others are there
+            (self.folder / "checkpoints").rmdir()
 
     @functools.cached_property
     def sources(self) -> Sources:
@@ -181,7 +192,7 @@ def stage_main(show: Callable[[Run], None]) -> Callable[[list[str]], None]:
     return main
 
 
-@contextmanager
+@contextlib.contextmanager
 def _logged(run: Run, name: str, total: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
     """Progress on the terminal and lines in log.jsonl; yields `report(done, metrics)`."""
     with LogWriter(run.folder / "log.jsonl") as log, stage(name, total) as shown:
@@ -200,10 +211,12 @@ def _encoder_stage(run: Run) -> PromptEncoder:
     if folder.is_dir():
         return PromptEncoder.from_arrays(*load_arrays(folder, _FORMAT, "prompt encoder"))
     with _logged(run, "prompt_encoder", config.temporal.steps if "temporal" in config.parts else 1) as report:
-        encoder = fit_encoder(run.sources, run.source_cities, config, key=run.key("prompts"), progress=report)
+        kept: Any = {"checkpoints": run.checkpoints("prompt_encoder"), "progress": report}
+        encoder = fit_encoder(run.sources, run.source_cities, config, key=run.key("prompts"), **kept)
         if "temporal" not in config.parts:
             report(1, {})
     save_arrays(folder, encoder.arrays(), {"format": _FORMAT, **encoder.facts()})
+    run.drop_checkpoints("prompt_encoder")
     return encoder
 
 
@@ -231,8 +244,10 @@ def _base_stage(run: Run) -> Params:
     if folder.is_dir():
         return jax.device_put(load_arrays(folder, _FORMAT, "base")[0])
     with _logged(run, "base", run.settings.base.steps) as report:
-        base = train_base(run.model, run.sources, run.settings.base, key=run.key("base"), progress=report)
+        kept, config = run.checkpoints("base"), run.settings.base
+        base = train_base(run.model, run.sources, config, key=run.key("base"), checkpoints=kept, progress=report)
     save_arrays(folder, base, {"format": _FORMAT})
+    run.drop_checkpoints("base")
     return base
 
 
@@ -253,9 +268,15 @@ def _pretrain_stage(run: Run) -> Hypernetwork:
     zoo = run.zoo
     with _logged(run, "pretrain", run.settings.pretrain.steps) as report:
         hypernetwork = pretrain(
-            zoo, key=run.key("pretrain"), config=run.settings.pretrain, like=run.like, progress=report
+            zoo,
+            key=run.key("pretrain"),
+            config=run.settings.pretrain,
+            like=run.like,
+            checkpoints=run.checkpoints("pretrain"),
+            progress=report,
         )
     hypernetwork.save(folder)
+    run.drop_checkpoints("pretrain")
     return hypernetwork
 
 
@@ -267,8 +288,10 @@ def _mlp_stage(run: Run) -> MlpHypernetwork:
     zoo, config = run.zoo, run.settings.pretrain
     with _logged(run, "mlp", config.steps) as report:
         key = run.key("mlp_hypernetwork")
-        mlp = mlp_hypernetwork(zoo, hypernetwork, run.held_out, config, key=key, like=run.like, progress=report)
+        chosen: Any = {"like": run.like, "checkpoints": run.checkpoints("mlp"), "progress": report}
+        mlp = mlp_hypernetwork(zoo, hypernetwork, run.held_out, config, key=key, **chosen)
     save_arrays(folder, mlp.variables, {"format": _FORMAT})
+    run.drop_checkpoints("mlp")
     return mlp
 
 

@@ -1,8 +1,10 @@
 """In: source regions and a model. Out: the pooled base, one parameter vector trained on all of them together."""
 
 import dataclasses
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +16,15 @@ from jaxtyping import Array, Float
 from gpdiff_jax.cities.series import SeriesBank
 from gpdiff_jax.cities.windows import StartTable, draw_windows, gather_source
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models.loss import batch_forecast, masked_absolute, masked_huber
+from gpdiff_jax.models.loss import batch_forecast, huber_sums, masked_absolute
 from gpdiff_jax.models.protocol import Model, ModelSizes
 from gpdiff_jax.optimisers import clipped_adam
+from gpdiff_jax.parallel import DEVICES, training_devices
 from gpdiff_jax.sources import SourceRegion, Sources
 from gpdiff_jax.tokens import make_layout
-from gpdiff_jax.typing import Key, Params, RegionGraph
+from gpdiff_jax.training.loop import VALIDATION, steps_between_evaluations, train
+from gpdiff_jax.training.step import LossTerm, Part, TrainState, make_step, start_training
+from gpdiff_jax.typing import Device, Key, Params, RegionGraph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +82,11 @@ def _initial_params(model: Model, sizes: ModelSizes, graphs: RegionGraph, key: K
     return model.init(key, graph, *zeros)
 
 
-def steps_between_evaluations(steps: int, evaluations: int) -> int:
-    """The smallest divisor of `steps` that asks for at most so many evaluations."""
-    return next(count for count in range(1, steps + 1) if steps % count == 0 and steps <= count * evaluations)
+class BaseData(NamedTuple):
+    """What every step of training the pooled base reads."""
+
+    sources: Sources
+    odds: jax.Array  # float32 [R], how often a region is drawn, and how much it counts in the validation
 
 
 def train_base(
@@ -88,6 +95,8 @@ def train_base(
     config: BaseConfig,
     *,
     key: Key,
+    devices: Sequence[Device] | None = None,
+    checkpoints: pathlib.Path | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Params:
     """Trains one model on the regions of all source cities together, every city with equal weight.
@@ -97,62 +106,83 @@ def train_base(
       sources: the source regions.
       config: steps and sizes.
       key: random key.
+      devices: see `parallel.training_devices`; they share the regions of a step.
+      checkpoints: see `loop.train`.
       progress: called with (steps done, metrics) after every evaluation.
 
     Returns:
       The parameters with the best validation error, averaged over cities.
 
     Raises:
-      FloatingPointError: the loss is not finite; names the step.
+      InputError: regions of a step that the devices do not share evenly.
+      NotFiniteError: a loss, its gradient or a validation error is not finite; names the step.
     """
     init_key, train_key = jax.random.split(key)
+    devices = training_devices(config.regions, devices)
+    optimiser = clipped_adam(optax.cosine_decay_schedule(config.learning_rate, config.steps, alpha=0.02))
     params = initial_params(model, sources.graphs, sources.sizes, key=init_key)
-    schedule = optax.cosine_decay_schedule(config.learning_rate, config.steps, alpha=0.02)
-    optimiser = clipped_adam(schedule)
-    city_counts = jnp.bincount(sources.city_index)
-    odds = (1.0 / city_counts.astype(jnp.float32))[sources.city_index]
-    steps_per_call = steps_between_evaluations(config.steps, config.evaluations)
+    city = np.asarray(sources.city_index)
+    odds = (1.0 / np.bincount(city).astype(np.float32))[city]
+    return train(
+        make_base_step(model, optimiser, config, len(devices)),
+        start_training(params, optimiser),
+        BaseData(sources, jax.device_put(odds)),
+        key=train_key,
+        steps=config.steps,
+        evaluate_every=steps_between_evaluations(config.steps, config.evaluations),
+        devices=devices,
+        name="pooled base",
+        evaluate=_make_evaluate(model, sources.num_regions, len(devices)),
+        checkpoints=checkpoints,
+        progress=progress,
+    ).params
 
-    # The sources and the key are arguments: closed over, they would be written into the program as constants.
-    def loss_fn(params: Params, sources: Sources, key: Key) -> jax.Array:
+
+def make_base_step(
+    model: Model, optimiser: optax.GradientTransformation, config: BaseConfig, num_devices: int
+) -> Callable[[TrainState, BaseData, Key], tuple[TrainState, dict[str, jax.Array]]]:
+    """One step of training the pooled base, for `loop.train`: `regions` random regions, `windows` windows of each.
+
+    Args:
+      model: the forecaster.
+      optimiser: of the parameters.
+      config: regions and windows.
+      num_devices: D, that share the regions.
+
+    Returns:
+      See `step.make_step`.
+    """
+
+    def sums(params: Params, data: BaseData, part: Part, key: Key) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        sources = data.sources
         region_key, window_key = jax.random.split(key)
-        regions = jax.random.categorical(region_key, jnp.log(odds), shape=(config.regions,))
-        graphs = jax.tree.map(lambda leaf: leaf[regions], sources.graphs)
+        drawn = jax.random.categorical(region_key, jnp.log(data.odds), shape=(config.regions,))
+        graphs = jax.tree.map(lambda leaf: leaf[drawn[part.numbers]], sources.graphs)
         draw = partial(draw_windows, sources.bank, sources.train)
-        windows = jax.vmap(lambda graph, k: draw(graph.nodes, config.windows, key=k))(
-            graphs, jax.random.split(window_key, config.regions)
+        windows = jax.vmap(lambda graph, own: draw(graph.nodes, config.windows, key=own))(
+            graphs, jax.random.split(window_key, config.regions)[part.numbers]
         )
         forecast = jax.vmap(partial(batch_forecast, model), in_axes=(None, 0, 0))(params, graphs, windows)
-        return masked_huber(forecast, windows.target, windows.mask)
+        return *huber_sums(forecast, windows.target, windows.mask), {}
 
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def train(params: Params, opt_state: optax.OptState, sources: Sources, key: Key, first: jax.Array) -> tuple:
-        def step(carry: tuple, index: jax.Array) -> tuple:
-            params, opt_state = carry
-            loss, grads = jax.value_and_grad(loss_fn)(params, sources, jax.random.fold_in(key, index))
-            updates, opt_state = optimiser.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), loss
+    return make_step([LossTerm("train_loss", sums, config.regions)], optimiser, num_devices=num_devices)
 
-        (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), first + jnp.arange(steps_per_call))
-        return params, opt_state, losses.mean()
 
-    @jax.jit
-    def evaluate(params: Params, sources: Sources) -> jax.Array:
-        measure = partial(validation_error, model, params, sources.bank, sources.train)
-        errors = jax.lax.map(measure, sources.regions)
-        return (errors * odds).sum() / odds.sum()
+def _make_evaluate(
+    model: Model, num_regions: int, num_devices: int
+) -> Callable[[Params, BaseData, Key], dict[str, jax.Array]]:
+    """The validation error, every city with the same weight; the devices share the regions."""
+    share = -(-num_regions // num_devices)
 
-    opt_state = optimiser.init(params)
-    best, best_error = jax.tree.map(jnp.copy, params), np.inf
-    for done in range(0, config.steps, steps_per_call):
-        params, opt_state, loss = train(params, opt_state, sources, train_key, jnp.asarray(done))
-        error = float(evaluate(params, sources))
-        if not np.isfinite(float(loss)):
-            raise FloatingPointError(
-                f"the loss of the pooled base is not finite near step {done}; lower its learning rate"
-            )
-        if error < best_error:
-            best, best_error = jax.tree.map(jnp.copy, params), error
-        if progress:
-            progress(done + steps_per_call, {"train_loss": float(loss), "validation_loss": error})
-    return best
+    def evaluate(params: Params, data: BaseData, key: Key) -> dict[str, jax.Array]:
+        del key
+        sources = data.sources
+        mine = share * jax.lax.axis_index(DEVICES) + jnp.arange(share, dtype=jnp.int32)
+        rows = jnp.minimum(mine, num_regions - 1)
+        regions = jax.tree.map(lambda leaf: leaf[rows], sources.regions)
+        errors = jax.lax.map(partial(validation_error, model, params, sources.bank, sources.train), regions)
+        weights = jnp.where(mine < num_regions, data.odds[rows], 0.0).astype(errors.dtype)
+        total, weight = jax.lax.psum(((errors * weights).sum(), weights.sum()), DEVICES)
+        return {VALIDATION: total / weight}
+
+    return evaluate

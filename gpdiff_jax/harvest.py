@@ -18,7 +18,7 @@ from jaxtyping import Int
 
 from gpdiff_jax.base import BaseConfig, train_base
 from gpdiff_jax.cities.city import City
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, NotFiniteError
 from gpdiff_jax.models.protocol import Model, ModelSizes, make_model
 from gpdiff_jax.parallel import PendingRows, RowSpread
 from gpdiff_jax.prompts.encoders import PromptConfig, check_parts
@@ -126,7 +126,7 @@ def harvest_chunks(
 
     Raises:
       InputError: the stretches of a city's training span are too many for its windows.
-      FloatingPointError: a region's validation error is not finite; names the region.
+      NotFiniteError: a region's validation error is not finite; names the region.
     """
     short = np.asarray(sources.train.count)[np.asarray(sources.graphs.nodes)[:, 0]] < config.data_windows
     if short.any():
@@ -170,7 +170,7 @@ def _finished(chunk: Chunk, pending: PendingRows, names: Sequence[str]) -> tuple
     broken = ~np.isfinite(result.validation_mae).all(axis=1)
     if broken.any():
         name = names[int(chunk.rows[np.flatnonzero(broken)[0]])]
-        raise FloatingPointError(f"the validation error of region {name!r} is not finite; lower the learning rate")
+        raise NotFiniteError(f"the validation error of region {name!r} is not finite; lower the learning rate")
     return chunk, result
 
 
@@ -241,7 +241,7 @@ def harvest_zoo(
 
     Raises:
       InputError: see `harvest_chunks`; or the folder holds chunks of another harvest, or a damaged one.
-      FloatingPointError: see `harvest_chunks`.
+      NotFiniteError: see `harvest_chunks`.
     """
     plan = plan_chunks(sources, chunk, config.steps * config.seeds * config.data_windows)
     results: dict[int, HarvestedRegion] = {}
@@ -326,7 +326,7 @@ def harvest(
 
     Raises:
       InputError: see `prepare_sources`, `check_parts`, `make_model` and `harvest_chunks`.
-      FloatingPointError: a loss is not finite.
+      NotFiniteError: a loss is not finite.
     """
     data_key, base_key, region_key = jax.random.split(key, 3)
     sources = prepare_sources(cities, data, key=data_key)

@@ -6,6 +6,7 @@ and with it noise levels and the weights of theirs (`min_snr_gamma`, `functional
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -22,6 +23,7 @@ from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.pretraining import encode_training_set, region_odds
 from gpdiff_jax.prompts.prompt import Prompts, scale_prompts
+from gpdiff_jax.training.step import of_type
 from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo import ParameterZoo
 
@@ -65,7 +67,7 @@ class MlpHypernetwork:
 
         @jax.jit
         def made(variables: Params, codec: Codec, told: Float[Array, "R E"]) -> Params:
-            return jax.vmap(codec.params)(_predict(self.network, variables, told, jnp.asarray(codec.mask())))
+            return jax.vmap(codec.params)(predict_codes(self.network, variables, told, jnp.asarray(codec.mask())))
 
         return made(self.variables, codec, told)
 
@@ -86,6 +88,7 @@ def mlp_hypernetwork(
     key: Key,
     like: Prompts | None = None,
     devices: Sequence[Device] | None = None,
+    checkpoints: pathlib.Path | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> MlpHypernetwork:
     """Trains the network on the zoo that a generator was trained on.
@@ -98,6 +101,7 @@ def mlp_hypernetwork(
       key: random key.
       like: as the generator was given.
       devices: see `train_network`.
+      checkpoints: see `train_network`.
       progress: called with (steps done, metrics) after every evaluation.
 
     Returns:
@@ -105,37 +109,40 @@ def mlp_hypernetwork(
 
     Raises:
       InputError: the zoo has no sources.
-      FloatingPointError: see `train_network`.
+      NotFiniteError: see `train_network`.
     """
     if zoo.sources is None:
         raise InputError("the zoo has no sources attached; load it with `load_zoo(folder, sources)`")
     network, codec = make_network(hypernetwork), hypernetwork.codec
     codes = encode_training_set(zoo, codec, hypernetwork.prompt_scaler, region_odds(zoo, held_out, config, like))
     init_key, train_key = jax.random.split(key)
-    variables: Params = jax.jit(network.init)(init_key, codes.prompts[0, :1])["params"]
+    variables = of_type(jax.jit(network.init)(init_key, codes.prompts[0, :1])["params"], codes.x0.dtype)
     variables = train_network(
         variables,
         TrainingData(zoo.sources, codes, codec),
         hypernetwork.model,
         held_out,
-        _make_loss(network, hypernetwork.model, jnp.asarray(codec.mask()), config),
-        lambda variables, data, batch, key: _predict(network, variables, batch.prompt, jnp.asarray(codec.mask())),
+        make_mlp_loss(network, hypernetwork.model, jnp.asarray(codec.mask()), config),
+        lambda variables, data, batch, key: predict_codes(network, variables, batch.prompt, jnp.asarray(codec.mask())),
         config,
         key=train_key,
         name="MLP",
         devices=devices,
+        checkpoints=checkpoints,
         progress=progress,
     )
     return MlpHypernetwork(network, variables, hypernetwork)
 
 
-def _make_loss(network: PromptMlp, model: Model, mask: Float[Array, "rows width"], config: PretrainConfig) -> LossFn:
+def make_mlp_loss(network: PromptMlp, model: Model, mask: Float[Array, "rows width"], config: PretrainConfig) -> LossFn:
+    """The denoiser's losses, for codes that are predicted from the noisy prompt at once."""
+
     def loss_fn(
         variables: Params, data: TrainingData, batch: DiffusionBatch, key: Key
     ) -> tuple[jax.Array, DiffusionLosses]:
         noise_key, window_key = jax.random.split(key)
         noise = jax.vmap(lambda key: jax.random.normal(key, batch.prompt.shape[1:]))(example_keys(batch, noise_key))
-        x0 = _predict(network, variables, batch.prompt + config.prompt_noise * noise, mask)
+        x0 = predict_codes(network, variables, batch.prompt + config.prompt_noise * noise, mask)
         # The token loss of a denoiser that predicts v or x0 is this one where all is noise.
         token_loss = (jnp.square(x0 - batch.x0) * mask[None]).sum() / (mask.sum() * x0.shape[0])
         functional = bind_functional(model, data.sources, data.codec, config.windows)
@@ -146,9 +153,10 @@ def _make_loss(network: PromptMlp, model: Model, mask: Float[Array, "rows width"
     return loss_fn
 
 
-def _predict(
+def predict_codes(
     network: PromptMlp, variables: Params, prompt: Float[Array, "B E"], mask: Float[Array, "rows width"]
 ) -> Float[Array, "B rows width"]:
+    """Codes of B scaled prompts; 0 on padding."""
     codes = network.apply({"params": variables}, prompt)
     assert isinstance(codes, jax.Array)
     return codes * mask[None]

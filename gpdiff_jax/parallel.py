@@ -1,7 +1,7 @@
 """In: a function of rows that do not depend on each other. Out: the same function, its rows spread over all devices.
 
 The device axis is added here, by `jax.pmap`; a training step, whose devices tell each other their gradients, is spread
-in `diffusion.training` over the devices that are chosen here.
+in `training.loop` over the devices that are chosen here.
 """
 
 import contextlib
@@ -40,15 +40,16 @@ def training_devices(batch: int, devices: Sequence[Device] | None = None) -> lis
 
     Args:
       batch: examples of a step that are worked on at a time.
-      devices: to choose from; None for all local ones, of a CPU as above.
+      devices: those to take, whatever they are; None to choose from all local ones.
 
     Returns:
-      The first of them, as many as divide the batch.
+      The devices; of local ones the first, as many as divide the batch.
     """
-    if devices is None:
-        devices = jax.local_devices()
-        if devices[0].platform == "cpu" and int(os.environ.get("PJRT_NPROC", "0")) < 2 * len(devices):
-            devices = devices[:1]
+    if devices is not None:
+        return list(devices)
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu" and int(os.environ.get("PJRT_NPROC", "0")) < 2 * len(devices):
+        devices = devices[:1]
     return list(devices)[: max(count for count in range(1, len(devices) + 1) if batch % count == 0)]
 
 

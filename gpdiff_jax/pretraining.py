@@ -1,7 +1,9 @@
 """In: a parameter zoo. Out: its codes and prompts, the training set of a generator; and the trained generator."""
 
+import pathlib
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -144,6 +146,7 @@ def pretrain(
     config: PretrainConfig = PretrainConfig(),
     like: Prompts | None = None,
     devices: Sequence[Device] | None = None,
+    checkpoints: pathlib.Path | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Hypernetwork:
     """Trains the generator on a zoo.
@@ -155,6 +158,7 @@ def pretrain(
       like: prompts of a target's regions from its support days; source regions with near prompts are then drawn more
         often, see `region_odds`.
       devices: to spread the training over; None for all local accelerators, see `parallel.training_devices`.
+      checkpoints: folder from which a training that was stopped goes on; see `loop.train`.
       progress: called with (steps done, metrics).
 
     Returns:
@@ -163,7 +167,7 @@ def pretrain(
     Raises:
       InputError: the zoo has no sources, or they name different regions, or its prompts lack a part that the
         conditioning needs; or see `region_odds`.
-      FloatingPointError: the loss or its gradient is not finite; names the step.
+      NotFiniteError: the loss or its gradient is not finite; names the step.
     """
     sources = zoo.sources
     if sources is None:
@@ -182,7 +186,7 @@ def pretrain(
     prompt_scaler = fit_prompt_scaler(zoo.prompts, zoo.city_index)
     training_set = encode_training_set(zoo, codec, prompt_scaler, odds)
     model = make_model(zoo.model, sources.sizes)
-    spread = {"devices": devices, "progress": progress}
+    spread: Any = {"devices": devices, "checkpoints": checkpoints, "progress": progress}
     variables = train_denoiser(model, sources, training_set, codec, held_out, config, key=train_key, **spread)
     return Hypernetwork(
         model_name=zoo.model,

@@ -4,6 +4,7 @@ This is where a list of cities becomes a list of R regions; the region axis runs
 """
 
 import dataclasses
+import pathlib
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -210,6 +211,7 @@ def fit_encoder(
     config: PromptConfig,
     *,
     key: Key,
+    checkpoints: pathlib.Path | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> PromptEncoder:
     """Trains what makes prompts on source cities: their training spans, and one window of each for its graph.
@@ -219,6 +221,7 @@ def fit_encoder(
       cities: the cities they were prepared from.
       config: parts of the prompt and sizes of their encoders.
       key: random key.
+      checkpoints: folder from which a training that was stopped goes on; see `loop.train`.
       progress: see `fit_prompt_encoder`.
 
     Returns:
@@ -226,10 +229,11 @@ def fit_encoder(
 
     Raises:
       InputError: see `fit_prompt_encoder`.
-      FloatingPointError: a loss is not finite.
+      NotFiniteError: a loss is not finite.
     """
     windows = [spans[0] for spans in sources.spans]
-    return fit_prompt_encoder(cities, _train_spans(sources, cities), windows, config, key=key, progress=progress)
+    kept: Any = {"checkpoints": checkpoints, "progress": progress}
+    return fit_prompt_encoder(cities, _train_spans(sources, cities), windows, config, key=key, **kept)
 
 
 def with_prompts(

@@ -35,7 +35,7 @@ _CONFIG = PretrainConfig(
     evaluations=4,
     held_out_share=0.2,
 )
-_KEY, _VALIDATION = jax.random.key(2), "validation_functional_loss"
+_KEY, _VALIDATION = jax.random.key(2), "validation_loss"
 
 
 @functools.cache

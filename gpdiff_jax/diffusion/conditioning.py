@@ -73,7 +73,7 @@ class AdaptiveNorm(nn.Module):
     """Layer norm whose shift and scale, and the gate of the branch behind it, come from the condition.
 
     Peebles and Xie, "Scalable Diffusion Models with Transformers", arXiv 2212.09748 (adaLN-Zero). Its moments are
-    float32 whatever `dtype` it computes in.
+    at least float32 whatever `dtype` it computes in.
     """
 
     dtype: np.dtype = np.dtype(np.float32)
@@ -86,8 +86,9 @@ class AdaptiveNorm(nn.Module):
         zeros = nn.initializers.zeros_init()
         modulation = dense(3 * x.shape[-1], dtype=self.dtype, kernel_init=zeros, name="modulation")
         shift, scale, gate = jnp.split(modulation(nn.silu(condition))[..., None, :], 3, axis=-1)
-        norm = nn.LayerNorm(dtype=jnp.float32, use_scale=False, use_bias=False, name="norm")
-        normed = norm(x.astype(jnp.float32)).astype(self.dtype)
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        norm = nn.LayerNorm(dtype=wide, use_scale=False, use_bias=False, name="norm")
+        normed = norm(x.astype(wide)).astype(self.dtype)
         return normed * (1.0 + scale) + shift, gate[..., 0, :]
 
 

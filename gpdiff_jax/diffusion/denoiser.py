@@ -19,7 +19,7 @@ from gpdiff_jax.models.kinds import LAYER_KINDS
 from gpdiff_jax.tokens import mask_of
 from gpdiff_jax.typing import Params
 
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16", "float64")
 _MOST_ROWS = 4096
 
 
@@ -29,7 +29,8 @@ class DenoiserConfig:
 
     `conditioning` is one of `conditioning.STRATEGIES`, `schedule` of `schedules.SCHEDULES`, `objective` of
     `objectives.OBJECTIVES`. `dtype` is what the layers compute in, one of `DTYPES`; "auto" is bfloat16 on an
-    accelerator and float32 on a CPU, wherever the network is run. Parameters and predictions are float32 in any case.
+    accelerator and float32 on a CPU, wherever the network is run. Parameters and predictions are float32 in any case,
+    but with "float64", which needs JAX's x64 mode and serves comparisons.
     """
 
     width: int = 128
@@ -119,7 +120,7 @@ class Denoiser(nn.Module):
             x = gated_residual(x, dense(config.width, dtype=dtype, name=f"feed_forward_out_{index}")(hidden), gate)
         x, _ = AdaptiveNorm(dtype, name="out_norm")(x, condition)
         tokens_out = dense(self.token_width, kernel_init=nn.initializers.zeros_init(), name="tokens_out")
-        return tokens_out(x.astype(jnp.float32))
+        return tokens_out(x.astype(jnp.promote_types(dtype, jnp.float32)))
 
 
 def make_denoiser(config: DenoiserConfig, codec: Codec, prompt_names: tuple[str, ...]) -> Denoiser:

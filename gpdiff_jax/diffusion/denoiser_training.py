@@ -1,5 +1,6 @@
 """In: codes of the zoo and prompts. Out: a trained denoiser, chosen on source regions that were held out."""
 
+import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -15,6 +16,7 @@ from gpdiff_jax.diffusion.schedules import SCHEDULES
 from gpdiff_jax.diffusion.training import PretrainConfig, TrainingData, ZooCodes, train_network
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.sources import Sources
+from gpdiff_jax.training.step import of_type
 from gpdiff_jax.typing import Device, Key, Params
 
 _EPS_STEPS = 10
@@ -30,6 +32,7 @@ def train_denoiser(
     *,
     key: Key,
     devices: Sequence[Device] | None = None,
+    checkpoints: pathlib.Path | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Params:
     """Trains the denoiser on the zoo.
@@ -43,6 +46,7 @@ def train_denoiser(
       config: sizes.
       key: random key.
       devices: see `train_network`.
+      checkpoints: see `train_network`.
       progress: called with (steps done, metrics) after every evaluation.
 
     Returns:
@@ -51,7 +55,7 @@ def train_denoiser(
 
     Raises:
       InputError: the denoiser's conditioning needs a part that the prompts lack.
-      FloatingPointError: see `train_network`.
+      NotFiniteError: see `train_network`.
     """
     init_key, train_key = jax.random.split(key)
     denoiser = make_denoiser(config.denoiser, codec, zoo.prompt_names)
@@ -89,7 +93,7 @@ def train_denoiser(
         return ddim(parts, level_at, eps, evaluation_steps)
 
     example = (jnp.zeros(shape) for shape in (zoo.x0.shape[2:], (), zoo.prompts.shape[2:], ()))
-    variables: Params = jax.jit(denoiser.init)(init_key, *example)["params"]
+    variables = of_type(jax.jit(denoiser.init)(init_key, *example)["params"], zoo.x0.dtype)
     data = TrainingData(sources, zoo, codec)
     return train_network(
         variables,
@@ -102,5 +106,6 @@ def train_denoiser(
         key=train_key,
         name="generator",
         devices=devices,
+        checkpoints=checkpoints,
         progress=progress,
     )

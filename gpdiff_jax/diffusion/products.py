@@ -50,12 +50,12 @@ def dense(features: int, **options: Any) -> nn.Dense:
 def attention(heads: int, dtype: np.dtype, *, name: str) -> nn.MultiHeadDotProductAttention:
     """`nn.MultiHeadDotProductAttention` over tokens, its projections over all rows of all regions at once.
 
-    Its softmax is float32 whatever `dtype` it computes in.
+    Its softmax is at least float32 whatever `dtype` it computes in.
     """
     return nn.MultiHeadDotProductAttention(
         heads,
         dtype=dtype,
-        force_fp32_for_softmax=True,
+        force_fp32_for_softmax=dtype.itemsize < 4,
         qkv_dot_general=rows_dot_general,
         out_dot_general=rows_dot_general,
         name=name,

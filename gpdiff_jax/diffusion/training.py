@@ -1,14 +1,13 @@
 """In: codes of the zoo, prompts and the loss of a network. Out: the network trained, chosen on held-out source regions.
 
-The device axis of training is added here: the state is replicated, the batch is cut into equal shares, gradients are
-averaged. The denoiser (`denoiser_training`) and the deterministic network (`mlp_hypernetwork`) are trained alike.
+The denoiser (`denoiser_training`) and the deterministic network (`mlp_hypernetwork`) are trained alike.
 """
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import flax.struct
 import jax
@@ -16,15 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gpdiff_jax.base import steps_between_evaluations
 from gpdiff_jax.codec import Codec, CodecConfig
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.losses import DiffusionBatch, DiffusionLosses, bind_functional
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.optimisers import clipped_adam
-from gpdiff_jax.parallel import DEVICES, first_copy, replicate, training_devices
+from gpdiff_jax.parallel import DEVICES, training_devices
 from gpdiff_jax.sources import Sources
+from gpdiff_jax.training.loop import VALIDATION, steps_between_evaluations, train
+from gpdiff_jax.training.step import LossTerm, Part, TrainState, make_step, start_training
 from gpdiff_jax.typing import Device, Key, Params
 
 
@@ -81,16 +81,6 @@ class PretrainConfig:
 
 
 @flax.struct.dataclass
-class PretrainState:
-    """A network in training; float32 throughout, whatever it computes in."""
-
-    step: jax.Array  # int32
-    variables: Params
-    ema: Params
-    opt_state: optax.OptState
-
-
-@flax.struct.dataclass
 class ZooCodes:
     """The training set of the generator, on the device."""
 
@@ -140,12 +130,6 @@ def draw_batch(zoo: ZooCodes, size: int, *, key: jax.Array, first: jax.Array | i
     return DiffusionBatch(zoo.x0[region, snapshot], zoo.prompts[variant, region], region, variant, number)
 
 
-def step_keys(key: Key, step: jax.Array | int) -> tuple[Key, Key]:
-    """The keys of one training step: of its batch, and of what its loss draws."""
-    batch_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
-    return batch_key, loss_key
-
-
 def held_out_regions(sources: Sources, share: float, *, key: Key) -> np.ndarray:
     """A random share of every city's regions, kept from training to choose on; bool [R]."""
     city, held = np.asarray(sources.city_index), np.zeros(sources.num_regions, bool)
@@ -174,12 +158,13 @@ def train_network(
     key: Key,
     name: str,
     devices: Sequence[Device] | None = None,
+    checkpoints: pathlib.Path | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Params:
     """Trains a network that makes codes.
 
-    The steps between two evaluations are one compiled program. The examples of a step are the same on any number of
-    devices and in any number of accumulated parts, so that trainings differ by rounding alone.
+    The examples of a step are the same on any number of devices and in any number of accumulated parts, so that
+    trainings differ by rounding alone.
 
     Args:
       variables: to begin with, float32.
@@ -191,120 +176,73 @@ def train_network(
       config: sizes.
       key: random key.
       name: of the network, for errors.
-      devices: see `parallel.training_devices`; those that do not share the batch evenly are left idle.
-      progress: called with (steps done, metrics) after every evaluation: means of the losses and of the norms of
-        gradients and updates, the norm of the parameters, the held-out loss. Before an error is raised, it is called
-        with what the finite steps since the last evaluation gave.
+      devices: see `parallel.training_devices`.
+      checkpoints: see `loop.train`.
+      progress: called with (steps done, metrics) after every evaluation, see `loop.train`; the validation loss is the
+        functional loss on the held-out regions.
 
     Returns:
       The averaged variables at the lowest functional loss on the held-out regions, or at the end where nothing was held
       out; on the default device.
 
     Raises:
-      FloatingPointError: a loss or its gradient is not finite; names the step.
+      InputError: a batch that the devices do not share evenly.
+      NotFiniteError: a loss, its gradient or a validation loss is not finite; names the step.
     """
     train_key, evaluate_key = jax.random.split(key)
     devices = training_devices(config.batch // config.accumulate, devices)
-    optimiser = clipped_adam(_learning_rates(config), weight_decay=config.weight_decay)
-    steps = steps_between_evaluations(config.steps, config.evaluations)
-    train = make_train(loss_fn, optimiser, config, steps, devices)
-    evaluate = _make_evaluate(model, predict_fn, config, data, held_out, devices)
-    state = replicate(jax.jit(partial(begin_training, optimiser=optimiser))(variables), devices)
-    data, train_key, evaluate_key = replicate((data, train_key, evaluate_key), devices)
-    best, best_error = variables, np.inf
-    for done in range(steps, config.steps + 1, steps):
-        state, metrics, param_norm = train(state, data, train_key)
-        curves: dict[str, np.ndarray] = first_copy(metrics)
-        finite = np.isfinite(curves["loss"]) & np.isfinite(curves["grad_norm"])
-        good = steps if finite.all() else int(finite.argmin())
-        means = {name: float(curve[:good].mean()) for name, curve in curves.items()} if good else {}
-        if good < steps:
-            before = done - steps + good
-            if progress and good:
-                progress(before, means)
-            raise FloatingPointError(
-                f"the {name}'s loss or its gradient is not finite at step {before + 1}; lower its learning rate"
-            )
-        error = float(first_copy(evaluate(state.ema, data, evaluate_key))) if held_out.any() else -float(done)
-        if error < best_error:
-            best, best_error = first_copy(state.ema), error
-        if progress:
-            chosen_by = {"validation_functional_loss": error} if held_out.any() else {}
-            progress(done, means | {"param_norm": float(first_copy(param_norm)), **chosen_by})
-    return jax.device_put(best)
+    optimiser = network_optimiser(config)
+    return train(
+        make_network_step(loss_fn, optimiser, config, len(devices)),
+        start_training(variables, optimiser, averaged=True),
+        data,
+        key=train_key,
+        steps=config.steps,
+        evaluate_every=steps_between_evaluations(config.steps, config.evaluations),
+        devices=devices,
+        name=name,
+        evaluate=_make_evaluate(model, predict_fn, config, data, held_out, len(devices)) if held_out.any() else None,
+        evaluate_key=evaluate_key,
+        checkpoints=checkpoints,
+        progress=progress,
+    ).params
 
 
-def begin_training(variables: Params, optimiser: optax.GradientTransformation) -> PretrainState:
-    """The state before the first step; the average begins at the variables."""
-    return PretrainState(
-        jnp.zeros((), jnp.int32), variables, jax.tree.map(jnp.copy, variables), optimiser.init(variables)
-    )
-
-
-def _learning_rates(config: PretrainConfig) -> optax.Schedule:
+def network_optimiser(config: PretrainConfig) -> optax.GradientTransformation:
+    """AdamW with a warm-up and a cosine decay."""
     warmup = max(1, config.steps // 20)
-    return optax.warmup_cosine_decay_schedule(
+    rates = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, warmup, max(config.steps, warmup + 1), 0.05 * config.learning_rate
     )
+    return clipped_adam(rates, weight_decay=config.weight_decay)
 
 
-def make_train(
-    loss_fn: LossFn,
-    optimiser: optax.GradientTransformation,
-    config: PretrainConfig,
-    steps: int,
-    devices: Sequence[Device],
-) -> Callable[[PretrainState, TrainingData, Key], Any]:
-    """Compiles many training steps as one program over devices.
+def make_network_step(
+    loss_fn: LossFn, optimiser: optax.GradientTransformation, config: PretrainConfig, num_devices: int
+) -> Callable[[TrainState, TrainingData, Key], tuple[TrainState, dict[str, jax.Array]]]:
+    """One step of training a network that makes codes, for `loop.train`.
 
     Args:
       loss_fn: what is minimised.
       optimiser: of the variables.
       config: batch, accumulated parts and average.
-      steps: in one call.
-      devices: that share every batch; their number divides it.
+      num_devices: D, that share every batch.
 
     Returns:
-      `train(state, data, key) -> (state, metrics [steps], norm of the parameters)`, everything with a device axis.
+      See `step.make_step`.
     """
-    share = config.batch // len(devices)
-    part = share // config.accumulate
 
-    def mean_gradient(variables: Params, data: TrainingData, keys: tuple[Key, Key]) -> tuple[Params, DiffusionLosses]:
-        first = jax.lax.axis_index(DEVICES) * share
+    def sums(
+        variables: Params, data: TrainingData, part: Part, key: Key
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        batch_key, loss_key = jax.random.split(key)
+        batch = draw_batch(data.zoo, part.count, key=batch_key, first=part.first)
+        loss, parts = loss_fn(variables, data, batch, loss_key)
+        weight = jnp.full((), part.count, loss.dtype)
+        return weight * loss, weight, {name: weight * value for name, value in parts._asdict().items()}
 
-        def one(first: jax.Array) -> tuple[Params, DiffusionLosses]:
-            batch = draw_batch(data.zoo, part, key=keys[0], first=first)
-            return jax.grad(loss_fn, has_aux=True)(variables, data, batch, keys[1])
-
-        if config.accumulate == 1:
-            return jax.lax.pmean(one(first), DEVICES)
-
-        def add(total: Any, first: jax.Array) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, one(first)), None
-
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, first))
-        firsts = first + part * jnp.arange(config.accumulate, dtype=jnp.int32)
-        total, _ = jax.lax.scan(add, zeros, firsts)
-        return jax.lax.pmean(jax.tree.map(lambda leaf: leaf / config.accumulate, total), DEVICES)
-
-    def step(state: PretrainState, data: TrainingData, key: Key) -> tuple[PretrainState, dict[str, jax.Array]]:
-        grads, losses = mean_gradient(state.variables, data, step_keys(key, state.step))
-        updates, opt_state = optimiser.update(grads, state.opt_state, state.variables)
-        variables = optax.apply_updates(state.variables, updates)
-        # A short average first: the first steps would otherwise linger in it.
-        count = state.step.astype(jnp.float32)
-        decay = jnp.minimum(config.ema, (1.0 + count) / (10.0 + count))
-        ema = optax.incremental_update(variables, state.ema, 1.0 - decay)
-        metrics = dict(losses._asdict(), grad_norm=optax.tree.norm(grads), update_norm=optax.tree.norm(updates))
-        return PretrainState(state.step + 1, variables, ema, opt_state), metrics
-
-    @partial(jax.pmap, axis_name=DEVICES, devices=devices, donate_argnums=0)
-    def train(state: PretrainState, data: TrainingData, key: Key) -> tuple:
-        state, metrics = jax.lax.scan(lambda state, _: step(state, data, key), state, length=steps)
-        return state, metrics, optax.tree.norm(state.variables)
-
-    return train
+    terms = [LossTerm("loss", sums, config.batch)]
+    return make_step(terms, optimiser, num_devices=num_devices, accumulate=config.accumulate, averaging=config.ema)
 
 
 def _make_evaluate(
@@ -313,16 +251,15 @@ def _make_evaluate(
     config: PretrainConfig,
     data: TrainingData,
     held_out: np.ndarray,
-    devices: Sequence[Device],
-) -> Callable[[Params, TrainingData, Key], jax.Array]:
-    """`evaluate(variables, data, key)`: the functional loss on held-out regions; the devices share the variants."""
+    num_devices: int,
+) -> Callable[[Params, TrainingData, Key], dict[str, jax.Array]]:
+    """The functional loss on held-out regions, for `loop.train`; the devices share the variants."""
     chosen = np.flatnonzero(held_out).astype(np.int32)
     weights = _city_weights(data.sources, held_out)
     variants = data.zoo.prompts.shape[0]
-    turns = -(-variants // len(devices))
+    turns = -(-variants // num_devices)
 
-    @partial(jax.pmap, axis_name=DEVICES, devices=devices)
-    def evaluate(variables: Params, data: TrainingData, key: Key) -> jax.Array:
+    def evaluate(variables: Params, data: TrainingData, key: Key) -> dict[str, jax.Array]:
         functional, rows = bind_functional(model, data.sources, data.codec, config.windows), jnp.asarray(chosen)
 
         def one_variant(variant: jax.Array) -> jax.Array:
@@ -331,11 +268,12 @@ def _make_evaluate(
             told = data.zoo.prompts[variant, rows]
             batch = DiffusionBatch(data.zoo.x0[rows, 0], told, rows, jnp.broadcast_to(variant, rows.shape), numbers)
             x0 = predict_fn(variables, data, batch, predict_key)
-            return (functional(x0, batch, key=window_key) * weights).sum()
+            losses = functional(x0, batch, key=window_key)
+            return (losses * weights.astype(losses.dtype)).sum()
 
-        mine = jax.lax.axis_index(DEVICES) + len(devices) * jnp.arange(turns, dtype=jnp.int32)
+        mine = jax.lax.axis_index(DEVICES) + num_devices * jnp.arange(turns, dtype=jnp.int32)
         errors = jax.lax.map(one_variant, jnp.minimum(mine, variants - 1))
-        return jax.lax.psum(jnp.where(mine < variants, errors, 0.0).sum(), DEVICES) / variants
+        return {VALIDATION: jax.lax.psum(jnp.where(mine < variants, errors, 0.0).sum(), DEVICES) / variants}
 
     return evaluate
 

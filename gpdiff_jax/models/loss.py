@@ -18,9 +18,17 @@ def masked_huber(
     Near an error of zero it is quadratic, beyond `delta` (in standard deviations) absolute: what the tables report
     is an absolute error, and counts have heavy tails.
     """
+    total, count = huber_sums(forecast, target, mask, delta)
+    return total / jnp.maximum(count, 1.0)
+
+
+def huber_sums(
+    forecast: Float[Array, "*X P"], target: Float[Array, "*X P"], mask: Float[Array, "*X P"], delta: float = 0.5
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The sum of the Huber losses of `masked_huber`, and the number of observed readings."""
     error = jnp.abs(forecast - target)
     loss = jnp.where(error < delta, 0.5 * error * error / delta, error - 0.5 * delta)
-    return (loss * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+    return (loss * mask).sum(), mask.sum()
 
 
 def masked_absolute(

@@ -34,7 +34,7 @@ class TemporalConfig:
     of their patches is hidden, of which at most `queries` are reconstructed; `shifted_share` of the windows are told
     another hour and day than their own. Beside that, two whole windows of `contrast_days` of each of `contrast_pairs`
     regions of one city are to be told from those of the others, with `contrast_weight` in the loss. `held_out_share` of
-    every city's regions choose the best of `evaluations` moments; `steps` is rounded up to a multiple of them.
+    every city's regions choose the best of `evaluations` moments.
     """
 
     patch_minutes: int = 120

@@ -1,17 +1,23 @@
-"""In: triples as questions and answers, and parameters. Out: the parameters trained on them, in one compiled loop."""
+"""In: triples as questions and answers, and parameters. Out: the parameters trained on them."""
 
 import dataclasses
-from typing import Any, NamedTuple
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.optimisers import clipped_adam
+from gpdiff_jax.parallel import DEVICES, training_devices
 from gpdiff_jax.prompts.ranking import Questions, both_ways, group_questions, question_ranks, unpack
 from gpdiff_jax.prompts.scorers import scorer
-from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.training.loop import VALIDATION, Trained, train
+from gpdiff_jax.training.step import LossTerm, Part, TrainState, make_step, start_training
+from gpdiff_jax.typing import Device, Key, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,20 +87,137 @@ def assemble(free: Params, frozen: Params) -> Params:
     return {**frozen, "entities": jnp.concatenate([frozen["entities"], free["entities"]])}
 
 
-def _all_entities_loss(config: EmbeddingConfig, params: Params, lessons: Lessons, rows: jax.Array, key: Key):
-    """Smoothed binary cross-entropy over all entities; a row is a question."""
+class EmbeddingData(NamedTuple):
+    """What every step of training an embedding reads."""
+
+    frozen: Params  # of a trained embedding, whose entities stay; empty where all is free
+    lessons: Lessons
+    exam: Lessons | None
+    order_key: Key  # of the order in which an epoch takes its rows
+
+
+def train_rows(
+    config: EmbeddingConfig,
+    free: Params,
+    frozen: Params,
+    lessons: Lessons,
+    exam: Lessons | None,
+    *,
+    key: Key,
+    devices: Sequence[Device] | None = None,
+    checkpoints: pathlib.Path | None = None,
+) -> Trained:
+    """Trains parameters on lessons.
+
+    Args:
+      config: the model and its training.
+      free: the parameters to train.
+      frozen: those that stay as they are; see `assemble`.
+      lessons: to learn from.
+      exam: held-out triples for early stopping; None trains all epochs.
+      key: random key.
+      devices: see `parallel.training_devices`; they share the rows of a batch.
+      checkpoints: see `loop.train`.
+
+    Returns:
+      The free parameters with the best filtered MRR; the validation losses are MRR with a minus.
+
+    Raises:
+      NotFiniteError: a loss or its gradient is not finite; names the step.
+    """
+    rows = _num_rows(config, lessons)
+    batch = min(config.batch, rows)
+    per_epoch, devices = -(-rows // batch), training_devices(batch, devices)
+    every = 1 if exam is None else config.evaluate_every
+    optimiser = clipped_adam(config.learning_rate)
+    train_key, order_key = jax.random.split(key)
+    steps = -(-config.epochs // every) * every * per_epoch
+    return train(
+        make_embedding_step(optimiser, config, batch, rows, len(devices)),
+        start_training(free, optimiser),
+        EmbeddingData(frozen, lessons, exam, order_key),
+        key=train_key,
+        steps=steps,
+        evaluate_every=steps if exam is None else every * per_epoch,
+        devices=devices,
+        name="knowledge-graph embedding",
+        evaluate=None if exam is None else _make_evaluate(config, len(exam.answer), len(devices)),
+        patience=config.patience,
+        checkpoints=checkpoints,
+    )
+
+
+def _num_rows(config: EmbeddingConfig, lessons: Lessons) -> int:
+    return len(lessons.questions.heads) if scorer(config.model).scores_all else len(lessons.answer)
+
+
+def make_embedding_step(
+    optimiser: optax.GradientTransformation, config: EmbeddingConfig, batch: int, rows: int, num_devices: int
+) -> Callable[[TrainState, EmbeddingData, Key], tuple[TrainState, dict[str, jax.Array]]]:
+    """One step of training an embedding, for `loop.train`; every epoch takes the rows in an order of its own.
+
+    Args:
+      optimiser: of the free parameters.
+      config: the model.
+      batch: B, rows of a step: questions where a model scores all entities, else single answers.
+      rows: how many there are; the last batch of an epoch is filled up from its first rows.
+      num_devices: D.
+
+    Returns:
+      See `step.make_step`.
+    """
+    per_epoch = -(-rows // batch)
+    losses_of = _all_entities_losses if scorer(config.model).scores_all else _negatives_losses
+
+    def sums(free: Params, data: EmbeddingData, part: Part, key: Key) -> tuple[jax.Array, jax.Array, dict]:
+        order = jax.random.permutation(jax.random.fold_in(data.order_key, part.step // per_epoch), rows)
+        places = (part.step % per_epoch) * batch + part.numbers
+        chosen = order[places % rows]
+        losses = losses_of(config, assemble(free, data.frozen), data.lessons, chosen, part, batch, key)
+        return losses.sum(), jnp.full((), part.count, losses.dtype), {}
+
+    return make_step([LossTerm("train_loss", sums, batch)], optimiser, num_devices=num_devices)
+
+
+def _make_evaluate(
+    config: EmbeddingConfig, answers: int, num_devices: int
+) -> Callable[[Params, EmbeddingData, Key], dict[str, jax.Array]]:
+    """The filtered MRR of the exam; the devices share its answers."""
+    share = -(-answers // num_devices)
+
+    def evaluate(free: Params, data: EmbeddingData, key: Key) -> dict[str, jax.Array]:
+        del key
+        exam = data.exam
+        assert exam is not None
+        mine = share * jax.lax.axis_index(DEVICES) + jnp.arange(share, dtype=jnp.int32)
+        chosen = jnp.minimum(mine, answers - 1)
+        asked = exam.questions, exam.question[chosen], exam.answer[chosen]
+        ranks = question_ranks(config.model, assemble(free, data.frozen), config.margin, *asked, None)
+        mrr = jax.lax.psum(jnp.where(mine < answers, 1.0 / ranks, 0.0).sum(), DEVICES) / answers
+        return {VALIDATION: -mrr, "validation_mrr": mrr}
+
+    return evaluate
+
+
+def _all_entities_losses(
+    config: EmbeddingConfig, params: Params, lessons: Lessons, rows: jax.Array, part: Part, batch: int, key: Key
+) -> jax.Array:
+    """Smoothed binary cross-entropy over all entities, of questions."""
     model, (head_key, query_key) = scorer(config.model), jax.random.split(key)
     questions = lessons.questions
-    heads = _dropout(params["entities"][questions.heads[rows]], config.dropout, head_key)
-    query = _dropout(model.query(params, heads, questions.relations[rows]), config.dropout, query_key)
-    scores = model.compare(query, params["entities"], config.margin)
+    heads = _dropout(params["entities"][questions.heads[rows]], config.dropout, part, batch, head_key)
+    query = model.query(params, heads, questions.relations[rows])
+    scores = model.compare(_dropout(query, config.dropout, part, batch, query_key), params["entities"], config.margin)
     true = unpack(questions.answers[rows], scores.shape[1])
     labels = jnp.where(true, 1.0 - config.label_smoothing, 0.0) + config.label_smoothing / scores.shape[1]
-    return (jax.nn.softplus(scores) - labels * scores).mean()
+    return (jax.nn.softplus(scores) - labels.astype(scores.dtype) * scores).mean(axis=1)
 
 
-def _negatives_loss(config: EmbeddingConfig, params: Params, lessons: Lessons, rows: jax.Array, key: Key):
-    """Self-adversarial loss; a row is one answer."""
+def _negatives_losses(
+    config: EmbeddingConfig, params: Params, lessons: Lessons, rows: jax.Array, part: Part, batch: int, key: Key
+) -> jax.Array:
+    """Self-adversarial losses, of single answers."""
+    del part, batch
     model, questions = scorer(config.model), lessons.questions
     asked, answer = lessons.question[rows], lessons.answer[rows]
     entities = params["entities"]
@@ -107,72 +230,12 @@ def _negatives_loss(config: EmbeddingConfig, params: Params, lessons: Lessons, r
     positive = jax.vmap(lambda q, e: model.compare(q[None], e[None], config.margin)[0, 0])(query, entities[answer])
     logits = jnp.where(true, -1e9, config.temperature * negative)
     weight = jax.lax.stop_gradient(jnp.where(true, 0.0, jax.nn.softmax(logits, axis=1)))
-    return 0.5 * (jax.nn.softplus(-positive) + (weight * jax.nn.softplus(negative)).sum(axis=1)).mean()
+    return 0.5 * (jax.nn.softplus(-positive) + (weight * jax.nn.softplus(negative)).sum(axis=1))
 
 
-def _dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
-    return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), 0.0) if rate else x
-
-
-class _Progress(NamedTuple):
-    """What the loop over evaluations carries."""
-
-    free: Params
-    state: Any
-    best: Params
-    best_mrr: jax.Array
-    since_best: jax.Array
-    history: jax.Array
-
-
-def _run(
-    config: EmbeddingConfig, free: Params, frozen: Params, lessons: Lessons, exam: Lessons | None, key: Key
-) -> tuple[Params, jax.Array]:
-    """Trains to the end in one compiled loop; returns the best free parameters and the MRR of every evaluation."""
-    loss_of = _all_entities_loss if scorer(config.model).scores_all else _negatives_loss
-    count = len(lessons.questions.heads) if scorer(config.model).scores_all else len(lessons.answer)
-    batch = min(config.batch, count)
-    steps = -(-count // batch)
-    optimiser = clipped_adam(config.learning_rate)
-    every = 1 if exam is None else config.evaluate_every
-    rounds = -(-config.epochs // every)
-
-    def step(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
-        (free, state), (rows, step_key) = carry, inputs
-        grads = jax.grad(lambda free: loss_of(config, assemble(free, frozen), lessons, rows, step_key))(free)
-        updates, state = optimiser.update(grads, state, free)
-        return (jax.tree.map(jnp.add, free, updates), state), None
-
-    def epoch(carry: tuple, epoch_key: Key) -> tuple[tuple, None]:
-        order_key, steps_key = jax.random.split(epoch_key)
-        order = jax.random.permutation(order_key, count)
-        # The last batch is filled up from the beginning, so that all are equally long.
-        rows = order[jnp.arange(steps * batch) % count].reshape(steps, batch)
-        return jax.lax.scan(step, carry, (rows, jax.random.split(steps_key, steps)))
-
-    def evaluation(index: jax.Array, progress: _Progress) -> _Progress:
-        keys = jax.random.split(jax.random.fold_in(key, index), every)
-        (free, state), _ = jax.lax.scan(epoch, (progress.free, progress.state), keys)
-        if exam is None:
-            return progress._replace(free=free, state=state, best=free)
-        params, questions = assemble(free, frozen), exam.questions
-        ranks = question_ranks(config.model, params, config.margin, questions, exam.question, exam.answer, None)
-        mrr = (1.0 / ranks).mean()
-        better = mrr > progress.best_mrr
-        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), free, progress.best)
-        since = jnp.where(better, 0, progress.since_best + 1)
-        best_mrr = jnp.maximum(mrr, progress.best_mrr)
-        return _Progress(free, state, best, best_mrr, since, progress.history.at[index].set(mrr))
-
-    start = _Progress(
-        free, optimiser.init(free), free, jnp.float32(-1.0), jnp.int32(0), jnp.full((rounds,), jnp.nan, jnp.float32)
-    )
-    _, progress = jax.lax.while_loop(
-        lambda carry: (carry[0] < rounds) & (carry[1].since_best < config.patience),
-        lambda carry: (carry[0] + 1, evaluation(*carry)),
-        (jnp.int32(0), start),
-    )
-    return progress.best, progress.history
-
-
-train_rows = jax.jit(_run, static_argnums=0)
+def _dropout(x: jax.Array, rate: float, part: Part, batch: int, key: Key) -> jax.Array:
+    """Drops entries of the rows of a part of a batch, whatever the parts."""
+    if not rate:
+        return x
+    kept = jax.random.bernoulli(key, 1.0 - rate, (batch, *x.shape[1:]))[part.numbers]
+    return jnp.where(kept, x / (1.0 - rate), 0.0)

@@ -4,6 +4,7 @@ It is kept with the generator, so that a city that comes later needs nothing but
 """
 
 import dataclasses
+import pathlib
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -157,6 +158,7 @@ def fit_prompt_encoder(
     config: PromptConfig = PromptConfig(),
     *,
     key: Key,
+    checkpoints: pathlib.Path | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> PromptEncoder:
     """Trains the encoders of a prompt on source cities.
@@ -167,6 +169,7 @@ def fit_prompt_encoder(
       windows: per city, a span as long as a target's support days, from which its part of the knowledge graph is made.
       config: parts and sizes.
       key: random key.
+      checkpoints: folder from which a training that was stopped goes on; see `loop.train`.
       progress: called with (steps done of the temporal encoder, metrics).
 
     Returns:
@@ -174,15 +177,17 @@ def fit_prompt_encoder(
 
     Raises:
       InputError: see `pretrain_encoder`, `build_knowledge_graph` and `train_embedding`.
-      FloatingPointError: a loss is not finite.
+      NotFiniteError: a loss is not finite.
     """
     temporal_key, embedding_key = jax.random.split(key)
     temporal, embedding, centroids = None, None, None
     if "temporal" in config.parts:
-        temporal = pretrain_encoder(cities, train_spans, config.temporal, key=temporal_key, progress=progress)
+        kept: Any = {"checkpoints": checkpoints and checkpoints / "temporal", "progress": progress}
+        temporal = pretrain_encoder(cities, train_spans, config.temporal, key=temporal_key, **kept)
     if "spatial" in config.parts:
         graph = build_knowledge_graph(cities, windows, config.graph)
-        embedding = train_embedding(graph, config.embedding, key=embedding_key)
+        kept = {"checkpoints": checkpoints and checkpoints / "embedding"}
+        embedding = train_embedding(graph, config.embedding, key=embedding_key, **kept)
         centroids = jax.device_put(graph.centroids)
     return PromptEncoder(temporal, embedding, centroids, config)
 

@@ -2,8 +2,8 @@
 readings, the temporal prompt.
 """
 
+import pathlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import flax.struct
@@ -18,10 +18,13 @@ from gpdiff_jax.cities.scaling import fill_from_neighbours, silent_regions
 from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.optimisers import clipped_adam
+from gpdiff_jax.parallel import DEVICES, training_devices
 from gpdiff_jax.prompts.autoencoder import MOST_DAYS, MaskedAutoencoder, TemporalConfig, VisiblePatches, time_codes
 from gpdiff_jax.prompts.patch_bank import MaskedWindows, PatchBank, build_patch_bank, draw_pairs, draw_windows
 from gpdiff_jax.prompts.patches import Patches, cut_patches
-from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.training.loop import VALIDATION, steps_between_evaluations, train
+from gpdiff_jax.training.step import LossTerm, Part, TrainState, make_step, of_type, start_training
+from gpdiff_jax.typing import Device, Key, Params
 
 _REGIONS_AT_ONCE = 32
 _EVALUATION_WINDOWS = 512
@@ -43,6 +46,8 @@ def pretrain_encoder(
     config: TemporalConfig = TemporalConfig(),
     *,
     key: Key,
+    devices: Sequence[Device] | None = None,
+    checkpoints: pathlib.Path | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> TemporalEncoder:
     """Trains the masked autoencoder on random windows of source cities, every city with the same weight.
@@ -52,6 +57,8 @@ def pretrain_encoder(
       spans: per city, its training span; nothing else is read.
       config: sizes.
       key: random key.
+      devices: see `parallel.training_devices`.
+      checkpoints: see `loop.train`.
       progress: called with (steps done, metrics) after every evaluation.
 
     Returns:
@@ -59,78 +66,111 @@ def pretrain_encoder(
 
     Raises:
       InputError: no city, or see `cut_patches`.
-      FloatingPointError: the loss is not finite; names the step.
+      NotFiniteError: a loss is not finite; names the step.
     """
     if not cities:
         raise InputError("`cities` is empty; name at least one source city")
     keys = jax.random.split(key, 4)
-    bank = build_patch_bank(cities, spans, config, key=keys[0])
-    module = MaskedAutoencoder(config)
-    schedule = optax.warmup_cosine_decay_schedule(
+    devices = training_devices(config.batch, devices)
+    bank, module = build_patch_bank(cities, spans, config, key=keys[0]), MaskedAutoencoder(config)
+    rates = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, max(1, config.steps // 20), max(config.steps, 2), 0.02 * config.learning_rate
     )
-    optimiser = clipped_adam(schedule, weight_decay=config.weight_decay)
-    steps_per_call = -(-config.steps // config.evaluations)
-
-    def loss_fn(
-        variables: Params, bank: PatchBank, odds: jax.Array, key: Key
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        window_key, pair_key = jax.random.split(key)
-        masked = masked_loss(module, variables, draw_windows(bank, config, config.batch, odds, key=window_key))
-        contrast = contrast_loss(module, variables, draw_pairs(bank, config, odds, key=pair_key))
-        return masked + config.contrast_weight * contrast, {"masked": masked, "contrast": contrast}
-
-    @partial(jax.jit, donate_argnums=0)
-    def train(state: tuple, bank: PatchBank, key: Key, first: jax.Array) -> tuple:
-        def step(state: tuple, index: jax.Array) -> tuple:
-            variables, opt_state = state
-            (_, loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-                variables, bank, bank.odds[0], jax.random.fold_in(key, index)
-            )
-            updates, opt_state = optimiser.update(grads, opt_state, variables)
-            return (optax.apply_updates(variables, updates), opt_state), loss
-
-        state, losses = jax.lax.scan(step, state, first + jnp.arange(steps_per_call))
-        return state, jax.tree.map(jnp.mean, losses)
-
-    @jax.jit
-    def evaluate(variables: Params, bank: PatchBank, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
-        def one_batch(key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return loss_fn(variables, bank, bank.odds[1], key)
-
-        batches = max(1, _EVALUATION_WINDOWS // config.batch)
-        return jax.tree.map(jnp.mean, jax.lax.map(one_batch, jax.random.split(key, batches)))
+    optimiser = clipped_adam(rates, weight_decay=config.weight_decay)
 
     @jax.jit
     def start(bank: PatchBank, key: Key) -> Params:
         example = draw_windows(bank, config, 1, bank.odds[0], key=key)
         return module.init(key, example.visible, example.queries)["params"]
 
-    variables = start(bank, keys[1])
-    state = variables, optimiser.init(variables)
-    best, best_error = jax.tree.map(jnp.copy, variables), np.inf
-    last = -(-config.steps // steps_per_call) * steps_per_call
-    for done in range(steps_per_call, last + 1, steps_per_call):
-        state, trained = train(state, bank, keys[2], jnp.asarray(done - steps_per_call))
-        if not all(np.isfinite(float(part)) for part in trained.values()):
-            raise FloatingPointError(
-                f"the temporal encoder's loss is not finite near step {done}; lower its learning rate"
-            )
-        loss, parts = evaluate(state[0], bank, keys[3])
-        if float(loss) < best_error:
-            best, best_error = jax.tree.map(jnp.copy, state[0]), float(loss)
-        if progress:
-            metrics = {f"train_{name}_loss": float(part) for name, part in trained.items()}
-            held_out = {f"validation_{name}_loss": float(part) for name, part in parts.items()}
-            progress(done, metrics | held_out | {"validation_loss": float(loss)})
+    best = train(
+        make_encoder_step(optimiser, config, len(devices)),
+        start_training(of_type(start(bank, keys[1]), bank.bins.dtype), optimiser),
+        bank,
+        key=keys[2],
+        steps=config.steps,
+        evaluate_every=steps_between_evaluations(config.steps, config.evaluations),
+        devices=devices,
+        name="temporal encoder",
+        evaluate=_make_evaluate(config, len(devices)),
+        evaluate_key=keys[3],
+        checkpoints=checkpoints,
+        progress=progress,
+    ).params
     return TemporalEncoder(best, config)
+
+
+def make_encoder_step(
+    optimiser: optax.GradientTransformation, config: TemporalConfig, num_devices: int
+) -> Callable[[TrainState, PatchBank, Key], tuple[TrainState, dict[str, jax.Array]]]:
+    """One step of training the encoder, for `loop.train`: hidden patches to be made, and windows to be told apart.
+
+    The devices share the first; the second, whose windows are compared with each other, every device works on whole.
+
+    Args:
+      optimiser: of the variables.
+      config: sizes.
+      num_devices: D.
+
+    Returns:
+      See `step.make_step`.
+    """
+    module = MaskedAutoencoder(config)
+
+    def masked(variables: Params, bank: PatchBank, part: Part, key: Key) -> tuple[jax.Array, jax.Array, dict]:
+        drawn = draw_windows(bank, config, config.batch, bank.odds[0], key=jax.random.split(key)[0])
+        mine = jax.tree.map(lambda leaf: leaf[part.numbers], drawn)
+        return *masked_sums(module, variables, mine), {}
+
+    def contrast(variables: Params, bank: PatchBank, part: Part, key: Key) -> tuple[jax.Array, jax.Array, dict]:
+        del part
+        pairs = draw_pairs(bank, config, bank.odds[0], key=jax.random.split(key)[1])
+        return contrast_loss(module, variables, pairs), jnp.ones(()), {}
+
+    terms = [
+        LossTerm("train_masked_loss", masked, config.batch),
+        LossTerm("train_contrast_loss", contrast, 1, coefficient=config.contrast_weight, coupled=True),
+    ]
+    return make_step(terms, optimiser, num_devices=num_devices)
+
+
+def _make_evaluate(
+    config: TemporalConfig, num_devices: int
+) -> Callable[[Params, PatchBank, Key], dict[str, jax.Array]]:
+    """The losses on the held-out regions; the devices share the batches."""
+    module, batches = MaskedAutoencoder(config), max(1, _EVALUATION_WINDOWS // config.batch)
+    share = -(-batches // num_devices)
+
+    def evaluate(variables: Params, bank: PatchBank, key: Key) -> dict[str, jax.Array]:
+        def one_batch(key: Key) -> tuple[jax.Array, jax.Array]:
+            window_key, pair_key = jax.random.split(key)
+            windows = draw_windows(bank, config, config.batch, bank.odds[1], key=window_key)
+            pairs = draw_pairs(bank, config, bank.odds[1], key=pair_key)
+            return masked_loss(module, variables, windows), contrast_loss(module, variables, pairs)
+
+        mine = share * jax.lax.axis_index(DEVICES) + jnp.arange(share, dtype=jnp.int32)
+        keys = jax.random.split(key, batches)[jnp.minimum(mine, batches - 1)]
+        losses = jax.lax.map(one_batch, keys)
+        masked, contrast = (
+            jax.lax.psum(jnp.where(mine < batches, part, 0.0).sum(), DEVICES) / batches for part in losses
+        )
+        whole = masked + config.contrast_weight * contrast
+        return {"validation_masked_loss": masked, "validation_contrast_loss": contrast, VALIDATION: whole}
+
+    return evaluate
 
 
 def masked_loss(module: MaskedAutoencoder, variables: Params, windows: MaskedWindows) -> jax.Array:
     """Huber loss on the observed bins of hidden patches, in deviations of their region."""
+    total, weight = masked_sums(module, variables, windows)
+    return total / jnp.maximum(weight, 1.0)
+
+
+def masked_sums(module: MaskedAutoencoder, variables: Params, windows: MaskedWindows) -> tuple[jax.Array, jax.Array]:
+    """The sum of the losses of `masked_loss`, and of their weights."""
     made: Any = module.apply({"params": variables}, windows.visible, windows.queries)
     error = (made - windows.target) / windows.scale[:, None, None]
-    return (optax.losses.huber_loss(error, delta=_KNEE) * windows.weight).sum() / jnp.maximum(windows.weight.sum(), 1.0)
+    return (optax.losses.huber_loss(error, delta=_KNEE) * windows.weight).sum(), windows.weight.sum()
 
 
 def contrast_loss(module: MaskedAutoencoder, variables: Params, windows: VisiblePatches) -> jax.Array:

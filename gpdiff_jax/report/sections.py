@@ -18,8 +18,8 @@ _QUANTILES = (("A good region", 0.1), ("A median region", 0.5), ("A bad region",
 _STAGES = {
     "base": ("The pooled base model", ("train_loss", "validation_loss")),
     "harvest": ("Harvest, region by region", ("base_validation_loss", "validation_loss")),
-    "pretrain": ("The diffusion model", ("loss", "token_loss", "functional_loss", "validation_functional_loss")),
-    "mlp": ("The MLP hypernetwork", ("loss", "token_loss", "functional_loss", "validation_functional_loss")),
+    "pretrain": ("The diffusion model", ("loss", "token_loss", "functional_loss", "validation_loss")),
+    "mlp": ("The MLP hypernetwork", ("loss", "token_loss", "functional_loss", "validation_loss")),
     "adapt": ("Fine-tuning on the support days", ("validation_loss",)),
 }
 

@@ -28,12 +28,10 @@ class TrainingCheckpoints:
         """
         self._folder, self._identity = pathlib.Path(folder).absolute(), identity
         self._pending: Any = None
+        # Typed loosely: orbax's annotations do not admit its own policies, nor pathlib's Path.
         place: Any = self._folder
-        self._checkpointer = ocp.training.Checkpointer(
-            place,
-            preservation_policy=ocp.training.preservation_policies.LatestN(_KEPT),
-            cleanup_tmp_directories=True,
-        )
+        policy: Any = ocp.training.preservation_policies.LatestN(_KEPT)
+        self._checkpointer = ocp.training.Checkpointer(place, preservation_policy=policy, cleanup_tmp_directories=True)
 
     def newest(self, state: Any) -> Any:
         """The newest state, or the one given where there is none.

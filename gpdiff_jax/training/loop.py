@@ -3,6 +3,7 @@
 Everything that is trained in this library, but for the regions of the harvest, is trained here.
 """
 
+import contextlib
 import functools
 import hashlib
 import pathlib
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpdiff_jax.errors import NotFiniteError
 from gpdiff_jax.parallel import DEVICES, first_copy, replicate
 from gpdiff_jax.training.checkpoints import TrainingCheckpoints
 from gpdiff_jax.training.step import Metrics, TrainState
@@ -79,47 +81,50 @@ def train(
       The parameters with the lowest validation loss.
 
     Raises:
-      FloatingPointError: a loss, its gradient or a validation loss is not finite; names the step.
+      NotFiniteError: a loss, its gradient or a validation loss is not finite; names the step.
       InputError: the checkpoints are another training's, or damaged.
     """
     devices = tuple(devices)
-    run = _make_run(step, evaluate_every, devices)
+    run = compile_steps(step, evaluate_every, devices)
     measure = None if evaluate is None else jax.pmap(evaluate, axis_name=DEVICES, devices=devices)
     best: Params = jax.tree.map(np.asarray, state.kept)
-    stopped = {"best": best, "validation": np.full(-(-steps // evaluate_every), np.inf)}
-    store = None
+    validation, store = np.full(-(-steps // evaluate_every), np.inf), None
     if checkpoints is not None:
         store = TrainingCheckpoints(checkpoints, _identity(name, steps, evaluate_every, key, state))
-        state, stopped = store.newest((state, stopped))
-    best, validation = stopped["best"], stopped["validation"]
+        leaves, tree = jax.tree.flatten(state)
+        held = store.newest({"state": leaves, "best": best, "validation": validation})
+        state, best, validation = tree.unflatten(jax.device_put(held["state"])), held["best"], held["validation"]
     done = int(state.step)
     data, shared_key = replicate((data, key), devices)
     asked_key = replicate(key if evaluate_key is None else evaluate_key, devices)
     state = replicate(state, devices)
-    while done < steps and not _stale(validation[: -(-done // evaluate_every)], patience):
-        count = min(evaluate_every, steps - done)
-        state, metrics = run(state, data, shared_key, replicate(np.int32(count), devices))
-        curves = {label: curve[:count] for label, curve in first_copy(metrics).items()}
-        means = _finite_means(curves, done, name, progress)
-        at, done = done // evaluate_every, done + count
-        if measure is not None:
-            held_out = first_copy(measure(state.kept, data, asked_key))
-            if not np.isfinite(held_out[VALIDATION]):
-                raise FloatingPointError(
-                    f"the {name}'s validation loss is not finite at step {done}; lower its learning rate"
-                )
-            means |= {label: float(value) for label, value in held_out.items()}
-            if held_out[VALIDATION] < validation.min():
-                best = first_copy(state.kept)
-            validation[at] = held_out[VALIDATION]
-        elif done == steps:
-            best = first_copy(state.kept)
+    with contextlib.ExitStack() as stack:
         if store is not None:
-            store.save(done, (first_copy(state), {"best": best, "validation": validation.copy()}))
-        if progress:
-            progress(done, means)
-    if store is not None:
-        store.close()
+            # Also where the training ends in an exception: what is being written is written to its end.
+            stack.callback(store.close)
+        while done < steps and not _stale(validation[: -(-done // evaluate_every)], patience):
+            count = min(evaluate_every, steps - done)
+            state, metrics = run(state, data, shared_key, replicate(np.int32(count), devices))
+            curves = {label: curve[:count] for label, curve in first_copy(metrics).items()}
+            means = _finite_means(curves, done, name, progress)
+            at, done = done // evaluate_every, done + count
+            if measure is not None:
+                held_out = first_copy(measure(state.kept, data, asked_key))
+                if not np.isfinite(held_out[VALIDATION]):
+                    raise NotFiniteError(
+                        f"the {name}'s validation loss is not finite at step {done}; lower its learning rate"
+                    )
+                means |= {label: float(value) for label, value in held_out.items()}
+                if held_out[VALIDATION] < validation.min():
+                    best = first_copy(state.kept)
+                validation[at] = held_out[VALIDATION]
+            elif done == steps:
+                best = first_copy(state.kept)
+            if store is not None:
+                leaves = first_copy(jax.tree.leaves(state))
+                store.save(done, {"state": leaves, "best": best, "validation": validation.copy()})
+            if progress:
+                progress(done, means)
     return Trained(jax.device_put(best), validation[: -(-done // evaluate_every)])
 
 
@@ -140,21 +145,31 @@ def _finite_means(
     if good < len(finite):
         if progress and good:
             progress(done + good, means)
-        raise FloatingPointError(
+        raise NotFiniteError(
             f"the {name}'s loss or its gradient is not finite at step {done + good + 1}; lower its learning rate"
         )
     return means
 
 
 @functools.lru_cache(maxsize=16)
-def _make_run(
+def compile_steps(
     step: Step, most: int, devices: tuple[Device, ...]
 ) -> Callable[[TrainState, Any, Key, jax.Array], tuple[TrainState, Metrics]]:
-    """`run(state, data, key, count)`: so many steps, at most `most`, as one program; metrics [D, most]."""
+    """Compiles many steps as one program over devices.
+
+    Args:
+      step: of `step.make_step`.
+      most: steps of one call.
+      devices: D.
+
+    Returns:
+      `run(state, data, key, count) -> (state, metrics)`, everything with a leading axis D; metrics [D, most], of which
+      the first `count` hold something. The state is given away.
+    """
 
     @functools.partial(jax.pmap, axis_name=DEVICES, devices=devices, donate_argnums=0)
     def run(state: TrainState, data: Any, key: Key, count: jax.Array) -> tuple[TrainState, Metrics]:
-        _, shapes = jax.eval_shape(step, state, data, key)
+        shapes = jax.eval_shape(lambda: step(state, data, key)[1])
         curves = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), shapes)
 
         def body(index: jax.Array, carry: tuple) -> tuple:

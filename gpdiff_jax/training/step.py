@@ -19,10 +19,24 @@ from gpdiff_jax.typing import Key, Params
 
 Metrics = dict[str, jax.Array]
 
-LossSums = Callable[[Params, Any, jax.Array, int, Key], tuple[jax.Array, jax.Array, Metrics]]
-"""`sums(params, data, first, count, key) -> (total, weight, metrics)`: over the examples numbered `first` to `first +
-count` of a batch, the sum of their losses, the sum of their weights, and sums of what else is to be logged. What is
-drawn for an example depends on the key and its number alone."""
+
+class Part(NamedTuple):
+    """Which examples of a batch: those numbered `first` to `first + count`, and the step whose batch it is."""
+
+    first: jax.Array  # int32 []
+    count: int
+    step: jax.Array  # int32 []
+
+    @property
+    def numbers(self) -> jax.Array:
+        """int32 [count]."""
+        return self.first + jnp.arange(self.count, dtype=jnp.int32)
+
+
+LossSums = Callable[[Params, Any, Part, Key], tuple[jax.Array, jax.Array, Metrics]]
+"""`sums(params, data, part, key) -> (total, weight, metrics)`: over a part of a batch the sum of the losses, the sum of
+their weights, and sums of what else is to be logged. What is drawn for an example depends on the key, which is the
+step's own, and on its number alone."""
 
 
 class LossTerm(NamedTuple):
@@ -60,6 +74,11 @@ def start_training(params: Params, optimiser: optax.GradientTransformation, *, a
     return start(params)
 
 
+def of_type(params: Params, dtype: Any) -> Params:
+    """Parameters in the type of the data: layers make theirs in float32 whatever the mode."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
 def make_step(
     terms: Sequence[LossTerm],
     optimiser: optax.GradientTransformation,
@@ -88,17 +107,17 @@ def make_step(
     for term in terms:
         check_share(term.batch, 1 if term.coupled else num_devices, 1 if term.coupled else accumulate)
 
-    def gradient(term: LossTerm, params: Params, data: Any, key: Key) -> tuple[Params, jax.Array, Metrics]:
+    def gradient(term: LossTerm, state: TrainState, data: Any, key: Key) -> tuple[Params, jax.Array, Metrics]:
         count = term.batch if term.coupled else term.batch // num_devices
         parts = 1 if term.coupled else accumulate
         first = jnp.int32(0) if term.coupled else count * jax.lax.axis_index(DEVICES).astype(jnp.int32)
 
         def total(params: Params, first: jax.Array) -> tuple[jax.Array, tuple]:
-            loss, weight, metrics = term.sums(params, data, first, count // parts, key)
+            loss, weight, metrics = term.sums(params, data, Part(first, count // parts, state.step), key)
             return loss, (loss, weight, metrics)
 
         def part(first: jax.Array) -> tuple:
-            return jax.grad(total, has_aux=True)(params, first)
+            return jax.grad(total, has_aux=True)(state.params, first)
 
         if parts == 1:
             sums = part(first)
@@ -114,7 +133,7 @@ def make_step(
 
     def step(state: TrainState, data: Any, key: Key) -> tuple[TrainState, Metrics]:
         own = jax.random.fold_in(key, state.step)
-        parts = [gradient(term, state.params, data, own) for term in terms]
+        parts = [gradient(term, state, data, own) for term in terms]
         grads = jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *(part[0] for part in parts))
         loss = sum((term.coefficient * part[1] for term, part in zip(terms, parts, strict=True)), jnp.zeros(()))
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)

@@ -244,7 +244,7 @@ def test_what_cannot_be_folded_in_is_refused(graphs, clock):
 
 def test_training_that_blows_up_is_said_in_a_line(clock):
     config = EmbeddingConfig(model="distmult", width=4, learning_rate=1e38, batch=64, epochs=2, evaluate_every=1)
-    with pytest.raises(InputError, match=r"not finite after training; lower `learning_rate` \(=1e\+38\)"):
+    with pytest.raises(InputError, match="loss or its gradient is not finite at step 2; lower its learning rate"):
         train_embedding(clock, config, key=_KEY)
 
 

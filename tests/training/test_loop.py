@@ -1,0 +1,198 @@
+"""In: a least-squares problem of three weights. Out: a loop that ends alike whatever the devices, parts and stops."""
+
+import dataclasses
+import pathlib
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gpdiff_jax.errors import InputError, NotFiniteError
+from gpdiff_jax.parallel import DEVICES, replicate
+from gpdiff_jax.training.loop import VALIDATION, Trained, compile_steps, steps_between_evaluations, train
+from gpdiff_jax.training.step import LossTerm, make_step, start_training
+
+_BATCH, _KEY = 8, jax.random.key(0)
+_OPTIMISER = optax.sgd(0.1)
+
+
+@pytest.fixture(scope="module", name="data")
+def _data() -> dict[str, jax.Array]:
+    """Rows with weights, some of them zero: a mean over what is there."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 3)).astype(np.float32)
+    y = (x @ np.array([1.0, -2.0, 0.5]) + 0.1 * rng.normal(size=64)).astype(np.float32)
+    return jax.device_put({"x": x, "y": y, "weight": (rng.random(64) < 0.7).astype(np.float32)})
+
+
+def _squares(params, data, part, key):
+    del key
+    rows = (part.step * _BATCH + part.numbers) % 64
+    error = data["x"][rows] @ params["w"] - data["y"][rows]
+    weight = data["weight"][rows]
+    return (weight * error**2).sum(), weight.sum(), {"mean_error": (weight * error).sum()}
+
+
+def _pull(params, data, part, key):
+    """A term whose examples see each other."""
+    del data, part, key
+    return jnp.square(params["w"]).sum(), jnp.ones(()), {}
+
+
+def _steps(num_devices: int, accumulate: int = 1, averaging: float = 0.0):
+    terms = [LossTerm("squares", _squares, _BATCH), LossTerm("pull", _pull, 1, coefficient=0.01, coupled=True)]
+    return make_step(terms, _OPTIMISER, num_devices=num_devices, accumulate=accumulate, averaging=averaging)
+
+
+def _evaluate(params, data, key):
+    del key
+    share = 64 // jax.lax.axis_size(DEVICES)
+    rows = share * jax.lax.axis_index(DEVICES) + jnp.arange(share, dtype=jnp.int32)
+    error = jnp.square(data["x"][rows] @ params["w"] - data["y"][rows]).sum()
+    return {VALIDATION: jax.lax.psum(error, DEVICES) / 64}
+
+
+def _train(data, *, count: int = 1, accumulate: int = 1, averaging: float = 0.0, **change) -> Trained:
+    start = start_training({"w": np.zeros(3, data["x"].dtype)}, _OPTIMISER, averaged=averaging > 0)
+    options = {"steps": 20, "evaluate_every": 5, "name": "toy", "evaluate": _evaluate, "key": _KEY} | change
+    step = _steps(count, accumulate, averaging)
+    return train(step, start, data, devices=jax.local_devices()[:count], **options)
+
+
+def test_the_steps_are_those_of_plain_gradient_descent(data):
+    x, y, weight = (np.asarray(data[name], np.float64) for name in ("x", "y", "weight"))
+    w, average, norms, lines = np.zeros(3), np.zeros(3), [], []
+    for step in range(6):
+        rows = np.arange(step * _BATCH, (step + 1) * _BATCH) % 64
+        error = x[rows] @ w - y[rows]
+        grad = 2 * (weight[rows] * error) @ x[rows] / weight[rows].sum() + 0.02 * w
+        norms.append(np.linalg.norm(grad))
+        w = w - 0.1 * grad
+        average = average + (1 - min(0.5, (1 + step) / (10 + step))) * (w - average)
+    made = _train(
+        data, steps=6, evaluate_every=6, evaluate=None, averaging=0.5, progress=lambda *line: lines.append(line)
+    )
+    np.testing.assert_allclose(made.params["w"], average, rtol=1e-5)
+    ((done, metrics),) = lines
+    assert done == 6 and metrics["grad_norm"] == pytest.approx(np.mean(norms), rel=1e-5)
+    assert metrics["update_norm"] == pytest.approx(0.1 * np.mean(norms), rel=1e-5)
+    assert metrics["param_norm"] == pytest.approx(np.linalg.norm(w), rel=1e-5)
+    assert metrics["loss"] == pytest.approx(metrics["squares"] + 0.01 * metrics["pull"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("count", "accumulate"), [(2, 1), (1, 4), (2, 2)])
+def test_devices_and_accumulated_parts_change_nothing_but_rounding(data, count, accumulate):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), data)
+        alone, other = _train(wide), _train(wide, count=count, accumulate=accumulate)
+    np.testing.assert_allclose(other.params["w"], alone.params["w"], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(other.validation, alone.validation, rtol=0, atol=1e-9)
+
+
+def test_an_evaluation_follows_every_so_many_steps_and_the_last_stretch_may_be_shorter(data):
+    lines: list[int] = []
+    made = _train(data, steps=7, evaluate_every=3, progress=lambda done, _: lines.append(done))
+    assert lines == [3, 6, 7] and len(made.validation) == 3
+    assert [steps_between_evaluations(*pair) for pair in ((1999, 20), (2000, 20), (2002, 20), (5, 20))] == [
+        100,
+        100,
+        101,
+        1,
+    ]
+
+
+def test_the_best_parameters_are_kept_and_patience_ends_a_training(data):
+    def rising(params, data, key):
+        """Falls once, then rises."""
+        far = jnp.abs(params["w"][0] - 0.5)
+        return {VALIDATION: far, **_evaluate(params, data, key)} | {VALIDATION: far}
+
+    lines: list[dict] = []
+    patient = _train(data, evaluate=rising, steps=40, progress=lambda _, metrics: lines.append(metrics))
+    best = int(np.argmin(patient.validation))
+    assert abs(float(patient.params["w"][0]) - 0.5) == pytest.approx(patient.validation[best], rel=1e-6)
+    stopped = _train(data, evaluate=rising, steps=40, patience=2)
+    assert len(stopped.validation) == best + 3 < len(patient.validation)
+    np.testing.assert_array_equal(stopped.params["w"], patient.params["w"])
+
+
+def test_a_step_that_is_not_finite_is_named_after_the_steps_before_it_were_reported(data):
+    broken = {**data, "y": data["y"].at[3 * _BATCH].set(jnp.nan), "weight": jnp.ones(64)}
+    lines = []
+    with pytest.raises(NotFiniteError, match="the toy's loss or its gradient is not finite at step 4; lower"):
+        _train(broken, progress=lambda *line: lines.append(line))
+    assert [done for done, _ in lines] == [3] and np.isfinite(list(lines[0][1].values())).all()
+
+
+def test_a_validation_loss_that_is_not_finite_is_raised_not_passed_over(data):
+    def broken(params, data, key):
+        del data, key
+        return {VALIDATION: jnp.where(jnp.abs(params["w"]).sum() > 0, jnp.nan, 0.0)}
+
+    with pytest.raises(NotFiniteError, match="the toy's validation loss is not finite at step 5"):
+        _train(data, evaluate=broken)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_with_the_numbers():
+    with pytest.raises(InputError, match=r"`batch` \(=8\) must be a multiple of 3 devices x 1 accumulated parts"):
+        _steps(3)
+    with pytest.raises(InputError, match=r"`batch` \(=8\) .* 2 devices x 3 accumulated parts \(=6\)"):
+        _steps(2, 3)
+
+
+class _Stop(Exception):
+    """What a kill is in this process."""
+
+
+def _until(last: int):
+    def progress(done: int, metrics: dict[str, float]) -> None:
+        del metrics
+        if done >= last:
+            raise _Stop
+
+    return progress
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_training_that_was_stopped_goes_on_to_the_same_bits(data, tmp_path, count):
+    whole, folder, lines = _train(data, averaging=0.9), tmp_path / "kept", []
+    for last in (5, 15):
+        with pytest.raises(_Stop):
+            _train(data, averaging=0.9, checkpoints=folder, progress=_until(last))
+    made = _train(data, count=count, averaging=0.9, checkpoints=folder, progress=lambda *line: lines.append(line))
+    assert [done for done, _ in lines] == [20]
+    if count == 1:
+        np.testing.assert_array_equal(made.params["w"], whole.params["w"])
+        np.testing.assert_array_equal(made.validation, whole.validation)
+    else:
+        np.testing.assert_allclose(made.params["w"], whole.params["w"], rtol=1e-6)
+    # A training that is over is read, not run.
+    again = _train(data, count=count, averaging=0.9, checkpoints=folder, progress=_until(0))
+    np.testing.assert_array_equal(again.params["w"], made.params["w"])
+    assert sorted(int(path.name) for path in folder.iterdir()) == [10, 15, 20]
+
+
+def test_checkpoints_of_another_training_and_damaged_ones_are_refused(data, tmp_path):
+    _train(data, checkpoints=tmp_path / "kept")
+    with pytest.raises(InputError, match=r"'.*kept' holds checkpoints of another training; name another folder"):
+        _train(data, checkpoints=tmp_path / "kept", steps=21)
+    for path in pathlib.Path(tmp_path / "kept" / "20").rglob("*"):
+        if path.is_file() and path.stat().st_size > 0 and "metadata" not in path.name.lower():
+            path.write_bytes(b"x")
+    with pytest.raises(InputError, match=r"the checkpoint '.*kept/20' cannot be read .* remove this one folder"):
+        _train(data, checkpoints=tmp_path / "kept")
+
+
+def test_one_program_serves_every_stretch_of_a_training(data):
+    chex.clear_trace_counter()
+    step = chex.assert_max_traces(_steps(1), n=2)  # one is for the shapes of the metrics
+    devices = tuple(jax.local_devices()[:1])
+    run = compile_steps(step, 5, devices)
+    state = replicate(start_training({"w": np.zeros(3, np.float32)}, _OPTIMISER), devices)
+    shared, key = replicate((data, _KEY), devices)
+    for count in (5, 5, 2):
+        state, _ = run(state, shared, key, replicate(np.int32(count), devices))
+    assert int(dataclasses.asdict(state)["step"][0]) == 12

@@ -141,7 +141,7 @@ def _our_steps(data: TrainingData, config: PretrainConfig, *, functional: bool) 
     devices, number = tuple(training_devices(config.batch)), 20 if shape[0] < 50 else 1
     run: Any = compile_steps(make_network_step(loss_fn, optimiser, config, len(devices)), number, devices)
     state = replicate(start_training(variables, optimiser, averaged=True), devices)
-    shared = replicate((data, key, np.int32(number)), devices)
+    shared = replicate((data, key), devices)
     temporary = run.lower(state, *shared).compile().memory_analysis().temp_size_in_bytes
     held = [state]
 

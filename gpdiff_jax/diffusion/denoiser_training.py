@@ -8,15 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpdiff_jax.codec import Codec
-from gpdiff_jax.diffusion.denoiser import denoise, make_denoiser
+from gpdiff_jax.diffusion.denoiser import Denoiser, denoise, make_denoiser
 from gpdiff_jax.diffusion.losses import DiffusionBatch, DiffusionLosses, bind_functional, make_diffusion_loss
 from gpdiff_jax.diffusion.objectives import Denoised, denoised
 from gpdiff_jax.diffusion.samplers import ddim
 from gpdiff_jax.diffusion.schedules import SCHEDULES
-from gpdiff_jax.diffusion.training import PretrainConfig, TrainingData, ZooCodes, train_network
+from gpdiff_jax.diffusion.training import (
+    LossFn,
+    PredictFn,
+    PretrainConfig,
+    TrainingData,
+    ZooCodes,
+    make_network_step,
+    network_optimiser,
+    train_network,
+)
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.sources import Sources
-from gpdiff_jax.training.step import of_type
+from gpdiff_jax.training.step import TrainState, of_type
 from gpdiff_jax.typing import Device, Key, Params
 
 _EPS_STEPS = 10
@@ -59,9 +68,46 @@ def train_denoiser(
     """
     init_key, train_key = jax.random.split(key)
     denoiser = make_denoiser(config.denoiser, codec, zoo.prompt_names)
-    mask, level_at = jnp.asarray(codec.mask()), SCHEDULES[config.denoiser.schedule]
-    # From pure noise one step makes the mean of x0 given the prompt; eps, divided by hardly any signal, needs several.
-    evaluation_steps = _EPS_STEPS if config.denoiser.objective == "eps" else 1
+    example = (jnp.zeros(shape) for shape in (zoo.x0.shape[2:], (), zoo.prompts.shape[2:], ()))
+    variables = of_type(jax.jit(denoiser.init)(init_key, *example)["params"], zoo.x0.dtype)
+    return train_network(
+        variables,
+        TrainingData(sources, zoo, codec),
+        model,
+        held_out,
+        make_denoiser_loss(model, codec, zoo.prompt_names, config),
+        make_prediction(denoiser, codec),
+        config,
+        key=train_key,
+        name="generator",
+        devices=devices,
+        checkpoints=checkpoints,
+        progress=progress,
+    )
+
+
+def make_denoiser_step(
+    model: Model, codec: Codec, prompt_names: tuple[str, ...], config: PretrainConfig, num_devices: int
+) -> Callable[[TrainState, TrainingData, Key], tuple[TrainState, dict[str, jax.Array]]]:
+    """One step of training the denoiser, for `loop.train`.
+
+    Args:
+      model: the forecaster, for the functional loss.
+      codec: from codes to parameters.
+      prompt_names: of the entries of a prompt.
+      config: sizes.
+      num_devices: D, that share every batch.
+
+    Returns:
+      See `step.make_step`.
+    """
+    loss_fn = make_denoiser_loss(model, codec, prompt_names, config)
+    return make_network_step(loss_fn, network_optimiser(config), config, num_devices)
+
+
+def make_denoiser_loss(model: Model, codec: Codec, prompt_names: tuple[str, ...], config: PretrainConfig) -> LossFn:
+    """Token and functional loss of a denoiser, see `losses.make_diffusion_loss`; what it reads comes as data."""
+    denoiser, mask = make_denoiser(config.denoiser, codec, prompt_names), codec.mask()
 
     def loss_fn(
         variables: Params, data: TrainingData, batch: DiffusionBatch, key: Key
@@ -69,7 +115,7 @@ def train_denoiser(
         loss_fn = make_diffusion_loss(
             denoiser,
             bind_functional(model, data.sources, data.codec, config.windows),
-            mask,
+            jnp.asarray(mask),
             functional_weight=config.functional_weight,
             token_weight=config.token_weight,
             prompt_dropout=config.prompt_dropout,
@@ -80,32 +126,25 @@ def train_denoiser(
         )
         return loss_fn(variables, batch, key)
 
+    return loss_fn
+
+
+def make_prediction(denoiser: Denoiser, codec: Codec) -> PredictFn:
+    """Codes that a denoiser makes of pure noise and a prompt, by which the best variables are chosen."""
+    config, level_at = denoiser.config, SCHEDULES[denoiser.config.schedule]
+    # From pure noise one step makes the mean of x0 given the prompt; eps, divided by hardly any signal, needs several.
+    steps = _EPS_STEPS if config.objective == "eps" else 1
+
     def predict_fn(variables: Params, data: TrainingData, batch: DiffusionBatch, key: Key) -> jax.Array:
         del data
+        mask, size = jnp.asarray(codec.mask()), batch.region.shape[0]
         eps = jax.random.normal(key, batch.x0.shape) * mask[None]
-        size = eps.shape[0]
 
         def parts(x_t: jax.Array, t: jax.Array) -> Denoised:
             time = jnp.broadcast_to(t, (size,))
             told = denoise(denoiser, variables, x_t, time, batch.prompt, jnp.ones(size)) * mask[None]
-            return denoised(config.denoiser.objective, level_at(t), x_t, told)
+            return denoised(config.objective, level_at(t), x_t, told)
 
-        return ddim(parts, level_at, eps, evaluation_steps)
+        return ddim(parts, level_at, eps, steps)
 
-    example = (jnp.zeros(shape) for shape in (zoo.x0.shape[2:], (), zoo.prompts.shape[2:], ()))
-    variables = of_type(jax.jit(denoiser.init)(init_key, *example)["params"], zoo.x0.dtype)
-    data = TrainingData(sources, zoo, codec)
-    return train_network(
-        variables,
-        data,
-        model,
-        held_out,
-        loss_fn,
-        predict_fn,
-        config,
-        key=train_key,
-        name="generator",
-        devices=devices,
-        checkpoints=checkpoints,
-        progress=progress,
-    )
+    return predict_fn

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gpdiff_jax.errors import NotFiniteError
@@ -56,7 +55,7 @@ def train(
 ) -> Trained:
     """Trains for a number of steps, or until the validation loss stops falling.
 
-    The steps between two evaluations are one call of one compiled program.
+    The steps between two evaluations are one call of one compiled program; a shorter last stretch is another program.
 
     Args:
       step: of `step.make_step`, made for these devices.
@@ -85,7 +84,6 @@ def train(
       InputError: the checkpoints are another training's, or damaged.
     """
     devices = tuple(devices)
-    run = compile_steps(step, evaluate_every, devices)
     measure = None if evaluate is None else jax.pmap(evaluate, axis_name=DEVICES, devices=devices)
     best: Params = jax.tree.map(np.asarray, state.kept)
     validation, store = np.full(-(-steps // evaluate_every), np.inf), None
@@ -104,9 +102,8 @@ def train(
             stack.callback(store.close)
         while done < steps and not _stale(validation[: -(-done // evaluate_every)], patience):
             count = min(evaluate_every, steps - done)
-            state, metrics = run(state, data, shared_key, replicate(np.int32(count), devices))
-            curves = {label: curve[:count] for label, curve in first_copy(metrics).items()}
-            means = _finite_means(curves, done, name, progress)
+            state, metrics = compile_steps(step, count, devices)(state, data, shared_key)
+            means = _finite_means(first_copy(metrics), done, name, progress)
             at, done = done // evaluate_every, done + count
             if measure is not None:
                 held_out = first_copy(measure(state.kept, data, asked_key))
@@ -153,31 +150,23 @@ def _finite_means(
 
 @functools.lru_cache(maxsize=16)
 def compile_steps(
-    step: Step, most: int, devices: tuple[Device, ...]
-) -> Callable[[TrainState, Any, Key, jax.Array], tuple[TrainState, Metrics]]:
+    step: Step, count: int, devices: tuple[Device, ...]
+) -> Callable[[TrainState, Any, Key], tuple[TrainState, Metrics]]:
     """Compiles many steps as one program over devices.
 
     Args:
       step: of `step.make_step`.
-      most: steps of one call.
+      count: steps of one call.
       devices: D.
 
     Returns:
-      `run(state, data, key, count) -> (state, metrics)`, everything with a leading axis D; metrics [D, most], of which
-      the first `count` hold something. The state is given away.
+      `run(state, data, key) -> (state, metrics)`, everything with a leading axis D; metrics [D, count]. The state is
+      given away.
     """
 
     @functools.partial(jax.pmap, axis_name=DEVICES, devices=devices, donate_argnums=0)
-    def run(state: TrainState, data: Any, key: Key, count: jax.Array) -> tuple[TrainState, Metrics]:
-        shapes = jax.eval_shape(lambda: step(state, data, key)[1])
-        curves = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), shapes)
-
-        def body(index: jax.Array, carry: tuple) -> tuple:
-            state, curves = carry
-            state, metrics = step(state, data, key)
-            return state, jax.tree.map(lambda curve, value: curve.at[index].set(value), curves, metrics)
-
-        return jax.lax.fori_loop(0, count, body, (state, curves))
+    def run(state: TrainState, data: Any, key: Key) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(lambda state, _: step(state, data, key), state, length=count)
 
     return run
 

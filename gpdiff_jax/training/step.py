@@ -116,16 +116,20 @@ def make_step(
             loss, weight, metrics = term.sums(params, data, Part(first, count // parts, state.step), key)
             return loss, (loss, weight, metrics)
 
-        def part(first: jax.Array) -> tuple:
+        def part(first: jax.Array) -> tuple[Params, tuple]:
             return jax.grad(total, has_aux=True)(state.params, first)
 
+        def add(held: Params, first: jax.Array) -> tuple[Params, tuple]:
+            grads, sums = part(first)
+            return jax.tree.map(jnp.add, held, grads), sums
+
         if parts == 1:
-            sums = part(first)
+            grads, sums = part(first)
         else:
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part, first))
             firsts = first + count // parts * jnp.arange(parts, dtype=jnp.int32)
-            sums, _ = jax.lax.scan(lambda held, at: (jax.tree.map(jnp.add, held, part(at)), None), zeros, firsts)
-        grads, (loss, weight, metrics) = jax.lax.psum(sums, DEVICES)
+            grads, sums = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, state.params), firsts)
+            sums = jax.tree.map(lambda leaf: leaf.sum(axis=0), sums)
+        grads, (loss, weight, metrics) = jax.lax.psum((grads, sums), DEVICES)
         # Where nobody was observed, all sums are zero.
         scale = 1.0 / jnp.where(weight > 0, weight, jnp.ones_like(weight))
         scaled = jax.tree.map(lambda leaf: term.coefficient * scale.astype(leaf.dtype) * leaf, grads)

@@ -131,7 +131,10 @@ def _embedding(cities: Sequence[City], sources: Sources, devices: list) -> Param
     return train_embedding(graph, config, key=_KEY, train=triples, validation=triples[:9], devices=devices).params
 
 
-@pytest.mark.parametrize("train_it", [_base, _denoiser, _mlp, _encoder, _embedding], ids=lambda one: one.__name__[1:])
+_LONG = [pytest.param(one, marks=pytest.mark.slow) for one in (_mlp, _encoder)]
+
+
+@pytest.mark.parametrize("train_it", [_base, _denoiser, _embedding, *_LONG], ids=lambda one: one.__name__[1:])
 def test_one_device_and_two_train_the_same_parameters_in_float64(train_it, simulated_cities, sources, monkeypatch):
     cities = simulated_cities[:2]
     extra = (monkeypatch,) if train_it is _encoder else ()

@@ -3,6 +3,7 @@ Out: a strict JAX on the CPU, small cities and the options --slow and --compilat
 """
 
 import dataclasses
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -30,6 +31,18 @@ from gpdiff_jax.cities import City, SimulationConfig, simulate_cities
 from gpdiff_jax.compilation_cache import enable_compilation_cache
 from tests.compilations import CompilationReport
 
+_LONGEST_FIRST = (
+    "test_models.py",
+    "test_harvest.py",
+    "test_transfer.py",
+    "test_training.py",
+    "test_leak.py",
+    "test_temporal.py",
+    "test_users.py",
+    "test_library.py",
+    "test_encoders.py",
+    "test_embedding.py",
+)
 _DESELECTED = pytest.StashKey[list[str]]()
 
 # Two devices, so that whatever is spread over devices is spread in the tests.
@@ -37,6 +50,9 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 enable_compilation_cache()
+
+# Tracing makes garbage by the million; looking for cycles in it as often as Python does takes a tenth of the time.
+gc.set_threshold(200_000, 20, 20)
 
 # A first example may wait for a compilation. The rest is as Hypothesis has it, which in CI repeats the same examples.
 hypothesis.settings.register_profile("gpdiff_jax", parent=hypothesis.settings(), deadline=None)
@@ -54,6 +70,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # A worker takes whole files, in this order: a long one at the end would be waited for.
+    place = {name: number for number, name in enumerate(_LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
     slow = [] if config.getoption("--slow") else [item for item in items if item.get_closest_marker("slow")]
     config.stash[_DESELECTED] = [item.nodeid for item in slow]
     if slow:

@@ -1,16 +1,22 @@
 """Speed of training and of drawing from the generator, beside the same Transformer in PyTorch where that is there.
 
     python -m benchmarks.diffusion [--quick] [--nopeer]
+    python -m benchmarks.diffusion --devices 1,2     the step with the functional loss, spread over so many devices
 
 Training is the token loss alone with AdamW and an averaged copy, at three sizes: the default one, and the tokens of the
 published STGCN (265 x 64) and Graph WaveNet (359 x 256) at a width of 512 (Yuan et al., arXiv 2402.11922); and, without
 a peer, the default one with the functional loss. The operations are those that XLA counts in the compiled step; the
 ceiling is a matrix product of 4096 x 4096 (1024 x 1024 on a CPU) in the type that the denoiser computes in, measured
 in the same run on one device. The peer takes its steps in turn with ours, on the same batch size and threads.
+
+With --devices, twenty steps of the same batches are taken on each number of devices from the same start, and the
+largest difference between the parameters that they end with is printed too. Virtual devices of a CPU share its cores:
+what is measured there is what spreading costs. Set PJRT_NPROC to twice the largest number, or they can wait for ever.
 """
 
 import dataclasses
 import importlib.util
+import os
 import statistics
 import sys
 import time
@@ -30,10 +36,11 @@ from gpdiff_jax.codec import encode_zoo, fit_codec
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, make_denoiser
 from gpdiff_jax.diffusion.losses import DiffusionBatch, bind_functional, make_diffusion_loss
 from gpdiff_jax.diffusion.training import PretrainConfig, TrainingData, ZooCodes, draw_batch, make_network_step
+from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models import make_model
 from gpdiff_jax.optimisers import clipped_adam
-from gpdiff_jax.parallel import replicate, training_devices, use_every_core
+from gpdiff_jax.parallel import first_copy, replicate, training_devices, use_every_core
 from gpdiff_jax.prompts.prompt import fit_prompt_scaler, scale_prompts
 from gpdiff_jax.sources import DataConfig, prepare_sources
 from gpdiff_jax.tokens import make_layout, to_tokens
@@ -43,6 +50,7 @@ from gpdiff_jax.typing import Key, Params
 
 flags.DEFINE_bool("quick", False, "fewer repeats, sizes and samplers; ends within two minutes")
 flags.DEFINE_bool("peer", True, "measure PyTorch too, where it is installed")
+flags.DEFINE_list("devices", None, "numbers of devices, separated by commas, to spread the training step over")
 flags.DEFINE_integer("batch", None, "batch at the published sizes; 8 on a CPU, 64 elsewhere, if not given", 1)
 
 _PUBLISHED = DenoiserConfig(width=512, layers=4, heads=8)
@@ -58,11 +66,14 @@ class _Steps(NamedTuple):
     number: int  # that one call takes
     operations: float  # of one step
     temporary: int  # bytes beside state and data
+    params: Callable[[], Any]  # that they have come to, on the host
 
 
 def main(argv: list[str]) -> None:
     """Measures and prints."""
     del argv
+    if flags.FLAGS.devices:
+        return _measure_devices([_count(word) for word in flags.FLAGS.devices])
     use_every_core()
     quick, on_cpu = flags.FLAGS.quick, jax.default_backend() == "cpu"
     ceiling = _measure_ceiling(on_cpu)
@@ -77,6 +88,31 @@ def main(argv: list[str]) -> None:
         peers = _peers(shape, config, quick) if flags.FLAGS.peer else {}
         _measure(name, ours, ceiling, peers, quick)
     _measure_draws(data, quick)
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise InputError(f"--devices names {word!r}, which is no number of devices; name numbers of at least 1")
+    return int(word)
+
+
+def _measure_devices(counts: list[int]) -> None:
+    """Steps per second on each number of devices, and how far apart they end."""
+    if jax.config.read("jax_platforms") == "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", ""):
+        jax.config.update("jax_num_cpu_devices", max(counts))
+    if len(jax.local_devices()) < max(counts):
+        raise InputError(f"--devices names {max(counts)}, there are {len(jax.local_devices())}; name fewer")
+    data, ends = _simulated(), []
+    for count in counts:
+        steps = _our_steps(data, PretrainConfig(), functional=True, devices=jax.local_devices()[:count])
+        steps.take()
+        ends.append(steps.params())
+        seconds = median_seconds(steps.take, 3 if flags.FLAGS.quick else 9) / steps.number
+        print_line("diffusion", f"small_with_functional_loss_{count}_devices", "training_steps", 1 / seconds, "1/s")
+    for count, end in zip(counts[1:], ends[1:], strict=True):
+        apart = max(float(np.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (ends[0], end)), strict=True))
+        case = f"small_with_functional_loss_{counts[0]}_and_{count}_devices"
+        print_line("diffusion", case, "largest_difference_after_20_steps", apart, "1")
 
 
 def _measure_ceiling(on_cpu: bool) -> float:
@@ -112,7 +148,9 @@ def _random_codes(shape: tuple[int, ...]) -> ZooCodes:
     return ZooCodes(x0, jax.random.normal(keys[1], (1, 64, _PROMPT_WIDTH)), jnp.ones(64))
 
 
-def _our_steps(data: TrainingData, config: PretrainConfig, *, functional: bool) -> _Steps:
+def _our_steps(
+    data: TrainingData, config: PretrainConfig, *, functional: bool, devices: list[Any] | None = None
+) -> _Steps:
     shape, model = data.zoo.x0.shape[2:], make_model("stgcn", data.sources.sizes)
     mask = jnp.asarray(data.codec.mask()) if functional else jnp.ones(shape)
     denoiser = Denoiser(config.denoiser, tuple(row % 5 for row in range(shape[0])), shape[1])
@@ -138,10 +176,10 @@ def _our_steps(data: TrainingData, config: PretrainConfig, *, functional: bool) 
     batch = draw_batch(data.zoo, config.batch, key=key)
     cost: Any = grad.lower(variables, data, batch, key).compile().cost_analysis()
     optimiser = clipped_adam(1e-4, weight_decay=config.weight_decay)
-    devices, number = tuple(training_devices(config.batch)), 20 if shape[0] < 50 else 1
-    run: Any = compile_steps(make_network_step(loss_fn, optimiser, config, len(devices)), number, devices)
-    state = replicate(start_training(variables, optimiser, averaged=True), devices)
-    shared = replicate((data, key), devices)
+    chosen, number = tuple(training_devices(config.batch, devices)), 20 if shape[0] < 50 else 1
+    run: Any = compile_steps(make_network_step(loss_fn, optimiser, config, len(chosen)), number, chosen)
+    state = replicate(start_training(variables, optimiser, averaged=True), chosen)
+    shared = replicate((data, key), chosen)
     temporary = run.lower(state, *shared).compile().memory_analysis().temp_size_in_bytes
     held = [state]
 
@@ -149,7 +187,7 @@ def _our_steps(data: TrainingData, config: PretrainConfig, *, functional: bool) 
         held[0], metrics = run(held[0], *shared)
         jax.block_until_ready(metrics)
 
-    return _Steps(take, number, cost["flops"], temporary)
+    return _Steps(take, number, cost["flops"], temporary, lambda: first_copy(held[0].params))
 
 
 def _unjudged(x0: jax.Array, batch: DiffusionBatch, *, key: Key) -> jax.Array:

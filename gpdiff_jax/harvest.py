@@ -22,7 +22,7 @@ from gpdiff_jax.errors import InputError, NotFiniteError
 from gpdiff_jax.models.protocol import Model, ModelSizes, make_model
 from gpdiff_jax.parallel import PendingRows, RowSpread
 from gpdiff_jax.prompts.encoders import PromptConfig, check_parts
-from gpdiff_jax.region_training import HarvestConfig, HarvestedRegion, SharedData, make_region_trainer
+from gpdiff_jax.region_training import HarvestConfig, HarvestedRegion, Pace, SharedData, make_region_trainer
 from gpdiff_jax.regions import trim_graphs
 from gpdiff_jax.sources import DataConfig, SourceRegion, Sources, fit_encoder, prepare_sources, with_prompts
 from gpdiff_jax.typing import Device, Key, Params
@@ -133,9 +133,9 @@ def harvest_chunks(
         name = sources.names[int(np.flatnonzero(short)[0])]
         raise InputError(f"`data_windows` (={config.data_windows}) is more than the windows of {name!r}; ask for fewer")
     start_key, train_key = jax.random.split(key)
-    shared = SharedData(sources.bank, sources.train, base, start_key, train_key)
+    shared = SharedData(sources.bank, sources.train, base, start_key, train_key, Pace.of(config))
 
-    spread = RowSpread(_make_train_rows(model, sources.sizes, config), shared, devices)
+    spread = RowSpread(_make_train_rows(model, sources.sizes, _without_pace(config)), shared, devices)
     # On the host, where a chunk is cut out without a program of its own.
     regions: SourceRegion = jax.tree.map(np.asarray, sources.regions)
     pending: tuple[Chunk, PendingRows] | None = None
@@ -151,7 +151,25 @@ def harvest_chunks(
         yield _finished(*pending, sources.names)
 
 
-@functools.cache
+def _without_pace(config: HarvestConfig) -> HarvestConfig:
+    """The configuration with the defaults of what the program takes as numbers, so that all choices share it."""
+    every = {"steps": config.evaluate_every * config.snapshots}
+    return dataclasses.replace(HarvestConfig(), **every, **{name: getattr(config, name) for name in _STATIC})
+
+
+_STATIC = (
+    "init",
+    "windows",
+    "evaluate_every",
+    "snapshots",
+    "anchor_windows",
+    "seeds",
+    "data_windows",
+    "regions_per_batch",
+)
+
+
+@functools.lru_cache(maxsize=16)
 def _make_train_rows(
     model: Model, sizes: ModelSizes, config: HarvestConfig
 ) -> Callable[[SharedData, SourceRegion], HarvestedRegion]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int
 
@@ -95,6 +96,22 @@ class HarvestedRegion(NamedTuple):
     start_mae: jax.Array  # float32 [], the validation error of where seed 0 started
 
 
+class Pace(NamedTuple):
+    """How far and how fast regions are trained: numbers that one program takes, whatever they are."""
+
+    steps: jax.Array  # int32 []
+    patience: jax.Array  # int32 []
+    learning_rate: jax.Array  # float32 []
+    new_share: jax.Array  # float32 [], of the newest parameters in the running average: 1 - `averaging`
+
+    @classmethod
+    def of(cls, config: HarvestConfig) -> "Pace":
+        """The numbers of a configuration."""
+        whole = np.asarray([config.steps, config.patience], np.int32)
+        real = np.asarray([config.learning_rate, 1.0 - config.averaging], np.float32)
+        return cls(*jax.device_put((*whole, *real)))
+
+
 class SharedData(NamedTuple):
     """What the training of every region reads."""
 
@@ -103,6 +120,7 @@ class SharedData(NamedTuple):
     base: Params
     start_key: Key
     train_key: Key
+    pace: Pace
 
 
 def make_region_trainer(
@@ -113,13 +131,12 @@ def make_region_trainer(
     Args:
       model: the forecaster.
       sizes: H, P, I, F.
-      config: steps and sizes.
+      config: sizes; steps, patience, learning rate and averaging are those of the shared data's `Pace`.
 
     Returns:
       `train(shared, region) -> HarvestedRegion`. A region's randomness is folded in from its stable id, so its result
       depends on nothing else.
     """
-    optimiser = clipped_adam(config.learning_rate)
 
     def start_of(shared: SharedData, region: SourceRegion, seed: Int[Array, ""]) -> Params:
         if config.init == "pooled":
@@ -130,7 +147,8 @@ def make_region_trainer(
         return initial_params(model, jax.tree.map(lambda leaf: leaf[None], region.graph), sizes, key=own)
 
     def train_once(shared: SharedData, region: SourceRegion, run: Int[Array, ""]) -> HarvestedRegion:
-        bank, nodes = shared.bank, region.graph.nodes
+        bank, nodes, pace = shared.bank, region.graph.nodes, shared.pace
+        optimiser = clipped_adam(pace.learning_rate)
         seed, data_window = run // config.data_windows, run % config.data_windows
         table = part_of(shared.train, data_window, config.data_windows)
         run_key = jax.random.fold_in(jax.random.fold_in(shared.train_key, region.region_id), run)
@@ -157,7 +175,8 @@ def make_region_trainer(
             updates, opt_state = optimiser.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
             # What the last few batches happened to hold is noise to the generator.
-            average = optax.incremental_update(params, average, 1.0 - config.averaging)
+            share = pace.new_share.astype(jax.tree.leaves(average)[0].dtype)
+            average = optax.incremental_update(params, average, share)
             return (params, average, opt_state), None
 
         def error_of(params: Params) -> jax.Array:
@@ -165,7 +184,7 @@ def make_region_trainer(
 
         def unfinished(carry: tuple) -> jax.Array:
             step, stale, _, _, errors, _ = carry
-            return (step < config.steps) & ((stale < config.patience) | (jnp.isinf(errors).any()))
+            return (step < pace.steps) & ((stale < pace.patience) | (jnp.isinf(errors).any()))
 
         def advance(carry: tuple) -> tuple:
             step, stale, training, kept, errors, steps = carry

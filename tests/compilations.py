@@ -30,6 +30,11 @@ class Compilations:
         return Compilations(**{name: getattr(self, name) + sign * getattr(other, name) for name in fields})
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Listens from the start."""
+    config.pluginmanager.register(CompilationReport())
+
+
 class CompilationReport:
     """A plugin: counts in the processes that run tests, and prints where the reports arrive."""
 

@@ -1,5 +1,7 @@
 """In: every registered model with generic parameters. Out: what a model may and must depend on, and second opinions."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -33,32 +35,41 @@ def _graph(edges=_EDGES, *, nodes: int = _NODES, spare_nodes: int = 1, spare_edg
         n_edge=np.asarray([len(edges)], np.int32),
         globals=None,
     )
-    padded = jraph.pad_with_graphs(graph, nodes + spare_nodes, len(edges) + spare_edges, n_graph=2)
-    return jax.tree.map(jnp.asarray, padded)
+    return jraph.pad_with_graphs(graph, nodes + spare_nodes, len(edges) + spare_edges, n_graph=2)
 
 
-def _inputs(sizes: ModelSizes, *batch: int, nodes: int = _NODES + 1, seed: int = 0) -> tuple[jax.Array, jax.Array]:
-    keys = jax.random.split(jax.random.key(seed), 2)
-    history = jax.random.normal(keys[0], (*batch, nodes, sizes.history, sizes.num_inputs))
-    return history, jax.random.normal(keys[1], (*batch, sizes.history + sizes.horizon, sizes.num_covariates))
+def _inputs(sizes: ModelSizes, *batch: int, nodes: int = _NODES + 1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    history = rng.normal(size=(*batch, nodes, sizes.history, sizes.num_inputs)).astype(np.float32)
+    covariates = rng.normal(size=(*batch, sizes.history + sizes.horizon, sizes.num_covariates)).astype(np.float32)
+    return history, covariates
+
+
+@functools.cache
+def _shapes(model: Model, sizes: ModelSizes) -> dict:
+    return jax.eval_shape(model.init, jax.random.key(0), _graph(), *_inputs(sizes))
 
 
 def _generic_params(model: Model, sizes: ModelSizes, *, seed: int = 0, gain: float = 1.0) -> dict:
     """No zeros that an initialiser left."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), _graph(), *_inputs(sizes))
     rng = np.random.default_rng(seed)
 
-    def draw(shape: tuple[int, ...]) -> jax.Array:
-        return jnp.asarray(gain * rng.normal(size=shape) / np.sqrt(max(2, shape[0])), jnp.float32)
+    def draw(shape: tuple[int, ...]) -> np.ndarray:
+        return (gain * rng.normal(size=shape) / np.sqrt(max(2, shape[0]))).astype(np.float32)
 
-    return jax.tree.map(lambda leaf: draw(leaf.shape), shapes)
+    return jax.tree.map(lambda leaf: draw(leaf.shape), _shapes(model, sizes))
+
+
+@functools.cache
+def _compiled(model: Model):
+    return jax.jit(model.apply)
 
 
 @pytest.fixture(scope="module", name="example", params=_NAMES)
 def _example(request):
     """A model, its parameters, and its compiled `apply`."""
     model = make_model(request.param, _SIZES)
-    return model, _generic_params(model, _SIZES), jax.jit(model.apply)
+    return model, _generic_params(model, _SIZES), _compiled(model)
 
 
 def test_every_model_is_tested():
@@ -78,32 +89,36 @@ def test_a_reference_in_numpy_forecasts_the_same(example, make_carry):
 
 
 @pytest.mark.parametrize("name", _NAMES)
-@pytest.mark.parametrize(
-    "sizes", [_BARE, ModelSizes(12, 6, 3, 2), ModelSizes(8, 1, 1, 1)], ids=["no covariates", "usual", "odd"]
-)
+@pytest.mark.parametrize("sizes", [_BARE, ModelSizes(8, 1, 1, 1)], ids=["no covariates", "odd"])
 def test_a_reference_in_numpy_agrees_at_other_sizes(name, sizes):
     model = make_model(name, sizes)
     params, (history, covariates) = _generic_params(model, sizes), _inputs(sizes)
-    forecast = jax.jit(model.apply)(params, _graph(), history, covariates)
+    forecast = _compiled(model)(params, _graph(), history, covariates)
     wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, history[:_NODES], covariates))
     expected = reference_forecast(name, wide[0], carry_by_loop, _EDGES, *wide[1:], sizes)
     np.testing.assert_allclose(forecast, expected, rtol=1e-4, atol=1e-5)
 
 
+# A recurrent cell has the same weights at every step, so few steps show them all.
+_FEW_STEPS = {"dcrnn": 3}
+
+
 @pytest.mark.parametrize("name", _NAMES)
 @pytest.mark.parametrize("sizes", [_SIZES, _BARE], ids=["covariates", "none"])
-def test_every_weight_gets_a_gradient(name, sizes):
+def test_every_weight_gets_a_gradient_and_every_leaf_at_the_start_of_training(name, sizes):
+    steps = _FEW_STEPS.get(name, sizes.history)
+    sizes = sizes._replace(history=steps, horizon=min(steps, sizes.horizon))
     model = make_model(name, sizes)
     history, covariates = _inputs(sizes, 128, seed=7)
 
     @jax.jit
     @jax.grad
-    def slope(params):
-        forecast = jax.vmap(model.apply, in_axes=(None, None, 0, 0))(params, _graph(), 3.0 * history, covariates)
+    def slope(params, graph, history, covariates):
+        forecast = jax.vmap(model.apply, in_axes=(None, None, 0, 0))(params, graph, 3.0 * history, covariates)
         return jnp.square(forecast - 1.0).mean()
 
     # A ReLU may be shut for all inputs under some weights, hardly under six draws of them.
-    draws = [slope(_generic_params(model, sizes, seed=seed)) for seed in range(6)]
+    draws = [slope(_generic_params(model, sizes, seed=seed), _graph(), history, covariates) for seed in range(6)]
     for path, *grads in zip(
         (path for path, _ in jax.tree_util.tree_leaves_with_path(draws[0])), *map(jax.tree.leaves, draws), strict=True
     ):
@@ -111,14 +126,8 @@ def test_every_weight_gets_a_gradient(name, sizes):
         assert np.isfinite(grads).all(), leaf
         dead = (np.asarray(grads) == 0).all(axis=0)
         assert not dead.any(), f"{leaf}: {dead.mean():.1%} of its weights are dead"
-
-
-def test_every_leaf_gets_a_gradient_at_the_start_of_training(example):
-    model, _, _ = example
-    history, covariates = _inputs(_SIZES)
-    params = jax.jit(model.init)(jax.random.key(3), _graph(), history, covariates)
-    grads = jax.jit(jax.grad(lambda p: jnp.abs(model.apply(p, _graph(), history, covariates) - 1.0).mean()))(params)
-    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+    start = jax.jit(model.init)(jax.random.key(3), _graph(), history[0], covariates[0])
+    for path, grad in jax.tree_util.tree_leaves_with_path(slope(start, _graph(), history, covariates)):
         assert np.isfinite(grad).all() and np.any(grad != 0), jax.tree_util.keystr(path)
 
 
@@ -154,16 +163,16 @@ def _redundancy(module: nn.Module, sizes: ModelSizes, *, least: int) -> int:
     model = linen_model("small", module)
     total = sum(leaf.size for leaf in jax.tree.leaves(_generic_params(model, sizes)))
     history, covariates = _inputs(sizes, -(-4 * total // sizes.horizon))
+    wide = (2.0 * history.astype(np.float64), covariates.astype(np.float64))
+    graph = _graph()
+    graph = graph._replace(edges=np.asarray(graph.edges, np.float64))
     with jax.enable_x64(True):
-        wide = (2.0 * history.astype(jnp.float64), covariates.astype(jnp.float64))
-        graph = _graph()
-        graph = graph._replace(edges=graph.edges.astype(jnp.float64))
         slope = jax.jit(jax.vmap(jax.jacrev(model.apply), in_axes=(None, None, 0, 0)))
     free = total
     for seed in range(60):
         params = _generic_params(model, sizes, seed=seed, gain=1.5)
         with jax.enable_x64(True):
-            by_leaf = slope(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params), graph, *wide)
+            by_leaf = slope(jax.tree.map(lambda leaf: leaf.astype(np.float64), params), graph, *wide)
         columns = [np.asarray(leaf).reshape(leaf.shape[0] * leaf.shape[1], -1) for leaf in jax.tree.leaves(by_leaf)]
         jacobian = np.concatenate(columns, axis=1)
         length = np.linalg.norm(jacobian, axis=0)
@@ -186,34 +195,36 @@ def test_a_redundant_weight_would_be_found():
     assert _redundancy(_Published(), ModelSizes(4, 2, 1, 0), least=3) == 3 + 4 * 3
 
 
-def test_jit_no_jit_vmap_and_a_loop_agree(example):
+def test_vmap_a_batch_inside_and_a_loop_agree(example):
     model, params, apply = example
     history, covariates = _inputs(_SIZES, 3, seed=9)
-    each = [jax.tree.map(lambda leaf, k=k: leaf * (1.0 + 0.1 * k), params) for k in range(3)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    each = [jax.tree.map(lambda leaf, k=k: leaf * np.float32(1.0 + 0.1 * k), params) for k in range(3)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
     loop = np.stack([apply(p, _graph(), h, c) for p, h, c in zip(each, history, covariates, strict=True)])
     mapped = jax.jit(jax.vmap(model.apply, in_axes=(0, None, 0, 0)))(stacked, _graph(), history, covariates)
     np.testing.assert_allclose(mapped, loop, rtol=1e-4, atol=1e-5)
-    uncompiled = model.apply(each[0], _graph(), history[0], covariates[0])
-    np.testing.assert_allclose(uncompiled, loop[0], rtol=1e-4, atol=1e-5)
+    loop = np.stack([apply(params, _graph(), h, c) for h, c in zip(history, covariates, strict=True)])
+    inside = jax.jit(model.apply_batch)(params, _graph(), np.moveaxis(history, 0, 2), np.moveaxis(covariates, 0, 1))
+    assert inside.shape == (3, 3, 1)
+    np.testing.assert_allclose(np.moveaxis(inside, 1, 0), loop, rtol=1e-4, atol=1e-5)
 
 
-def test_a_batch_inside_is_the_same_as_vmap_outside(example):
-    model, params, _ = example
-    history, covariates = _inputs(_SIZES, 4, seed=5)
-    outside = jax.jit(jax.vmap(model.apply, in_axes=(None, None, 0, 0)))(params, _graph(), history, covariates)
-    inside = jax.jit(model.apply_batch)(params, _graph(), jnp.moveaxis(history, 0, 2), jnp.moveaxis(covariates, 0, 1))
-    assert inside.shape == (3, 4, 1)
-    np.testing.assert_allclose(jnp.moveaxis(inside, 1, 0), outside, rtol=1e-4, atol=1e-5)
+# What is compiled for the others agrees with numpy above; every operation on its own takes these two a second.
+@pytest.mark.parametrize("name", ["stid", "stgcn"])
+def test_jit_and_no_jit_agree(name):
+    model = make_model(name, _SIZES)
+    params, (history, covariates) = _generic_params(model, _SIZES), _inputs(_SIZES)
+    compiled = _compiled(model)(params, _graph(), history, covariates)
+    plain = model.apply(*jax.device_put((params, _graph(), history, covariates)))
+    np.testing.assert_allclose(plain, compiled, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("spare_nodes", "spare_edges"), [(1, 7), (9, 30)])
-def test_padding_changes_nothing(example, spare_nodes, spare_edges):
+def test_padding_changes_nothing(example):
     _, params, apply = example
     history, covariates = _inputs(_SIZES)
-    wide = jnp.concatenate([history, 100.0 * jnp.ones((spare_nodes - 1, 7, 3))])
-    wide = wide.at[_NODES:].multiply(-50.0)
-    graph = _graph(spare_nodes=spare_nodes, spare_edges=spare_edges)
+    wide = np.concatenate([history, 100.0 * np.ones((8, 7, 3), np.float32)])
+    wide[_NODES:] *= -50.0
+    graph = _graph(spare_nodes=9, spare_edges=30)
     expected = apply(params, _graph(), history, covariates)
     np.testing.assert_allclose(apply(params, graph, wide, covariates), expected, rtol=1e-5, atol=1e-6)
 
@@ -225,27 +236,35 @@ def test_the_order_of_nodes_and_edges_changes_nothing(example, seed):
     rng = np.random.default_rng(seed)
     place = np.concatenate([[0], 1 + rng.permutation(_NODES - 1), [_NODES]])  # where each node goes
     edges = [(int(place[s]), int(place[r]), w) for s, r, w in _EDGES]
-    moved = jnp.zeros_like(history).at[place].set(history)
+    moved = np.zeros_like(history)
+    moved[place] = history
     shuffled = _graph([edges[k] for k in rng.permutation(len(edges))])
     expected = apply(params, _graph(), history, covariates)
     np.testing.assert_allclose(apply(params, shuffled, moved, covariates), expected, rtol=1e-5, atol=1e-5)
 
 
-# Hops that a model sees along the edges: one graph layer; two in each of three layers; two at the first step and then
-# four a step, since a gate that looks two hops far is itself carried over two.
-_REACH = {"stid": 0, "stgcn": 1, "graph_wavenet": 6, "dcrnn": 26}
+# Steps of history and the hops that a model sees along the edges: one graph layer; two in each of three layers; two at
+# the first step and then four a step, since a gate that looks two hops far is itself carried over two.
+_REACH = {"stid": (7, 0), "stgcn": (7, 1), "graph_wavenet": (7, 6), "dcrnn": (4, 14)}
 
 
 @pytest.mark.parametrize("name", _REACH)
 def test_a_node_beyond_the_receptive_field_changes_nothing(name):
-    reach, nodes = _REACH[name], 29
+    steps, reach = _REACH[name]
+    nodes, sizes = reach + 3, _SIZES._replace(history=steps)
     graph = _graph([(node + 1, node, 1.0) for node in range(nodes - 1)], nodes=nodes)
-    model = make_model(name, _SIZES)
+    model = make_model(name, sizes)
     # Strong weights, or what comes from afar would drown in rounding.
-    params = _generic_params(model, _SIZES, gain=2.0)
-    history, covariates = _inputs(_SIZES, nodes=nodes + 1)
-    slope = jax.jit(jax.jacrev(model.apply, argnums=2))(params, graph, history, covariates)
-    touched = np.flatnonzero(np.abs(slope).sum(axis=(0, 1, 3, 4)))
+    params = _generic_params(model, sizes, gain=2.0)
+    history, covariates = _inputs(sizes, nodes=nodes + 1)
+    weight = np.random.default_rng(1).normal(size=(sizes.horizon, 1)).astype(np.float32)
+
+    @jax.jit
+    @jax.grad
+    def slope(history, params, graph, covariates):
+        return (weight * model.apply(params, graph, history, covariates)).sum()
+
+    touched = np.flatnonzero(np.abs(slope(history, params, graph, covariates)).sum(axis=(1, 2)))
     np.testing.assert_array_equal(touched, np.arange(reach + 1))
 
 
@@ -253,7 +272,9 @@ def test_a_node_that_no_edge_joins_changes_nothing(example):
     model, params, apply = example
     history, covariates = _inputs(_SIZES)
     expected = np.asarray(apply(params, _graph(), history, covariates))
-    changed = np.asarray(apply(params, _graph(), history.at[5].add(1.0), covariates))
+    other = history.copy()
+    other[5] += 1.0
+    changed = np.asarray(apply(params, _graph(), other, covariates))
     if model.name == "graph_wavenet_adaptive":  # finds likeness where there are no edges
         assert np.abs(changed - expected).max() > 1e-4
     else:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Int
 
 from gpdiff_jax.base import initial_params, validation_error
@@ -153,6 +154,8 @@ def make_region_trainer(
         table = part_of(shared.train, data_window, config.data_windows)
         run_key = jax.random.fold_in(jax.random.fold_in(shared.train_key, region.region_id), run)
         start = start_of(shared, region, seed)
+        # As one vector: one fused update of a step, instead of one for every leaf.
+        vector, as_tree = ravel_pytree(start)
         held = config.anchor_windows > 0 and bank.has_profile
 
         def draw(index: Int[Array, ""]) -> tuple:
@@ -171,16 +174,15 @@ def make_region_trainer(
 
         def update(carry: tuple, draws: tuple) -> tuple:
             params, average, opt_state = carry
-            grads = jax.grad(loss_fn)(params, draws)
+            grads, _ = ravel_pytree(jax.grad(loss_fn)(as_tree(params), draws))
             updates, opt_state = optimiser.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
             # What the last few batches happened to hold is noise to the generator.
-            share = pace.new_share.astype(jax.tree.leaves(average)[0].dtype)
-            average = optax.incremental_update(params, average, share)
+            average = optax.incremental_update(params, average, pace.new_share.astype(average.dtype))
             return (params, average, opt_state), None
 
-        def error_of(params: Params) -> jax.Array:
-            return validation_error(model, params, bank, shared.train, region)
+        def error_of(params: jax.Array) -> jax.Array:
+            return validation_error(model, as_tree(params), bank, shared.train, region)
 
         def unfinished(carry: tuple) -> jax.Array:
             step, stale, _, _, errors, _ = carry
@@ -197,20 +199,20 @@ def make_region_trainer(
             stale = jnp.where(error < errors.min(), 0, stale + 1)
             worst = jnp.argmax(errors)
             better = error < errors[worst]
-            kept = jax.tree.map(lambda all_, new: jnp.where(better, all_.at[worst].set(new), all_), kept, params)
+            kept = jnp.where(better, kept.at[worst].set(params), kept)
             errors = jnp.where(better, errors.at[worst].set(error), errors)
             steps = jnp.where(better, steps.at[worst].set(step), steps)
             return step, stale, training, kept, errors, steps
 
-        kept = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (config.snapshots, *leaf.shape)), start)
-        start_error = error_of(start)
+        kept = jnp.broadcast_to(vector, (config.snapshots, vector.size))
+        start_error = error_of(vector)
         worst_of_all = jnp.full((config.snapshots,), jnp.inf, start_error.dtype)
         zero = jnp.zeros((), jnp.int32)
-        training = (start, start, optimiser.init(start))
+        training = (vector, vector, optimiser.init(vector))
         carry = (zero, zero, training, kept, worst_of_all, jnp.zeros((config.snapshots,), jnp.int32))
         *_, kept, errors, steps = jax.lax.while_loop(unfinished, advance, carry)
         every = jnp.zeros((config.snapshots,), jnp.int32)
-        return HarvestedRegion(kept, errors, steps, every + seed, every + data_window, start_error)
+        return HarvestedRegion(jax.vmap(as_tree)(kept), errors, steps, every + seed, every + data_window, start_error)
 
     def train(shared: SharedData, region: SourceRegion) -> HarvestedRegion:
         runs = jnp.arange(config.seeds * config.data_windows, dtype=jnp.int32)

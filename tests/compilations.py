@@ -4,7 +4,9 @@
 """
 
 import collections
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -28,6 +30,23 @@ class Compilations:
         """The sum, or with sign -1 the difference."""
         fields = (field.name for field in dataclasses.fields(self))
         return Compilations(**{name: getattr(self, name) + sign * getattr(other, name) for name in fields})
+
+
+@contextlib.contextmanager
+def programs_made() -> Iterator[list[str]]:
+    """A list that grows by the kind of each program that is compiled, or loaded from a cache, in the block."""
+    made: list[str] = []
+
+    def listen(event: str, seconds: float, **kwargs: Any) -> None:
+        del seconds
+        if event == _COMPILE:
+            made.append(str(kwargs.get("fun_name", event)))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield made
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -84,9 +84,9 @@ def _assert_same(got: ParameterZoo, want: ParameterZoo, rows: list[int], *, atol
             np.testing.assert_allclose(one, other[rows], rtol=0, atol=atol, err_msg=name)
 
 
-@pytest.mark.parametrize("chunk", [1, 5])
-def test_a_regions_result_does_not_depend_on_the_size_of_a_chunk(sources, base, harvested, chunk):
-    _assert_same(_harvest(sources, base, chunk=chunk), harvested, list(range(16)))
+def test_a_regions_result_does_not_depend_on_the_size_of_a_chunk(sources, base, harvested):
+    # The last chunk has a single region.
+    _assert_same(_harvest(sources, base, chunk=5), harvested, list(range(16)))
 
 
 def test_a_regions_result_does_not_depend_on_the_other_cities_or_their_order(simulated_cities, base, harvested):
@@ -261,7 +261,7 @@ def test_in_float64_batch_chunk_bucket_and_devices_change_nothing(sources, base)
     with jax.enable_x64(True):
         wide, start = widen(sources), widen(base)
         made = []
-        for side_by_side, size, devices, steps in ((1, 16, 1, 10), (4, 16, 2, 10), (1, 3, 2, 10**6)):
+        for side_by_side, size, devices, steps in ((1, 16, 1, 10), (4, 3, 2, 10**6)):
             config = dataclasses.replace(_CONFIG, regions_per_batch=side_by_side)
             plan = plan_chunks(wide, size, steps)
             chunks = harvest_chunks(_MODEL, wide, start, config, plan, key=_KEY, devices=jax.local_devices()[:devices])
@@ -269,8 +269,7 @@ def test_in_float64_batch_chunk_bucket_and_devices_change_nothing(sources, base)
             order = np.argsort(np.concatenate(rows))
             made.append(jax.tree.map(lambda *leaves, order=order: np.concatenate(leaves)[order], *results))
     assert made[0].params["kernel"].dtype == np.float64
-    for other in made[1:]:
-        jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-9, atol=1e-9), made[0], other)
+    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-9, atol=1e-9), *made)
 
 
 def test_seeds_and_stretches_of_time_are_vectors_of_their_own_with_where_they_came_from(sources, base, harvested):
@@ -322,9 +321,9 @@ def test_chunks_of_another_harvest_are_refused(tmp_path, sources, base):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        harvest_zoo(_MODEL, sources, base, _CONFIG, key=_KEY, chunk=8, folder=folder, progress=stop)
+        harvest_zoo(_MODEL, sources, base, _CONFIG, key=_KEY, chunk=5, folder=folder, progress=stop)
     with pytest.raises(InputError, match=r"zoo.partial' holds chunks of another harvest; delete it"):
-        _harvest(sources, base, chunk=8, folder=folder, learning_rate=1e-3)
+        _harvest(sources, base, chunk=5, folder=folder, learning_rate=1e-3)
 
 
 def test_what_suits_the_device_is_measured(sources, base, harvested):
@@ -333,8 +332,8 @@ def test_what_suits_the_device_is_measured(sources, base, harvested):
 
 
 def test_a_trained_base_beats_the_mean(sources):
-    """Some steps of the STGCN: to know the hour is worth more than to forecast the mean."""
-    model = make_model("stgcn", sources.sizes)
+    """To know the last readings is worth more than to forecast the mean."""
+    model = make_model("tiny", sources.sizes)
     log: list[tuple[int, dict[str, float]]] = []
     config = BaseConfig(steps=60, regions=8, windows=8, learning_rate=5e-3, evaluations=3)
     base = train_base(

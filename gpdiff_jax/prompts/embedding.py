@@ -4,21 +4,30 @@ A city that comes later is folded in: its own entities get vectors, and nothing 
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.prompts.embedding_training import EmbeddingConfig, assemble, make_lessons, train_rows
+from gpdiff_jax.prompts.embedding_training import (
+    EmbeddingConfig,
+    make_lessons,
+    num_rows,
+    pad_lessons,
+    padded_size,
+    train_rows,
+)
 from gpdiff_jax.prompts.knowledge_graph import KnowledgeGraph
 from gpdiff_jax.prompts.ranking import Ranking, rank_triples
 from gpdiff_jax.prompts.scorers import scorer
 from gpdiff_jax.typing import Device, Key, Params
+
+_STEPS_AT_ONCE = 50  # of folding in
 
 
 @flax.struct.dataclass
@@ -120,17 +129,36 @@ def fold_in(
         raise InputError("the graph has no entity that the embedding does not hold already; give it a new city")
     first, num_relations = len(embedding.entities), len(embedding.relations)
     entities = embedding.entities + new
+    old_size, new_size = padded_size(first), padded_size(len(new))
     train = graph.triples if train is None else train
     translated = translate_triples(train, graph, entities, embedding.relations)
     translated = translated[(translated[:, 1] >= 0) & (translated[:, [0, 2]] >= first).any(axis=1)]
     if len(translated) == 0:
         raise InputError("no new entity is in a triple of a relation that the embedding knows; give the graph more")
+    # Known and new entities, questions and answers are padded to few sizes, each with its own: windows of one city, and
+    # most cities, then share one compiled program.
+    ends = translated[:, [0, 2]]
+    translated[:, [0, 2]] = np.where(ends < first, ends, ends + (old_size - first))
+    number = np.arange(old_size + new_size)
+    exist = (number < first) | ((number >= old_size) & (number < old_size + len(new)))
     init_key, train_key = jax.random.split(key)
-    rows = _start_of(new, embedding, init_key)
+    rows = _start_of(new, embedding, new_size, init_key)
     config = dataclasses.replace(embedding.config, epochs=epochs)
-    lessons = make_lessons(translated, translated, len(entities), num_relations)
-    free = train_rows(config, {"entities": rows}, embedding.params, lessons, None, key=train_key).params
-    params = assemble(free, embedding.params)
+    lessons = make_lessons(translated, translated, old_size + new_size, num_relations, exist)
+    known = np.asarray(embedding.params["entities"])
+    frozen = {**embedding.params, "entities": np.pad(known, ((0, old_size - first), (0, 0)))}
+    trained = train_rows(
+        config,
+        {"entities": rows},
+        frozen,
+        pad_lessons(lessons),
+        None,
+        key=train_key,
+        real_rows=num_rows(config, lessons),
+        steps_at_once=_STEPS_AT_ONCE,
+    )
+    added = np.asarray(trained.params["entities"])[: len(new)]
+    params = {**embedding.params, "entities": jax.device_put(np.concatenate([known, added]))}
     return dataclasses.replace(embedding, params=params, entities=entities)
 
 
@@ -184,12 +212,20 @@ def translate_triples(
     return np.column_stack([entity[triples[:, 0]], relation[triples[:, 1]], entity[triples[:, 2]]])
 
 
-def _start_of(new: Sequence[str], embedding: Embedding, key: Key) -> jax.Array:
+def _start_of(new: Sequence[str], embedding: Embedding, size: int, key: Key) -> np.ndarray:
+    """float32 [size, width], of which the first are those of the new entities."""
     old = np.asarray(embedding.params["entities"])
     kinds = np.asarray([name.partition(":")[0] for name in embedding.entities])
     rows = []
     for name in new:
         same = kinds == name.partition(":")[0]
         rows.append(old[same].mean(axis=0) if same.any() else old.mean(axis=0))
-    noise = jax.random.normal(key, (len(new), old.shape[1])) * (0.1 * float(old.std()))
-    return jnp.asarray(np.stack(rows)) + noise
+    noise = np.asarray(_normal(key, (size, old.shape[1])))
+    noise = noise * np.float32(0.1 * float(old.std()))
+    noise[: len(new)] += np.stack(rows)
+    return noise
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _normal(key: Key, shape: tuple[int, ...]) -> jax.Array:
+    return jax.random.normal(key, shape)

@@ -1,6 +1,7 @@
 """In: triples as questions and answers, and parameters. Out: the parameters trained on them."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -71,13 +72,46 @@ class Lessons(NamedTuple):
     questions: Questions
     question: jax.Array  # int32 [X]
     answer: jax.Array  # int32 [X]
+    entities: jax.Array  # float32 [entities], 1 for those that exist, 0 for padding
 
 
-def make_lessons(asked: np.ndarray, known: np.ndarray, num_entities: int, num_relations: int) -> Lessons:
-    """Questions of triples from both sides; `known` holds all their true answers."""
+def make_lessons(
+    asked: np.ndarray, known: np.ndarray, num_entities: int, num_relations: int, exist: np.ndarray | None = None
+) -> Lessons:
+    """Questions of triples from both sides.
+
+    Args:
+      asked: int32 [X, 3], what is to be learned.
+      known: int32 [Y, 3], all triples held to be true.
+      num_entities: how many can be an answer.
+      num_relations: in one direction.
+      exist: bool [entities], which of them are more than padding; None for all.
+
+    Returns:
+      The lessons.
+    """
     rows = both_ways(asked, num_relations)
     questions, question = group_questions(rows, both_ways(known, num_relations), num_entities)
-    return Lessons(questions, *jax.device_put((question.astype(np.int32), rows[:, 2])))
+    real = np.ones(num_entities, np.float32) if exist is None else exist.astype(np.float32)
+    return Lessons(questions, *jax.device_put((question.astype(np.int32), rows[:, 2], real)))
+
+
+def padded_size(count: int) -> int:
+    """The next of few sizes, at most a quarter larger: graphs of like size then share one compiled program."""
+    step = max(16, 2 ** max(0, count.bit_length() - 3))
+    return -(-count // step) * step
+
+
+def pad_lessons(lessons: Lessons) -> Lessons:
+    """The lessons with their rows filled up to a padded size; `train_rows` is told how many are real."""
+
+    def fill(leaf: jax.Array) -> jax.Array:
+        host = np.asarray(leaf)
+        rows = padded_size(len(host)) - len(host)
+        return jax.device_put(np.pad(host, [(0, rows), *((0, 0) for _ in host.shape[1:])]))
+
+    questions, question, answer = jax.tree.map(fill, lessons[:3])
+    return lessons._replace(questions=questions, question=question, answer=answer)
 
 
 def assemble(free: Params, frozen: Params) -> Params:
@@ -94,6 +128,7 @@ class EmbeddingData(NamedTuple):
     lessons: Lessons
     exam: Lessons | None
     order_key: Key  # of the order in which an epoch takes its rows
+    num_rows: jax.Array  # int32 [], rows of the lessons that are more than padding
 
 
 def train_rows(
@@ -106,6 +141,8 @@ def train_rows(
     key: Key,
     devices: Sequence[Device] | None = None,
     checkpoints: pathlib.Path | None = None,
+    real_rows: int | None = None,
+    steps_at_once: int | None = None,
 ) -> Trained:
     """Trains parameters on lessons.
 
@@ -118,6 +155,9 @@ def train_rows(
       key: random key.
       devices: see `parallel.training_devices`; they share the rows of a batch.
       checkpoints: see `loop.train`.
+      real_rows: of padded lessons, how many rows are real; None for all.
+      steps_at_once: steps of one call of one program, of which there are whole ones; a program then fits any number of
+        epochs. None for all steps, or those from one evaluation to the next.
 
     Returns:
       The free parameters with the best filtered MRR; the validation losses are MRR with a minus.
@@ -125,20 +165,23 @@ def train_rows(
     Raises:
       NotFiniteError: a loss or its gradient is not finite; names the step.
     """
-    rows = _num_rows(config, lessons)
-    batch = min(config.batch, rows)
+    rows = num_rows(config, lessons) if real_rows is None else real_rows
+    batch = min(config.batch, num_rows(config, lessons))
     per_epoch, devices = -(-rows // batch), training_devices(batch, devices)
     every = 1 if exam is None else config.evaluate_every
-    optimiser = clipped_adam(config.learning_rate)
+    optimiser = _optimiser(config.learning_rate)
     train_key, order_key = jax.random.split(key)
     steps = -(-config.epochs // every) * every * per_epoch
+    at_once = steps if exam is None else every * per_epoch
+    if steps_at_once is not None:
+        steps, at_once = -(-steps // steps_at_once) * steps_at_once, steps_at_once
     return train(
-        make_embedding_step(optimiser, config, batch, rows, len(devices)),
+        make_embedding_step(optimiser, dataclasses.replace(config, epochs=1), batch, len(devices)),
         start_training(free, optimiser),
-        EmbeddingData(frozen, lessons, exam, order_key),
+        EmbeddingData(frozen, lessons, exam, order_key, jax.device_put(np.int32(rows))),
         key=train_key,
         steps=steps,
-        evaluate_every=steps if exam is None else every * per_epoch,
+        evaluate_every=at_once,
         devices=devices,
         name="knowledge-graph embedding",
         evaluate=None if exam is None else _make_evaluate(config, len(exam.answer), len(devices)),
@@ -147,31 +190,45 @@ def train_rows(
     )
 
 
-def _num_rows(config: EmbeddingConfig, lessons: Lessons) -> int:
+@functools.cache
+def _optimiser(learning_rate: float) -> optax.GradientTransformation:
+    """One object for one rate: what was compiled for it is found again."""
+    return clipped_adam(learning_rate)
+
+
+def num_rows(config: EmbeddingConfig, lessons: Lessons) -> int:
+    """Rows that an epoch goes through: questions where a model scores all entities, else single answers."""
     return len(lessons.questions.heads) if scorer(config.model).scores_all else len(lessons.answer)
 
 
+@functools.lru_cache(maxsize=8)
 def make_embedding_step(
-    optimiser: optax.GradientTransformation, config: EmbeddingConfig, batch: int, rows: int, num_devices: int
+    optimiser: optax.GradientTransformation, config: EmbeddingConfig, batch: int, num_devices: int
 ) -> Callable[[TrainState, EmbeddingData, Key], tuple[TrainState, dict[str, jax.Array]]]:
     """One step of training an embedding, for `loop.train`; every epoch takes the rows in an order of its own.
 
+    Nothing of one graph is in it, so that another of the same padded size finds it compiled.
+
     Args:
       optimiser: of the free parameters.
-      config: the model.
-      batch: B, rows of a step: questions where a model scores all entities, else single answers.
-      rows: how many there are; the last batch of an epoch is filled up from its first rows.
+      config: the model; its number of epochs plays no part.
+      batch: B, rows of a step: questions where a model scores all entities, else single answers. The last batch of an
+        epoch is filled up from its first rows.
       num_devices: D.
 
     Returns:
       See `step.make_step`.
     """
-    per_epoch = -(-rows // batch)
     losses_of = _all_entities_losses if scorer(config.model).scores_all else _negatives_losses
 
     def sums(free: Params, data: EmbeddingData, part: Part, key: Key) -> tuple[jax.Array, jax.Array, dict]:
-        order = jax.random.permutation(jax.random.fold_in(data.order_key, part.step // per_epoch), rows)
+        rows, padded = data.num_rows, num_rows(config, data.lessons)
+        per_epoch = (rows + batch - 1) // batch
         places = (part.step % per_epoch) * batch + part.numbers
+        luck = jax.random.bits(jax.random.fold_in(data.order_key, part.step // per_epoch), (padded,), jnp.uint32)
+        # The order of the real rows; the padded ones come last.
+        real = jnp.arange(padded, dtype=jnp.int32) < rows
+        order = jnp.argsort(jnp.where(real, luck >> 1, jnp.uint32(2**32 - 1)))
         chosen = order[places % rows]
         losses = losses_of(config, assemble(free, data.frozen), data.lessons, chosen, part, batch, key)
         return losses.sum(), jnp.full((), part.count, losses.dtype), {}
@@ -209,8 +266,9 @@ def _all_entities_losses(
     query = model.query(params, heads, questions.relations[rows])
     scores = model.compare(_dropout(query, config.dropout, part, batch, query_key), params["entities"], config.margin)
     true = unpack(questions.answers[rows], scores.shape[1])
-    labels = jnp.where(true, 1.0 - config.label_smoothing, 0.0) + config.label_smoothing / scores.shape[1]
-    return (jax.nn.softplus(scores) - labels.astype(scores.dtype) * scores).mean(axis=1)
+    share = (lessons.entities / lessons.entities.sum()).astype(scores.dtype)[None]
+    labels = jnp.where(true, 1.0 - config.label_smoothing, 0.0).astype(scores.dtype) + config.label_smoothing * share
+    return (share * (jax.nn.softplus(scores) - labels * scores)).sum(axis=1)
 
 
 def _negatives_losses(
@@ -224,9 +282,10 @@ def _negatives_losses(
     query = model.query(params, entities[questions.heads[asked]], questions.relations[asked])
     drawn = jnp.arange(entities.shape[0], dtype=jnp.int32)
     if config.negatives < entities.shape[0]:
-        drawn = jax.random.randint(key, (config.negatives,), 0, entities.shape[0], jnp.int32)
+        drawn = jax.random.categorical(key, jnp.log(lessons.entities), shape=(config.negatives,)).astype(jnp.int32)
     negative = model.compare(query, entities[drawn], config.margin)
-    true = unpack(questions.answers[asked], entities.shape[0])[:, drawn]
+    # What is no entity is no negative, as what is true is none.
+    true = unpack(questions.answers[asked], entities.shape[0])[:, drawn] | (lessons.entities[drawn] == 0)[None]
     positive = jax.vmap(lambda q, e: model.compare(q[None], e[None], config.margin)[0, 0])(query, entities[answer])
     logits = jnp.where(true, -1e9, config.temperature * negative)
     weight = jax.lax.stop_gradient(jnp.where(true, 0.0, jax.nn.softmax(logits, axis=1)))

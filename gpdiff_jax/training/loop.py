@@ -69,7 +69,8 @@ def train(
       evaluate: `evaluate(params, data, key) -> metrics` with a `VALIDATION` among them, mapped over `DEVICES`; every
         device returns the same. None keeps the last parameters.
       evaluate_key: the same for every evaluation; `key` if None.
-      patience: evaluations without a lower validation loss after which the training ends; None for all steps.
+      patience: evaluations without a lower validation loss after which the training ends; None for all steps, as
+        where nothing is evaluated.
       checkpoints: folder for the state after every evaluation, of which the last three are kept. A training that was
         stopped goes on from the last, to the same bits on the same number of devices. None keeps none.
       progress: called with (steps done, metrics) after every evaluation: means over the steps since the last of what
@@ -85,6 +86,7 @@ def train(
     """
     devices = tuple(devices)
     measure = None if evaluate is None else jax.pmap(evaluate, axis_name=DEVICES, devices=devices)
+    patience = None if evaluate is None else patience
     best: Params = jax.tree.map(np.asarray, state.kept)
     validation, store = np.full(-(-steps // evaluate_every), np.inf), None
     if checkpoints is not None:

@@ -5,6 +5,7 @@ batch, and sums of gradients meet in a `psum`. A loss is a sum of ratios of sums
 number of devices nor of accumulated parts changes more than rounding.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -65,15 +66,11 @@ class TrainState:
         return self.params if self.average is None else self.average
 
 
+@functools.partial(jax.jit, static_argnames=("optimiser", "averaged"))
 def start_training(params: Params, optimiser: optax.GradientTransformation, *, averaged: bool = False) -> TrainState:
     """The state before the first step, on the default device; an average begins at the parameters."""
-
-    @jax.jit
-    def start(params: Params) -> TrainState:
-        opt_state = optimiser.init(ravel_pytree(params)[0])
-        return TrainState(jnp.zeros((), jnp.int32), params, opt_state, params if averaged else None)
-
-    return start(params)
+    opt_state = optimiser.init(ravel_pytree(params)[0])
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, params if averaged else None)
 
 
 def of_type(params: Params, dtype: Any) -> Params:
@@ -146,14 +143,16 @@ def make_step(
         parts = [gradient(term, state, data, own) for term in terms]
         grads = sum((part[0] for part in parts[1:]), parts[0][0])
         loss = sum((term.coefficient * part[1] for term, part in zip(terms, parts, strict=True)), jnp.zeros(()))
+        params: Any
         params, as_tree = ravel_pytree(state.params)
         updates, opt_state = optimiser.update(grads, state.opt_state, params)
         params = optax.apply_updates(params, updates)
-        average = state.average
+        average: Any = state.average
         if average is not None:
             count = state.step.astype(jnp.float32)
             decay = jnp.minimum(averaging, (1.0 + count) / (10.0 + count))
-            average = as_tree(optax.incremental_update(params, ravel_pytree(average)[0], 1.0 - decay))
+            held, _ = ravel_pytree(average)
+            average = as_tree(held + (1.0 - decay).astype(held.dtype) * (params - held))
         metrics = {term.name: part[1] for term, part in zip(terms, parts, strict=True)}
         for _, _, logged in parts:
             metrics |= logged

@@ -1,6 +1,7 @@
 """In: small knowledge graphs. Out: models that score as their papers say, learn, rank honestly and fold cities in."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,15 @@ from gpdiff_jax.prompts.embedding import (
     train_embedding,
     translate_triples,
 )
-from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
+from gpdiff_jax.prompts.embedding_training import (
+    EmbeddingConfig,
+    _all_entities_losses,
+    _negatives_losses,
+    make_lessons,
+    num_rows,
+    pad_lessons,
+    padded_size,
+)
 from gpdiff_jax.prompts.knowledge_graph import (
     KnowledgeGraph,
     KnowledgeGraphConfig,
@@ -29,6 +38,8 @@ from gpdiff_jax.prompts.knowledge_graph import (
 )
 from gpdiff_jax.prompts.ranking import filtered_ranks, rank_by_frequency, unpack
 from gpdiff_jax.prompts.scorers import score_all, scorer, scorer_names
+from gpdiff_jax.training.step import Part
+from tests.compilations import programs_made
 
 _KEY = jax.random.key(0)
 _ENTITIES, _RELATIONS, _WIDTH, _MARGIN = 7, 3, 6, 2.0
@@ -216,7 +227,8 @@ def test_a_city_is_folded_in_and_nothing_else_moves(graphs, name):
     assert folded.entities == joined.entities and joined.relations == graph.relations
     assert (np.asarray(folded.params["entities"][old:]) != 0).any(axis=1).all()
     # Better than the start, which is all that is known of a new region before its triples are.
-    start = fold_in(made, later, key=jax.random.key(1), epochs=1)
+    still = dataclasses.replace(made, config=dataclasses.replace(made.config, learning_rate=1e-9))
+    start = fold_in(still, later, key=jax.random.key(1), epochs=1)
     known = np.concatenate([graph.triples, translate_triples(later.triples, later, joined.entities, joined.relations)])
     new = known[len(graph.triples) :]
     ranked = [evaluate_embedding(each, joined, new, known).mrr for each in (start, folded)]
@@ -225,6 +237,47 @@ def test_a_city_is_folded_in_and_nothing_else_moves(graphs, name):
     assert folded.vectors(regions).shape == (len(regions), 8)
     with pytest.raises(InputError, match="is not in the embedding; fold its city in first"):
         made.vectors(regions)
+
+
+@pytest.mark.parametrize("name", ["tucker", "rotate"])
+def test_entities_and_rows_that_pad_teach_nothing(clock, name):
+    model, config = scorer(name), EmbeddingConfig(model=name, width=4, relation_width=2, dropout=0.0)
+    count, relations = len(clock.entities), len(clock.relations)
+    exist = np.arange(count + 5) < count
+    plain = make_lessons(clock.triples, clock.triples, count, relations)
+    padded = pad_lessons(make_lessons(clock.triples, clock.triples, count + 5, relations, exist))
+    assert len(padded.answer) == padded_size(len(plain.answer)) > len(plain.answer) == 2 * len(clock.triples)
+    params = jax.jit(model.init, static_argnums=(1, 2, 3, 4, 5))(_KEY, count, relations, 4, 2, 9.0)
+    wide = {**params, "entities": jnp.concatenate([params["entities"], 7.0 * jnp.ones((5, 4))])}
+    losses_of = _all_entities_losses if model.scores_all else _negatives_losses
+    rows, part = jnp.arange(num_rows(config, plain), dtype=jnp.int32), Part(jnp.int32(0), 0, jnp.int32(0))
+
+    @jax.jit
+    def slope(params, lessons):
+        return jax.value_and_grad(lambda p: losses_of(config, p, lessons, rows, part, len(rows), _KEY).sum())(params)
+
+    (loss, grads), (other, others) = slope(params, plain), slope(wide, padded)
+    assert float(other) == pytest.approx(float(loss), rel=1e-5)
+    np.testing.assert_array_equal(others["entities"][count:], 0.0)
+    others["entities"] = others["entities"][:count]
+    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6), grads, others)
+
+
+def test_cities_of_like_size_are_folded_in_by_one_program(graphs, simulated_cities):
+    graph, _ = graphs
+    made = train_embedding(graph, dataclasses.replace(_SMALL, epochs=1), key=_KEY)
+    config = KnowledgeGraphConfig(function_classes=6, classes_per_region=2, district_size=4, near_neighbours=2)
+    fold = functools.partial(fold_in, made, key=_KEY, epochs=3)
+    windows = [
+        build_knowledge_graph(simulated_cities[2:], [span], config, centroids=graph.centroids)
+        for span in (Span(0, 240), Span(24, 216), Span(100, 300))
+    ]
+    assert len({len(window.triples) for window in windows}) > 1
+    fold(windows[0])
+    with programs_made() as made_since:
+        tables = [fold(window).params["entities"] for window in windows]
+    assert not made_since
+    assert (np.asarray(tables[0]) != np.asarray(tables[1])).any()
 
 
 def test_what_cannot_be_folded_in_is_refused(graphs, clock):

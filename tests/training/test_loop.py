@@ -91,6 +91,12 @@ def test_devices_and_accumulated_parts_change_nothing_but_rounding(data, count, 
     np.testing.assert_allclose(other.validation, alone.validation, rtol=0, atol=1e-9)
 
 
+def test_patience_counts_nothing_where_nothing_is_evaluated(data):
+    whole = _train(data, steps=9, evaluate_every=9, evaluate=None)
+    made = _train(data, steps=9, evaluate_every=1, evaluate=None, patience=2)
+    np.testing.assert_allclose(made.params["w"], whole.params["w"], rtol=1e-6)
+
+
 def test_an_evaluation_follows_every_so_many_steps_and_the_last_stretch_may_be_shorter(data):
     lines: list[int] = []
     made = _train(data, steps=7, evaluate_every=3, progress=lambda done, _: lines.append(done))

@@ -26,6 +26,7 @@ from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import GenerateConfig
 from gpdiff_jax.models import load_model_file, model_names
+from gpdiff_jax.parallel import rows_side_by_side
 from gpdiff_jax.prompts.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
 from gpdiff_jax.prompts.encoders import PARTS, PromptConfig
@@ -49,7 +50,6 @@ _NULLS = ("zoo_mean", "nearest_prompt", "nearest_plus_noise", "kernel_average", 
 METHODS = (*DEFAULT_METHODS, *(f"{null}_{shots}" for null in _NULLS for shots in ("zero_shot", "few_shot")))
 # Which kinds of entries a part of the prompt holds: 1 spatial, 0 temporal.
 _SPATIAL_OF_PART = {"statistics": (0, 1), "temporal": (0,), "spatial": (1,)}
-_MANY_REGIONS = 64  # fine-tuned side by side where the harvest measures how many
 
 flags.DEFINE_string("data_dir", None, "folder with one NAME.npz per city; without it, cities are simulated")
 flags.DEFINE_list("sources", None, "names of the source cities, separated by commas; needs --data_dir")
@@ -297,7 +297,7 @@ def settings_from_flags() -> Settings:
     adapt = {
         "steps": values.adapt_steps,
         "refit": values.refit,
-        "regions_per_batch": side_by_side or (1 if jax.default_backend() == "cpu" else _MANY_REGIONS),
+        "regions_per_batch": side_by_side or rows_side_by_side(None),
     }
     denoiser = _replace(
         preset["pretrain"].denoiser,

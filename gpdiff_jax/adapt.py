@@ -22,7 +22,7 @@ from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.loss import batch_forecast, masked_huber
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.optimisers import clipped_adam
-from gpdiff_jax.parallel import RowSpread
+from gpdiff_jax.parallel import RowSpread, rows_side_by_side
 from gpdiff_jax.sources import Target
 from gpdiff_jax.typing import Key, Params, RegionGraph
 
@@ -35,7 +35,7 @@ class AdaptConfig:
     the least fine-tuning within one standard error of the best is chosen (see `choose_adaptation`); without it the
     best, since a random start is nothing to stay near. Where the support is too short to choose on, a start stays as it
     is, or, with `blind_learning_rate`, takes all steps at that rate: for a start that is no forecaster yet.
-    `regions_per_batch` rows are tuned side by side.
+    `regions_per_batch` rows are tuned side by side; None takes what suits the device (`parallel.rows_side_by_side`).
     """
 
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
@@ -45,7 +45,7 @@ class AdaptConfig:
     refit: bool = True
     stay_near: bool = True
     blind_learning_rate: float | None = None
-    regions_per_batch: int = 1
+    regions_per_batch: int | None = None
 
     def __post_init__(self) -> None:
         blind = () if self.blind_learning_rate is None else (self.blind_learning_rate,)
@@ -53,7 +53,7 @@ class AdaptConfig:
             rates = f"{self.learning_rates}, {self.blind_learning_rate}"
             raise InputError(f"`learning_rates` and `blind_learning_rate` must be numbers above 0, got {rates}")
         for name in ("steps", "evaluate_every", "batch", "regions_per_batch"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}")
 
 
@@ -119,7 +119,7 @@ def trace_validation(
       number of observed readings that went into each sum.
     """
     # Compiled programs are found by what they depend on, which the other choices are not.
-    sizes = (config.steps, config.evaluate_every, config.batch, config.regions_per_batch)
+    sizes = (config.steps, config.evaluate_every, config.batch, rows_side_by_side(config.regions_per_batch))
     return RowSpread(_make_trace(model, *sizes), (target, key, np.float32(rate)))((params, regions)).read()
 
 
@@ -178,7 +178,8 @@ def fine_tune(
       Parameters, leaves [X, ...]. A region without a visible reading keeps its start.
     """
     shared = (target, key, np.float32(rate), np.int32(steps), starts)
-    return RowSpread(_make_tune(model, config.batch, config.regions_per_batch), shared)((params, regions)).read()
+    tune = _make_tune(model, config.batch, rows_side_by_side(config.regions_per_batch))
+    return RowSpread(tune, shared)((params, regions)).read()
 
 
 @functools.cache

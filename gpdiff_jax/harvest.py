@@ -20,7 +20,7 @@ from gpdiff_jax.base import BaseConfig, train_base
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.errors import InputError, NotFiniteError
 from gpdiff_jax.models.protocol import Model, ModelSizes, make_model
-from gpdiff_jax.parallel import PendingRows, RowSpread
+from gpdiff_jax.parallel import PendingRows, RowSpread, rows_side_by_side
 from gpdiff_jax.prompts.encoders import PromptConfig, check_parts
 from gpdiff_jax.region_training import HarvestConfig, HarvestedRegion, Pace, SharedData, make_region_trainer
 from gpdiff_jax.regions import trim_graphs
@@ -177,7 +177,8 @@ def _make_train_rows(
 
     def train_rows(shared: SharedData, regions: SourceRegion) -> HarvestedRegion:
         # A batch of one would still be a batch, with batched products, which are slower.
-        batch_size = config.regions_per_batch if config.regions_per_batch > 1 else None
+        count = rows_side_by_side(config.regions_per_batch)
+        batch_size = count if count > 1 else None
         return jax.lax.map(lambda region: train(shared, region), regions, batch_size=batch_size)
 
     return train_rows
@@ -261,6 +262,8 @@ def harvest_zoo(
       InputError: see `harvest_chunks`; or the folder holds chunks of another harvest, or a damaged one.
       NotFiniteError: see `harvest_chunks`.
     """
+    if config.regions_per_batch is None:
+        config = dataclasses.replace(config, regions_per_batch=1 if jax.default_backend() == "cpu" else 0)
     plan = plan_chunks(sources, chunk, config.steps * config.seeds * config.data_windows)
     results: dict[int, HarvestedRegion] = {}
     if folder is not None:

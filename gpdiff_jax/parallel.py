@@ -17,6 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpdiff_jax.typing import Device
 
+_MANY_ROWS = 64
+
 
 def use_every_core() -> None:
     """Makes every CPU core a device, so that rows are spread over cores; for a process that owns the machine.
@@ -51,6 +53,16 @@ def training_devices(batch: int, devices: Sequence[Device] | None = None) -> lis
     if devices[0].platform == "cpu" and int(os.environ.get("PJRT_NPROC", "0")) < 2 * len(devices):
         devices = devices[:1]
     return list(devices)[: max(count for count in range(1, len(devices) + 1) if batch % count == 0)]
+
+
+def rows_side_by_side(asked: int | None) -> int:
+    """How many rows a device works on side by side: what is asked for, or what suits the default device.
+
+    On a CPU one after another, which stay in its cache; on an accelerator many, which fill it.
+    """
+    if asked is None:
+        return 1 if jax.default_backend() == "cpu" else _MANY_ROWS
+    return asked
 
 
 def _num_cores() -> int:

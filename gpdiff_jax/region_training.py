@@ -46,7 +46,7 @@ class HarvestConfig:
     `anchor_windows` windows a step hold the region to what its start says of such days, which its own readings would
     let drift; 0 lets it. That takes profile covariates: without them the start knows nothing of the region that is
     worth holding to. `regions_per_batch` regions are trained side by side: 1 suits a CPU's cache, many an accelerator,
-    and 0 measures what suits the device.
+    and 0 measures what suits the device; None is 1 on a CPU, and elsewhere measured by `harvest_zoo`.
     """
 
     init: str = "pooled"
@@ -60,7 +60,7 @@ class HarvestConfig:
     anchor_windows: int = 8
     seeds: int = 1
     data_windows: int = 1
-    regions_per_batch: int = 1
+    regions_per_batch: int | None = None
 
     def __post_init__(self) -> None:
         if self.init not in INITS:
@@ -70,7 +70,7 @@ class HarvestConfig:
             if field.name not in ("init", "anchor_windows", "regions_per_batch") and value <= 0:
                 raise InputError(f"`{field.name}` must be above 0, got {value}")
         for name in ("anchor_windows", "regions_per_batch"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise InputError(f"`{name}` must be at least 0, got {getattr(self, name)}")
         if not self.averaging < 1:
             raise InputError(f"`averaging` must be below 1, got {self.averaging}")

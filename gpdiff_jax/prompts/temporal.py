@@ -105,7 +105,8 @@ def make_encoder_step(
 ) -> Callable[[TrainState, PatchBank, Key], tuple[TrainState, dict[str, jax.Array]]]:
     """One step of training the encoder, for `loop.train`: hidden patches to be made, and windows to be told apart.
 
-    The devices share the first; the second, whose windows are compared with each other, every device works on whole.
+    The devices share both; of the second, whose windows are compared with each other, they tell each other the
+    embeddings of their shares.
 
     Args:
       optimiser: of the variables.
@@ -125,7 +126,7 @@ def make_encoder_step(
     def contrast(variables: Params, bank: PatchBank, part: Part, key: Key) -> tuple[jax.Array, jax.Array, dict]:
         del part
         pairs = draw_pairs(bank, config, bank.odds[0], key=jax.random.split(key)[1])
-        return contrast_loss(module, variables, pairs), jnp.ones(()), {}
+        return contrast_of(_embed_shared(module, variables, pairs), pairs), jnp.ones(()), {}
 
     terms = [
         LossTerm("train_masked_loss", masked, config.batch),
@@ -173,14 +174,36 @@ def masked_sums(module: MaskedAutoencoder, variables: Params, windows: MaskedWin
     return (optax.losses.huber_loss(error, delta=_KNEE) * windows.weight).sum(), windows.weight.sum()
 
 
+def _embed(module: MaskedAutoencoder, variables: Params, windows: VisiblePatches) -> jax.Array:
+    """Embeddings [W, E] of W windows."""
+    made: Any = module.apply({"params": variables}, windows, method="encode")
+    return made[1]
+
+
+def _embed_shared(module: MaskedAutoencoder, variables: Params, windows: VisiblePatches) -> jax.Array:
+    """The same, of windows that all devices of a mapped axis `DEVICES` hold, each embedding a share of them.
+
+    Gradients come back to the device that embedded a window, once from every device.
+    """
+    count, num_devices = windows.present.shape[0], jax.lax.axis_size(DEVICES)
+    share = -(-count // num_devices)
+    mine = (share * jax.lax.axis_index(DEVICES) + jnp.arange(share, dtype=jnp.int32)) % count
+    embedding = _embed(module, variables, jax.tree.map(lambda leaf: leaf[mine], windows))
+    return jax.lax.all_gather(embedding, DEVICES, tiled=True)[:count]
+
+
 def contrast_loss(module: MaskedAutoencoder, variables: Params, windows: VisiblePatches) -> jax.Array:
     """How badly the second window of a region is told from those of the other regions of its city (InfoNCE).
 
     Distances are those in which prompts are compared: between entries standardised within the city.
     Source: van den Oord et al., arXiv 1807.03748, eq. 4.
     """
-    made: Any = module.apply({"params": variables}, windows, method="encode")
-    embedding, pairs = made[1], windows.present.shape[0] // 2
+    return contrast_of(_embed(module, variables, windows), windows)
+
+
+def contrast_of(embedding: jax.Array, windows: VisiblePatches) -> jax.Array:
+    """The loss of `contrast_loss`, of the embeddings [2 Y, E] of its windows."""
+    pairs = windows.present.shape[0] // 2
     there = (windows.present.sum(axis=1) > 0).astype(jnp.float32)
     weight = (there / jnp.maximum(there.sum(), 1.0))[:, None]
     centred = embedding - (weight * embedding).sum(axis=0, keepdims=True)

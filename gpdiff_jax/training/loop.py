@@ -139,6 +139,8 @@ def _finite_means(
     finite = np.isfinite(curves["loss"]) & np.isfinite(curves["grad_norm"])
     good = len(finite) if finite.all() else int(finite.argmin())
     means = {label: float(curve[:good].mean()) for label, curve in curves.items()} if good else {}
+    if "train_loss" in means:  # the one term of this loss: the same number
+        del means["loss"]
     if good:
         means["param_norm"] = float(curves["param_norm"][good - 1])
     if good < len(finite):

@@ -48,7 +48,7 @@ class LossTerm(NamedTuple):
     sums: LossSums
     batch: int  # B, examples of one step
     coefficient: float = 1.0
-    coupled: bool = False  # examples see each other: the batch is worked on whole, on every device
+    coupled: bool = False  # examples see each other: every device and part is given the batch whole
 
 
 @flax.struct.dataclass

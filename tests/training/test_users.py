@@ -3,6 +3,7 @@ kills.
 """
 
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,19 @@ def test_one_device_and_two_train_the_same_parameters_in_float64(name, simulated
         one, two = (USERS[name](cities, sources, 1, devices=jax.local_devices()[:count]) for count in (1, 2))
     for alone, shared in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         assert alone.dtype == jnp.float64
+        np.testing.assert_allclose(shared, alone, rtol=0, atol=1e-9)
+
+
+def test_a_training_goes_on_upon_another_number_of_devices(simulated_cities, tmp_path):
+    cities, folder = simulated_cities[:2], tmp_path / "kept"
+    train_it, sources = USERS["embedding"], prepare(cities)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        whole = train_it(cities, sources, 2, devices=jax.local_devices()[:1], checkpoints=folder)
+        last = max(folder.iterdir(), key=lambda path: int(path.name))
+        shutil.rmtree(last)
+        gone_on = train_it(cities, sources, 2, devices=jax.local_devices(), checkpoints=folder)
+    assert last.is_dir()
+    for alone, shared in zip(jax.tree.leaves(whole), jax.tree.leaves(gone_on), strict=True):
         np.testing.assert_allclose(shared, alone, rtol=0, atol=1e-9)
 
 

@@ -115,7 +115,7 @@ def _mlp(cities: Sequence[City], sources: Sources, evaluations: int, **options: 
 
 def _encoder(cities: Sequence[City], sources: Sources, evaluations: int, **options: Any) -> Params:
     del sources
-    config = TemporalConfig(width=8, heads=2, encoder_layers=1, train_days=2, steps=_STEPS, batch=4, contrast_pairs=3)
+    config = TemporalConfig(width=8, heads=2, encoder_layers=1, train_days=2, steps=_STEPS, batch=4, contrast_pairs=4)
     config = dataclasses.replace(config, evaluations=evaluations)
     spans = [split_source(city.num_steps, history=12, horizon=6).train for city in cities]
     whole = temporal.build_patch_bank

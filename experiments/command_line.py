@@ -86,13 +86,19 @@ def _parse(argv: Sequence[str], positional: str | None) -> list[str]:
         print(_help_text(positional))
         sys.stdout.flush()
         sys.exit(0)
-    remaining = flags.FLAGS(argv)
+    remaining = flags.FLAGS([argv[0], *map(_at_home, words)])
     arguments = remaining[1:]
     if arguments and positional is None:
         raise _UsageError(f"unexpected argument {arguments[0]!r}; every setting is a flag, --help lists them")
     if positional is not None and not positional.startswith("[") and not arguments:
         raise _UsageError(f"missing argument {positional}; --help shows the usage")
     return remaining
+
+
+def _at_home(word: str) -> str:
+    """`--out_dir=~/x` as a shell reads it where the tilde stands first in a word."""
+    flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return f"{flag}{equals}{os.path.expanduser(value)}"
 
 
 def _is_users(error: Exception) -> bool:

@@ -73,7 +73,7 @@ def claim_folder(out_dir: str, mark: str, what: str) -> pathlib.Path:
     Raises:
       InputError: the path is a file, cannot be written, or holds something else.
     """
-    folder = pathlib.Path(out_dir).absolute()
+    folder = pathlib.Path(out_dir).expanduser().absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         entries = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]

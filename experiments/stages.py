@@ -24,7 +24,10 @@ from experiments.settings import Settings, settings_from_flags
 from gpdiff_jax.base import train_base
 from gpdiff_jax.checkpoint import load_arrays, save_arrays
 from gpdiff_jax.cities import City, find_cities, resample, select_channels, simulate_cities
+from gpdiff_jax.cities.overlap import find_overlap
 from gpdiff_jax.compilation_cache import enable_compilation_cache
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.evaluate import step_names
 from gpdiff_jax.harvest import harvest_zoo
 from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.mlp_hypernetwork import MlpHypernetwork, make_network, mlp_hypernetwork
@@ -155,7 +158,10 @@ def open_run(settings: Settings, out_dir: str) -> Run:
         cities = find_cities(settings.data_dir or "", [*settings.sources, settings.target])
     chosen = [select_channels(resample(city, settings.interval_minutes), settings.channels) for city in cities]
     sources = [city for channels in chosen[:-1] for city in channels]
-    run = Run(settings, pathlib.Path(out_dir).absolute(), sources, chosen[-1])
+    for source in sources:
+        for target in chosen[-1]:
+            _refuse_copy(source, target)
+    run = Run(settings, pathlib.Path(out_dir).expanduser().absolute(), sources, chosen[-1])
     # Both are checked before the first minute of training.
     _ = run.targets, run.sources, run.model
     seen = [spans[0] for spans in run.sources.spans] + [target.split.support for target in run.targets]
@@ -171,6 +177,18 @@ def open_run(settings: Settings, out_dir: str) -> Run:
         if not target.can_choose:
             print(f"{city.name} leaves nothing to choose on; few-shot will equal zero-shot", file=sys.stderr)
     return run
+
+
+def _refuse_copy(source: City, target: City) -> None:
+    """Raises `InputError` where a source holds readings of the target, which would tell the hidden days."""
+    found = find_overlap(target, source)
+    if found is not None:
+        there, here = step_names(source, np.asarray([found.other_step])), step_names(target, np.asarray([found.step]))
+        raise InputError(
+            f"source {source.name!r} holds readings of the target {target.name!r}: its region "
+            f"{source.node_ids[found.other_node]!r} from {there[0]} on is region {target.node_ids[found.node]!r} from "
+            f"{here[0]} on; it would tell what is hidden, leave it out of --sources"
+        )
 
 
 def stage_main(show: Callable[[Run], None]) -> Callable[[list[str]], None]:

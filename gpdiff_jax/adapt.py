@@ -72,6 +72,12 @@ def _windows(target: Target, region: Int[Array, ""], starts: Int[Array, " B"]) -
     return graph, gather_target(target.bank, graph.nodes, starts, target.split.support.start, target.steps_per_day)
 
 
+def _scaled_floor(target: Target, graph: RegionGraph) -> jax.Array:
+    """The least forecast of a region, in its scale."""
+    node = graph.nodes[0]
+    return (target.floor - target.bank.mean[-1, node]) / target.bank.std[-1, node]
+
+
 def _make_update(
     model: Model, graph: RegionGraph, windows: Window, rate: jax.Array, batch: int, key: Key
 ) -> tuple[Callable[[jax.Array, tuple], tuple], Callable[[Params], optax.OptState]]:
@@ -135,7 +141,8 @@ def _make_trace(
         update, init = _make_update(model, graph, windows, rate, batch, own_key)
 
         def error(params: Params) -> jax.Array:
-            absolute = jnp.abs(batch_forecast(model, params, graph, held_out) - held_out.target) * held_out.mask
+            forecast = jnp.maximum(batch_forecast(model, params, graph, held_out), _scaled_floor(target, graph))
+            absolute = jnp.abs(forecast - held_out.target) * held_out.mask
             return absolute.sum() * target.bank.std[-1, graph.nodes[0]]
 
         def advance(carry: tuple, first: jax.Array) -> tuple[tuple, jax.Array]:
@@ -197,7 +204,7 @@ def _make_tune(model: Model, batch: int, regions_per_batch: int) -> Callable[[tu
 def forecast_rows(
     model: Model, target: Target, params: Params, regions: Int[Array | np.ndarray, " X"], starts: Int[Array, " S"]
 ) -> Float[np.ndarray, "X S P"]:
-    """Forecasts of every row for the given windows, in data units."""
+    """Forecasts of every row for the given windows, in data units; none below the target's floor."""
     return RowSpread(_make_forecast(model), (target, starts))((params, regions)).read()
 
 
@@ -207,7 +214,8 @@ def _make_forecast(model: Model) -> Callable[[tuple, tuple], jax.Array]:
         (target, starts), (params, region) = shared, row
         graph, windows = _windows(target, region, starts)
         bank, node = target.bank, graph.nodes[0]
-        return batch_forecast(model, params, graph, windows) * bank.std[-1, node] + bank.mean[-1, node]
+        forecast = batch_forecast(model, params, graph, windows) * bank.std[-1, node] + bank.mean[-1, node]
+        return jnp.maximum(forecast, target.floor)
 
     return _over_rows(forecast, 1)
 

@@ -134,6 +134,7 @@ def train_base(
         name="pooled base",
         evaluate=_make_evaluate(model, sources.num_regions, len(devices)),
         checkpoints=checkpoints,
+        settings=(model.name, config),
         progress=progress,
     ).params
 

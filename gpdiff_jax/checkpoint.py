@@ -54,4 +54,4 @@ def load_arrays(folder: pathlib.Path, version: int, what: str) -> tuple[dict, di
 
 def _absolute(folder: pathlib.Path) -> Any:
     # Typed loosely: orbax's own PathLike does not admit pathlib's Path, which it takes.
-    return pathlib.Path(folder).resolve()
+    return pathlib.Path(folder).expanduser().resolve()

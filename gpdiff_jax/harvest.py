@@ -5,7 +5,6 @@ The region axis is added here: regions of like size in buckets, buckets in chunk
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import pathlib
 import time
@@ -25,6 +24,7 @@ from gpdiff_jax.prompts.encoders import PromptConfig, check_parts
 from gpdiff_jax.region_training import HarvestConfig, HarvestedRegion, Pace, SharedData, make_region_trainer
 from gpdiff_jax.regions import trim_graphs
 from gpdiff_jax.sources import DataConfig, SourceRegion, Sources, fit_encoder, prepare_sources, with_prompts
+from gpdiff_jax.training.checkpoints import digest_of
 from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo import (
     ParameterZoo,
@@ -267,12 +267,14 @@ def harvest_zoo(
     plan = plan_chunks(sources, chunk, config.steps * config.seeds * config.data_windows)
     results: dict[int, HarvestedRegion] = {}
     if folder is not None:
+        folder, mine = pathlib.Path(folder).expanduser(), None
         for index in sorted(finished_chunks(folder)):
             result, facts = load_chunk(folder, index)
             results[index] = result._replace(params={})  # what lies on disk need not stay in memory
             if config.regions_per_batch == 0:
                 config = dataclasses.replace(config, regions_per_batch=facts["regions_per_batch"])
-            if facts["of"] != _fingerprint(model, sources, base, config, plan, key):
+            mine = mine or _fingerprint(model, sources, base, config, plan, key)
+            if facts["of"] != mine:
                 place = str(partial_folder(folder))
                 raise InputError(f"{place!r} holds chunks of another harvest; delete it or choose another folder")
     if config.regions_per_batch == 0:
@@ -305,11 +307,8 @@ def _fingerprint(
     model: Model, sources: Sources, base: Params, config: HarvestConfig, plan: Sequence[Chunk], key: Key
 ) -> str:
     """Tells one harvest from another: by model, settings, key, base, readings and regions."""
-    digest = hashlib.sha256(repr((model.name, config, sources.names, sources.config)).encode())
-    arrays = (jax.random.key_data(key), base, sources.bank.values, sources.region_ids, [one.rows for one in plan])
-    for leaf in jax.tree.leaves(arrays):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+    arrays = (key, base, sources.bank.values, sources.region_ids, [one.rows for one in plan])
+    return digest_of(repr((model.name, config, sources.names, sources.config)), arrays)
 
 
 def chunk_metrics(result: HarvestedRegion) -> dict[str, float]:

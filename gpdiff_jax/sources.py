@@ -107,6 +107,7 @@ class Target:
     validation_starts: jax.Array  # int32, windows that forecast the validation days
     support_starts: jax.Array  # int32, windows inside all support days
     test_starts: jax.Array  # int32, windows that forecast the test span
+    floor: jax.Array  # float32 [], the least forecast: 0 where no visible reading is negative, else minus infinity
     split: TargetSplit = flax.struct.field(pytree_node=False)
     steps_per_day: int = flax.struct.field(pytree_node=False)
     silent: tuple[int, ...] = flax.struct.field(pytree_node=False)  # regions without a visible reading
@@ -327,6 +328,7 @@ def split_city(
     """
     windows: Any = {"history": config.history, "horizon": config.horizon}
     masks = support_masks(city, split, city.steps_per_day)
+    visible = city.values[split.support.start : split.support.stop]
     bank = build_bank([city], [[split.support] * len(masks)], [masks], covariates=config.covariates, **windows)
     arrays: dict[str, Any] = {
         "graphs": region_graphs([city], max_neighbours=config.max_neighbours, pick=config.pick_neighbours, seed=seed),
@@ -335,6 +337,7 @@ def split_city(
         "validation_starts": _validation_starts(city, split, **windows),
         "support_starts": window_starts(city, split.support, **windows),
         "test_starts": test_starts,
+        "floor": np.float32(-np.inf if (visible < 0).any() else 0.0),
     }
     return Target(
         bank=bank,

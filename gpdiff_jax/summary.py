@@ -64,7 +64,7 @@ def read_metrics(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         InputError: no such folder, no such file, no JSON, or not what `transfer` writes.
     """
-    run_dir = pathlib.Path(run_dir)
+    run_dir = pathlib.Path(run_dir).expanduser()
     path = run_dir / "metrics.json"
     if not run_dir.is_dir():
         raise InputError(f"run folder {str(run_dir)!r} does not exist; give output folders of experiments.transfer")

@@ -199,7 +199,7 @@ def load_zoo(folder: pathlib.Path, sources: Sources | None = None) -> ParameterZ
       InputError: there is none, or it is damaged or of another format; or its layout is not that of its parameters or,
         where sources are given and the model is registered, of the model as it is today.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).expanduser()
     if not folder.is_dir():
         raise InputError(f"no zoo at {str(folder)!r}; name the folder that holds one")
     arrays, facts = load_arrays(folder / _INDEX, _FORMAT, "index of the zoo")

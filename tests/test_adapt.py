@@ -227,3 +227,25 @@ def test_samples_are_averaged_as_forecasts_and_the_first_one_chooses(target, ada
 def test_choices_out_of_range_are_refused(values, words):
     with pytest.raises(InputError, match=words):
         AdaptConfig(**values)
+
+
+def test_counts_are_never_forecast_below_zero_and_what_was_seen_below_zero_is(city, target):
+    low = {"bias": jnp.full((8, 6), -9.0), "kernel": jnp.zeros((8, 6, 32))}
+    made = forecast_rows(_MODEL, target, low, _REGIONS, target.test_starts)
+    assert float(target.floor) == 0.0 and (np.asarray(made) == 0.0).all()
+    # A cut changes nothing above it, and is applied to every draw, not to their mean.
+    high = forecast_rows(_MODEL, target, _starts(8), _REGIONS, target.test_starts)
+    free = dataclasses.replace(target, floor=jnp.float32(-np.inf))
+    uncut = np.asarray(forecast_rows(_MODEL, free, _starts(8), _REGIONS, target.test_starts))
+    np.testing.assert_array_equal(high, np.maximum(uncut, 0.0))
+    assert (uncut < 0).any() and (uncut > 0).any()
+    mean = zero_shot(_MODEL, target, jax.tree.map(lambda *leaves: jnp.stack(leaves), low, _starts(8))).forecast
+    np.testing.assert_allclose(mean, 0.5 * np.asarray(high).transpose(1, 0, 2), rtol=1e-5)
+    # Only what may be seen decides: a negative reading of the support, not one of the test.
+    split, values = target.split, np.array(city.values)
+    values[split.test.start :, 0] = -5.0
+    assert float(prepare_target(dataclasses.replace(city, values=values), _DATA).floor) == 0.0
+    values[split.support.start, 0] = -5.0
+    cold = prepare_target(dataclasses.replace(city, values=values), _DATA)
+    assert float(cold.floor) == -np.inf
+    assert (np.asarray(forecast_rows(_MODEL, cold, low, _REGIONS, cold.test_starts)) < 0).any()

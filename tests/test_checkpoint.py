@@ -31,6 +31,12 @@ def test_arrays_and_facts_come_back_bit_for_bit(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["made"]
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_arrays(pathlib.Path("~/made"), _ARRAYS, _FACTS)
+    assert (tmp_path / "made").is_dir() and load_arrays(pathlib.Path("~/made"), 3, "thing")[1] == _FACTS
+
+
 def test_another_format_is_refused(tmp_path):
     save_arrays(tmp_path / "made", _ARRAYS, _FACTS)
     with pytest.raises(InputError, match=r"the thing at '.*made' has format 3, .*4; make it again"):

@@ -61,7 +61,7 @@ def load_city(path: str | os.PathLike[str]) -> City:
     Raises:
         InputError: the file is missing, damaged, too large, holds pickled objects, or breaks a rule of `check_city`.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     try:
         return check_city(_city_from_arrays(path.stem, _read_arrays(path)))
     except InputError as error:
@@ -81,7 +81,7 @@ def save_city(path: str | os.PathLike[str], city: City) -> None:
         InputError: the city breaks a rule of `check_city`, or the file cannot be written.
     """
     check_city(city)
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     arrays = {
         "values": city.values,
         "adjacency": city.adjacency(),
@@ -128,7 +128,7 @@ def find_cities(data_dir: str | os.PathLike[str], names: Sequence[str]) -> list[
     Raises:
         InputError: the folder or a name does not exist, a name comes twice, or a file is not a valid city.
     """
-    folder = pathlib.Path(data_dir)
+    folder = pathlib.Path(data_dir).expanduser()
     if not folder.is_dir():
         raise InputError(f"`data_dir` (={folder}) is not a folder; give the folder that holds the city files")
     available = sorted(path.stem for path in folder.glob("*.npz"))

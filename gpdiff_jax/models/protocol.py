@@ -97,7 +97,7 @@ def load_model_file(path: str | os.PathLike[str]) -> str:
     Raises:
       InputError: there is no such file, it fails, or it registers none or several models.
     """
-    return _run_model_file(pathlib.Path(path).absolute())
+    return _run_model_file(pathlib.Path(path).expanduser().absolute())
 
 
 @functools.cache

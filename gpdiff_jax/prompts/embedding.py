@@ -115,7 +115,7 @@ def fold_in(
       key: random key.
       train: int32 [X, 3] in the numbers of `graph`, the triples to learn from; None for all. Those between entities
         that are all known already teach nothing, and those of a relation that the embedding never met are left out.
-      epochs: how long.
+      epochs: how long at least; the steps are rounded up to whole calls of 50.
 
     Returns:
       The embedding with the new entities after the old ones; they start from the mean of the known entities of their
@@ -124,7 +124,8 @@ def fold_in(
     Raises:
       InputError: no new entity, or none of them in a triple of a known relation.
     """
-    new = tuple(name for name in graph.entities if name not in set(embedding.entities))
+    held = set(embedding.entities)
+    new = tuple(name for name in graph.entities if name not in held)
     if not new:
         raise InputError("the graph has no entity that the embedding does not hold already; give it a new city")
     first, num_relations = len(embedding.entities), len(embedding.relations)
@@ -216,10 +217,8 @@ def _start_of(new: Sequence[str], embedding: Embedding, size: int, key: Key) -> 
     """float32 [size, width], of which the first are those of the new entities."""
     old = np.asarray(embedding.params["entities"])
     kinds = np.asarray([name.partition(":")[0] for name in embedding.entities])
-    rows = []
-    for name in new:
-        same = kinds == name.partition(":")[0]
-        rows.append(old[same].mean(axis=0) if same.any() else old.mean(axis=0))
+    means = {kind: old[kinds == kind].mean(axis=0) for kind in set(kinds.tolist())}
+    rows = [means.get(name.partition(":")[0], old.mean(axis=0)) for name in new]
     noise = np.asarray(_normal(key, (size, old.shape[1])))
     noise = noise * np.float32(0.1 * float(old.std()))
     noise[: len(new)] += np.stack(rows)

@@ -157,7 +157,7 @@ def train_rows(
       checkpoints: see `loop.train`.
       real_rows: of padded lessons, how many rows are real; None for all.
       steps_at_once: steps of one call of one program, of which there are whole ones; a program then fits any number of
-        epochs. None for all steps, or those from one evaluation to the next.
+        epochs. None for those from one evaluation to the next, or of as many epochs where nothing is evaluated.
 
     Returns:
       The free parameters with the best filtered MRR; the validation losses are MRR with a minus.
@@ -171,8 +171,7 @@ def train_rows(
     every = 1 if exam is None else config.evaluate_every
     optimiser = _optimiser(config.learning_rate)
     train_key, order_key = jax.random.split(key)
-    steps = -(-config.epochs // every) * every * per_epoch
-    at_once = steps if exam is None else every * per_epoch
+    steps, at_once = -(-config.epochs // every) * every * per_epoch, config.evaluate_every * per_epoch
     if steps_at_once is not None:
         steps, at_once = -(-steps // steps_at_once) * steps_at_once, steps_at_once
     return train(
@@ -184,9 +183,12 @@ def train_rows(
         evaluate_every=at_once,
         devices=devices,
         name="knowledge-graph embedding",
-        evaluate=None if exam is None else _make_evaluate(config, len(exam.answer), len(devices)),
+        evaluate=None
+        if exam is None
+        else _make_evaluate(dataclasses.replace(config, epochs=1), len(exam.answer), len(devices)),
         patience=config.patience,
         checkpoints=checkpoints,
+        settings=config,
     )
 
 
@@ -236,6 +238,7 @@ def make_embedding_step(
     return make_step([LossTerm("train_loss", sums, batch)], optimiser, num_devices=num_devices)
 
 
+@functools.lru_cache(maxsize=8)
 def _make_evaluate(
     config: EmbeddingConfig, answers: int, num_devices: int
 ) -> Callable[[Params, EmbeddingData, Key], dict[str, jax.Array]]:

@@ -65,12 +65,12 @@ def group_questions(
     """
     base = int(max(asked[:, 1].max(initial=0), known[:, 1].max(initial=0))) + 1
     codes, question = np.unique(asked[:, 0].astype(np.int64) * base + asked[:, 1], return_inverse=True)
-    answers = np.zeros((len(codes), num_entities), bool)
+    packed = np.zeros((len(codes), -(-num_entities // 8)), np.uint8)
     code = known[:, 0].astype(np.int64) * base + known[:, 1]
     place = np.minimum(np.searchsorted(codes, code), max(len(codes) - 1, 0))
     hit = codes[place] == code if len(codes) else np.zeros(len(code), bool)
-    answers[place[hit], known[hit, 2]] = True
-    packed = np.packbits(answers, axis=1, bitorder="little")
+    tail = known[hit, 2]
+    np.bitwise_or.at(packed, (place[hit], tail >> 3), np.left_shift(1, tail & 7).astype(np.uint8))
     heads, relations = (codes // base).astype(np.int32), (codes % base).astype(np.int32)
     return Questions(*jax.device_put((heads, relations, packed))), question.reshape(-1)
 

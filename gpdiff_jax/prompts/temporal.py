@@ -95,6 +95,7 @@ def pretrain_encoder(
         evaluate=_make_evaluate(config, len(devices)),
         evaluate_key=keys[3],
         checkpoints=checkpoints,
+        settings=config,
         progress=progress,
     ).params
     return TemporalEncoder(best, config)

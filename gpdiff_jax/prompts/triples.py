@@ -30,7 +30,7 @@ def write_triples(path: str | os.PathLike[str], graph: KnowledgeGraph) -> None:
     """
     lines = "".join(f"{head}\t{relation}\t{tail}\n" for head, relation, tail in graph.named_triples())
     try:
-        pathlib.Path(path).write_bytes(lines.encode())
+        pathlib.Path(path).expanduser().write_bytes(lines.encode())
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); choose a folder that exists") from None
 
@@ -55,7 +55,7 @@ def read_triples(
     allowed = graph.relations if relations is None else tuple(relations)
     entities = set(graph.entities)
     try:
-        text = pathlib.Path(path).read_bytes().decode("utf-8-sig")
+        text = pathlib.Path(path).expanduser().read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError as error:

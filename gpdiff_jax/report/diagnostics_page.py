@@ -108,7 +108,7 @@ def render_diagnostics(run_dir: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
         InputError: diagnostics.json is absent or broken.
     """
-    run_dir = pathlib.Path(run_dir)
+    run_dir = pathlib.Path(run_dir).expanduser()
     path = run_dir / "diagnostics.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -41,7 +41,7 @@ def render_report(run_dir: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
         InputError: metrics.json is absent or broken.
     """
-    run_dir = pathlib.Path(run_dir)
+    run_dir = pathlib.Path(run_dir).expanduser()
     results = read_results(run_dir)
     parts = [_header(results), _methods(results), *sections.all_sections(results), _settings(results)]
     return write_page(run_dir / "report.html", f"{results.metrics['target']} – forecast transfer report", parts)

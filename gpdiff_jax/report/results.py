@@ -68,7 +68,7 @@ def read_results(run_dir: str | os.PathLike[str]) -> Results:
     Raises:
         InputError: metrics.json is absent or broken.
     """
-    run_dir = pathlib.Path(run_dir)
+    run_dir = pathlib.Path(run_dir).expanduser()
     metrics = read_metrics(run_dir)
     parts: dict[str, Any] = {}
     problems = {}

@@ -4,16 +4,30 @@ Source: orbax's `training.Checkpointer`. A save is a temporary folder that is re
 that is killed leaves the last whole one.
 """
 
+import hashlib
 import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from gpdiff_jax.errors import InputError
 
 _KEPT = 3
+
+
+def digest_of(words: str, tree: Any) -> str:
+    """A hash of words and of every byte of a pytree of arrays and keys, by which one piece of work is known."""
+    digest = hashlib.sha256(words.encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        host = np.ascontiguousarray(leaf)
+        digest.update(repr((jax.tree_util.keystr(path), host.shape, str(host.dtype))).encode())
+        digest.update(host.tobytes())
+    return digest.hexdigest()
 
 
 class TrainingCheckpoints:
@@ -26,7 +40,7 @@ class TrainingCheckpoints:
           folder: of this training alone.
           identity: what the training is; checkpoints of another are refused.
         """
-        self._folder, self._identity = pathlib.Path(folder).absolute(), identity
+        self._folder, self._identity = pathlib.Path(folder).expanduser().absolute(), identity
         self._pending: Any = None
         # Typed loosely: orbax's annotations do not admit its own policies, nor pathlib's Path.
         place: Any = self._folder
@@ -51,11 +65,13 @@ class TrainingCheckpoints:
             same = custom["identity"] == self._identity
             held = self._checkpointer.load(newest.step, jax.tree.map(np.asarray, state)) if same else None
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            self.close()
             raise InputError(
                 f"the checkpoint {str(place)!r} cannot be read ({type(error).__name__}); remove this one folder to go "
                 "on from the checkpoint before it"
             ) from error
         if not same:
+            self.close()
             raise InputError(f"{str(self._folder)!r} holds checkpoints of another training; name another folder")
         return held
 

@@ -5,7 +5,6 @@ Everything that is trained in this library, but for the regions of the harvest, 
 
 import contextlib
 import functools
-import hashlib
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import numpy as np
 
 from gpdiff_jax.errors import NotFiniteError
 from gpdiff_jax.parallel import DEVICES, first_copy, replicate
-from gpdiff_jax.training.checkpoints import TrainingCheckpoints
+from gpdiff_jax.training.checkpoints import TrainingCheckpoints, digest_of
 from gpdiff_jax.training.step import Metrics, TrainState
 from gpdiff_jax.typing import Device, Key, Params
 
@@ -51,6 +50,7 @@ def train(
     evaluate_key: Key | None = None,
     patience: int | None = None,
     checkpoints: pathlib.Path | None = None,
+    settings: Any = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Trained:
     """Trains for a number of steps, or until the validation loss stops falling.
@@ -72,7 +72,9 @@ def train(
       patience: evaluations without a lower validation loss after which the training ends; None for all steps, as
         where nothing is evaluated.
       checkpoints: folder for the state after every evaluation, of which the last three are kept. A training that was
-        stopped goes on from the last, to the same bits on the same number of devices. None keeps none.
+        stopped goes on from the last, to the same bits on the same number of devices of a CPU. None keeps none.
+      settings: what the step is made of, with a `repr` that tells it. A training whose settings, data, key or start
+        are others does not go on from these checkpoints.
       progress: called with (steps done, metrics) after every evaluation: means over the steps since the last of what
         the step logs, but the newest norm of the parameters, and what the evaluation says. Before an error is raised,
         it is called with what the finite steps gave.
@@ -85,12 +87,13 @@ def train(
       InputError: the checkpoints are another training's, or damaged.
     """
     devices = tuple(devices)
-    measure = None if evaluate is None else jax.pmap(evaluate, axis_name=DEVICES, devices=devices)
+    measure = None if evaluate is None else _compile_evaluation(evaluate, devices)
     patience = None if evaluate is None else patience
     best: Params = jax.tree.map(np.asarray, state.kept)
     validation, store = np.full(-(-steps // evaluate_every), np.inf), None
     if checkpoints is not None:
-        store = TrainingCheckpoints(checkpoints, _identity(name, steps, evaluate_every, key, state))
+        words = repr((name, settings, steps, evaluate_every, evaluate is None))
+        store = TrainingCheckpoints(checkpoints, digest_of(words, (state, data, key, evaluate_key)))
         leaves, tree = jax.tree.flatten(state)
         held = store.newest({"state": leaves, "best": best, "validation": validation})
         state, best, validation = tree.unflatten(jax.device_put(held["state"])), held["best"], held["validation"]
@@ -110,6 +113,8 @@ def train(
             if measure is not None:
                 held_out = first_copy(measure(state.kept, data, asked_key))
                 if not np.isfinite(held_out[VALIDATION]):
+                    if progress:
+                        progress(done, means)
                     raise NotFiniteError(
                         f"the {name}'s validation loss is not finite at step {done}; lower its learning rate"
                     )
@@ -153,6 +158,11 @@ def _finite_means(
 
 
 @functools.lru_cache(maxsize=16)
+def _compile_evaluation(evaluate: Evaluate, devices: tuple[Device, ...]) -> Callable[..., Metrics]:
+    return jax.pmap(evaluate, axis_name=DEVICES, devices=devices)
+
+
+@functools.lru_cache(maxsize=16)
 def compile_steps(
     step: Step, count: int, devices: tuple[Device, ...]
 ) -> Callable[[TrainState, Any, Key], tuple[TrainState, Metrics]]:
@@ -173,13 +183,3 @@ def compile_steps(
         return jax.lax.scan(lambda state, _: step(state, data, key), state, length=count)
 
     return run
-
-
-def _identity(name: str, steps: int, evaluate_every: int, key: Key, state: TrainState) -> str:
-    """What a checkpoint must have been made by to be gone on with."""
-    shapes = [
-        (jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-    ]
-    text = repr((name, steps, evaluate_every, np.asarray(jax.random.key_data(key)).tolist(), shapes))
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -226,6 +226,13 @@ def test_names_of_regions_may_be_numbers(tmp_path):
     assert load_city(path).node_ids == ("0", "1", "2", "3", "4")
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, simulated_cities):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_city("~/crowd_0.npz", simulated_cities[0])
+    assert (tmp_path / "crowd_0.npz").is_file()
+    assert load_city("~/crowd_0.npz").node_ids == find_cities("~", ["crowd_0"])[0].node_ids
+
+
 def test_missing_files_and_folders_are_said(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         load_city(tmp_path / "none.npz")

@@ -106,6 +106,16 @@ def test_users_errors_are_one_line_and_exit_code_2(script, words, expected):
     assert result.stdout == ""
 
 
+def test_a_tilde_is_the_home_folder_wherever_a_path_stands(script):
+    home = os.path.expanduser("~")
+    result = _run(script("[FILE ...]"), "~/a", "b~", "--action=print")
+    assert result.stdout == f"arguments {[f'{home}/a', 'b~']} format text\n"
+    result = _run(script(), "--action", "~/x")
+    assert result.returncode == 0 and result.stdout == ""
+    result = _run(script(), "--format=~/x")
+    assert f"flag --format={home}/x" in result.stderr
+
+
 def test_defect_keeps_its_traceback(script):
     result = _run(script(), "--action=defect")
     assert result.returncode == 1

@@ -184,6 +184,11 @@ def test_checkpoints_of_another_training_and_damaged_ones_are_refused(data, tmp_
     _train(data, checkpoints=tmp_path / "kept")
     with pytest.raises(InputError, match=r"'.*kept' holds checkpoints of another training; name another folder"):
         _train(data, checkpoints=tmp_path / "kept", steps=21)
+    for change in ({"settings": "another rate"}, {"key": jax.random.key(9)}, {"evaluate": None}):
+        with pytest.raises(InputError, match="holds checkpoints of another training"):
+            _train(data, checkpoints=tmp_path / "kept", **change)
+    with pytest.raises(InputError, match="holds checkpoints of another training"):
+        _train({**data, "y": data["y"] + 1.0}, checkpoints=tmp_path / "kept")
     for path in pathlib.Path(tmp_path / "kept" / "20").rglob("*"):
         if path.is_file() and path.stat().st_size > 0 and "metadata" not in path.name.lower():
             path.write_bytes(b"x")

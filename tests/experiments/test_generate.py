@@ -140,12 +140,12 @@ def test_the_command_forecasts_a_new_city_from_its_end_with_nothing_but_the_fold
     jax.tree.map(np.testing.assert_array_equal, kept.parameters.params, parameters.params)
     np.testing.assert_array_equal(gpd.forecast_new_city(kept.parameters, new).forecast, made.forecast)
 
-    # The same by hand: the last reading, scaled by the last three days.
+    # The same by hand: the last reading, scaled by the last three days, and no count below zero.
     days, params = city.values[168:, :, 0].astype(np.float64), jax.tree.map(np.asarray, parameters.params)
     mean, std = np.nanmean(days, axis=0), np.nanstd(days, axis=0)
     last = np.nan_to_num((days[-1] - mean) / std)
     scaled = last[:, None] * params["scale"][..., 0] + params["bias"]
-    drawn = scaled * std[:, None] + mean[:, None]
+    drawn = np.maximum(scaled * std[:, None] + mean[:, None], 0.0)
     np.testing.assert_allclose(made.forecast[0], drawn.mean(axis=0), rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(made.spread[0], drawn.std(axis=0), rtol=1e-3, atol=1e-3)
     summary = json.loads((out / "generate.json").read_text())

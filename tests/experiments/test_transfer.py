@@ -413,6 +413,7 @@ def _mistakes(tmp_path_factory, data_dir: pathlib.Path, finished) -> pathlib.Pat
     shutil.copytree(data_dir, folder / "cities")
     whole = (folder / "cities" / "crowd_0.npz").read_bytes()
     (folder / "cities" / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    shutil.copyfile(folder / "cities" / "crowd_2.npz", folder / "cities" / "copy.npz")
     (folder / "foreign").mkdir()
     (folder / "foreign" / "thesis.tex").write_text("mine")
     (folder / "file").write_text("a file")
@@ -440,6 +441,7 @@ def _mistakes(tmp_path_factory, data_dir: pathlib.Path, finished) -> pathlib.Pat
         ),
         (["--sources=crowd_0,cut"], "cut.npz"),
         (["--sources=crowd_0,crowd_0"], "--sources names 'crowd_0' twice"),
+        (["--sources=crowd_0,copy"], "source 'copy' holds readings of the target 'crowd_2': its region 'r.' from 2024"),
         (["--channels=riders"], r"`channels` \(=riders\)|`channels` \(='riders'\)"),
     ],
     ids=lambda value: value[0].removeprefix("--") if isinstance(value, list) else "",

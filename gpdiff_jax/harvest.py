@@ -266,8 +266,9 @@ def harvest_zoo(
         config = dataclasses.replace(config, regions_per_batch=1 if jax.default_backend() == "cpu" else 0)
     plan = plan_chunks(sources, chunk, config.steps * config.seeds * config.data_windows)
     results: dict[int, HarvestedRegion] = {}
+    mine: str | None = None
     if folder is not None:
-        folder, mine = pathlib.Path(folder).expanduser(), None
+        folder = pathlib.Path(folder).expanduser()
         for index in sorted(finished_chunks(folder)):
             result, facts = load_chunk(folder, index)
             results[index] = result._replace(params={})  # what lies on disk need not stay in memory
@@ -281,7 +282,7 @@ def harvest_zoo(
         chosen = measure_regions_per_batch(model, sources, base, config, devices=devices)
         config = dataclasses.replace(config, regions_per_batch=chosen)
     facts = {
-        "of": _fingerprint(model, sources, base, config, plan, key),
+        "of": mine or _fingerprint(model, sources, base, config, plan, key),
         "regions_per_batch": config.regions_per_batch,
     }
     missing = [one for one in plan if one.index not in results]

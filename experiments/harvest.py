@@ -5,6 +5,8 @@ The first stage of `python -m experiments.transfer`, with the same flags and the
     python -m experiments.harvest --data_dir DIR --sources a,b --target c --out_dir runs/c
 """
 
+import numpy as np
+
 from experiments import command_line
 from experiments.stages import Run, stage_main
 
@@ -12,7 +14,7 @@ from experiments.stages import Run, stage_main
 def show(run: Run) -> None:
     """Harvests what the folder does not hold yet, and says what the regions gained over the base."""
     zoo = run.zoo
-    gain = 1.0 - zoo.validation_mae[:, 0].mean() / zoo.start_mae.mean()
+    gain = 1.0 - np.nanmean(zoo.validation_mae[:, 0]) / np.nanmean(zoo.start_mae)
     print(f"{run.folder / 'zoo'}: {zoo.num_regions} regions x {zoo.validation_mae.shape[1]} parameter vectors")
     print(f"own parameters cut the validation error of the common start by {100 * gain:.1f} %")
 

@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 
 from experiments.run_folder import claim_folder, write_json, write_npz
+from experiments.stages import tell_partial_bins
 from gpdiff_jax.cities import load_city
 from gpdiff_jax.compilation_cache import enable_compilation_cache
 from gpdiff_jax.errors import InputError
@@ -30,6 +31,7 @@ _OWN_FLAGS = ("city", "rolling_days")
 _SHARED_FLAGS = (
     "channels",
     "guidance",
+    "missing_above",
     "model",
     "out_dir",
     "sampler",
@@ -104,7 +106,7 @@ def generate_for_city() -> str:
         **{name: value for name, value in changes.items() if value is not None},
     )
     hypernetwork, model_digest = _load(values.hypernetwork)
-    city = load_city(values.city)
+    city = load_city(values.city, missing_above=values.missing_above)
     new_city = prepare_new_city(
         city,
         hypernetwork,
@@ -116,6 +118,7 @@ def generate_for_city() -> str:
     folder = claim_folder(
         values.out_dir if values["out_dir"].present else f"runs/{city.name}", "generate.json", "forecasts"
     )
+    tell_partial_bins(city, new_city.city.interval_minutes)
     silent = [new_city.city.node_ids[node] for node in new_city.target.silent]
     for region in silent:
         print(f"region {region!r} has no visible reading; it takes its neighbours' statistics", file=sys.stderr)

@@ -58,6 +58,9 @@ flags.DEFINE_integer("interval_minutes", 60, "common interval that every city is
 flags.DEFINE_integer("support_days", 3, "visible days of the target city, right before its test span", 1, 365)
 flags.DEFINE_enum("covariates", "profile", ["none", "calendar", "profile"], "what a forecaster sees beside the history")
 flags.DEFINE_string("channels", "first", "first, each, or the name of a channel")
+flags.DEFINE_float(
+    "missing_above", None, "the value above which readings are missing, where files hold fill values", 0.0
+)
 flags.DEFINE_string(
     "model",
     "stgcn",
@@ -166,6 +169,7 @@ class Settings:
     generate: GenerateConfig
     adapt: AdaptConfig
     target_only: AdaptConfig
+    missing_above: float | None = None
     source_weights: str = "balanced"
     methods: tuple[str, ...] = DEFAULT_METHODS
 
@@ -318,6 +322,7 @@ def settings_from_flags() -> Settings:
         target=target,
         interval_minutes=values.interval_minutes,
         channels=values.channels,
+        missing_above=values.missing_above,
         model=model,
         model_file_sha256=model_digest,
         seed=values.seed,

@@ -23,7 +23,7 @@ from experiments.run_folder import open_run_folder
 from experiments.settings import Settings, settings_from_flags
 from gpdiff_jax.base import train_base
 from gpdiff_jax.checkpoint import load_arrays, save_arrays
-from gpdiff_jax.cities import City, find_cities, resample, select_channels, simulate_cities
+from gpdiff_jax.cities import City, find_cities, partial_bins, resample, select_channels, simulate_cities
 from gpdiff_jax.cities.overlap import find_overlap
 from gpdiff_jax.compilation_cache import enable_compilation_cache
 from gpdiff_jax.errors import InputError
@@ -42,6 +42,7 @@ from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo import ParameterZoo, load_zoo
 
 _FORMAT = 1
+_MOST_NAMED = 5
 
 
 @dataclasses.dataclass
@@ -155,7 +156,8 @@ def open_run(settings: Settings, out_dir: str) -> Run:
     if settings.simulation is not None:
         cities = simulate_cities(settings.simulation, seed=settings.seed)
     else:
-        cities = find_cities(settings.data_dir or "", [*settings.sources, settings.target])
+        names = [*settings.sources, settings.target]
+        cities = find_cities(settings.data_dir or "", names, missing_above=settings.missing_above)
     chosen = [select_channels(resample(city, settings.interval_minutes), settings.channels) for city in cities]
     sources = [city for channels in chosen[:-1] for city in channels]
     for source in sources:
@@ -168,6 +170,8 @@ def open_run(settings: Settings, out_dir: str) -> Run:
     for city, span in zip([*run.source_cities, *run.target_cities], seen, strict=True):
         check_parts(settings.prompts, city, span)
     open_run_folder(out_dir, settings, [*run.source_cities, *run.target_cities])
+    for city in cities:
+        tell_partial_bins(city, settings.interval_minutes)
     for city, target in zip(run.target_cities, run.targets, strict=True):
         for node in target.silent:
             print(
@@ -177,6 +181,18 @@ def open_run(settings: Settings, out_dir: str) -> Run:
         if not target.can_choose:
             print(f"{city.name} leaves nothing to choose on; few-shot will equal zero-shot", file=sys.stderr)
     return run
+
+
+def tell_partial_bins(city: City, interval_minutes: int) -> None:
+    """Says on standard error how many bins of a city were observed in part, if any."""
+    bins = partial_bins(city, interval_minutes)
+    if bins.missing or bins.completed:
+        scaled = "" if city.kind == "speed" else ", their counts scaled to the full bin"
+        print(
+            f"{city.name}: of {bins.total} readings of {interval_minutes} minutes, {bins.missing} were observed for "
+            f"less than half and are missing, {bins.completed} for less than all{scaled}",
+            file=sys.stderr,
+        )
 
 
 def _refuse_copy(source: City, target: City) -> None:
@@ -274,6 +290,14 @@ def _harvest_stage(run: Run) -> ParameterZoo:
     if folder.is_dir():
         return load_zoo(folder, run.prompted)
     base, sources = run.base, run.prompted
+    alone = sources.unvalidated
+    if alone:
+        shown = ", ".join(map(repr, alone[:_MOST_NAMED])) + (", ..." if len(alone) > _MOST_NAMED else "")
+        print(
+            f"{len(alone)} source regions have no reading in their validation windows ({shown}); they take all steps "
+            "and no part in the validation error",
+            file=sys.stderr,
+        )
     with _logged(run, "harvest", sources.num_regions) as report:
         config, key = run.settings.harvest, run.key("harvest")
         return harvest_zoo(run.model, sources, base, config, key=key, folder=folder, progress=report)

@@ -46,7 +46,7 @@ class BaseConfig:
 def validation_error(
     model: Model, params: Params, bank: SeriesBank, table: StartTable, region: SourceRegion
 ) -> Float[Array, ""]:
-    """Mean absolute error of one region's parameters on its validation windows, scaled."""
+    """Mean absolute error of one region's parameters on its validation windows, scaled; NaN without a reading there."""
     # A fixed key: every evaluation of a region sees the same variants.
     key = jax.random.fold_in(jax.random.key(0), region.region_id)
     windows = gather_source(bank, table, region.graph.nodes, region.validation_starts, key=key)
@@ -182,8 +182,11 @@ def _make_evaluate(
         rows = jnp.minimum(mine, num_regions - 1)
         regions = jax.tree.map(lambda leaf: leaf[rows], sources.regions)
         errors = jax.lax.map(partial(validation_error, model, params, sources.bank, sources.train), regions)
-        weights = jnp.where(mine < num_regions, data.odds[rows], 0.0).astype(errors.dtype)
-        total, weight = jax.lax.psum(((errors * weights).sum(), weights.sum()), DEVICES)
+        # A region without a reading in its validation windows has no error, and no weight.
+        known = (mine < num_regions) & sources.validated[rows]
+        weights = jnp.where(known, data.odds[rows], 0.0).astype(errors.dtype)
+        sums = jnp.where(known, errors, 0.0) * weights
+        total, weight = jax.lax.psum((sums.sum(), weights.sum()), DEVICES)
         return {VALIDATION: total / weight}
 
     return evaluate

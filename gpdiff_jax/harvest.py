@@ -18,7 +18,7 @@ from jaxtyping import Int
 from gpdiff_jax.base import BaseConfig, train_base
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.errors import InputError, NotFiniteError
-from gpdiff_jax.models.protocol import Model, ModelSizes, make_model
+from gpdiff_jax.models.protocol import Model, ModelSizes, make_model, model_text
 from gpdiff_jax.parallel import PendingRows, RowSpread, rows_side_by_side
 from gpdiff_jax.prompts.encoders import PromptConfig, check_parts
 from gpdiff_jax.region_training import HarvestConfig, HarvestedRegion, Pace, SharedData, make_region_trainer
@@ -126,7 +126,7 @@ def harvest_chunks(
 
     Raises:
       InputError: the stretches of a city's training span are too many for its windows.
-      NotFiniteError: a region's validation error is not finite; names the region.
+      NotFiniteError: a region's parameters or its validation error are not finite; names the region.
     """
     short = np.asarray(sources.train.count)[np.asarray(sources.graphs.nodes)[:, 0]] < config.data_windows
     if short.any():
@@ -145,10 +145,10 @@ def harvest_chunks(
         cut = cut._replace(graph=trim_graphs(cut.graph, chunk.num_nodes, chunk.num_edges))
         started = (chunk, spread(cut))
         if pending is not None:
-            yield _finished(*pending, sources.names)
+            yield _finished(*pending, sources)
         pending = started
     if pending is not None:
-        yield _finished(*pending, sources.names)
+        yield _finished(*pending, sources)
 
 
 def _without_pace(config: HarvestConfig) -> HarvestConfig:
@@ -184,12 +184,14 @@ def _make_train_rows(
     return train_rows
 
 
-def _finished(chunk: Chunk, pending: PendingRows, names: Sequence[str]) -> tuple[Chunk, HarvestedRegion]:
+def _finished(chunk: Chunk, pending: PendingRows, sources: Sources) -> tuple[Chunk, HarvestedRegion]:
     result: HarvestedRegion = jax.tree.map(lambda leaf: leaf[: len(chunk.rows)], pending.read())
-    broken = ~np.isfinite(result.validation_mae).all(axis=1)
+    broken = np.asarray(sources.validated)[chunk.rows] & ~np.isfinite(result.validation_mae).all(axis=1)
+    for leaf in jax.tree.leaves(result.params):
+        broken |= ~np.isfinite(leaf).reshape(len(chunk.rows), -1).all(axis=1)
     if broken.any():
-        name = names[int(chunk.rows[np.flatnonzero(broken)[0]])]
-        raise NotFiniteError(f"the validation error of region {name!r} is not finite; lower the learning rate")
+        name = sources.names[int(chunk.rows[np.flatnonzero(broken)[0]])]
+        raise NotFiniteError(f"the training of region {name!r} left the finite numbers; lower the learning rate")
     return chunk, result
 
 
@@ -274,15 +276,18 @@ def harvest_zoo(
             results[index] = result._replace(params={})  # what lies on disk need not stay in memory
             if config.regions_per_batch == 0:
                 config = dataclasses.replace(config, regions_per_batch=facts["regions_per_batch"])
-            mine = mine or _fingerprint(model, sources, base, config, plan, key)
+            mine = mine or fingerprint(model, sources, base, config, plan, key=key)
             if facts["of"] != mine:
                 place = str(partial_folder(folder))
-                raise InputError(f"{place!r} holds chunks of another harvest; delete it or choose another folder")
+                raise InputError(
+                    f"{place!r} holds chunks of a harvest of other cities, settings, model or random key; name another "
+                    "folder"
+                )
     if config.regions_per_batch == 0:
         chosen = measure_regions_per_batch(model, sources, base, config, devices=devices)
         config = dataclasses.replace(config, regions_per_batch=chosen)
     facts = {
-        "of": mine or _fingerprint(model, sources, base, config, plan, key),
+        "of": mine or fingerprint(model, sources, base, config, plan, key=key),
         "regions_per_batch": config.regions_per_batch,
     }
     missing = [one for one in plan if one.index not in results]
@@ -304,21 +309,36 @@ def harvest_zoo(
     return zoo
 
 
-def _fingerprint(
-    model: Model, sources: Sources, base: Params, config: HarvestConfig, plan: Sequence[Chunk], key: Key
+def fingerprint(
+    model: Model, sources: Sources, base: Params, config: HarvestConfig, plan: Sequence[Chunk], *, key: Key
 ) -> str:
-    """Tells one harvest from another: by model, settings, key, base, readings and regions."""
-    arrays = (key, base, sources.bank.values, sources.region_ids, [one.rows for one in plan])
-    return digest_of(repr((model.name, config, sources.names, sources.config)), arrays)
+    """Tells one harvest from another, so that chunks of two are never put into one zoo.
+
+    Args:
+      model: the forecaster; the operations that it stands for count, not its name alone.
+      sources: the source regions; every array that a chunk reads counts.
+      base: the pooled base.
+      config: steps and sizes.
+      plan: which regions are trained together.
+      key: random key of the harvest.
+
+    Returns:
+      A hash.
+    """
+    arrays = (key, base, sources.bank, sources.train, sources.regions, [one.rows for one in plan])
+    words = (model.name, model_text(model, sources.sizes, base), config, sources.names, sources.config)
+    return digest_of(repr(words), arrays)
 
 
 def chunk_metrics(result: HarvestedRegion) -> dict[str, float]:
-    """What a chunk says of itself in the log."""
-    return {
-        "validation_loss": float(result.validation_mae[:, 0].mean()),
-        "base_validation_loss": float(result.start_mae.mean()),
-        "steps": float(result.step[:, 0].mean()),
+    """What a chunk says of itself in the log: means over its regions, errors over those that have any."""
+    known = np.isfinite(result.start_mae)
+    errors = {
+        "validation_loss": result.validation_mae[known, 0],
+        "base_validation_loss": result.start_mae[known],
     }
+    means = {name: float(values.mean()) for name, values in errors.items() if len(values)}
+    return means | {"steps": float(result.step[:, 0].mean())}
 
 
 def harvest(

@@ -41,7 +41,8 @@ class HarvestConfig:
     `init` says where a region starts: "pooled" the base trained on all regions, "shared" one random draw for all,
     "random" a draw of its own. Every region is trained `seeds` x `data_windows` times: with other batches, and on each
     of so many equal stretches of its training span alone. A training stops after `patience` evaluations without a
-    better validation error and keeps its best `snapshots`. What is evaluated and kept is a running average of the
+    better validation error and keeps its best `snapshots`; one of a region without a reading to validate on takes all
+    steps and keeps its last. What is evaluated and kept is a running average of the
     parameters over about 1 / (1 - `averaging`) steps. Where a city shows no weekend at all (or no weekday),
     `anchor_windows` windows a step hold the region to what its start says of such days, which its own readings would
     let drift; 0 lets it. That takes profile covariates: without them the start knows nothing of the region that is
@@ -90,7 +91,7 @@ class HarvestedRegion(NamedTuple):
     """M parameter vectors of one region, the best first, and where each came from; stacked over R after harvest."""
 
     params: Params  # [M, ...]
-    validation_mae: jax.Array  # float32 [M], scaled
+    validation_mae: jax.Array  # float32 [M], scaled; NaN where the region has no reading to validate on
     step: jax.Array  # int32 [M], training steps behind the vector
     seed: jax.Array  # int32 [M], which of the seeds
     data_window: jax.Array  # int32 [M], which stretch of the training span
@@ -185,32 +186,35 @@ def make_region_trainer(
             return validation_error(model, as_tree(params), bank, shared.train, region)
 
         def unfinished(carry: tuple) -> jax.Array:
-            step, stale, _, _, errors, _ = carry
-            return (step < pace.steps) & ((stale < pace.patience) | (jnp.isinf(errors).any()))
+            step, stale, _, _, scores, _, _ = carry
+            return (step < pace.steps) & ((stale < pace.patience) | (jnp.isinf(scores).any()))
 
         def advance(carry: tuple) -> tuple:
-            step, stale, training, kept, errors, steps = carry
+            step, stale, training, kept, scores, errors, steps = carry
             # Random numbers of many steps at once cost hardly more than those of one.
             draws = jax.vmap(draw)(step + jnp.arange(config.evaluate_every, dtype=step.dtype))
             training, _ = jax.lax.scan(update, training, draws)
             params = training[1]
             step = step + config.evaluate_every
             error = error_of(params)
-            stale = jnp.where(error < errors.min(), 0, stale + 1)
-            worst = jnp.argmax(errors)
-            better = error < errors[worst]
+            # Where nothing was observed to judge by, every evaluation is better than the one before it.
+            score = jnp.where(region.validated, error, -step.astype(error.dtype))
+            stale = jnp.where(score < scores.min(), 0, stale + 1)
+            worst = jnp.argmax(scores)
+            better = score < scores[worst]
             kept = jnp.where(better, kept.at[worst].set(params), kept)
+            scores = jnp.where(better, scores.at[worst].set(score), scores)
             errors = jnp.where(better, errors.at[worst].set(error), errors)
             steps = jnp.where(better, steps.at[worst].set(step), steps)
-            return step, stale, training, kept, errors, steps
+            return step, stale, training, kept, scores, errors, steps
 
         kept = jnp.broadcast_to(vector, (config.snapshots, vector.size))
         start_error = error_of(vector)
         worst_of_all = jnp.full((config.snapshots,), jnp.inf, start_error.dtype)
         zero = jnp.zeros((), jnp.int32)
         training = (vector, vector, optimiser.init(vector))
-        carry = (zero, zero, training, kept, worst_of_all, jnp.zeros((config.snapshots,), jnp.int32))
-        *_, kept, errors, steps = jax.lax.while_loop(unfinished, advance, carry)
+        carry = (zero, zero, training, kept, worst_of_all, worst_of_all, jnp.zeros((config.snapshots,), jnp.int32))
+        *_, kept, _, errors, steps = jax.lax.while_loop(unfinished, advance, carry)
         every = jnp.zeros((config.snapshots,), jnp.int32)
         return HarvestedRegion(jax.vmap(as_tree)(kept), errors, steps, every + seed, every + data_window, start_error)
 
@@ -218,7 +222,8 @@ def make_region_trainer(
         runs = jnp.arange(config.seeds * config.data_windows, dtype=jnp.int32)
         *vectors, start_error = jax.lax.map(lambda run: train_once(shared, region, run), runs)
         vectors = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), vectors)
-        order = jnp.argsort(vectors[1])
+        # The last first where there is no error to go by.
+        order = jnp.argsort(jnp.where(region.validated, vectors[1], -vectors[2].astype(vectors[1].dtype)))
         return HarvestedRegion(*jax.tree.map(lambda leaf: leaf[order], vectors), start_mae=start_error[0])
 
     return train

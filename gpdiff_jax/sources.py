@@ -62,6 +62,7 @@ class SourceRegion(NamedTuple):
     graph: RegionGraph
     region_id: jax.Array  # uint32 [], seeds the region's randomness
     validation_starts: jax.Array  # int32 [X]
+    validated: jax.Array  # bool [], whether it has a reading to forecast in its validation windows
 
 
 @flax.struct.dataclass
@@ -72,6 +73,7 @@ class Sources:
     graphs: jraph.GraphsTuple  # [R, ...]
     train: StartTable
     validation_starts: jax.Array  # int32 [R, X], starts of the validation windows of every region
+    validated: jax.Array  # bool [R], False where a region has no reading to forecast in them
     region_ids: jax.Array  # uint32 [R], stable ids that seed a region's randomness
     city_index: jax.Array  # int32 [R]
     spans: tuple[tuple[Span, ...], ...] = flax.struct.field(pytree_node=False)  # per city, its V variants
@@ -93,7 +95,12 @@ class Sources:
     @property
     def regions(self) -> SourceRegion:
         """All regions, stacked."""
-        return SourceRegion(self.graphs, self.region_ids, self.validation_starts)
+        return SourceRegion(self.graphs, self.region_ids, self.validation_starts, self.validated)
+
+    @property
+    def unvalidated(self) -> list[str]:
+        """Names of the regions without a reading in their validation windows, which have no validation error."""
+        return [name for name, known in zip(self.names, np.asarray(self.validated), strict=True) if not known]
 
 
 @flax.struct.dataclass
@@ -152,7 +159,7 @@ def prepare_sources(
       InputError: see `build_bank`, `region_graphs`, `split_source`.
     """
     windows: Any = {"history": config.history, "horizon": config.horizon}
-    starts, validation, spans, scale_spans, kept = [], [], [], [], []
+    starts, validation, validated, spans, scale_spans, kept = [], [], [], [], [], []
     splits: list[SourceSplit] = []
     for city in cities:
         split = split_source(city.num_steps, name=city.name, **windows)
@@ -175,6 +182,8 @@ def prepare_sources(
             raise InputError(f"city {city.name!r} has no reading in its last 20 %, which validate it; leave it out")
         picked = np.linspace(0, len(held_out) - 1, validation_windows).round().astype(int)
         validation.append(np.repeat(held_out[picked][None], city.num_nodes, axis=0))
+        ahead = held_out[picked][:, None] + config.history + np.arange(config.horizon)
+        validated.append(np.isfinite(city.values[ahead, :, 0]).any(axis=(0, 1)))
         kept.append(~silent_regions(city, split.train))
     masks = [
         np.stack([(np.arange(city.num_steps) >= s.start) & (np.arange(city.num_steps) < s.stop) for s in drawn])
@@ -189,6 +198,7 @@ def prepare_sources(
     arrays: dict[str, Any] = {
         "graphs": region_graphs(cities, **cut, rows=rows),
         "validation_starts": np.concatenate(validation)[rows],
+        "validated": np.concatenate(validated)[rows],
         "region_ids": ids[rows],
         "city_index": city_index[rows].astype(np.int32),
     }

@@ -59,7 +59,7 @@ class ParameterZoo:
     model: str
     base: Params
     vectors: HeldVectors | StoredVectors
-    validation_mae: np.ndarray  # float32 [R, M], scaled
+    validation_mae: np.ndarray  # float32 [R, M], scaled; NaN for a region without a reading to validate on
     start_mae: np.ndarray  # float32 [R], of where each region started
     step: np.ndarray  # int32 [R, M], training steps behind each vector
     seed: np.ndarray  # int32 [R, M], which of the seeds

@@ -12,7 +12,7 @@ from gpdiff_jax.base import BaseConfig, initial_params, train_base, validation_e
 from gpdiff_jax.cities import City
 from gpdiff_jax.cities.windows import draw_unseen, gather_source
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.harvest import harvest_chunks, harvest_zoo, plan_chunks, size_buckets
+from gpdiff_jax.harvest import fingerprint, harvest_chunks, harvest_zoo, plan_chunks, size_buckets
 from gpdiff_jax.models import Model, make_model
 from gpdiff_jax.models.loss import batch_forecast
 from gpdiff_jax.region_training import HarvestConfig
@@ -175,9 +175,34 @@ def test_a_region_is_held_to_its_start_on_the_kind_of_day_that_its_city_never_sh
     assert distance[8].mean() < 0.7 * distance[0].mean()
 
 
+def test_a_region_that_nobody_can_validate_takes_all_steps_and_pulls_no_mean(simulated_cities, base, harvested):
+    first, second = simulated_cities[:2]
+    values = np.array(second.values)
+    values[round(0.8 * len(values)) :, 3] = np.nan
+    sources = _prepare([first, dataclasses.replace(second, values=values)])
+    assert sources.unvalidated == ["crowd_1/r3"]
+    made = _harvest(sources, base, patience=1)
+    others = np.arange(16) != 11
+    assert np.isnan(made.validation_mae[11]).all() and np.isnan(made.start_mae[11])
+    assert np.isfinite(made.validation_mae[others]).all() and np.isfinite(made.start_mae[others]).all()
+    np.testing.assert_array_equal(made.step[11], [24, 18])  # the last snapshots, the very last first
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(made.params))
+    # What is trained is what a region with readings trains, whose last steps are kept.
+    long = _harvest(_prepare([first, second]), base, patience=100, snapshots=4)
+    last = int(np.flatnonzero(long.step[11] == 24)[0])
+    np.testing.assert_allclose(made.params["kernel"][11, 0], long.params["kernel"][11, last], rtol=0, atol=1e-6)
+    said: list[dict[str, float]] = []
+    harvest_zoo(_MODEL, sources, base, _CONFIG, key=_KEY, progress=lambda done, metrics: said.append(metrics))
+    assert said[-1]["validation_loss"] == pytest.approx(_harvest(sources, base).validation_mae[others, 0].mean())
+    model, log = make_model("tiny", sources.sizes), []
+    config = BaseConfig(steps=2, regions=8, windows=4, evaluations=1)
+    train_base(model, sources, config, key=_KEY, progress=lambda done, metrics: log.append(metrics))
+    assert np.isfinite(log[-1]["validation_loss"])
+
+
 def test_a_region_whose_error_is_not_finite_is_named(sources, base):
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, base)
-    with pytest.raises(FloatingPointError, match="the validation error of region 'crowd_0/r0' is not finite"):
+    with pytest.raises(FloatingPointError, match="the training of region 'crowd_0/r0' left the finite numbers"):
         _harvest(sources, broken)
 
 
@@ -322,8 +347,45 @@ def test_chunks_of_another_harvest_are_refused(tmp_path, sources, base):
 
     with pytest.raises(KeyboardInterrupt):
         harvest_zoo(_MODEL, sources, base, _CONFIG, key=_KEY, chunk=5, folder=folder, progress=stop)
-    with pytest.raises(InputError, match=r"zoo.partial' holds chunks of another harvest; delete it"):
+    with pytest.raises(InputError, match=r"zoo.partial' holds chunks of a harvest of other .* name another folder"):
         _harvest(sources, base, chunk=5, folder=folder, learning_rate=1e-3)
+
+
+def test_every_array_that_a_chunk_reads_and_the_models_operations_are_in_the_fingerprint(sources, base):
+    plan = plan_chunks(sources, 5, 10**6)
+
+    def mark(sources=sources, base=base, model=_MODEL, config=_CONFIG, plan=plan, key=_KEY) -> str:
+        return fingerprint(model, sources, base, config, plan, key=key)
+
+    whole = mark()
+    assert whole == mark()
+    read = {"bank": sources.bank, "train": sources.train, "graphs": sources.graphs}
+    read |= {name: getattr(sources, name) for name in ("validation_starts", "validated", "region_ids")}
+    seen = {whole}
+    for name, tree in read.items():
+        leaves, structure = jax.tree.flatten(tree)
+        for index, leaf in enumerate(leaves):
+            host = np.array(leaf)
+            if not host.size:
+                continue
+            flat = host.reshape(-1)
+            flat[-1] = not flat[-1] if host.dtype == bool else flat[-1] + 1
+            changed = structure.unflatten([*leaves[:index], jax.device_put(host), *leaves[index + 1 :]])
+            seen.add(mark(sources=sources.replace(**{name: changed})))
+    flipped = sum(np.size(leaf) > 0 for leaf in jax.tree.leaves(read))
+    assert flipped > 20 and len(seen) == flipped + 1
+    other = jax.tree.map(lambda leaf: leaf + 1e-6, base)
+    for change in ({"base": other}, {"key": jax.random.key(1)}, {"plan": plan[:-1]}):
+        seen.add(mark(**change))
+    seen.add(mark(config=dataclasses.replace(_CONFIG, steps=30)))
+
+    def steeper(params, graph, history, covariates):
+        return 1.5 * _MODEL.apply(params, graph, history, covariates)
+
+    seen.add(mark(model=_MODEL._replace(apply=steeper)))  # another function, the same name
+    assert len(seen) == flipped + 6
+    # The same operations are the same model, whoever wrote them.
+    assert mark(model=_linear()) == whole
 
 
 def test_what_suits_the_device_is_measured(sources, base, harvested):

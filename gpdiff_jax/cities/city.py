@@ -10,6 +10,7 @@ import zlib
 import numpy as np
 from jaxtyping import Float, Int, UInt32
 
+from gpdiff_jax.cities.extremes import find_extreme
 from gpdiff_jax.errors import InputError
 
 KINDS = ("speed", "flow", "crowd")
@@ -119,6 +120,7 @@ def check_city(city: City) -> City:
         _check_readings(city)
         _check_names(city)
         _check_clock(city)
+        _check_extremes(city)
         _check_edges(city)
         _check_static_facts(city)
     except InputError as error:
@@ -164,7 +166,7 @@ def _check_names(city: City) -> None:
     ):
         if wrong.any():
             step, node, channel = (int(index) for index in np.argwhere(wrong)[0])
-            reading = f"{city.feature_names[channel]!r} of region {city.node_ids[node]!r} at step {step}"
+            reading = f"{city.feature_names[channel]!r} of region {city.node_ids[node]!r} at {_moment(city, step)}"
             raise InputError(f"`values` (={values[step, node, channel]}): {reading} {what}; {remedy}")
     silent = np.isnan(values).all(axis=0)
     if silent.all():
@@ -175,6 +177,30 @@ def _check_names(city: City) -> None:
             f"region {city.node_ids[node]!r} has no reading of {city.feature_names[channel]!r} in the whole series"
             f" ({int(np.count_nonzero(silent))} such series); drop them from the city"
         )
+
+
+def _check_extremes(city: City) -> None:
+    for channel in range(city.num_channels):
+        found = find_extreme(city.values[:, :, channel], speed=city.kind == "speed")
+        if found is None:
+            continue
+        more = f"; {found.others} more like it" if found.others else ""
+        where = (
+            f"{city.feature_names[channel]!r} of region {city.node_ids[found.node]!r} at {_moment(city, found.step)}"
+        )
+        raise InputError(
+            f"`values` (={found.value:.7g}): {where} is far beyond the region's usual {found.usual:.4g} (99th "
+            f"percentile{more}); if that stands for a missing reading, store NaN, or say by `missing_above` "
+            "(--missing_above) above which value readings are missing"
+        )
+
+
+def _moment(city: City, step: int) -> str:
+    """A step's local time, or its number where the calendar is unknown."""
+    known = isinstance(city.start, np.datetime64) and isinstance(city.interval_minutes, int)
+    if city.start is None or not known or np.isnat(city.start):
+        return f"step {step}"
+    return f"step {step} ({city.start + np.timedelta64(step * city.interval_minutes, 'm')})"
 
 
 def _check_texts(name: str, texts: tuple[str, ...], size: int) -> None:

@@ -45,7 +45,7 @@ _DAMAGE = (
 )
 
 
-def load_city(path: str | os.PathLike[str]) -> City:
+def load_city(path: str | os.PathLike[str], *, missing_above: float | None = None) -> City:
     """Read one city file.
 
     Keys beyond the known ones are ignored. In speed data a zero means missing, so zeros become NaN.
@@ -54,6 +54,7 @@ def load_city(path: str | os.PathLike[str]) -> City:
         path: an npz file with the arrays `values` [T, N, C], `adjacency` [N, N], `interval_minutes`, `start`,
             `feature_names` [C], `node_ids` [N], `city` and `kind`, and optionally `latitude` and `longitude` [N],
             `poi` [N, K] and `poi_names` [K]. The stem of its name becomes the name of the city.
+        missing_above: readings above this value are fill values and become missing; None where there are none.
 
     Returns:
         The checked city.
@@ -63,7 +64,7 @@ def load_city(path: str | os.PathLike[str]) -> City:
     """
     path = pathlib.Path(path).expanduser()
     try:
-        return check_city(_city_from_arrays(path.stem, _read_arrays(path)))
+        return check_city(_city_from_arrays(path.stem, _read_arrays(path), missing_above))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -115,12 +116,15 @@ def save_city(path: str | os.PathLike[str], city: City) -> None:
         pathlib.Path(partial).unlink(missing_ok=True)
 
 
-def find_cities(data_dir: str | os.PathLike[str], names: Sequence[str]) -> list[City]:
+def find_cities(
+    data_dir: str | os.PathLike[str], names: Sequence[str], *, missing_above: float | None = None
+) -> list[City]:
     """Load cities of a folder by name.
 
     Args:
         data_dir: a folder with one `NAME.npz` per city.
         names: the cities wanted, each once.
+        missing_above: see `load_city`.
 
     Returns:
         The cities, in the order of `names`.
@@ -140,7 +144,7 @@ def find_cities(data_dir: str | os.PathLike[str], names: Sequence[str]) -> list[
             raise InputError(f"city {name!r} is not in {folder}; {choice}")
         if name in names[:index]:
             raise InputError(f"city {name!r} is named twice; name each city once")
-    return [load_city(folder / f"{name}.npz") for name in names]
+    return [load_city(folder / f"{name}.npz", missing_above=missing_above) for name in names]
 
 
 def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -178,11 +182,13 @@ def _read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
     return np.lib.format.read_array(stream, allow_pickle=False)
 
 
-def _city_from_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> City:
+def _city_from_arrays(name: str, arrays: Mapping[str, np.ndarray], missing_above: float | None) -> City:
     values = _numbers(arrays, "values", np.float32)
     kind = _text(arrays, "kind")
     if kind == "speed":
         values = np.where(values == 0, np.float32(np.nan), values)
+    if missing_above is not None:
+        values = np.where(values > missing_above, np.float32(np.nan), values)
     adjacency = _numbers(arrays, "adjacency", np.float32)
     regions = values.shape[1] if values.ndim == 3 else len(arrays["node_ids"])
     if adjacency.shape != (regions, regions):

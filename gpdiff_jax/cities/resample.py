@@ -4,20 +4,30 @@ Out: the same cities at a common, longer interval, and with one channel each.
 
 import dataclasses
 import re
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from gpdiff_jax.cities.city import City, check_city, check_interval
 from gpdiff_jax.errors import InputError
+
+
+class PartialBins(NamedTuple):
+    """How many bins of a resampled city were observed in part."""
+
+    missing: int  # observed for less than half, hence missing
+    completed: int  # observed for half or more; counts are scaled to the full bin
+    total: int  # bins with any reading
 
 
 def resample(city: City, interval_minutes: int) -> City:
     """Bring a city to a longer interval: sums of counts, means of speeds, over the observed readings of a bin.
 
     Bins lie on the local clock, so the steps before the first whole bin and after the last one are dropped; a series
-    of unknown start is binned from its first step. A bin without a reading is missing. A count bin that was observed
-    in part is the sum of what was observed, hence too low: filling it would invent readings.
+    of unknown start is binned from its first step. A bin that was observed for less than half is missing. Of one that
+    was observed for half or more, a count is scaled to the full bin: a sum of three quarters of an hour, divided by
+    three quarters. `partial_bins` says how many there are.
 
     Args:
         city: the city.
@@ -30,6 +40,35 @@ def resample(city: City, interval_minutes: int) -> City:
         InputError: the interval does not divide a day, is no multiple of the city's, no whole bin is left, or a
             region is left without a reading.
     """
+    grouped, start = _grouped(city, interval_minutes)
+    if grouped.shape[1] == 1:
+        return city
+    values = _combine(grouped, average=city.kind == "speed")
+    return check_city(dataclasses.replace(city, values=values, interval_minutes=interval_minutes, start=start))
+
+
+def partial_bins(city: City, interval_minutes: int) -> PartialBins:
+    """Count the bins that were observed in part when a city is resampled.
+
+    Args:
+        city: the city, at its own interval.
+        interval_minutes: the new interval.
+
+    Returns:
+        The numbers, over all regions and channels.
+
+    Raises:
+        InputError: see `resample`.
+    """
+    grouped, _ = _grouped(city, interval_minutes)
+    count = (~np.isnan(grouped)).sum(axis=1)
+    whole = grouped.shape[1]
+    few, most = (count > 0) & (2 * count < whole), (2 * count >= whole) & (count < whole)
+    return PartialBins(*(int(np.count_nonzero(some)) for some in (few, most, count > 0)))
+
+
+def _grouped(city: City, interval_minutes: int) -> tuple[Float[np.ndarray, "T F N C"], np.datetime64 | None]:
+    """The readings of every whole bin, and the time of the first."""
     check_interval(interval_minutes)
     own = city.interval_minutes
     if interval_minutes % own:
@@ -38,10 +77,8 @@ def resample(city: City, interval_minutes: int) -> City:
             f" choose e.g. {_multiple_near(own, interval_minutes)}"
         )
     factor = interval_minutes // own
-    if factor == 1:
-        return city
     start, skipped = city.start, 0
-    if start is not None:
+    if start is not None and factor > 1:
         minutes_since_bin = int(start.astype(np.int64)) % interval_minutes
         skipped = -minutes_since_bin // own % factor
         start = start + np.timedelta64(skipped * own, "m")
@@ -52,9 +89,7 @@ def resample(city: City, interval_minutes: int) -> City:
             f" {interval_minutes} minutes; choose a shorter `interval_minutes`"
         )
     steps = city.values[skipped : skipped + bins * factor]
-    grouped = steps.reshape(bins, factor, city.num_nodes, city.num_channels)
-    values = _combine(grouped, average=city.kind == "speed")
-    return check_city(dataclasses.replace(city, values=values, interval_minutes=interval_minutes, start=start))
+    return steps.reshape(bins, factor, city.num_nodes, city.num_channels), start
 
 
 def select_channels(city: City, channels: str) -> list[City]:
@@ -90,12 +125,15 @@ def _only_channel(city: City, channel: int, name: str) -> City:
 
 def _combine(grouped: Float[np.ndarray, "T F N C"], *, average: bool) -> Float[np.ndarray, "T N C"]:
     observed = ~np.isnan(grouped)
-    count = observed.sum(axis=1)
+    count: Int[np.ndarray, "T N C"] = observed.sum(axis=1)
+    whole = grouped.shape[1]
     # float64 keeps sums of counts exact; a sum beyond float32 becomes infinite and is refused by `check_city`.
     total = np.where(observed, grouped, 0.0).sum(axis=1, dtype=np.float64)
     with np.errstate(over="ignore"):
-        combined = (total / np.maximum(count, 1) if average else total).astype(np.float32)
-    return np.where(count > 0, combined, np.float32(np.nan))
+        mean = total / np.maximum(count, 1)
+        # A bin that was observed throughout keeps its exact sum.
+        combined = (mean if average else np.where(count == whole, total, mean * whole)).astype(np.float32)
+    return np.where(2 * count >= whole, combined, np.float32(np.nan))
 
 
 def _multiple_near(own: int, wanted: int) -> int:

@@ -40,7 +40,7 @@ class SeriesBank:
     mean: jax.Array  # float32 [V, M], data units
     std: jax.Array  # float32 [V, M], data units
     profile: jax.Array  # float32 [V, M, steps_per_day], scaled (one step where no profile is used)
-    profile_weekend: jax.Array  # float32 [V, M], share of weekend days in the profile
+    profile_weekend: jax.Array  # float32 [V, M], share of weekend readings in the profile
     covariates: str = flax.struct.field(pytree_node=False)
     history: int = flax.struct.field(pytree_node=False)
     horizon: int = flax.struct.field(pytree_node=False)
@@ -109,6 +109,22 @@ def daily_profile(
     return profile.T.astype(np.float32)
 
 
+def weekend_share(readings: Float[np.ndarray, "T N"], weekend: Float[np.ndarray, " T"]) -> Float[np.ndarray, " N"]:
+    """The share of every region's readings that fell on a weekend.
+
+    Args:
+      readings: [T, N], NaN where missing: a closed Sunday counts for nothing.
+      weekend: [T], 1 on a weekend, 0 on a weekday, 0.5 where the calendar is unknown.
+
+    Returns:
+      [N]; a region without a reading takes the share of its city's readings, 0.5 where there is none.
+    """
+    observed = np.isfinite(readings)
+    own, total = observed.sum(axis=0), observed.sum()
+    city = (weekend @ observed).sum() / total if total else 0.5
+    return np.where(own > 0, (weekend @ observed) / np.maximum(own, 1), city)
+
+
 def build_bank(
     cities: Sequence[City],
     scale_spans: Sequence[Sequence[Span]],
@@ -163,8 +179,7 @@ def build_bank(
             parts["profile"].append(np.stack(profiles))
         else:
             parts["profile"].append(np.zeros((len(masks), city.num_nodes, 1)))
-        shares = np.asarray([weekend_step[mask].mean() if mask.any() else 0.5 for mask in masks])
-        parts["profile_weekend"].append(np.repeat(shares[:, None], city.num_nodes, axis=1))
+        parts["profile_weekend"].append(np.stack([weekend_share(readings[mask], weekend_step[mask]) for mask in masks]))
         total += city.num_steps * city.num_nodes
         steps += city.num_steps
     if total >= 2**31:

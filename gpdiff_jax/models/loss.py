@@ -34,8 +34,9 @@ def huber_sums(
 def masked_absolute(
     forecast: Float[Array, "*X P"], target: Float[Array, "*X P"], mask: Float[Array, "*X P"]
 ) -> Float[Array, ""]:
-    """Mean absolute error over the observed readings; 0 where nothing is observed."""
-    return (jnp.abs(forecast - target) * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+    """Mean absolute error over the observed readings; NaN where nothing is observed."""
+    count = mask.sum()
+    return jnp.where(count > 0, (jnp.abs(forecast - target) * mask).sum() / jnp.maximum(count, 1.0), jnp.nan)
 
 
 def batch_forecast(model: Model, params: Params, graph: jraph.GraphsTuple, windows: Window) -> Float[Array, "B P"]:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import jraph
+import numpy as np
 from jaxtyping import Array, Float
 
 from gpdiff_jax.errors import InputError
@@ -146,12 +146,40 @@ def abstract_params(model: Model, sizes: ModelSizes) -> Params:
     Returns:
       A pytree of `jax.ShapeDtypeStruct`.
     """
+    return jax.eval_shape(model.init, jax.random.key(0), *_abstract_inputs(sizes))
+
+
+def _abstract_inputs(sizes: ModelSizes) -> tuple[RegionGraph, Any, Any]:
+    """Shapes of a graph of two regions, and of what a model sees of them."""
     history, horizon, inputs, covariates = sizes
-    link = dict(edges=jnp.ones(1), senders=jnp.ones(1, jnp.int32), receivers=jnp.zeros(1, jnp.int32))
-    counts = dict(n_node=jnp.asarray([2, 1]), n_edge=jnp.asarray([1, 0]))
-    graph: RegionGraph = jraph.GraphsTuple(nodes=jnp.zeros(3, jnp.int32), globals=None, **link, **counts)
-    zeros = jnp.zeros((3, history, inputs)), jnp.zeros((history + horizon, covariates))
-    return jax.eval_shape(lambda key: model.init(key, graph, *zeros), jax.random.key(0))
+    fields: dict[str, Any] = {
+        "nodes": np.zeros(3, np.int32),
+        "edges": np.ones(1, np.float32),
+        "senders": np.ones(1, np.int32),
+        "receivers": np.zeros(1, np.int32),
+        "n_node": np.asarray([2, 1], np.int32),
+        "n_edge": np.asarray([1, 0], np.int32),
+    }
+    graph = jraph.GraphsTuple(globals=None, **fields)
+    seen = np.zeros((3, history, inputs), np.float32), np.zeros((history + horizon, covariates), np.float32)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (graph, *seen))
+
+
+def model_text(model: Model, sizes: ModelSizes, params: Params) -> str:
+    """The operations of a model, as the text of its programs: two models of one name are told apart by it.
+
+    Args:
+      model: the forecaster.
+      sizes: H, P, I, F.
+      params: of one region; their shapes are looked at.
+
+    Returns:
+      What `init` and `apply` lower to, with their constants; the same in every process with the same versions of JAX.
+    """
+    inputs, key = _abstract_inputs(sizes), jax.random.key(0)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    apply = jax.jit(model.apply).lower(shapes, *inputs)
+    return jax.jit(model.init).lower(key, *inputs).as_text() + apply.as_text()
 
 
 @functools.lru_cache(maxsize=64)

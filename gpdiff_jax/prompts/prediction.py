@@ -169,7 +169,8 @@ def predict_parameters(
     for index, (city, facts) in enumerate(zip(cities, found, strict=True)):
         for name in made:
             shares = explained_variance(made["own_parameters"][index], made[name][index])
-            mae = float(errors[name][zoo.city_index == city].mean())
+            own = errors[name][zoo.city_index == city]
+            mae = float(np.nanmean(own)) if np.isfinite(own).any() else float("nan")
             predicted.append(Predicted(facts.city, name, *shares, mae, penalties.get((city, name))))
     return ParameterPrediction(tuple(found), tuple(predicted))
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from gpdiff_jax.cities.calendar import is_weekend, slot_of_day
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.scaling import fill_from_neighbours, region_scales, silent_regions
-from gpdiff_jax.cities.series import daily_profile
+from gpdiff_jax.cities.series import daily_profile, weekend_share
 from gpdiff_jax.cities.splits import Span
 
 _PROFILE_BINS = 24
@@ -27,8 +27,8 @@ def temporal_statistics(city: City, visible: Span) -> tuple[Float[np.ndarray, "N
       float32 [N, E] and E names: the mean day in 24 bins, in standard deviations of the span; autocorrelation at 1, 2,
       3, 6, 12 and 24 hours; autocorrelation of the deviation from the mean day at one step and at an hour, and its
       share of the variance; correlation of that deviation with the neighbours' and with the city's; skewness; level
-      and coefficient of variation (log); missing share; share of zeros; share of weekend steps. A region without a
-      visible reading takes the mean of its neighbours' statistics.
+      and coefficient of variation (log); missing share; share of zeros; share of readings on a weekend. A region
+      without a visible reading takes the mean of its neighbours' statistics.
     """
     readings = city.values[visible.start : visible.stop, :, 0].astype(np.float64)
     observed = np.isfinite(readings)
@@ -57,8 +57,10 @@ def temporal_statistics(city: City, visible: Span) -> tuple[Float[np.ndarray, "N
     columns["log_variation"] = np.log((std + 1e-3) / (np.abs(mean) + std + 1e-3))
     columns["missing_share"] = 1.0 - observed.mean(axis=0)
     columns["zero_share"] = (readings == 0).sum(axis=0) / count
-    columns["weekend_share"] = np.full(
-        city.num_nodes, 2 / 7 if weekend is None else weekend[visible.start : visible.stop].mean()
+    columns["weekend_share"] = (
+        np.full(city.num_nodes, 2 / 7)
+        if weekend is None
+        else weekend_share(readings, weekend[visible.start : visible.stop].astype(np.float64))
     )
     table = np.stack(list(columns.values()), axis=1)
     return fill_from_neighbours(table, silent_regions(city, visible), city).astype(np.float32), tuple(columns)

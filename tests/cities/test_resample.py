@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gpdiff_jax.cities import City, resample, select_channels
+from gpdiff_jax.cities import City, partial_bins, resample, select_channels
 from gpdiff_jax.errors import InputError
 
 _NAN = float("nan")
@@ -34,13 +34,16 @@ def _two_regions(*first: float) -> np.ndarray:
 
 
 def test_counts_add_up_and_speeds_average_over_the_observed_readings():
-    values = _two_regions(1, 2, _NAN, 3, _NAN, _NAN, _NAN, _NAN, 7, 7, 7, 9, 5)
+    values = _two_regions(1, 2, _NAN, 3, _NAN, _NAN, _NAN, 8, 7, 7, 7, 9, 1, _NAN, _NAN, 4, 5)
     counts = resample(_city(values), 60)
     speeds = resample(_city(values, kind="speed"), 60)
-    # The second bin has no reading; the thirteenth step belongs to no whole bin.
-    np.testing.assert_array_equal(counts.values[:, 0, 0], [6, _NAN, 30])
-    np.testing.assert_array_equal(speeds.values[:, 0, 0], [2, _NAN, 7.5])
-    np.testing.assert_array_equal(counts.values[:, 1, 0], [4, 4, 4])
+    # Three of the first bin's four readings add up to 6, hence 8 in a full one; a quarter says too little of the
+    # second, half is enough of the last; the seventeenth step belongs to no whole bin.
+    np.testing.assert_array_equal(counts.values[:, 0, 0], [8, _NAN, 30, 10])
+    np.testing.assert_array_equal(speeds.values[:, 0, 0], [2, _NAN, 7.5, 2.5])
+    np.testing.assert_array_equal(counts.values[:, 1, 0], [4, 4, 4, 4])
+    assert partial_bins(_city(values), 60) == (1, 2, 8)
+    assert partial_bins(_city(values), 15) == (0, 0, 28)
     assert counts.interval_minutes == 60 and counts.values.dtype == np.float32
     assert counts.unit == "in flow per 60 min"
 
@@ -73,14 +76,18 @@ def test_a_series_before_1970_is_aligned_too():
 def test_any_series_agrees_with_a_loop(values, interval, speed):
     values = values + np.float32(1)
     values[:6][np.isnan(values[:6])] = 1
+    partly = 0
     factor = interval // 15
     city = resample(_city(values, kind="speed" if speed else "flow"), interval)
     assert city.num_steps == 13 // factor
     for index in np.ndindex(*city.values.shape):
         step, node, channel = index
         seen = [x for x in values[step * factor : (step + 1) * factor, node, channel].tolist() if not np.isnan(x)]
-        want = (sum(seen) / len(seen) if speed else sum(seen)) if seen else _NAN
+        want = (sum(seen) / len(seen) * (1 if speed else factor)) if 2 * len(seen) >= factor else _NAN
         np.testing.assert_allclose(city.values[index], want, rtol=1e-6)
+        partly += 0 < len(seen) < factor
+    bins = partial_bins(_city(values, kind="speed" if speed else "flow"), interval)
+    assert bins.missing + bins.completed == partly
 
 
 def test_the_own_interval_changes_nothing():

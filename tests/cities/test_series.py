@@ -11,7 +11,7 @@ import pytest
 from gpdiff_jax.cities import City
 from gpdiff_jax.cities.calendar import calendar_features, is_weekend, slot_of_day
 from gpdiff_jax.cities.scaling import region_scales
-from gpdiff_jax.cities.series import build_bank, daily_profile, gather_window, num_covariates
+from gpdiff_jax.cities.series import build_bank, daily_profile, gather_window, num_covariates, weekend_share
 from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.errors import InputError
 
@@ -85,7 +85,9 @@ def _loop_window(covariates: str, index: int, nodes: list[int], start: int, vari
     profiles, shares = [], []
     for (mean, std), mask in zip(scales, _masks()[index], strict=True):
         profiles.append(_loop_profile(city, mask, mean, std) if covariates == "profile" else None)
-        shares.append(0.5 if weekend is None else weekend[mask].mean())
+        # Of the readings, not of the steps.
+        seen = np.isfinite(city.values[mask, nodes[0], 0])
+        shares.append(0.5 if weekend is None else weekend[mask][seen].mean())
     history = np.zeros((len(nodes), _HISTORY, 3 if covariates == "profile" else 2))
     beside = np.zeros((_HISTORY + _HORIZON, num_covariates(covariates)))
     target, observed = np.zeros(_HORIZON), np.zeros(_HORIZON)
@@ -171,3 +173,24 @@ def test_a_profile_is_refused_for_windows_longer_than_a_day():
         build_bank(_CITIES, _SPANS, _masks(), covariates="profile", history=10, horizon=3)
     with pytest.raises(InputError, match="`cities` is empty"):
         build_bank([], [], [], covariates="none", history=10, horizon=3)
+
+
+def test_the_share_of_weekends_in_a_profile_is_that_of_its_readings():
+    """A metro that is closed on the Sunday of its three days has a profile of two weekdays."""
+    weekend = np.repeat([1.0, 0.0, 0.0], 4)
+    readings = np.ones((12, 4))
+    readings[:4, 0] = _NAN  # closed on Sunday
+    readings[:2, 1] = _NAN  # open from noon
+    readings[:, 3] = _NAN
+    np.testing.assert_allclose(weekend_share(readings, weekend), [0.0, 0.2, 1 / 3, 6 / 30])
+    np.testing.assert_array_equal(weekend_share(np.full((12, 2), _NAN), weekend), [0.5, 0.5])
+    closed = dataclasses.replace(
+        _city("d", steps=36, nodes=2, start="2024-03-03T00:00", seed=3),  # a Sunday
+        values=np.concatenate([np.full((12, 2, 1), _NAN), np.ones((24, 2, 1))]).astype(np.float32),
+    )
+    span = [Span(0, 36)]
+    bank = build_bank([closed], [span], [np.ones((1, 36), bool)], covariates="profile", history=5, horizon=3)
+    np.testing.assert_array_equal(bank.profile_weekend, [[0.0, 0.0]])
+    window = gather_window(bank, jnp.asarray([0, 1], jnp.int32), jnp.int32(4), jnp.int32(0))
+    # On the Sunday, nothing of the profile was made on a day like it; on Monday, all.
+    np.testing.assert_array_equal(window.covariates[:, -1], np.zeros(8))

@@ -1,0 +1,81 @@
+"""In: readings with fill values, and with days of a concert. Out: the first are named and refused, the last are not."""
+
+import dataclasses
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from gpdiff_jax.cities import City, check_city, find_cities, load_city, save_city
+from gpdiff_jax.cities.extremes import find_extreme
+from gpdiff_jax.errors import InputError
+
+
+def _counts(regions: int = 4, steps: int = 400) -> np.ndarray:
+    levels = np.random.default_rng(0).uniform(1, 80, regions)
+    return np.random.default_rng(1).poisson(levels, (steps, regions)).astype(np.float32)
+
+
+@pytest.mark.parametrize("fill", [2147483647.0, 9.96921e36, 65535.0])
+@pytest.mark.parametrize("steps", [slice(30, 31), slice(30, 40), slice(30, 200)])
+def test_one_fill_value_and_a_long_outage_of_them_are_found(fill, steps):
+    readings = _counts()
+    readings[steps, 2] = fill
+    usual = np.percentile(_counts()[:, 2], 99)
+    found = find_extreme(readings, speed=False)
+    assert found is not None and (found.step, found.node, found.others) == (30, 2, steps.stop - 31)
+    assert found.value == np.float32(fill) and 0.8 * usual <= found.usual <= 1.2 * usual
+
+
+def test_a_region_that_is_nearly_always_empty_may_have_its_day():
+    readings = _counts()
+    readings[:, 0] = 0.0
+    readings[100, 0] = 60.0  # sixty times its percentile, within what its city reads
+    readings[200:203, 1] = 4.0 * readings[:, 1].max()
+    assert find_extreme(readings, speed=False) is None
+
+
+def test_speeds_are_judged_more_strictly_than_counts():
+    speeds = np.random.default_rng(0).uniform(20, 70, (300, 3)).astype(np.float32)
+    speeds[7, 1] = 999.0
+    assert find_extreme(speeds, speed=False) is None
+    found = find_extreme(speeds, speed=True)
+    assert found is not None and (found.step, found.node, found.value) == (7, 1, 999.0)
+
+
+def test_missing_readings_are_no_extremes():
+    readings = _counts()
+    readings[:, 1] = np.nan
+    readings[5:, 0] = np.nan  # too few to say what is usual there
+    assert find_extreme(readings, speed=False) is None
+    readings[3, 0] = 1e9
+    found = find_extreme(readings, speed=False)
+    assert found is not None and (found.step, found.node) == (3, 0)
+    assert find_extreme(readings[:50], speed=False) is None
+
+
+def test_a_city_with_fill_values_is_refused_until_the_user_says_what_is_missing(tmp_path, simulated_cities: list[City]):
+    city, path = simulated_cities[0], tmp_path / "town.npz"
+    save_city(path, city)
+    values = np.array(city.values)
+    values[50:53, 3] = 1e9
+    with np.load(path) as held:
+        np.savez_compressed(path, **{**held, "values": values})
+    with pytest.raises(InputError, match=r"1e\+09.*'r3' at step 50 \(2\d{3}-.*2 more like it.*--missing_above"):
+        load_city(path)
+    with pytest.raises(InputError, match="far beyond the region's usual"):
+        check_city(dataclasses.replace(city, values=values))
+    for read in (load_city(path, missing_above=1e8), *find_cities(tmp_path, ["town"], missing_above=1e8)):
+        assert np.isnan(read.values[50:53, 3]).all()
+        read.values[50:53, 3] = city.values[50:53, 3]
+        np.testing.assert_array_equal(read.values, city.values)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("GPDIFF_DATA"), reason="GPDIFF_DATA names no folder of real cities")
+def test_no_reading_of_a_published_city_is_taken_for_a_fill_value():
+    paths = sorted(pathlib.Path(os.environ["GPDIFF_DATA"]).glob("*.npz"))
+    assert len(paths) >= 10
+    for path in paths:
+        load_city(path)

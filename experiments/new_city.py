@@ -4,7 +4,6 @@ Importing this module defines the flags of it. Nothing of a run is needed beside
 """
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 import sys
@@ -22,11 +21,11 @@ from gpdiff_jax.errors import InputError
 from gpdiff_jax.evaluate import MethodForecast
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.metrics import mae
-from gpdiff_jax.models import load_model_file, model_names
+from gpdiff_jax.models import model_names, read_model_file
 from gpdiff_jax.new_city import NewCity, forecast_new_city, prepare_new_city, save_parameters
 from gpdiff_jax.parallel import use_every_core
 
-_OWN_FLAGS = ("city", "rolling_days")
+_OWN_FLAGS = ("any_kind", "city", "rolling_days")
 # Of the flags of a run, those that mean the same here.
 _SHARED_FLAGS = (
     "channels",
@@ -53,6 +52,9 @@ flags.DEFINE_integer(
 )
 
 
+flags.DEFINE_bool("any_kind", False, "take a new city of another kind than those that the generator was trained on")
+
+
 def check_flags() -> None:
     """Raises `InputError` where flags of a run and flags of a new city are mixed."""
     given = [name for name in flags.FLAGS if flags.FLAGS[name].present]
@@ -75,7 +77,7 @@ def _load(folder: str) -> tuple[Hypernetwork, str | None]:
     named, digest = None, None
     if path is not None and path.endswith(".py"):
         # Before the generator is read, which may look at its model.
-        named, digest = load_model_file(path), hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+        named, digest = read_model_file(path)
     hypernetwork = Hypernetwork.load(folder)
     wanted = hypernetwork.model_name
     if path is not None and (named or path) != wanted:
@@ -114,6 +116,7 @@ def generate_for_city() -> str:
         support_days=values.support_days if values["support_days"].present else None,
         rolling_days=values.rolling_days,
         seed=values.seed,
+        any_kind=values.any_kind,
     )
     folder = claim_folder(
         values.out_dir if values["out_dir"].present else f"runs/{city.name}", "generate.json", "forecasts"
@@ -122,7 +125,7 @@ def generate_for_city() -> str:
     silent = [new_city.city.node_ids[node] for node in new_city.target.silent]
     for region in silent:
         print(f"region {region!r} has no visible reading; it takes its neighbours' statistics", file=sys.stderr)
-    parameters = hypernetwork.generate(new_city.prompts, key=jax.random.key(values.seed), config=config)
+    parameters = hypernetwork.generate(new_city.prompts, key=jax.random.key(values.seed), config=config, any_kind=True)
     made = forecast_new_city(parameters, new_city)
     summary = _summary(new_city, made) | {
         "silent_regions": silent,

@@ -5,7 +5,6 @@ Importing this module defines the flags that all stages share.
 
 import dataclasses
 import difflib
-import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +24,7 @@ from gpdiff_jax.diffusion.schedules import SCHEDULES
 from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import GenerateConfig
-from gpdiff_jax.models import load_model_file, model_names
+from gpdiff_jax.models import model_names, read_model_file
 from gpdiff_jax.parallel import rows_side_by_side
 from gpdiff_jax.prompts.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
@@ -291,8 +290,7 @@ def settings_from_flags() -> Settings:
     check_conditioning(values.conditioning, sum((_SPATIAL_OF_PART[part] for part in prompt_config.parts), ()))
     model, model_digest = values.model, None
     if model.endswith(".py"):
-        model = load_model_file(values.model)
-        model_digest = hashlib.sha256(pathlib.Path(values.model).read_bytes()).hexdigest()
+        model, model_digest = read_model_file(values.model)
     if model not in model_names():
         raise InputError(f"--model must be one of {', '.join(model_names())}, or a .py file, got {model!r}")
     side_by_side = values.regions_per_batch

@@ -170,6 +170,13 @@ def open_run(settings: Settings, out_dir: str) -> Run:
     for city, span in zip([*run.source_cities, *run.target_cities], seen, strict=True):
         check_parts(settings.prompts, city, span)
     open_run_folder(out_dir, settings, [*run.source_cities, *run.target_cities])
+    kinds = sorted({city.kind for city in sources})
+    if run.target_cities[0].kind not in kinds:
+        print(
+            f"the target {settings.target!r} is of kind {run.target_cities[0].kind} and the sources are of kind "
+            f"{', '.join(kinds)}: what they teach may not hold there",
+            file=sys.stderr,
+        )
     for city in cities:
         tell_partial_bins(city, settings.interval_minutes)
     for city, target in zip(run.target_cities, run.targets, strict=True):
@@ -350,7 +357,8 @@ def _generate_stage(run: Run) -> list[Params]:
     with _logged(run, "generate", len(run.targets)) as report:
         generated = []
         for channel, prompts in enumerate(run.target_prompts):
-            drawn = hypernetwork.generate(prompts, key=generate_key(run, channel), config=config)
+            key = generate_key(run, channel)
+            drawn = hypernetwork.generate(prompts, key=key, config=config, any_kind=True)
             generated.append(drawn.params)
             report(channel + 1, {"samples": config.samples})
     save_arrays(folder, {"channels": generated}, {"format": _FORMAT})

@@ -6,9 +6,8 @@ from jaxtyping import Float
 
 from gpdiff_jax.adapt import AdaptConfig
 from gpdiff_jax.cities.city import City
-from gpdiff_jax.errors import InputError
 from gpdiff_jax.evaluate import few_shot, zero_shot
-from gpdiff_jax.hypernetwork import RegionParameters
+from gpdiff_jax.hypernetwork import RegionParameters, check_regions
 from gpdiff_jax.models.protocol import make_model
 from gpdiff_jax.sources import prepare_target
 from gpdiff_jax.typing import Key
@@ -29,15 +28,10 @@ def forecast(
       float32 [S, R, P] in data units: for each test window and region the next P steps, averaged over the samples.
 
     Raises:
-      InputError: see `prepare_target`; or the parameters are for another number of regions.
+      InputError: the parameters are for another city, or for other regions; see `prepare_target`.
     """
+    check_regions(parameters, city)
     target = prepare_target(city, parameters.data)
-    regions = jax.tree.leaves(parameters.params)[0].shape[1]
-    if regions != city.num_nodes:
-        raise InputError(
-            f"the parameters are for {regions} regions and city {city.name!r} has {city.num_nodes}; generate them from "
-            "this city's prompts"
-        )
     model = make_model(parameters.model, target.sizes)
     if adapt is None:
         return zero_shot(model, target, parameters.params).forecast

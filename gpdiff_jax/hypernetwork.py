@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Hashable, Sequence
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpdiff_jax.checkpoint import load_arrays, save_arrays
-from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.city import City, CityLabel, label_of
 from gpdiff_jax.codec import Codec
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig, denoise, make_denoiser
 from gpdiff_jax.diffusion.objectives import Denoised, denoised
@@ -63,6 +64,36 @@ class RegionParameters:
     params: Params  # leaves [K, R, ...]
     model: str = flax.struct.field(pytree_node=False)
     data: DataConfig = flax.struct.field(pytree_node=False)
+    # Whose regions they are for; None where that is not known.
+    city: CityLabel | None = flax.struct.field(pytree_node=False, default=None)
+
+
+def check_regions(parameters: RegionParameters, city: City) -> None:
+    """Refuses parameters that were made for other regions than those of a city, or for these in another order.
+
+    Raises:
+      InputError: names the first difference.
+    """
+    own, made_for = label_of(city), parameters.city
+    count, remedy = jax.tree.leaves(parameters.params)[0].shape[1], "generate them from this city's prompts"
+    if made_for is not None:
+        for what, have, want in (
+            ("the name of its city", made_for.name, own.name),
+            ("its channel", made_for.channel, own.channel),
+            ("its minutes between readings", made_for.interval_minutes, own.interval_minutes),
+        ):
+            if have != want:
+                raise InputError(f"the parameters are for another city: {what} is {have!r}, not {want!r}; {remedy}")
+        for number, (have, want) in enumerate(itertools.zip_longest(made_for.node_ids, own.node_ids)):
+            if have != want:
+                raise InputError(
+                    f"region {number} of the parameters is {have!r} and of city {city.name!r} {want!r}; parameters "
+                    f"hold for their own regions in their own order: {remedy}"
+                )
+    if count != city.num_nodes:
+        raise InputError(
+            f"the parameters are for {count} regions and city {city.name!r} has {city.num_nodes}; {remedy}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,6 +110,7 @@ class Hypernetwork:
     prompt_names: tuple[str, ...]
     prompt_encoder: PromptEncoder = dataclasses.field(default_factory=plain_encoder)
     interval_minutes: int | None = None  # of the cities it was trained on; None where that is not known
+    kinds: tuple[str, ...] | None = None  # of the cities it was trained on; None where that is not known
 
     @property
     def model(self) -> Model:
@@ -100,8 +132,10 @@ class Hypernetwork:
           float32 [1, N, E].
 
         Raises:
-          InputError: see `prompts.prompts`.
+          InputError: the city has another interval or kind than those that the generator was trained on; see
+            `prompts.prompts`.
         """
+        self.check_city(label_of(city))
         data = self.data
         return prompts(
             city,
@@ -111,6 +145,27 @@ class Hypernetwork:
             encoder=self.prompt_encoder,
         )
 
+    def check_city(self, city: CityLabel, *, any_kind: bool = False) -> None:
+        """Refuses a city of another interval or kind than those that the generator was trained on.
+
+        Args:
+          city: its label.
+          any_kind: take cities of every kind.
+
+        Raises:
+          InputError: names both.
+        """
+        if self.interval_minutes not in (None, city.interval_minutes):
+            raise InputError(
+                f"the generator was trained on readings of {self.interval_minutes} minutes and city {city.name!r} has "
+                f"readings of {city.interval_minutes}; `resample` it to {self.interval_minutes}"
+            )
+        if not any_kind and self.kinds is not None and city.kind not in self.kinds:
+            raise InputError(
+                f"the generator was trained on cities of kind {', '.join(self.kinds)} and city {city.name!r} is of "
+                f"kind {city.kind}; take a generator of that kind, or allow it by `any_kind` (--any_kind)"
+            )
+
     def generate(
         self,
         prompts: Prompts,
@@ -118,22 +173,32 @@ class Hypernetwork:
         key: Key,
         config: GenerateConfig = GenerateConfig(),
         devices: Sequence[Device] | None = None,
+        any_kind: bool = False,
     ) -> RegionParameters:
         """Draws parameters for every region from its prompt, the same to the bit on any number of devices of a kind.
 
         Args:
-          prompts: of R regions, as `prompts(city, ...)` makes them; of `prompts.null` nothing but the regions is used.
+          prompts: of R regions, one variant, as `prompts(city, ...)` makes them; of `prompts.null` nothing but the
+            regions is used.
           key: random key; a sample's is folded in from its number.
           config: samples, sampler, steps and guidance.
           devices: to spread the draws over; None for all local ones.
+          any_kind: generate for cities of other kinds than those that the generator was trained on.
 
         Returns:
           K parameter vectors for every region.
 
         Raises:
-          InputError: the prompts hold other entries than those the generator was trained with, or the sampler does not
-            go with its schedule.
+          InputError: the prompts hold other entries than those the generator was trained with, several variants of
+            every region, or a city of another interval or kind; or the sampler does not go with its schedule.
         """
+        for city in prompts.cities:
+            self.check_city(city, any_kind=any_kind)
+        if prompts.values.shape[0] != 1:
+            raise InputError(
+                f"the prompts hold {prompts.values.shape[0]} variants of every region, and parameters are generated "
+                "from one; choose it by `prompts.variant(index)`"
+            )
         if prompts.names != self.prompt_names:
             odd = sorted(set(prompts.names) ^ set(self.prompt_names)) or ["the order of entries", prompts.names[0]]
             raise InputError(f"the prompts and the generator differ in {odd[:3]}; make the prompts with this version")
@@ -154,7 +219,9 @@ class Hypernetwork:
         stacked = jax.device_put(
             jax.tree.map(lambda leaf: leaf.reshape(config.samples, count, *leaf.shape[1:]), params)
         )
-        return RegionParameters(stacked, self.model_name, self.data)
+        return RegionParameters(
+            stacked, self.model_name, self.data, prompts.cities[0] if len(prompts.cities) == 1 else None
+        )
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes the generator into a folder, whole or not at all."""
@@ -181,6 +248,7 @@ class Hypernetwork:
             "prompt_names": self.prompt_names,
             "prompt_encoder": self.prompt_encoder.facts(),
             "interval_minutes": self.interval_minutes,
+            "kinds": self.kinds,
         }
         save_arrays(pathlib.Path(folder), arrays, facts)
 
@@ -211,6 +279,7 @@ class Hypernetwork:
             prompt_names=tuple(facts["prompt_names"]),
             prompt_encoder=PromptEncoder.from_arrays(arrays.get("prompt_encoder") or {}, facts["prompt_encoder"]),
             interval_minutes=facts.get("interval_minutes"),
+            kinds=None if facts.get("kinds") is None else tuple(facts["kinds"]),
         )
 
     def summary(self) -> str:
@@ -232,6 +301,7 @@ class Hypernetwork:
                 "covariates": self.data.covariates,
                 "support_days": self.data.support_days,
                 "interval_minutes": self.interval_minutes,
+                "kinds": self.kinds,
             }
         )
 

@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Float
 
 from gpdiff_jax.checkpoint import load_arrays, save_arrays
-from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.city import City, CityLabel, label_of
 from gpdiff_jax.cities.resample import resample, select_channels
 from gpdiff_jax.cities.splits import Span, split_before
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.evaluate import MethodForecast, observed_truth, step_names, window_start_names, zero_shot
-from gpdiff_jax.hypernetwork import Hypernetwork, RegionParameters
+from gpdiff_jax.hypernetwork import Hypernetwork, RegionParameters, check_regions
 from gpdiff_jax.models.protocol import make_model
 from gpdiff_jax.prompts.encoders import check_parts
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
@@ -72,6 +72,7 @@ def prepare_new_city(
     support_days: int | None = None,
     rolling_days: int = 0,
     seed: int = 0,
+    any_kind: bool = False,
 ) -> NewCity:
     """Makes of any city what a generator takes, and chooses which windows are forecast.
 
@@ -83,14 +84,15 @@ def prepare_new_city(
       rolling_days: 0 forecasts one window, the P steps after the last reading. Else the last so many days are
         forecast, window by window, each from the readings up to it; the support days lie right before them.
       seed: for `pick_neighbours="random"`.
+      any_kind: take a city of another kind than those that the generator was trained on.
 
     Returns:
       The city; scale, profile and prompts come from the support days alone.
 
     Raises:
-      InputError: the generator does not say its interval, the city's does not divide it, there is no such channel, or
-        it is "each"; the city is too short, or shows nothing in its support days; a part of the prompt cannot be made
-        of it.
+      InputError: the generator does not say its interval, the city's does not divide it, or it is of another kind;
+        there is no such channel, or it is "each"; the city is too short, or shows nothing in its support days; a part
+        of the prompt cannot be made of it.
     """
     if hypernetwork.interval_minutes is None:
         raise InputError("the generator does not say at which interval it was trained; pre-train it again and save it")
@@ -99,6 +101,7 @@ def prepare_new_city(
     if rolling_days < 0:
         raise InputError(f"`rolling_days` must be at least 0, got {rolling_days}")
     read = select_channels(resample(city, hypernetwork.interval_minutes), channels)[0]
+    hypernetwork.check_city(label_of(read), any_kind=any_kind)
     days = hypernetwork.data.support_days if support_days is None else support_days
     data = dataclasses.replace(hypernetwork.data, support_days=days)
     if rolling_days:
@@ -138,29 +141,35 @@ def forecast_new_city(parameters: RegionParameters, new_city: NewCity) -> Method
       Forecasts [S, R, P] in data units, averaged over the samples, and their deviation over the samples.
 
     Raises:
-      InputError: the parameters are for another number of regions.
+      InputError: the parameters are for another city, or for other regions.
     """
-    regions, wanted = jax.tree.leaves(parameters.params)[0].shape[1], new_city.target.num_regions
-    if regions != wanted:
-        raise InputError(
-            f"the parameters are for {regions} regions and city {new_city.city.name!r} has {wanted}; generate them "
-            "from this city's prompts"
-        )
+    check_regions(parameters, new_city.city)
     return zero_shot(make_model(parameters.model, new_city.target.sizes), new_city.target, parameters.params)
 
 
 def save_parameters(folder: str | pathlib.Path, parameters: RegionParameters, new_city: NewCity) -> None:
-    """Writes the parameters of a new city's regions into a folder, whole or not at all."""
+    """Writes the parameters of a new city's regions into a folder, whole or not at all.
+
+    Args:
+      folder: where; what it holds is replaced.
+      parameters: of the city's regions.
+      new_city: the city.
+
+    Raises:
+      InputError: the parameters are for another city, or for other regions.
+    """
     city = new_city.city
     facts: dict[str, Any] = {
         "format": _FORMAT,
         "model": parameters.model,
         "data": dataclasses.asdict(new_city.data),
         "city": city.name,
+        "kind": city.kind,
         "channel": city.feature_names[0],
         "interval_minutes": city.interval_minutes,
         "regions": city.node_ids,
     }
+    check_regions(parameters, city)
     save_arrays(pathlib.Path(folder), parameters.params, facts)
 
 
@@ -177,9 +186,10 @@ def load_parameters(folder: str | pathlib.Path) -> CityParameters:
       InputError: there are none, or they are damaged, or of another format.
     """
     arrays, facts = load_arrays(pathlib.Path(folder), _FORMAT, "parameters of a city")
-    params = jax.device_put(arrays)
+    names = (facts["city"], facts.get("kind", ""), facts["channel"], facts["interval_minutes"])
+    label = CityLabel(*names, node_ids=tuple(facts["regions"]))
     return CityParameters(
-        RegionParameters(params, facts["model"], DataConfig(**facts["data"])),
+        RegionParameters(jax.device_put(arrays), facts["model"], DataConfig(**facts["data"]), label),
         facts["city"],
         facts["channel"],
         facts["interval_minutes"],

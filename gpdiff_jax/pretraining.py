@@ -199,4 +199,5 @@ def pretrain(
         prompt_names=zoo.prompts.names,
         prompt_encoder=sources.prompt_encoder or plain_encoder(),
         interval_minutes=MINUTES_PER_DAY // sources.train.steps_per_day,
+        kinds=tuple(sorted({city.kind for city in sources.cities})) or None,
     )

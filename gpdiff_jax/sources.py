@@ -15,7 +15,7 @@ import jraph
 import numpy as np
 from jaxtyping import Int
 
-from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.city import City, CityLabel, label_of
 from gpdiff_jax.cities.scaling import silent_regions
 from gpdiff_jax.cities.series import SeriesBank, build_bank
 from gpdiff_jax.cities.splits import SourceSplit, Span, TargetSplit, split_source, split_target
@@ -81,6 +81,7 @@ class Sources:
     prompts: Prompts  # [V, R, E]
     config: DataConfig = flax.struct.field(pytree_node=False)
     prompt_encoder: PromptEncoder | None = None  # what made the prompts; None for statistics alone
+    cities: tuple[CityLabel, ...] = flax.struct.field(pytree_node=False, default=())
 
     @property
     def num_regions(self) -> int:
@@ -210,6 +211,7 @@ def prepare_sources(
         names=tuple(names[row] for row in rows),
         prompts=source_prompts(cities, spans, [split.train for split in splits]),
         config=config,
+        cities=tuple(label_of(city, some) for city, some in zip(cities, kept, strict=True)),
     )
 
 

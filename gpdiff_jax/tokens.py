@@ -10,13 +10,13 @@ from functools import cached_property
 from itertools import zip_longest
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.kinds import layer_kind
+from gpdiff_jax.models.leaves import check_leaves, named_leaves, put_leaf
 from gpdiff_jax.typing import Params
 
 PUBLISHED_WIDTH = "gcd"
@@ -134,15 +134,7 @@ def make_layout(params: Params, width: int | str = PUBLISHED_WIDTH) -> TokenLayo
         or a leaf that is empty or not float32.
     """
     check_width(width)
-    named = _named_leaves(params)
-    if not named:
-        raise InputError("the model has no parameters; a model to harvest needs some")
-    for path, leaf in named:
-        if leaf.dtype != jnp.float32 or leaf.size == 0:
-            raise InputError(
-                f"parameter {'/'.join(path)!r} is {leaf.dtype} of shape {tuple(leaf.shape)}; "
-                "a model to harvest needs float32 parameters with at least one entry each"
-            )
+    named = check_leaves(params)
     sizes: dict[str, int] = {}
     for path, leaf in named:
         sizes[path[0]] = sizes.get(path[0], 0) + leaf.size
@@ -197,7 +189,7 @@ def to_tokens(layout: TokenLayout, params: Params) -> Float[Array, "L W"]:
     Raises:
       InputError: a leaf has another path, shape or type than the layout says.
     """
-    named = _named_leaves(params)
+    named = named_leaves(params)
     for leaf, (path, value) in zip_longest(layout.leaves, named, fillvalue=(None, None)):
         given = None if path is None or value is None else (path, tuple(value.shape), value.dtype)
         if not isinstance(leaf, TokenLeaf) or given != (leaf.path, leaf.shape, jnp.float32):
@@ -216,30 +208,8 @@ def from_tokens(layout: TokenLayout, tokens: Float[Array, "L W"]) -> Params:
     """Reads one parameter pytree back from tokens, bit for bit what `to_tokens` was given; padding is not looked at."""
     flat, params = tokens.reshape(-1), {}
     for leaf in layout.leaves:
-        _put(params, leaf.path, flat[leaf.offset : leaf.offset + leaf.size].reshape(leaf.shape))
+        put_leaf(params, leaf.path, flat[leaf.offset : leaf.offset + leaf.size].reshape(leaf.shape))
     return params
-
-
-def _put(params: dict, path: tuple[str, ...], value: Any) -> None:
-    for key in path[:-1]:
-        params = params.setdefault(key, {})
-    params[path[-1]] = value
-
-
-def _named_leaves(params: Params) -> list[tuple[tuple[str, ...], Any]]:
-    """Paths and leaves of nested dicts, in the pytree's order; refuses any other tree, which would not come back."""
-    named, rebuilt = [], {}
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        path = tuple(key for part in keys if isinstance(key := getattr(part, "key", None), str))
-        if not path or len(path) < len(keys):
-            raise InputError(
-                f"parameters must be nested dicts with names as keys, got {jax.tree_util.keystr(keys) or 'one array'}"
-            )
-        named.append((path, leaf))
-        _put(rebuilt, path, leaf)
-    if named and jax.tree.structure(rebuilt) != jax.tree.structure(params):
-        raise InputError("parameters must be nested dicts, none of them empty, with names as keys")
-    return named
 
 
 def _leaf_words(leaf: TokenLeaf | None, exact: bool) -> str:

@@ -68,11 +68,75 @@ def test_a_loaded_generator_forecasts_the_same_and_fine_tuning_changes_it(made, 
     assert adapted.shape == forecast.shape and np.isfinite(adapted).all()
 
 
-def test_a_city_of_another_interval_is_no_target_of_the_generator(made, simulated_cities):
-    _, _, params, _ = made
-    coarse = dataclasses.replace(simulated_cities[-1], interval_minutes=720)
-    with pytest.raises(gpd.InputError, match="day"):
-        gpd.forecast(params, coarse)
+def test_a_city_of_another_interval_or_kind_is_no_target_of_the_generator(made, simulated_cities, tmp_path):
+    _, hypernetwork, params, _ = made
+    target = simulated_cities[-1]
+    assert (hypernetwork.interval_minutes, hypernetwork.kinds) == (60, ("crowd",))
+    hypernetwork.save(tmp_path / "made")
+    for generator in (hypernetwork, gpd.Hypernetwork.load(tmp_path / "made")):
+        for change, words in (
+            ({"interval_minutes": 30}, "readings of 60 minutes and city 'crowd_2' has readings of 30; `resample` it"),
+            ({"kind": "flow"}, "cities of kind crowd and city 'crowd_2' is of kind flow; take a generator"),
+        ):
+            other = dataclasses.replace(target, **change)
+            with pytest.raises(gpd.InputError, match=words):
+                generator.prompts(other)
+            # Prompts made elsewhere know their city as well.
+            with pytest.raises(gpd.InputError, match=words):
+                generator.generate(gpd.prompts(other, support_days=3), key=jax.random.key(2), config=_GENERATE)
+    flow = dataclasses.replace(target, kind="flow")
+    with pytest.raises(gpd.InputError, match="is of kind flow"):
+        gpd.prepare_new_city(flow, hypernetwork)
+    told = gpd.prompts(flow, support_days=3)
+    drawn = hypernetwork.generate(told, key=jax.random.key(2), config=_GENERATE, any_kind=True)
+    jax.tree.map(np.testing.assert_array_equal, drawn.params, params.params)
+    assert gpd.prepare_new_city(flow, hypernetwork, any_kind=True).city.kind == "flow"
+
+
+def test_parameters_are_refused_for_other_regions_than_their_own(made, simulated_cities, tmp_path):
+    _, hypernetwork, params, forecast = made
+    target = simulated_cities[-1]
+    turned, place = np.arange(8)[::-1], np.argsort(np.arange(8)[::-1])
+    other_order = dataclasses.replace(
+        target,
+        values=np.ascontiguousarray(target.values[:, turned]),
+        node_ids=tuple(target.node_ids[node] for node in turned),
+        senders=place[target.senders].astype(np.int32),
+        receivers=place[target.receivers].astype(np.int32),
+    )
+    fewer = dataclasses.replace(params, params=jax.tree.map(lambda leaf: leaf[:, :5], params.params), city=None)
+    new_city = gpd.prepare_new_city(target, hypernetwork)
+    gpd.save_parameters(tmp_path / "kept", params, new_city)
+    kept = gpd.load_parameters(tmp_path / "kept").parameters
+    assert kept.city == params.city and params.city is not None and params.city.node_ids == target.node_ids
+    np.testing.assert_array_equal(gpd.forecast(kept, target), forecast)
+    for parameters, city, words in (
+        (params, other_order, "region 0 of the parameters is 'r0' and of city 'crowd_2' 'r7'"),
+        (kept, other_order, "region 0 of the parameters is 'r0' and of city 'crowd_2' 'r7'"),
+        (params, simulated_cities[0], "the name of its city is 'crowd_2', not 'crowd_0'"),
+        (params, dataclasses.replace(target, feature_names=("exits",)), "its channel is 'visitors', not 'exits'"),
+        (params, dataclasses.replace(target, interval_minutes=30), "its minutes between readings is 60, not 30"),
+        (fewer, target, "for 5 regions and city 'crowd_2' has 8"),
+    ):
+        with pytest.raises(gpd.InputError, match=words):
+            gpd.forecast(parameters, city)
+        if city.interval_minutes == 60:
+            ahead = gpd.prepare_new_city(city, hypernetwork)
+            with pytest.raises(gpd.InputError, match=words):
+                gpd.forecast_new_city(parameters, ahead)
+            with pytest.raises(gpd.InputError, match=words):
+                gpd.save_parameters(tmp_path / "wrong", parameters, ahead)
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_parameters_are_generated_from_one_variant_of_a_prompt(made, simulated_cities):
+    zoo, hypernetwork, _, _ = made
+    assert zoo.prompts.values.shape[:2] == (3, 16)
+    with pytest.raises(gpd.InputError, match=r"hold 3 variants of every region.*prompts.variant\(index\)"):
+        hypernetwork.generate(zoo.prompts, key=jax.random.key(2), config=_GENERATE)
+    drawn = hypernetwork.generate(zoo.prompts.variant(1), key=jax.random.key(2), config=_GENERATE)
+    assert jax.tree.leaves(drawn.params)[0].shape[:2] == (2, 16) and drawn.city is None
+    assert [city.name for city in zoo.prompts.cities] == ["crowd_0", "crowd_1"]
 
 
 def test_every_public_name_exists_and_has_a_docstring():

@@ -8,7 +8,7 @@ import unicodedata
 import zlib
 
 import numpy as np
-from jaxtyping import Float, Int, UInt32
+from jaxtyping import Bool, Float, Int, UInt32
 
 from gpdiff_jax.cities.extremes import find_extreme
 from gpdiff_jax.errors import InputError
@@ -84,6 +84,23 @@ class City:
         adjacency = np.zeros((self.num_nodes, self.num_nodes), np.float32)
         adjacency[self.senders, self.receivers] = self.weights
         return adjacency
+
+
+@dataclasses.dataclass(frozen=True)
+class CityLabel:
+    """By what the regions of a one-channel city are known, wherever something that was made for them is used."""
+
+    name: str
+    kind: str
+    channel: str
+    interval_minutes: int
+    node_ids: tuple[str, ...]  # R, in order; of a source, those that are trained on
+
+
+def label_of(city: City, kept: Bool[np.ndarray, " N"] | None = None) -> CityLabel:
+    """Return the label of a one-channel city, of all its regions or of those that are kept."""
+    nodes = city.node_ids if kept is None else tuple(np.asarray(city.node_ids, object)[kept].tolist())
+    return CityLabel(city.name, city.kind, city.feature_names[0], city.interval_minutes, nodes)
 
 
 def edges_of(

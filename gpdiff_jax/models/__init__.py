@@ -12,6 +12,7 @@ from gpdiff_jax.models.protocol import (
     load_model_file,
     make_model,
     model_names,
+    read_model_file,
     register_model,
 )
 
@@ -22,5 +23,6 @@ __all__ = [
     "load_model_file",
     "make_model",
     "model_names",
+    "read_model_file",
     "register_model",
 ]

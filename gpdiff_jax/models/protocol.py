@@ -4,6 +4,7 @@ Everything else in the library sees a model through this pair alone, so any pair
 """
 
 import functools
+import hashlib
 import os
 import pathlib
 import runpy
@@ -17,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.leaves import check_leaves
 from gpdiff_jax.typing import Key, Params, RegionGraph
 
 
@@ -86,35 +88,59 @@ def register_model(name: str, make: Callable[[ModelSizes], Model]) -> None:
 
 
 def load_model_file(path: str | os.PathLike[str]) -> str:
-    """Runs a Python file of a user's that registers one model, and returns its name.
+    """Runs a Python file of a user's that registers one model, and returns its name; see `read_model_file`."""
+    return read_model_file(path).name
+
+
+class ModelFile(NamedTuple):
+    """A user's model file as it was run."""
+
+    name: str  # of the model that it registers
+    sha256: str  # of its text
+
+
+_FILES: dict[pathlib.Path, ModelFile] = {}
+
+
+def read_model_file(path: str | os.PathLike[str]) -> ModelFile:
+    """Runs a Python file of a user's that registers one model.
 
     Args:
       path: the file; it calls `register_model` once. Run it only if you trust it: it is a program.
 
     Returns:
-      The name, for `make_model`. A file that was run before is not run again.
+      The name of the model, for `make_model`, and the hash of the text that was run. A file is not run again while its
+      text is the same; an edited one replaces the model that it registered before.
 
     Raises:
-      InputError: there is no such file, it fails, or it registers none or several models.
+      InputError: there is no such file, it fails, or it registers none or several models; the registry is then as it
+        was.
     """
-    return _run_model_file(pathlib.Path(path).expanduser().absolute())
-
-
-@functools.cache
-def _run_model_file(path: pathlib.Path) -> str:
+    path = pathlib.Path(path).expanduser().absolute()
     if not path.is_file():
         raise InputError(f"no model file at {str(path)!r}; --model takes one of {', '.join(model_names())}, or a file")
-    before = set(_REGISTRY)
+    digest, held = hashlib.sha256(path.read_bytes()).hexdigest(), _FILES.get(path)
+    if held is not None and held.sha256 == digest and held.name in _REGISTRY:
+        return held
+    before = dict(_REGISTRY)
+    if held is not None:
+        _REGISTRY.pop(held.name, None)
+    others = set(_REGISTRY)
     try:
         runpy.run_path(str(path), run_name=path.stem)
-    except Exception as error:
-        raise InputError(f"the model file {str(path)!r} fails: {type(error).__name__}: {error}") from error
-    added = sorted(set(_REGISTRY) - before)
-    if len(added) != 1:
-        raise InputError(
-            f"the model file {str(path)!r} registers {len(added)} models; call gpdiff_jax.register_model once in it"
-        )
-    return added[0]
+        added = sorted(set(_REGISTRY) - others)
+        if len(added) != 1:
+            raise InputError(
+                f"the model file {str(path)!r} registers {len(added)} models; call gpdiff_jax.register_model once in it"
+            )
+    except BaseException as error:
+        _REGISTRY.clear()
+        _REGISTRY.update(before)
+        if isinstance(error, Exception) and not str(error).startswith("the model file"):
+            raise InputError(f"the model file {str(path)!r} fails: {type(error).__name__}: {error}") from error
+        raise
+    _FILES[path] = ModelFile(added[0], digest)
+    return _FILES[path]
 
 
 def model_names() -> tuple[str, ...]:
@@ -125,8 +151,16 @@ def model_names() -> tuple[str, ...]:
 def make_model(name: str, sizes: ModelSizes) -> Model:
     """The registered model of that name at the given sizes.
 
+    Args:
+      name: of the model.
+      sizes: H, P, I, F.
+
+    Returns:
+      The pair of pure functions, the same one for the same sizes.
+
     Raises:
-      InputError: unknown name, or a size that the model cannot take.
+      InputError: unknown name, a size that the model cannot take, parameters that tokens could not give back (see
+        `leaves.check_leaves`), or a forecast of another shape than [P, C]. Nothing is computed to find out.
     """
     if name not in _REGISTRY:
         raise InputError(f"`model` must be one of {', '.join(model_names())}, got {name!r}")
@@ -185,4 +219,19 @@ def model_text(model: Model, sizes: ModelSizes, params: Params) -> str:
 @functools.lru_cache(maxsize=64)
 def _make(factory: Callable[[ModelSizes], Model], sizes: ModelSizes) -> Model:
     # The same pair every time: compiled programs are found by it.
-    return factory(sizes)
+    model = factory(sizes)
+    try:
+        params = abstract_params(model, sizes)
+        check_leaves(params)
+        forecast = jax.eval_shape(model.apply, params, *_abstract_inputs(sizes))
+    except InputError as error:
+        raise InputError(f"model {model.name!r}: {error}") from error
+    except Exception as error:
+        words = " ".join(str(error).split())[:300]
+        raise InputError(f"model {model.name!r} fails at {sizes}: {type(error).__name__}: {words}") from error
+    if getattr(forecast, "shape", None) != (sizes.horizon, 1):
+        raise InputError(
+            f"model {model.name!r} forecasts {jax.tree.map(lambda leaf: leaf.shape, forecast)}, and must forecast "
+            f"[P, C] = ({sizes.horizon}, 1)"
+        )
+    return model

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.city import City, CityLabel, label_of
 from gpdiff_jax.cities.scaling import silent_regions
 from gpdiff_jax.cities.splits import Span, split_target
 from gpdiff_jax.errors import InputError
@@ -35,11 +35,17 @@ class Prompts:
     # Per city, what they were made from: "melbourne steps 120 to 192, 300 to 372".
     provenance: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
     told: jax.Array | None = None  # bool [R], False where the generator is told nothing; None where all are told
+    # Whose regions they are; empty where that is not known.
+    cities: tuple[CityLabel, ...] = flax.struct.field(pytree_node=False, default=())
 
     @property
     def parts(self) -> dict[str, Int[np.ndarray, " X"]]:
         """The entries of every part, by its name: "statistics", "temporal", "spatial"."""
         return columns_of_parts(self.names)
+
+    def variant(self, index: int) -> "Prompts":
+        """The same regions seen through one of the V variants, values [1, R, E]."""
+        return dataclasses.replace(self, values=self.values[index : index + 1])
 
     @property
     def null(self) -> "Prompts":
@@ -64,7 +70,7 @@ def region_prompts(city: City, spans: Sequence[Span], encoder: PromptEncoder | N
     """
     values, names, seen = _region_tables(city, spans, encoder)
     values, region_ids = jax.device_put((values, city.region_ids()))
-    return Prompts(values, region_ids, names, (seen,))
+    return Prompts(values, region_ids, names, (seen,), cities=(label_of(city),))
 
 
 def _region_tables(
@@ -105,12 +111,12 @@ def source_prompts(
     for done, (city, city_spans, train) in enumerate(zip(cities, spans, train_spans, strict=True), 1):
         kept = ~silent_regions(city, train)
         values, names, seen = _region_tables(city, city_spans, encoder)
-        parts.append((values[:, kept], city.region_ids()[kept], names, seen))
+        parts.append((values[:, kept], city.region_ids()[kept], names, seen, label_of(city, kept)))
         if progress:
             progress(done, {})
-    tables, ids, names, seen = zip(*parts, strict=True)
+    tables, ids, names, seen, labels = zip(*parts, strict=True)
     values, region_ids = jax.device_put((np.concatenate(tables, axis=1), np.concatenate(ids)))
-    return Prompts(values, region_ids, names[0], seen)
+    return Prompts(values, region_ids, names[0], seen, cities=labels)
 
 
 def prompts(

@@ -46,7 +46,8 @@ def measure(run: Run, config: DiagnosticsConfig) -> dict:
             zip(run.target_cities, run.targets, run.target_prompts, strict=True)
         )
     ]
-    found = diagnose(run.zoo, run.hypernetwork, run.held_out, targets, key=run.key("diagnose"), config=config)
+    held_out, key = run.latent_space.held_out, run.key("diagnose")
+    found = diagnose(run.zoo, run.hypernetwork, held_out, targets, key=key, config=config)
     settings = run.settings
     content = {
         "target": settings.target or run.target_cities[0].name,

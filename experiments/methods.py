@@ -97,9 +97,7 @@ def _starts(run: Run, channel: int, family: str) -> Params:
     if family == "nearest_plus_noise":
         # Its own noise for every channel, and as many samples as GPDiff draws.
         key, samples = jax.random.fold_in(run.key(family), channel), run.settings.generate.samples
-        return nulls.nearest_plus_noise(
-            run.zoo, run.hypernetwork, run.target_prompts[channel], samples=samples, key=key
-        )
+        return nulls.nearest_plus_noise(run.zoo, run.target_prompts[channel], samples=samples, key=key)
     if family == "pooled":
         regions = run.targets[channel].num_regions
         return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (1, regions, *leaf.shape)), run.base)
@@ -119,11 +117,11 @@ def _make_null(run: Run, channel: int, family: str) -> Params:
     if family == "mlp_hypernetwork":
         return run.mlp.params(prompts)
     if family == "kernel_average":
-        return nulls.kernel_average(run.zoo, run.hypernetwork, prompts)[0]
+        return nulls.kernel_average(run.zoo, prompts)[0]
     if family == "ridge_hypernetwork":
-        return nulls.ridge_hypernetwork(run.zoo, run.hypernetwork, prompts)[0]
+        return nulls.ridge_hypernetwork(run.zoo, prompts)[0]
     rule = {"zoo_mean": nulls.zoo_mean, "nearest_prompt": nulls.nearest_prompt}[family]
-    return rule(run.zoo, run.hypernetwork, prompts)
+    return rule(run.zoo, prompts)
 
 
 def _random_starts(run: Run, channel: int) -> Params:

@@ -114,13 +114,6 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
     "normalisation", "layer", list(NORMALISATIONS), "what divides the tokens: a spread per layer or per coordinate"
 )
-flags.DEFINE_enum(
-    "source_weights",
-    "balanced",
-    ["balanced", "similarity"],
-    "how often the generator is trained on a source region: every city alike, or by how like its prompt is to those of "
-    "the target",
-)
 flags.DEFINE_integer("accumulate", 1, "parts that a batch of the generator is worked on in, to save memory", 1)
 flags.DEFINE_enum(
     "dtype", "auto", list(DTYPES), "what the generator computes in; auto is bfloat16 on accelerators, float32 on a CPU"
@@ -169,7 +162,6 @@ class Settings:
     adapt: AdaptConfig
     target_only: AdaptConfig
     missing_above: float | None = None
-    source_weights: str = "balanced"
     methods: tuple[str, ...] = DEFAULT_METHODS
 
     def as_json(self) -> dict[str, Any]:
@@ -354,6 +346,5 @@ def settings_from_flags() -> Settings:
         ),
         adapt=_replace(preset["adapt"], **adapt),
         target_only=_replace(preset["target_only"], **adapt),
-        source_weights=values.source_weights,
         methods=choose_methods(values.methods),
     )

@@ -14,10 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jaxtyping import Bool
 
 from experiments.run_folder import open_run_folder
 from experiments.settings import Settings, settings_from_flags
@@ -33,7 +31,7 @@ from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.mlp_hypernetwork import MlpHypernetwork, make_network, mlp_hypernetwork
 from gpdiff_jax.models import Model, make_model
 from gpdiff_jax.parallel import use_every_core
-from gpdiff_jax.pretraining import choice_regions, pretrain
+from gpdiff_jax.pretraining import LatentSpace, fit_latent_space, pretrain
 from gpdiff_jax.progress import LogWriter, stage
 from gpdiff_jax.prompts.encoders import PromptEncoder, check_parts, plain_encoder
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
@@ -90,15 +88,6 @@ class Run:
         pairs = zip(self.target_cities, self.targets, strict=True)
         return [region_prompts(city, [target.split.support], self.prompt_encoder) for city, target in pairs]
 
-    @property
-    def like(self) -> Prompts | None:
-        """Prompts of the target, channels one after another; None unless source regions are weighed by them."""
-        if self.settings.source_weights == "balanced":
-            return None
-        told = self.target_prompts
-        values = jnp.concatenate([prompts.values for prompts in told], axis=1)
-        return dataclasses.replace(told[0], values=values, region_ids=jnp.concatenate([p.region_ids for p in told]))
-
     @functools.cached_property
     def targets(self) -> list[Target]:
         """The target's regions on the device, one value per channel."""
@@ -125,9 +114,9 @@ class Run:
         return _pretrain_stage(self)
 
     @functools.cached_property
-    def held_out(self) -> Bool[np.ndarray, " R"]:
-        """The source regions that the generator was not trained on, but chosen on."""
-        return choice_regions(self.prompted, self.settings.pretrain, key=self.key("pretrain"))
+    def latent_space(self) -> LatentSpace:
+        """What the generator and the MLP work in."""
+        return fit_latent_space(self.zoo, self.settings.pretrain, key=self.key("pretrain"))
 
     @functools.cached_property
     def mlp(self) -> MlpHypernetwork:
@@ -320,7 +309,6 @@ def _pretrain_stage(run: Run) -> Hypernetwork:
             zoo,
             key=run.key("pretrain"),
             config=run.settings.pretrain,
-            like=run.like,
             checkpoints=run.checkpoints("pretrain"),
             progress=report,
         )
@@ -330,15 +318,15 @@ def _pretrain_stage(run: Run) -> Hypernetwork:
 
 
 def _mlp_stage(run: Run) -> MlpHypernetwork:
-    folder, hypernetwork = run.folder / "mlp_hypernetwork", run.hypernetwork
+    folder, config = run.folder / "mlp_hypernetwork", run.settings.pretrain
+    zoo, space = run.zoo, run.latent_space
     if folder.is_dir():
         variables = jax.device_put(load_arrays(folder, _FORMAT, "MLP hypernetwork")[0])
-        return MlpHypernetwork(make_network(hypernetwork), variables, hypernetwork)
-    zoo, config = run.zoo, run.settings.pretrain
+        return MlpHypernetwork(make_network(space, config), variables, space)
     with _logged(run, "mlp", config.steps) as report:
         key = run.key("mlp_hypernetwork")
-        chosen: Any = {"like": run.like, "checkpoints": run.checkpoints("mlp"), "progress": report}
-        mlp = mlp_hypernetwork(zoo, hypernetwork, run.held_out, config, key=key, **chosen)
+        kept: Any = {"checkpoints": run.checkpoints("mlp"), "progress": report}
+        mlp = mlp_hypernetwork(zoo, space, config, key=key, **kept)
     save_arrays(folder, mlp.variables, {"format": _FORMAT})
     run.drop_checkpoints("mlp")
     return mlp

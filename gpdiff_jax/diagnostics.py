@@ -63,7 +63,7 @@ def diagnose(
     Args:
       zoo: what it was trained on, with the sources attached.
       hypernetwork: the generator.
-      held_out: [R], the regions that it was not trained on: `hypernetwork.choice_regions`.
+      held_out: [R], the regions that it was not trained on: `LatentSpace.held_out`.
       targets: cities to generate for; of their readings the support days are read, never the test span.
       key: random key of the draws for source regions, and of the shuffles.
       config: sizes.

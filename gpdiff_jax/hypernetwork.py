@@ -346,10 +346,13 @@ def _make_draw(
         def normal(keys: Key) -> jax.Array:
             return jax.vmap(lambda key: jax.random.normal(key, mask.shape))(keys) * mask[None]
 
-        def fresh(step: jax.Array) -> jax.Array:
-            return normal(jax.vmap(lambda own: jax.random.fold_in(own, step))(own_keys))
+        # One key for the noise at the start, another for that of the steps.
+        start_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(own_keys), 1, 0)
 
-        codes = sample(sampler, denoiser.config.schedule, denoise_fn, normal(own_keys), steps, fresh)
+        def fresh(step: jax.Array) -> jax.Array:
+            return normal(jax.vmap(lambda own: jax.random.fold_in(own, step))(step_keys))
+
+        codes = sample(sampler, denoiser.config.schedule, denoise_fn, normal(start_keys), steps, fresh)
         return jax.vmap(codec.params)(codes)
 
     return draw

@@ -13,15 +13,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from gpdiff_jax.codec import Codec
 from gpdiff_jax.diffusion.losses import DiffusionBatch, DiffusionLosses, bind_functional, example_keys
 from gpdiff_jax.diffusion.training import LossFn, PretrainConfig, TrainingData, train_network
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.hypernetwork import Hypernetwork
-from gpdiff_jax.models.protocol import Model
-from gpdiff_jax.pretraining import encode_training_set, region_odds
+from gpdiff_jax.models.protocol import Model, make_model
+from gpdiff_jax.pretraining import LatentSpace, encode_training_set
 from gpdiff_jax.prompts.prompt import Prompts, scale_prompts
 from gpdiff_jax.training.step import of_type
 from gpdiff_jax.typing import Device, Key, Params
@@ -47,59 +46,61 @@ class PromptMlp(nn.Module):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MlpHypernetwork:
-    """The trained network beside the generator whose codes and scaled prompts it shares."""
+    """The trained network, with the latent space of the generator that it stands beside."""
 
     network: PromptMlp
     variables: Params
-    hypernetwork: Hypernetwork
+    space: LatentSpace
 
     def params(self, prompts: Prompts) -> Params:
         """Parameters of every region from its prompt.
 
         Args:
-          prompts: of R regions; the first variant is read.
+          prompts: of R regions, one variant.
 
         Returns:
           Leaves [R, ...].
+
+        Raises:
+          InputError: several variants of every region.
         """
-        codec = self.hypernetwork.codec
-        told = np.asarray(scale_prompts(prompts, self.hypernetwork.prompt_scaler))[0]
+        if prompts.values.shape[0] != 1:
+            raise InputError(
+                f"the prompts hold {prompts.values.shape[0]} variants of every region, and parameters are made from "
+                "one; choose it by `prompts.variant(index)`"
+            )
+        scaled = np.asarray(scale_prompts(prompts, self.space.prompt_scaler))[0]
 
         @jax.jit
-        def made(variables: Params, codec: Codec, told: Float[Array, "R E"]) -> Params:
-            return jax.vmap(codec.params)(predict_codes(self.network, variables, told, jnp.asarray(codec.mask())))
+        def decode(variables: Params, codec: Codec, scaled: Float[Array, "R E"]) -> Params:
+            return jax.vmap(codec.params)(predict_codes(self.network, variables, scaled, jnp.asarray(codec.mask())))
 
-        return made(self.variables, codec, told)
+        return decode(self.variables, self.space.codec, scaled)
 
 
-def make_network(hypernetwork: Hypernetwork) -> PromptMlp:
-    """The network that stands beside a generator: bottleneck and width of its denoiser, shape of its codes."""
-    rows, width = hypernetwork.codec.mask().shape
-    config = hypernetwork.denoiser_config
-    return PromptMlp(config.prompt_bottleneck, config.width, (rows, width))
+def make_network(space: LatentSpace, config: PretrainConfig) -> PromptMlp:
+    """The network that stands beside a generator: bottleneck and width of its denoiser, shape of its latents."""
+    rows, width = space.codec.mask().shape
+    return PromptMlp(config.denoiser.prompt_bottleneck, config.denoiser.width, (rows, width))
 
 
 def mlp_hypernetwork(
     zoo: ParameterZoo,
-    hypernetwork: Hypernetwork,
-    held_out: Bool[np.ndarray, " R"],
+    space: LatentSpace,
     config: PretrainConfig,
     *,
     key: Key,
-    like: Prompts | None = None,
     devices: Sequence[Device] | None = None,
     checkpoints: pathlib.Path | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> MlpHypernetwork:
-    """Trains the network on the zoo that a generator was trained on.
+    """Trains the network on the zoo that a generator is trained on.
 
     Args:
       zoo: harvested parameters and prompts, with the sources attached.
-      hypernetwork: the generator; lends its codec, the scale of its prompts and its sizes.
-      held_out: [R], the regions that the generator was chosen on: `choice_regions`.
+      space: of the generator: `fit_latent_space` with its configuration and key.
       config: of the generator; what belongs to diffusion alone is not read.
       key: random key.
-      like: as the generator was given.
       devices: see `train_network`.
       checkpoints: see `train_network`.
       progress: called with (steps done, metrics) after every evaluation.
@@ -113,16 +114,17 @@ def mlp_hypernetwork(
     """
     if zoo.sources is None:
         raise InputError("the zoo has no sources attached; load it with `load_zoo(folder, sources)`")
-    network, codec = make_network(hypernetwork), hypernetwork.codec
-    codes = encode_training_set(zoo, codec, hypernetwork.prompt_scaler, region_odds(zoo, held_out, config, like))
+    network, codec = make_network(space, config), space.codec
+    model = make_model(zoo.model, zoo.sources.sizes)
+    codes = encode_training_set(zoo, space)
     init_key, train_key = jax.random.split(key)
     variables = of_type(jax.jit(network.init)(init_key, codes.prompts[0, :1])["params"], codes.x0.dtype)
     variables = train_network(
         variables,
         TrainingData(zoo.sources, codes, codec),
-        hypernetwork.model,
-        held_out,
-        make_mlp_loss(network, hypernetwork.model, jnp.asarray(codec.mask()), config),
+        model,
+        space.held_out,
+        make_mlp_loss(network, model, jnp.asarray(codec.mask()), config),
         lambda variables, data, batch, key: predict_codes(network, variables, batch.prompt, jnp.asarray(codec.mask())),
         config,
         key=train_key,
@@ -131,7 +133,7 @@ def mlp_hypernetwork(
         checkpoints=checkpoints,
         progress=progress,
     )
-    return MlpHypernetwork(network, variables, hypernetwork)
+    return MlpHypernetwork(network, variables, space)
 
 
 def make_mlp_loss(network: PromptMlp, model: Model, mask: Float[Array, "rows width"], config: PretrainConfig) -> LossFn:

@@ -3,11 +3,11 @@
 import pathlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from gpdiff_jax.cities.city import MINUTES_PER_DAY
 from gpdiff_jax.codec import Codec, encode_zoo, fit_codec
@@ -17,8 +17,7 @@ from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.models.protocol import make_model
 from gpdiff_jax.prompts.encoders import plain_encoder
-from gpdiff_jax.prompts.prompt import Prompts, PromptScaler, fit_prompt_scaler, scale_prompts
-from gpdiff_jax.sources import Sources
+from gpdiff_jax.prompts.prompt import PromptScaler, fit_prompt_scaler, scale_prompts
 from gpdiff_jax.tokens import TokenLayout, make_layout, to_tokens
 from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo import ParameterZoo
@@ -74,69 +73,65 @@ def _encode(codec: Codec, params: Params) -> Float[Array, "X M rows width"]:
     return encode_zoo(codec, jax.vmap(jax.vmap(partial(to_tokens, codec.layout)))(params))
 
 
-def choice_regions(sources: Sources, config: PretrainConfig, *, key: Key) -> Bool[np.ndarray, " R"]:
-    """The source regions that `pretrain` with this configuration and key does not train on, but chooses on."""
-    return held_out_regions(sources, config.held_out_share, key=jax.random.split(key)[0])
+class LatentSpace(NamedTuple):
+    """What a generator works in, made of the zoo before anything is trained: latents, prompts' scale, and its split."""
+
+    codec: Codec
+    prompt_scaler: PromptScaler
+    held_out: Bool[np.ndarray, " R"]  # the regions that are not trained on, but chosen on
+    odds: Float[np.ndarray, " R"]  # how often a region is drawn in training
 
 
-def encode_training_set(
-    zoo: ParameterZoo, codec: Codec, prompt_scaler: PromptScaler, odds: Float[np.ndarray, " R"]
-) -> ZooCodes:
-    """Codes and scaled prompts of a zoo, a region drawn as often as `region_odds` say."""
+def fit_latent_space(zoo: ParameterZoo, config: PretrainConfig, *, key: Key) -> LatentSpace:
+    """Splits a zoo's regions and fits the codec and the scale of the prompts.
+
+    Args:
+      zoo: harvested parameters and prompts, with the sources attached.
+      config: of the codec, and the share that is held out.
+      key: of `pretrain`, with which this is what it works in.
+
+    Returns:
+      The latent space. The codec is fitted to the regions that are trained on, every city with the same weight.
+
+    Raises:
+      InputError: the zoo has no sources.
+    """
+    if zoo.sources is None:
+        raise InputError("the zoo has no sources attached; load it with `load_zoo(folder, sources)`")
+    layout = make_layout(zoo.base, config.codec.token_width)
+    held_out = held_out_regions(zoo.sources, config.held_out_share, key=jax.random.split(key)[0])
+    odds = region_odds(zoo.city_index, held_out)
+    tokens, weights = _sample_tokens(zoo, layout, odds)
+    base = _tokens(layout, jax.tree.map(lambda leaf: np.asarray(leaf)[None], zoo.base))[0]
+    codec = fit_codec(layout, base, tokens, weights, config.codec.components, config.codec.normalisation)
+    return LatentSpace(codec, fit_prompt_scaler(zoo.prompts, zoo.city_index), held_out, odds)
+
+
+def encode_training_set(zoo: ParameterZoo, space: LatentSpace) -> ZooCodes:
+    """Latents and scaled prompts of a zoo, a region drawn as often as the space's odds say."""
     return ZooCodes(
-        x0=jax.device_put(encode_vectors(zoo, codec)),
-        prompts=scale_prompts(zoo.prompts, prompt_scaler),
-        odds=jax.device_put(odds.astype(np.float32)),
+        x0=jax.device_put(encode_vectors(zoo, space.codec)),
+        prompts=scale_prompts(zoo.prompts, space.prompt_scaler),
+        odds=jax.device_put(space.odds.astype(np.float32)),
         prompt_names=zoo.prompts.names,
     )
 
 
-def region_odds(
-    zoo: ParameterZoo, held_out: Bool[np.ndarray, " R"], config: PretrainConfig, like: Prompts | None = None
-) -> Float[np.ndarray, " R"]:
+def region_odds(city_index: Int[np.ndarray, " R"], held_out: Bool[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
     """How often each source region is drawn in training.
 
-    Every city is drawn alike, whatever the number of its training regions, and these alike among themselves. With
-    prompts to be `like`, every region that they tell of hands out one vote, in shares that fall with the squared
-    distance between scaled prompts as a Gaussian of `config.likeness_width` does and begin from the balanced odds; a
-    source region's variants count with their mean. So a city's odds sum to the votes that it gets, which are the same
-    for a city of many regions as for one of few alike, and all are equal again where the width is large.
+    Every city is drawn alike, whatever the number of its training regions, and these alike among themselves.
 
     Args:
-      zoo: its prompts and cities.
+      city_index: the city of every region.
       held_out: regions that are never drawn.
-      config: `likeness_width`, in standard deviations per entry.
-      like: prompts of a target's regions, from what may be seen of it; None to let every city count the same.
 
     Returns:
       Odds that sum to 1.
-
-    Raises:
-      InputError: `like` has other entries than the zoo's prompts, or tells nothing.
     """
-    trained = np.bincount(zoo.city_index[~held_out], minlength=int(zoo.city_index.max()) + 1)
-    odds = np.where(held_out, 0.0, 1.0 / np.maximum(trained, 1)[zoo.city_index])
-    if like is None:
-        return odds / odds.sum()
-    if like.names != zoo.prompts.names:
-        raise InputError("`like` and the prompts of the zoo have other parts; make both with one encoder")
-    told = np.ones(like.values.shape[1], bool) if like.told is None else np.asarray(like.told)
-    if not told.any():
-        raise InputError("`like` tells nothing of any region; leave it out to weigh every city the same")
-    scaler = fit_prompt_scaler(zoo.prompts, zoo.city_index)
-    asked = np.asarray(scale_prompts(like, scaler), np.float64)[0, told]
-    variants = np.asarray(scale_prompts(zoo.prompts, scaler), np.float64)
-    exponents = np.stack([-0.5 * _squared_distances(asked, one) / config.likeness_width**2 for one in variants])
-    # Far from everything all kernels underflow; only their ratios matter.
-    exponents -= exponents[:, :, ~held_out].max(axis=(0, 2))[None, :, None]
-    votes = np.exp(np.minimum(exponents, 0.0)).mean(axis=0) * odds
-    return (votes / votes.sum(axis=1, keepdims=True)).mean(axis=0)
-
-
-def _squared_distances(one: Float[np.ndarray, "Q E"], other: Float[np.ndarray, "R E"]) -> Float[np.ndarray, "Q R"]:
-    """Means over the entries."""
-    squares = np.square(one).mean(axis=1)[:, None] + np.square(other).mean(axis=1)[None, :]
-    return squares - 2.0 * one @ other.T / one.shape[1]
+    trained = np.bincount(city_index[~held_out], minlength=int(city_index.max()) + 1)
+    odds = np.where(held_out, 0.0, 1.0 / np.maximum(trained, 1)[city_index])
+    return odds / odds.sum()
 
 
 def pretrain(
@@ -144,7 +139,6 @@ def pretrain(
     *,
     key: Key,
     config: PretrainConfig = PretrainConfig(),
-    like: Prompts | None = None,
     devices: Sequence[Device] | None = None,
     checkpoints: pathlib.Path | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
@@ -155,8 +149,6 @@ def pretrain(
       zoo: harvested parameters and prompts, with the sources attached, whose readings the functional loss needs.
       key: random key.
       config: sizes and weights.
-      like: prompts of a target's regions from its support days; source regions with near prompts are then drawn more
-        often, see `region_odds`.
       devices: to spread the training over; None for all local accelerators, see `parallel.training_devices`.
       checkpoints: folder from which a training that was stopped goes on; see `loop.train`.
       progress: called with (steps done, metrics).
@@ -166,7 +158,7 @@ def pretrain(
 
     Raises:
       InputError: the zoo has no sources, or they name different regions, or its prompts lack a part that the
-        conditioning needs; or see `region_odds`.
+        conditioning needs.
       NotFiniteError: the loss or its gradient is not finite; names the step.
     """
     sources = zoo.sources
@@ -176,17 +168,12 @@ def pretrain(
         raise InputError("the zoo and the source cities name different regions; harvest again from these cities")
     if zoo.prompts.names != sources.prompts.names:
         raise InputError("the prompts of the zoo and of the sources have other parts; attach sources `with_prompts`")
-    layout = make_layout(zoo.base, config.codec.token_width)
-    held_out = choice_regions(sources, config, key=key)
+    space = fit_latent_space(zoo, config, key=key)
     train_key = jax.random.split(key)[1]
-    odds = region_odds(zoo, held_out, config, like)
-    tokens, weights = _sample_tokens(zoo, layout, odds)
-    base, chosen = _tokens(layout, jax.tree.map(lambda leaf: np.asarray(leaf)[None], zoo.base))[0], config.codec
-    codec = fit_codec(layout, base, tokens, weights, chosen.components, chosen.normalisation)
-    prompt_scaler = fit_prompt_scaler(zoo.prompts, zoo.city_index)
-    training_set = encode_training_set(zoo, codec, prompt_scaler, odds)
+    training_set = encode_training_set(zoo, space)
     model = make_model(zoo.model, sources.sizes)
     spread: Any = {"devices": devices, "checkpoints": checkpoints, "progress": progress}
+    codec, held_out = space.codec, space.held_out
     variables = train_denoiser(model, sources, training_set, codec, held_out, config, key=train_key, **spread)
     return Hypernetwork(
         model_name=zoo.model,
@@ -195,7 +182,7 @@ def pretrain(
         denoiser_config=config.denoiser,
         variables=variables,
         codec=codec,
-        prompt_scaler=prompt_scaler,
+        prompt_scaler=space.prompt_scaler,
         prompt_names=zoo.prompts.names,
         prompt_encoder=sources.prompt_encoder or plain_encoder(),
         interval_minutes=MINUTES_PER_DAY // sources.train.steps_per_day,

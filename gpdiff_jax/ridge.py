@@ -1,4 +1,4 @@
-"""In: prompts and what is to be told from them, city by city. Out: weighted ridge regression, and its penalty.
+"""In: prompts and what is to be predicted from them, city by city. Out: weighted ridge regression, and its penalty.
 
 Hoerl and Kennard, "Ridge Regression", Technometrics 12, 1970.
 """
@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from gpdiff_jax.prompts.prompt import in_scale, scale_of
+
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-_TURNS = 5  # in which the regions of an only city are left out
+_FOLDS = 5  # into which the regions of an only city fall
 
 
 def city_weights(city_index: Int[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
@@ -17,73 +19,79 @@ def city_weights(city_index: Int[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
     return 1.0 / np.bincount(city_index)[city_index]
 
 
-def left_out_in_turn(city_index: Int[np.ndarray, " R"]) -> Int[np.ndarray, " R"]:
+def fold_of_region(city_index: Int[np.ndarray, " R"]) -> Int[np.ndarray, " R"]:
     """What is left out together with every region: its city, or, where there is one city only, one fifth of it."""
-    return city_index if len(np.unique(city_index)) > 1 else np.arange(len(city_index)) % _TURNS
+    return city_index if len(np.unique(city_index)) > 1 else np.arange(len(city_index)) % _FOLDS
 
 
 def solve_ridge(
-    told: Float[np.ndarray, "V R E"], wanted: Float[np.ndarray, "R X"], weights: Float[np.ndarray, " R"], penalty: float
+    prompts: Float[np.ndarray, "V R E"],
+    targets: Float[np.ndarray, "R X"],
+    weights: Float[np.ndarray, " R"],
+    penalty: float,
 ) -> Float[np.ndarray, "E1 X"]:
-    """Weighted ridge regression with a free intercept; every variant of a prompt points at the same thing.
+    """Weighted ridge regression with a free intercept; every variant of a prompt has the same target.
 
     Args:
-      told: scaled prompts.
-      wanted: what each region's prompts should tell.
+      prompts: scaled.
+      targets: what is to be predicted for each region.
       weights: of the regions.
       penalty: on the mean square, so that it means the same for any number of regions.
 
     Returns:
       Slopes, and the intercept as the last row.
     """
-    return _solve(*_moments(told, wanted, weights), penalty)
+    return _solve(*_moments(prompts, targets, weights), penalty)
 
 
-def apply_ridge(solution: Float[np.ndarray, "E1 X"], told: Float[np.ndarray, "R E"]) -> Float[np.ndarray, "R X"]:
-    """What a solution of `solve_ridge` tells from scaled prompts."""
-    return told @ solution[:-1] + solution[-1]
+def apply_ridge(solution: Float[np.ndarray, "E1 X"], prompts: Float[np.ndarray, "R E"]) -> Float[np.ndarray, "R X"]:
+    """What a solution of `solve_ridge` predicts from scaled prompts."""
+    return prompts @ solution[:-1] + solution[-1]
 
 
 def choose_penalty(
-    told: Float[np.ndarray, "V R E"],
-    wanted: Float[np.ndarray, "R X"],
+    prompts: Float[np.ndarray, "V R E"],
+    targets: Float[np.ndarray, "R X"],
     city_index: Int[np.ndarray, " R"],
     penalties: Sequence[float] = PENALTIES,
 ) -> float:
     """The penalty with the lowest squared error on cities left out in turn, seen through their first variant.
 
+    A city that is left out does not scale the prompts either.
+
     Args:
-      told: scaled prompts.
-      wanted: what each region's prompts should tell.
-      city_index: the city of every region; of an only city, regions are left out in five turns.
+      prompts: unscaled.
+      targets: what is to be predicted for each region.
+      city_index: the city of every region; of an only city, regions are left out in five folds.
       penalties: to choose from.
 
     Returns:
       One of them.
     """
-    weights, fold = city_weights(city_index), left_out_in_turn(city_index)
+    weights, fold = city_weights(city_index), fold_of_region(city_index)
     errors = dict.fromkeys(penalties, 0.0)
     for left_out in np.unique(fold):
         rows = fold != left_out
         if not rows.any():
             continue
-        moments = _moments(told[:, rows], wanted[rows], weights[rows])
+        scaled = in_scale(prompts, scale_of(prompts[:, rows], city_index[rows])).astype(np.float64)
+        moments = _moments(scaled[:, rows], targets[rows], weights[rows])
         for penalty in penalties:
-            made = apply_ridge(_solve(*moments, penalty), told[0, ~rows])
-            error = np.square(made - wanted[~rows]).sum(axis=1)
+            predicted = apply_ridge(_solve(*moments, penalty), scaled[0, ~rows])
+            error = np.square(predicted - targets[~rows]).sum(axis=1)
             errors[penalty] += float((error * weights[~rows]).sum())
     return min(errors, key=lambda penalty: errors[penalty])
 
 
 def _moments(
-    told: Float[np.ndarray, "V R E"], wanted: Float[np.ndarray, "R X"], weights: Float[np.ndarray, " R"]
+    prompts: Float[np.ndarray, "V R E"], targets: Float[np.ndarray, "R X"], weights: Float[np.ndarray, " R"]
 ) -> tuple[Float[np.ndarray, "E1 E1"], Float[np.ndarray, "E1 X"]]:
-    """Weighted means of the products of prompts, and a last column of ones, with themselves and with what is wanted."""
-    variants, regions, _ = told.shape
-    features = np.concatenate([told, np.ones((variants, regions, 1))], axis=2)
+    """Weighted means of the products of prompts, and a last column of ones, with themselves and with the targets."""
+    variants, regions, _ = prompts.shape
+    features = np.concatenate([prompts, np.ones((variants, regions, 1))], axis=2)
     share = weights / (weights.sum() * variants)
     gram = np.einsum("vre,vrf,r->ef", features, features, share, optimize=True)
-    return gram, np.einsum("vre,r->er", features, share) @ wanted
+    return gram, np.einsum("vre,r->er", features, share) @ targets
 
 
 def _solve(

@@ -60,7 +60,7 @@ def source_response(
       `error`, `spread` (deviation of the forecasts over the samples), `shuffled` and `rise` (per cent, with
       `rise_deviation` over the shuffles) with the prompts of other regions of the same city, the same three as
       `..._across` with those of any other region, `base` of the pooled base, `harvested` of the region's own vector.
-      Where nothing was observed, errors are 0 and what compares them is None.
+      Where nothing was observed, all are None.
     """
     sources = zoo.sources
     if sources is None:
@@ -77,7 +77,7 @@ def source_response(
         sums = np.sum([np.asarray(part, np.float64) for part in errors], axis=0)
         means = sums[:, :2] / np.maximum(sums[:, 2:], 1.0)
         share = weights * (sums[:, 2] > 0)
-        error, spread = share @ means / max(share.sum(), 1e-9)
+        error, spread = share @ means / share.sum() if share.any() else (np.nan, np.nan)
         return float(error), float(spread)
 
     def told_by(order: np.ndarray) -> tuple[float, float]:
@@ -103,7 +103,7 @@ def source_response(
     for suffix, groups in (("", zoo.city_index), ("_across", np.zeros(zoo.num_regions, int))):
         orders = [shuffle(groups, key=jax.random.fold_in(shuffle_key, number)) for number in range(shuffles)]
         found |= _rise([told_by(order)[0] for order in orders], error, suffix)
-    return found
+    return _measured(found)
 
 
 def target_response(
@@ -136,7 +136,7 @@ def target_response(
 
     def measure(params: Params) -> tuple[float, float]:
         sums = np.asarray(_target_errors(hypernetwork.model, target, params), np.float64).sum(axis=0)
-        return float(sums[0] / max(sums[2], 1.0)), float(sums[1] / max(sums[2], 1.0))
+        return (float(sums[0] / sums[2]), float(sums[1] / sums[2])) if sums[2] else (np.nan, np.nan)
 
     def told_by(order: np.ndarray) -> tuple[float, float]:
         told = dataclasses.replace(prompts, values=prompts.values[:, jnp.asarray(order)])
@@ -147,7 +147,12 @@ def target_response(
     orders = [shuffle(np.zeros(regions, int), key=jax.random.fold_in(shuffle_key, k)) for k in range(shuffles)]
     found: dict[str, float | None] = {"error": error, "spread": spread if config.samples > 1 else None}
     found["base"] = measure(_repeated(_everywhere(hypernetwork.base, regions), config.samples))[0]
-    return found | _rise([told_by(order)[0] for order in orders], error, "")
+    return _measured(found | _rise([told_by(order)[0] for order in orders], error, ""))
+
+
+def _measured(found: dict[str, float | None]) -> dict[str, float | None]:
+    """The same with None for what nobody observed."""
+    return {name: None if value is None or np.isnan(value) else value for name, value in found.items()}
 
 
 def shuffle(groups: Int[np.ndarray, " R"], *, key: Key) -> Int[np.ndarray, " R"]:
@@ -170,7 +175,7 @@ def shuffle(groups: Int[np.ndarray, " R"], *, key: Key) -> Int[np.ndarray, " R"]
 
 def _rise(shuffled: list[float], error: float, suffix: str) -> dict[str, float | None]:
     """The mean error with shuffled prompts, and by how many per cent it is above the error with the own ones."""
-    if error <= 0:  # nothing was observed
+    if not error > 0:  # nothing was observed
         return dict.fromkeys((f"shuffled{suffix}", f"rise{suffix}", f"rise_deviation{suffix}"))
     rises = 100.0 * (np.asarray(shuffled) / error - 1.0)
     deviation = float(rises.std(ddof=1)) if len(rises) > 1 else None

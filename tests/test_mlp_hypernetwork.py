@@ -9,18 +9,16 @@ import numpy as np
 import pytest
 
 from gpdiff_jax.cities import City
-from gpdiff_jax.codec import fit_codec
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.losses import DiffusionBatch, functional_losses
 from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.mlp_hypernetwork import MlpHypernetwork, mlp_hypernetwork
-from gpdiff_jax.models import Model, ModelSizes, protocol
-from gpdiff_jax.pretraining import choice_regions
-from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler
+from gpdiff_jax.models import Model, ModelSizes, make_model, protocol
+from gpdiff_jax.pretraining import LatentSpace, fit_latent_space
+from gpdiff_jax.prompts.prompt import Prompts
 from gpdiff_jax.sources import DataConfig, Sources, prepare_sources
-from gpdiff_jax.tokens import make_layout, to_tokens
+from gpdiff_jax.tokens import to_tokens
 from gpdiff_jax.zoo import HeldVectors, ParameterZoo
 
 _CONFIG = PretrainConfig(
@@ -65,7 +63,7 @@ def _sources(simulated_cities: list[City]) -> Sources:
 
 
 @pytest.fixture(scope="module", name="problem")
-def _problem(sources: Sources) -> tuple[ParameterZoo, Hypernetwork, np.ndarray]:
+def _problem(sources: Sources) -> tuple[ParameterZoo, LatentSpace]:
     """Parameters that follow two of four prompt entries; no noise, so every region is predictable."""
     rng = np.random.default_rng(0)
     told = np.repeat(rng.normal(size=(1, 16, 4)), 3, axis=0)
@@ -91,25 +89,12 @@ def _problem(sources: Sources) -> tuple[ParameterZoo, Hypernetwork, np.ndarray]:
             sources, prompts=Prompts(jnp.asarray(told, jnp.float32), sources.region_ids, names)
         ),
     )
-    layout = make_layout(base, 8)
-    vectors = jax.tree.map(lambda leaf: jnp.asarray(leaf[:, 0]), params)
-    tokens = np.asarray(jax.vmap(functools.partial(to_tokens, layout))(vectors))
-    hypernetwork = Hypernetwork(
-        model_name="linear",
-        sizes=sources.sizes,
-        data=sources.config,
-        denoiser_config=_CONFIG.denoiser,
-        variables={},
-        codec=fit_codec(layout, np.asarray(to_tokens(layout, base)), tokens, np.ones(16), 0),
-        prompt_scaler=fit_prompt_scaler(zoo.prompts, zoo.city_index),
-        prompt_names=names,
-    )
-    return zoo, hypernetwork, choice_regions(sources, _CONFIG, key=jax.random.key(5))
+    return zoo, fit_latent_space(zoo, _CONFIG, key=jax.random.key(5))
 
 
 def _gap(made: MlpHypernetwork, zoo: ParameterZoo, rows: np.ndarray) -> tuple[float, float]:
     """Mean squared error of the parameters, of the network and of the zoo's mean."""
-    got = made.params(zoo.prompts)
+    got = made.params(zoo.prompts.variant(0))
     pairs = [(np.asarray(got[name])[rows], zoo.params[name][:, 0]) for name in ("bias", "scale")]
     return (
         float(np.mean([np.square(one - true[rows]).mean() for one, true in pairs])),
@@ -118,10 +103,11 @@ def _gap(made: MlpHypernetwork, zoo: ParameterZoo, rows: np.ndarray) -> tuple[fl
 
 
 def test_a_known_map_is_learned_and_carries_over_to_held_out_regions(problem):
-    zoo, hypernetwork, held_out = problem
+    zoo, space = problem
+    held_out = space.held_out
     log = []
     made = mlp_hypernetwork(
-        zoo, hypernetwork, held_out, _CONFIG, key=jax.random.key(1), progress=lambda done, row: log.append((done, row))
+        zoo, space, _CONFIG, key=jax.random.key(1), progress=lambda done, row: log.append((done, row))
     )
     assert held_out.sum() == 4
     error, spread = _gap(made, zoo, ~held_out)
@@ -132,27 +118,29 @@ def test_a_known_map_is_learned_and_carries_over_to_held_out_regions(problem):
     assert log[-1][1]["token_loss"] < 0.05 < log[0][1]["token_loss"]
     leaves = jax.tree.leaves(made.params(dataclasses.replace(zoo.prompts, values=zoo.prompts.values[:1, :3])))
     assert [leaf.shape for leaf in leaves] == [(3, 6), (3, 6)]
+    with pytest.raises(InputError, match="hold 3 variants of every region"):
+        made.params(zoo.prompts)
 
 
 def test_held_out_regions_are_never_trained_on(problem):
-    zoo, hypernetwork, held_out = problem
+    zoo, space = problem
+    held_out = space.held_out
     config = dataclasses.replace(_CONFIG, steps=10, evaluations=1)
     other = {name: np.array(leaf) for name, leaf in zoo.params.items()}
     for leaf in other.values():
         leaf[held_out] += 7
     changed = dataclasses.replace(zoo, vectors=HeldVectors(other))
-    one, two = (mlp_hypernetwork(z, hypernetwork, held_out, config, key=jax.random.key(1)) for z in (zoo, changed))
+    one, two = (mlp_hypernetwork(z, space, config, key=jax.random.key(1)) for z in (zoo, changed))
     jax.tree.map(np.testing.assert_array_equal, one.variables, two.variables)
 
 
 def test_the_lowest_functional_loss_on_held_out_regions_is_kept(problem):
     """At a rate that destroys what it learned, the last network is not the one that comes back."""
-    zoo, hypernetwork, held_out = problem
+    zoo, space = problem
+    held_out = space.held_out
     config = dataclasses.replace(_CONFIG, steps=12, evaluations=12, learning_rate=0.3, functional_weight=1.0, ema=0.0)
     losses = []
-    made = mlp_hypernetwork(
-        zoo, hypernetwork, held_out, config, key=_KEY, progress=lambda _, row: losses.append(row[_VALIDATION])
-    )
+    made = mlp_hypernetwork(zoo, space, config, key=_KEY, progress=lambda _, row: losses.append(row[_VALIDATION]))
     assert len(losses) == 12 and min(losses) < 0.95 * losses[-1]
     assert _functional(made, zoo, held_out, config) == pytest.approx(min(losses), rel=1e-5)
 
@@ -161,11 +149,10 @@ def _functional(made: MlpHypernetwork, zoo: ParameterZoo, held_out: np.ndarray, 
     """The loss that the choice rests on, region by region."""
     assert zoo.sources is not None
     rows = jnp.asarray(np.flatnonzero(held_out), jnp.int32)
-    codes = jax.vmap(made.hypernetwork.codec.encode)(
-        jax.vmap(functools.partial(to_tokens, made.hypernetwork.codec.layout))(made.params(zoo.prompts))
-    )[rows]
+    model, codec = make_model(zoo.model, zoo.sources.sizes), made.space.codec
+    tokens = jax.vmap(functools.partial(to_tokens, codec.layout))(made.params(zoo.prompts.variant(0)))
+    codes = jax.vmap(codec.encode)(tokens)[rows]
     evaluate_key = jax.random.split(jax.random.split(_KEY)[1])[1]
-    model, codec = made.hypernetwork.model, made.hypernetwork.codec
 
     @jax.jit
     def of_variant(sources: Sources, variant: jax.Array) -> jax.Array:
@@ -178,6 +165,9 @@ def _functional(made: MlpHypernetwork, zoo: ParameterZoo, held_out: np.ndarray, 
 
 
 def test_a_zoo_without_its_sources_is_refused(problem):
-    zoo, hypernetwork, held_out = problem
+    zoo, space = problem
+    without = dataclasses.replace(zoo, sources=None)
     with pytest.raises(InputError, match="the zoo has no sources attached"):
-        mlp_hypernetwork(dataclasses.replace(zoo, sources=None), hypernetwork, held_out, _CONFIG, key=jax.random.key(0))
+        mlp_hypernetwork(without, space, _CONFIG, key=jax.random.key(0))
+    with pytest.raises(InputError, match="the zoo has no sources attached"):
+        fit_latent_space(without, _CONFIG, key=jax.random.key(0))

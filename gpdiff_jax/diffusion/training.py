@@ -34,8 +34,7 @@ class PretrainConfig:
 
     `batch` examples make one update, in `accumulate` parts one after another, which takes less memory. `min_snr_gamma`
     above 0 weighs the token loss of a noise level by min-SNR; `functional_by_signal` weighs the functional loss by how
-    much of x_t is signal. `likeness_width` is how far apart two prompts still count as alike, in standard deviations
-    per entry, where regions are weighed by their likeness to a target (`pretraining.region_odds`).
+    much of x_t is signal.
     """
 
     denoiser: DenoiserConfig = dataclasses.field(default_factory=DenoiserConfig)
@@ -56,10 +55,9 @@ class PretrainConfig:
     functional_by_signal: bool = False
     evaluations: int = 20
     held_out_share: float = 0.1
-    likeness_width: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "windows", "learning_rate", "evaluations", "likeness_width"):
+        for name in ("steps", "batch", "accumulate", "windows", "learning_rate", "evaluations"):
             if getattr(self, name) <= 0:
                 raise InputError(f"`{name}` must be above 0, got {getattr(self, name)}")
         for name in ("functional_weight", "token_weight", "prompt_noise", "weight_decay", "min_snr_gamma"):

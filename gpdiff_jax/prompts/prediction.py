@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.base import validation_error
 from gpdiff_jax.codec import principal_directions
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model, make_model
 from gpdiff_jax.prompts.encoders import columns_of_parts
-from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler, scale_prompts
+from gpdiff_jax.prompts.prompt import in_scale, scale_of
 from gpdiff_jax.ridge import PENALTIES, apply_ridge, choose_penalty, city_weights, solve_ridge
 from gpdiff_jax.sources import SourceRegion, Sources
 from gpdiff_jax.typing import Params
@@ -130,6 +130,7 @@ def predict_parameters(
     if len(cities) < 2:
         raise InputError(f"a city is left out in turn, but the zoo holds {len(cities)} city; name two sources or more")
     differences, parts = _differences(zoo), parts_of_prompts(zoo.prompts.names)
+    unscaled = np.asarray(zoo.prompts.values)
     spaces: list[_Space] = []
     made: dict[str, list[np.ndarray]] = {}  # per predictor, the codes of every left-out city
     penalties: dict[tuple[int, str], float] = {}
@@ -138,14 +139,16 @@ def predict_parameters(
         rows = zoo.city_index == city
         known = zoo.city_index[~rows]
         space = _fit_space(differences[~rows], city_weights(known), config)
-        codes, told = space.codes(differences), _told(zoo.prompts, zoo.city_index, ~rows)
+        codes = space.codes(differences)
+        scaled = in_scale(unscaled, scale_of(unscaled[:, ~rows], known)).astype(np.float64)
         here = {"base_unchanged": space.codes(np.zeros((rows.sum(), differences.shape[1])))}
         here["zoo_mean"] = np.zeros_like(codes[rows])
         for part, columns in parts.items():
-            heard = told[:, ~rows][:, :, columns]
-            penalties[city, part] = choose_penalty(heard, codes[~rows], known, _PENALTIES)
-            solution = solve_ridge(heard, codes[~rows], city_weights(known), penalties[city, part])
-            here[part] = apply_ridge(solution, told[0, rows][:, columns])
+            own = unscaled[:, ~rows][:, :, columns]
+            penalties[city, part] = choose_penalty(own, codes[~rows], known, _PENALTIES)
+            weights, penalty = city_weights(known), penalties[city, part]
+            solution = solve_ridge(scaled[:, ~rows][:, :, columns], codes[~rows], weights, penalty)
+            here[part] = apply_ridge(solution, scaled[0, rows][:, columns])
         here["projection"] = here["own_parameters"] = codes[rows]
         spaces.append(space)
         for name, values in here.items():
@@ -213,14 +216,6 @@ def _fit_space(
     kept = directions[:count]
     unit = kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-30)
     return _Space(mean, unit, float(reached[count - 1]))
-
-
-def _told(
-    prompts: Prompts, city_index: Int[np.ndarray, " R"], rows: Bool[np.ndarray, " R"]
-) -> Float[np.ndarray, "V R E"]:
-    """Prompts of all regions in the scale of some."""
-    known = Prompts(prompts.values[:, rows], prompts.region_ids[rows], prompts.names)
-    return np.asarray(scale_prompts(prompts, fit_prompt_scaler(known, city_index[rows])), np.float64)
 
 
 def _errors(

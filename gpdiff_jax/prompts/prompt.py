@@ -153,15 +153,28 @@ def fit_prompt_scaler(prompts: Prompts, city_index: Int[np.ndarray, " R"]) -> Pr
     Returns:
       The scaler. The deviation holds what separates cities and what separates regions.
     """
-    values = np.asarray(prompts.values)
-    rows = [values[:, city_index == index] for index in np.unique(city_index)]
-    mean = np.mean([table.mean(axis=(0, 1)) for table in rows], axis=0)
-    variance = np.mean([np.square(table - mean).mean(axis=(0, 1)) for table in rows], axis=0)
-    std = np.sqrt(variance) + 1e-3
-    return PromptScaler(*jax.device_put((mean.astype(np.float32), std.astype(np.float32))))
+    return PromptScaler(*jax.device_put(scale_of(np.asarray(prompts.values), city_index)))
 
 
 def scale_prompts(prompts: Prompts, scaler: PromptScaler) -> Float[Array, "V R E"]:
     """Prompts in deviations of the sources, cut at four: beyond, a distance carries no more information."""
     values, mean, std = (np.asarray(part) for part in (prompts.values, scaler.mean, scaler.std))
-    return jax.device_put(np.clip((values - mean) / std, -_CLIP, _CLIP))
+    return jax.device_put(in_scale(values, (mean, std)))
+
+
+def scale_of(
+    values: Float[np.ndarray, "V R E"], city_index: Int[np.ndarray, " R"]
+) -> tuple[Float[np.ndarray, " E"], Float[np.ndarray, " E"]]:
+    """Mean and deviation of `fit_prompt_scaler`, of values on the host."""
+    rows = [values[:, city_index == index] for index in np.unique(city_index)]
+    mean = np.mean([table.mean(axis=(0, 1)) for table in rows], axis=0)
+    variance = np.mean([np.square(table - mean).mean(axis=(0, 1)) for table in rows], axis=0)
+    return mean.astype(np.float32), (np.sqrt(variance) + 1e-3).astype(np.float32)
+
+
+def in_scale(
+    values: Float[np.ndarray, "V R E"], scale: tuple[Float[np.ndarray, " E"], Float[np.ndarray, " E"]]
+) -> Float[np.ndarray, "V R E"]:
+    """What `scale_prompts` makes, of values on the host and the mean and deviation of `scale_of`."""
+    mean, std = scale
+    return np.clip((values - mean) / std, -_CLIP, _CLIP)

@@ -33,8 +33,8 @@ def test_flags_of_the_generator_reach_its_configurations_and_nothing_else():
     assert changed == dataclasses.replace(plain, pretrain=pretrain, generate=generate)
     half = dataclasses.replace(plain.pretrain.denoiser, dtype="bfloat16")
     pretrain = dataclasses.replace(plain.pretrain, denoiser=half, accumulate=4)
-    alike = dataclasses.replace(plain, pretrain=pretrain, source_weights="similarity")
-    assert _settings("--dtype=bfloat16", "--accumulate=4", "--source_weights=similarity") == alike
+    alike = dataclasses.replace(plain, pretrain=pretrain)
+    assert _settings("--dtype=bfloat16", "--accumulate=4") == alike
     weighed = dataclasses.replace(plain.pretrain, min_snr_gamma=5.0)
     assert _settings("--min_snr_gamma", "5") == dataclasses.replace(plain, pretrain=weighed)
 

@@ -7,12 +7,13 @@ where the folder does not hold it.
 """
 
 from experiments import command_line
-from experiments.methods import method_forecast
+from experiments.methods import held_methods, method_forecast
 from experiments.stages import Run, stage_main
 
 
 def show(run: Run) -> None:
     """Fine-tunes what the folder does not hold yet, and prints what the validation day chose."""
+    held_methods(run)
     for method in run.settings.methods:
         if not method.endswith("_few_shot") and method != "target_only":
             continue

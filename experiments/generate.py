@@ -19,8 +19,8 @@ from experiments.stages import Run, stage_main
 
 def show(run: Run) -> None:
     """Generates what the folder does not hold yet, and says how much."""
-    for city, params in zip(run.target_cities, run.generated, strict=True):
-        samples, regions = jax.tree.leaves(params)[0].shape[:2]
+    for channel, city in enumerate(run.target_cities):
+        samples, regions = jax.tree.leaves(run.generated.params[channel])[0].shape[:2]
         print(f"{city.name}: {samples} parameter vectors for each of {regions} regions")
     print(run.folder / "generated")
 

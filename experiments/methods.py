@@ -1,26 +1,59 @@
 """In: a run and the name of a method. Out: the method's test forecasts, made once and kept in the run's folder."""
 
 import pathlib
-import time
+import sys
 
 import jax
 import numpy as np
 
-from experiments.run_folder import write_npz
 from experiments.settings import METHODS
 from experiments.stages import Run
 from gpdiff_jax import baselines, nulls
 from gpdiff_jax.adapt import AdaptConfig
 from gpdiff_jax.base import initial_params
+from gpdiff_jax.errors import InputError
 from gpdiff_jax.evaluate import MethodForecast, few_shot, zero_shot
+from gpdiff_jax.files import read_npz, write_npz
 from gpdiff_jax.progress import LogWriter, stage
+from gpdiff_jax.prompts.prompt import Prompts
+from gpdiff_jax.stopwatch import stopwatch
 from gpdiff_jax.typing import Key, Params, RegionGraph
 
 _RULES = {"historical_average": baselines.historical_average, "last_value": baselines.last_value}
+_SCALARS = ("seconds", "learning_rate", "steps", "validation_mae")
+# Whose starts are the same whatever the target shows.
+_BLIND = ("pooled", "target_only", "zoo_mean")
+_STAGES = {
+    "target_only": (),
+    "pooled": ("base",),
+    "gpdiff": ("prompt_encoder", "prompts", "base", "harvest", "pretrain"),
+    "mlp_hypernetwork": ("prompt_encoder", "prompts", "base", "harvest", "mlp"),
+}
+
+
+def family_of(method: str) -> str:
+    """A method's name without its number of shots."""
+    return method.removesuffix("_zero_shot").removesuffix("_few_shot")
+
+
+def training_stages(method: str) -> tuple[str, ...]:
+    """The stages that a method needs before it looks at the target, by the names that they are logged under."""
+    if method in _RULES:
+        return ()
+    return _STAGES.get(family_of(method), ("prompt_encoder", "prompts", "base", "harvest"))
 
 
 def held_methods(run: Run) -> list[str]:
-    """The methods whose forecasts the folder of a run holds for every channel, in the order of `METHODS`."""
+    """The methods whose forecasts the folder of a run holds for every channel, in the order of `METHODS`.
+
+    A file that is damaged is named on standard error and removed, so that it is made again.
+    """
+    for path in sorted((run.folder / "methods").glob("*.npz")):
+        try:
+            _read(path)
+        except InputError as error:
+            print(f"{error}; it is made again", file=sys.stderr)
+            path.unlink()
     return [name for name in METHODS if all(_path(run, c, name).exists() for c in range(len(run.targets)))]
 
 
@@ -34,21 +67,25 @@ def method_forecast(run: Run, channel: int, method: str) -> MethodForecast:
 
     Returns:
       The forecasts.
+
+    Raises:
+      InputError: the folder holds them, but damaged; `held_methods` clears that up.
     """
     path = _path(run, channel, method)
     if path.exists():
-        with np.load(path, allow_pickle=False) as held:
-            fields = {name: held[name] for name in held.files}
-        scalars = {
-            name: fields[name].item()
-            for name in ("seconds", "learning_rate", "steps", "validation_mae")
-            if name in fields
-        }
-        return MethodForecast(fields["forecast"], fields.get("spread"), curves=fields.get("curves"), **scalars)
+        return _read(path)
     result = _make_forecast(run, channel, method)
     path.parent.mkdir(exist_ok=True)
     write_npz(path, {name: np.asarray(value) for name, value in result._asdict().items() if value is not None})
     return result
+
+
+def _read(path: pathlib.Path) -> MethodForecast:
+    fields = read_npz(path)
+    if not {"forecast", "seconds"} <= fields.keys():
+        raise InputError(f"{str(path)!r} is damaged (it holds no forecast)")
+    scalars = {name: fields[name].item() for name in _SCALARS if name in fields}
+    return MethodForecast(fields["forecast"], fields.get("spread"), curves=fields.get("curves"), **scalars)
 
 
 def _path(run: Run, channel: int, method: str) -> pathlib.Path:
@@ -58,14 +95,20 @@ def _path(run: Run, channel: int, method: str) -> pathlib.Path:
 def _make_forecast(run: Run, channel: int, method: str) -> MethodForecast:
     target, city = run.targets[channel], run.target_cities[channel]
     if method in _RULES:
-        begin = time.monotonic()
         windows = {"history": run.settings.data.history, "horizon": run.settings.data.horizon}
-        forecast = _RULES[method](city, target.split.support, np.asarray(target.test_starts), **windows)
-        return MethodForecast(forecast, None, time.monotonic() - begin)
-    family = method.removesuffix("_zero_shot").removesuffix("_few_shot")
-    starts = _starts(run, channel, family)
+        with stopwatch() as watch:
+            forecast = _RULES[method](city, target.split.support, np.asarray(target.test_starts), **windows)
+        return MethodForecast(forecast, None, watch.seconds)
+    family = family_of(method)
+    starts, making = _starts(run, channel, family, False)
     if method.endswith("_zero_shot"):
-        return zero_shot(run.model, target, starts)
+        result = zero_shot(run.model, target, starts)
+        return result._replace(seconds=result.seconds + making)
+    choice_starts = None
+    if target.choice is not None and family not in _BLIND:
+        # What is chosen on the validation day starts from what the days before it show.
+        choice_starts, again = _starts(run, channel, family, True)
+        making += again
     config: AdaptConfig = run.settings.target_only if family == "target_only" else run.settings.adapt
     with stage(f"adapt {method}", len(config.learning_rates) + 1) as shown:
         result = few_shot(
@@ -74,11 +117,12 @@ def _make_forecast(run: Run, channel: int, method: str) -> MethodForecast:
             starts,
             config,
             key=run.key("adapt"),
+            choice_params=choice_starts,
             progress=lambda done, metrics: shown.advance(done - shown.completed, **metrics),
         )
         shown.advance()
     _log_curves(run, f"{method} of {city.name}" if len(run.targets) > 1 else method, config, result)
-    return result
+    return result._replace(seconds=result.seconds + making)
 
 
 def _log_curves(run: Run, method: str, config: AdaptConfig, result: MethodForecast) -> None:
@@ -90,30 +134,41 @@ def _log_curves(run: Run, method: str, config: AdaptConfig, result: MethodForeca
                 log.write("adapt", step, method=method, learning_rate=rate, validation_loss=error)
 
 
-def _starts(run: Run, channel: int, family: str) -> Params:
-    """Start parameters of every target region, leaves [K, R, ...]."""
+def _starts(run: Run, channel: int, family: str, for_choice: bool) -> tuple[Params, float]:
+    """Start parameters of every target region, leaves [K, R, ...], made once; and the seconds that making them took."""
+    key = (channel, family, for_choice)
     if family == "gpdiff":
-        return run.generated[channel]
-    if family == "nearest_plus_noise":
-        # Its own noise for every channel, and as many samples as GPDiff draws.
-        key, samples = jax.random.fold_in(run.key(family), channel), run.settings.generate.samples
-        return nulls.nearest_plus_noise(run.zoo, run.target_prompts[channel], samples=samples, key=key)
+        generated = run.generated_for_choice if for_choice else run.generated
+        return generated.params[channel], generated.seconds[channel]
+    if key not in run.starts:
+        run.starts[key] = _make_starts(run, channel, family, for_choice)
+    return run.starts[key]
+
+
+def _make_starts(run: Run, channel: int, family: str, for_choice: bool) -> tuple[Params, float]:
+    regions = run.targets[channel].num_regions
+    if family == "target_only":
+        with stopwatch() as watch:
+            own = _random_starts(run, channel)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[None], own), watch.seconds
     if family == "pooled":
-        regions = run.targets[channel].num_regions
-        return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (1, regions, *leaf.shape)), run.base)
-    own = _random_starts(run, channel) if family == "target_only" else _null_starts(run, channel, family)
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[None], own)
+        return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (1, regions, *leaf.shape)), run.base), 0.0
+    # What is trained on the sources is trained before the watch runs.
+    prompts = (run.choice_prompts if for_choice else run.target_prompts)[channel]
+    _ = run.mlp if family == "mlp_hypernetwork" else run.zoo
+    assert prompts is not None
+    with stopwatch() as watch:
+        if family == "nearest_plus_noise":
+            # Its own noise for every channel, and as many samples as GPDiff draws.
+            own_key, samples = jax.random.fold_in(run.key(family), channel), run.settings.generate.samples
+            starts = nulls.nearest_plus_noise(run.zoo, prompts, samples=samples, key=own_key)
+        else:
+            starts = jax.tree.map(lambda leaf: np.asarray(leaf)[None], _by_rule(run, family, prompts))
+    return starts, watch.seconds
 
 
-def _null_starts(run: Run, channel: int, family: str) -> Params:
-    """Parameters of a null hypothesis that gives every region one vector, leaves [R, ...]; made once."""
-    if (channel, family) not in run.null_params:
-        run.null_params[channel, family] = _make_null(run, channel, family)
-    return run.null_params[channel, family]
-
-
-def _make_null(run: Run, channel: int, family: str) -> Params:
-    prompts = run.target_prompts[channel]
+def _by_rule(run: Run, family: str, prompts: Prompts) -> Params:
+    """Parameters of a null hypothesis that gives every region one vector, leaves [R, ...]."""
     if family == "mlp_hypernetwork":
         return run.mlp.params(prompts)
     if family == "kernel_average":

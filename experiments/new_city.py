@@ -13,12 +13,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.run_folder import claim_folder, write_json, write_npz
+from experiments.run_folder import claim_folder, write_json
 from experiments.stages import tell_partial_bins
 from gpdiff_jax.cities import load_city
 from gpdiff_jax.compilation_cache import enable_compilation_cache
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.evaluate import MethodForecast
+from gpdiff_jax.files import write_npz
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.metrics import mae
 from gpdiff_jax.models import model_names, read_model_file

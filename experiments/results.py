@@ -5,12 +5,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.methods import held_methods, method_forecast
-from experiments.run_folder import write_csv, write_json, write_npz
+from experiments.methods import held_methods, method_forecast, training_stages
+from experiments.run_folder import write_csv, write_json
 from experiments.settings import METHODS
 from experiments.stages import Run
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.evaluate import MethodForecast, observed_truth, window_start_names
+from gpdiff_jax.files import write_npz
 from gpdiff_jax.metrics import REGION_COLUMNS, method_entry, region_rows
 from gpdiff_jax.pretraining import best_tokens
 from gpdiff_jax.report import render_report
@@ -31,8 +32,6 @@ def evaluate(run: Run) -> dict[str, Any]:
     Returns:
       What metrics.json holds.
     """
-    # First the stages in their order, then what is compared on top of them.
-    _ = run.zoo, run.hypernetwork, run.generated
     channels = range(len(run.targets))
     chosen = {*run.settings.methods, *held_methods(run)}
     methods = [method for method in METHODS if method in chosen]
@@ -41,12 +40,26 @@ def evaluate(run: Run) -> dict[str, Any]:
     weekend = truths[0][1]
     truth = np.concatenate([values for values, _ in truths], axis=1)
     content = _describe(run)
-    content["methods"] = {method: _entry(parts, truth, weekend) for method, parts in results.items()}
+    seconds = run.seconds
+    training = {method: sum(seconds.get(name, 0.0) for name in training_stages(method)) for method in results}
+    scales = _channel_scales(run, truths)
+    content["methods"] = {
+        method: _entry(
+            [part._replace(forecast=part.forecast / scale) for part, scale in zip(parts, scales, strict=True)],
+            np.concatenate([values / scale for (values, _), scale in zip(truths, scales, strict=True)], axis=1),
+            weekend,
+            training[method],
+        )
+        for method, parts in results.items()
+    }
     if len(run.target_cities) > 1:
         content["channels"] = {
             city.feature_names[0]: {
                 "unit": city.unit,
-                "methods": {method: _entry([parts[c]], truths[c][0], weekend) for method, parts in results.items()},
+                "methods": {
+                    method: _entry([parts[c]], truths[c][0], weekend, training[method])
+                    for method, parts in results.items()
+                },
             }
             for c, city in enumerate(run.target_cities)
         }
@@ -74,11 +87,10 @@ def evaluate(run: Run) -> dict[str, Any]:
 
 def _describe(run: Run) -> dict[str, Any]:
     city, settings = run.target_cities[0], run.settings
-    units = dict.fromkeys(target.unit for target in run.target_cities)
     return {
         "target": settings.target or city.name,
         "target_kind": city.kind,
-        "unit": ", ".join(units),
+        "unit": _unit(run),
         "horizon_minutes": [settings.interval_minutes * step for step in range(1, settings.data.horizon + 1)],
         "seed": settings.seed,
         "covariates": settings.data.covariates,
@@ -95,6 +107,22 @@ def _describe(run: Run) -> dict[str, Any]:
     }
 
 
+_SHARE = "share of the channel's mean reading"
+
+
+def _unit(run: Run) -> str:
+    """The unit of the errors over all channels: their own, or none where they differ."""
+    units = {city.unit for city in run.target_cities}
+    return units.pop() if len(units) == 1 else _SHARE
+
+
+def _channel_scales(run: Run, truths: list[tuple[np.ndarray, Any]]) -> list[float]:
+    """What the readings of every channel are divided by, so that errors of different units can be averaged."""
+    if _unit(run) != _SHARE:
+        return [1.0] * len(truths)
+    return [max(float(np.nanmean(np.abs(values))), 1e-9) for values, _ in truths]
+
+
 def _region_names(run: Run, city: City, nodes: Any = None) -> list[str]:
     """Ids of nodes, with their channel where there are several."""
     chosen = range(city.num_nodes) if nodes is None else nodes
@@ -102,16 +130,18 @@ def _region_names(run: Run, city: City, nodes: Any = None) -> list[str]:
     return [f"{city.node_ids[node]}{suffix}" for node in chosen]
 
 
-def _entry(parts: list[MethodForecast], truth: np.ndarray, weekend: np.ndarray | None) -> dict[str, Any]:
-    first = parts[0]
+def _entry(
+    parts: list[MethodForecast], truth: np.ndarray, weekend: np.ndarray | None, training_seconds: float
+) -> dict[str, Any]:
+    # Of several channels, each is tuned on its own.
+    tuned = parts[0]._asdict() if len(parts) == 1 else {}
     return method_entry(
         np.concatenate([part.forecast for part in parts], axis=1),
         truth,
         is_weekend=weekend,
         seconds=sum(part.seconds for part in parts),
-        learning_rate=first.learning_rate,
-        steps=first.steps,
-        validation_mae=first.validation_mae,
+        training_seconds=training_seconds,
+        **{name: tuned.get(name) for name in ("learning_rate", "steps", "validation_mae")},
     )
 
 
@@ -134,40 +164,50 @@ def _forecast_arrays(run: Run, results: dict[str, list[MethodForecast]], truth: 
 
 def _report_arrays(run: Run) -> dict[str, np.ndarray]:
     """Where regions lie, and the first two principal components of the zoo with what was generated among them."""
-    city, layout = run.target_cities[0], run.hypernetwork.codec.layout
+    city = run.target_cities[0]
+    arrays = {"senders": city.senders, "receivers": city.receivers}
+    if city.latitude is not None and city.longitude is not None:
+        arrays |= {"latitude": city.latitude, "longitude": city.longitude}
+    if (run.folder / "generated").is_dir():
+        return arrays | _projections(run)
+    # A run without GPDiff among its methods has generated nothing.
+    none = np.zeros((0, 2), np.float32)
+    places = {f"{name}_projection": none for name in ("zoo", "generated", "base")}
+    return arrays | places | {"zoo_city": np.zeros(0, "U1"), "projection_variance": np.zeros(2)}
+
+
+def _projections(run: Run) -> dict[str, np.ndarray]:
     codec = run.hypernetwork.codec
+    layout = codec.layout
     spread, base = np.asarray(codec.spread), np.asarray(codec.base)
     zoo = ((best_tokens(run.zoo, layout) - base) / spread).reshape(run.zoo.num_regions, -1)
     centre = zoo.mean(axis=0)
     _, singular, axes = np.linalg.svd(zoo - centre, full_matrices=False)
-    generated = jax.vmap(jax.vmap(lambda params: to_tokens(layout, params)))(run.generated[0])
+    generated = jax.vmap(jax.vmap(lambda params: to_tokens(layout, params)))(run.generated.params[0])
     drawn = ((np.asarray(generated) - base) / spread).reshape(-1, zoo.shape[1])
 
     def project(rows: np.ndarray) -> np.ndarray:
         return ((rows - centre) @ axes[:2].T).astype(np.float32)
 
-    arrays = {
-        "senders": city.senders,
-        "receivers": city.receivers,
+    return {
         "zoo_projection": project(zoo),
         "zoo_city": np.asarray([name.split("/", 1)[0] for name in run.zoo.names]),
         "generated_projection": project(drawn),
         "base_projection": project(np.zeros((1, zoo.shape[1]))),
         "projection_variance": np.square(singular[:2]) / max(float(np.square(singular).sum()), 1e-12),
     }
-    if city.latitude is not None and city.longitude is not None:
-        arrays |= {"latitude": city.latitude, "longitude": city.longitude}
-    return arrays
 
 
 def results_table(content: dict[str, Any]) -> str:
     """The methods of a run with their errors, best first, as plain text."""
-    lines = [f"{'method':30s} {'MAE':>10s} {'RMSE':>10s} {'weekday':>10s} {'weekend':>10s} {'seconds':>8s}"]
+    heads = ("MAE", "RMSE", "weekday", "weekend", "seconds", "training")
+    lines = [f"{'method':30s} " + " ".join(f"{head:>10s}" for head in heads)]
     ranked = sorted(content["methods"].items(), key=lambda item: _worst_if_none(item[1]["mae_mean"]))
     for name, entry in ranked:
         cells = [entry[column] for column in ("mae_mean", "rmse_mean", "mae_weekday", "mae_weekend")]
-        numbers = " ".join(f"{'-' if cell is None else format(cell, '.4g'):>10s}" for cell in cells)
-        lines.append(f"{name:30s} {numbers} {entry['seconds']:8.1f}")
+        words = ["-" if cell is None else format(cell, ".4g") for cell in cells]
+        words += [format(entry[column], ".1f") for column in ("seconds", "training_seconds")]
+        lines.append(f"{name:30s} " + " ".join(f"{word:>10s}" for word in words))
     return "\n".join(lines)
 
 

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -17,25 +16,9 @@ import numpy as np
 from experiments.settings import Settings
 from gpdiff_jax.cities import City
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import write_atomically
 
-_UMASK = os.umask(0)
-os.umask(_UMASK)
 _PACKAGES = ("gpdiff_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jraph", "numpy")
-
-
-def write_atomically(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_UMASK)
-        os.replace(name, path)
-    except BaseException:
-        pathlib.Path(name).unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
@@ -50,13 +33,6 @@ def write_csv(path: pathlib.Path, columns: Sequence[str], rows: Sequence[Mapping
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, text.getvalue().encode())
-
-
-def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a compressed npz whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    write_atomically(path, buffer.getvalue())
 
 
 def claim_folder(out_dir: str, mark: str, what: str) -> pathlib.Path:

@@ -6,18 +6,19 @@ A stage that the folder holds already is read, not run again; so a killed run go
 import contextlib
 import dataclasses
 import functools
+import json
 import pathlib
 import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
 
-from experiments.run_folder import open_run_folder
+from experiments.run_folder import open_run_folder, write_json
 from experiments.settings import Settings, settings_from_flags
 from gpdiff_jax.base import train_base
 from gpdiff_jax.checkpoint import load_arrays, save_arrays
@@ -36,6 +37,7 @@ from gpdiff_jax.progress import LogWriter, stage
 from gpdiff_jax.prompts.encoders import PromptEncoder, check_parts, plain_encoder
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.sources import Sources, Target, fit_encoder, prepare_sources, prepare_targets, with_prompts
+from gpdiff_jax.stopwatch import stopwatch
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo import ParameterZoo, load_zoo
 
@@ -51,7 +53,8 @@ class Run:
     folder: pathlib.Path
     source_cities: list[City]
     target_cities: list[City]  # one per channel
-    null_params: dict[tuple[int, str], Params] = dataclasses.field(default_factory=dict)  # by channel and rule
+    # By channel, family of methods, and whether they are of the choice: starts of the target's regions and seconds.
+    starts: dict[tuple[int, str, bool], tuple[Params, float]] = dataclasses.field(default_factory=dict)
 
     def key(self, name: str) -> Key:
         """The random key of a stage."""
@@ -89,6 +92,15 @@ class Run:
         return [region_prompts(city, [target.split.support], self.prompt_encoder) for city, target in pairs]
 
     @functools.cached_property
+    def choice_prompts(self) -> list[Prompts | None]:
+        """Prompts of the target's regions from its adaptation days alone; None where nothing can be chosen."""
+        pairs = zip(self.target_cities, self.targets, strict=True)
+        return [
+            region_prompts(city, [target.split.adaptation], self.prompt_encoder) if target.can_choose else None
+            for city, target in pairs
+        ]
+
+    @functools.cached_property
     def targets(self) -> list[Target]:
         """The target's regions on the device, one value per channel."""
         return prepare_targets(self.target_cities, self.settings.data, seed=self.settings.seed)
@@ -124,9 +136,28 @@ class Run:
         return _mlp_stage(self)
 
     @functools.cached_property
-    def generated(self) -> list[Params]:
-        """Generated parameters, leaves [K, R, ...], one value per channel."""
-        return _generate_stage(self)
+    def generated(self) -> "Generated":
+        """Parameters generated from the prompts of the support days."""
+        return _generate_stage(self, "generated", dict(enumerate(self.target_prompts)))
+
+    @functools.cached_property
+    def generated_for_choice(self) -> "Generated":
+        """Parameters generated from the prompts of the adaptation days, with the same noise."""
+        held = {channel: prompts for channel, prompts in enumerate(self.choice_prompts) if prompts is not None}
+        return _generate_stage(self, "generated_for_choice", held)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """How long every stage worked, by name, over all processes that worked on it; without compiling."""
+        path = self.folder / "seconds.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+
+class Generated(NamedTuple):
+    """Generated parameters of a target, by the number of the channel."""
+
+    params: dict[int, Params]  # leaves [K, R, ...]
+    seconds: dict[int, float]  # that generating them took
 
 
 def open_run(settings: Settings, out_dir: str) -> Run:
@@ -224,14 +255,20 @@ def stage_main(show: Callable[[Run], None]) -> Callable[[list[str]], None]:
 
 @contextlib.contextmanager
 def _logged(run: Run, name: str, total: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
-    """Progress on the terminal and lines in log.jsonl; yields `report(done, metrics)`."""
-    with LogWriter(run.folder / "log.jsonl") as log, stage(name, total) as shown:
+    """Progress on the terminal, lines in log.jsonl, seconds in seconds.json; yields `report(done, metrics)`."""
+    watch = None
+    try:
+        with LogWriter(run.folder / "log.jsonl") as log, stage(name, total) as shown, stopwatch() as watch:
 
-        def report(done: int, metrics: dict[str, Any]) -> None:
-            log.write(name, done, **metrics)
-            shown.advance(done - shown.completed, **metrics)
+            def report(done: int, metrics: dict[str, Any]) -> None:
+                log.write(name, done, **metrics)
+                shown.advance(done - shown.completed, **metrics)
 
-        yield report
+            yield report
+    finally:
+        if watch is not None:
+            before = run.seconds
+            write_json(run.folder / "seconds.json", before | {name: before.get(name, 0.0) + watch.seconds})
 
 
 def _encoder_stage(run: Run) -> PromptEncoder:
@@ -337,17 +374,21 @@ def generate_key(run: Run, channel: int) -> Key:
     return jax.random.fold_in(run.key("generate"), channel + 1)
 
 
-def _generate_stage(run: Run) -> list[Params]:
-    folder = run.folder / "generated"
+def _generate_stage(run: Run, name: str, prompts: dict[int, Prompts]) -> Generated:
+    folder = run.folder / name
     if folder.is_dir():
-        return jax.device_put(load_arrays(folder, _FORMAT, "generated parameters")[0]["channels"])
+        arrays, facts = load_arrays(folder, _FORMAT, "generated parameters")
+        params = {int(channel): leaves for channel, leaves in jax.device_put(arrays["channels"]).items()}
+        return Generated(params, {int(channel): seconds for channel, seconds in facts["seconds"].items()})
     hypernetwork, config = run.hypernetwork, run.settings.generate
-    with _logged(run, "generate", len(run.targets)) as report:
-        generated = []
-        for channel, prompts in enumerate(run.target_prompts):
+    made = Generated({}, {})
+    with _logged(run, "generate", len(prompts)) as report:
+        for done, (channel, of_channel) in enumerate(prompts.items(), start=1):
             key = generate_key(run, channel)
-            drawn = hypernetwork.generate(prompts, key=key, config=config, any_kind=True)
-            generated.append(drawn.params)
-            report(channel + 1, {"samples": config.samples})
-    save_arrays(folder, {"channels": generated}, {"format": _FORMAT})
-    return generated
+            with stopwatch() as watch:
+                drawn = hypernetwork.generate(of_channel, key=key, config=config, any_kind=True)
+            made.params[channel], made.seconds[channel] = drawn.params, watch.seconds
+            report(done, {"samples": config.samples})
+    arrays = {"channels": {str(channel): params for channel, params in made.params.items()}}
+    save_arrays(folder, arrays, {"format": _FORMAT, "seconds": made.seconds})
+    return made

@@ -58,9 +58,9 @@ class AdaptConfig:
 
 
 class Adapted(NamedTuple):
-    """Fine-tuned parameters of all rows, and how they were chosen."""
+    """Fine-tuned parameters of all regions, and how they were chosen."""
 
-    params: Params  # [X, ...]
+    params: Params  # [K, R, ...]
     learning_rate: float | None  # None where nothing was chosen: no window to adapt on
     steps: int
     validation_mae: float | None  # of the city, data units
@@ -100,23 +100,15 @@ def _make_update(
 
 
 def trace_validation(
-    model: Model,
-    config: AdaptConfig,
-    target: Target,
-    params: Params,
-    regions: Int[Array | np.ndarray, " X"],
-    rate: float,
-    *,
-    key: Key,
-) -> tuple[Float[np.ndarray, "X evaluations"], Float[np.ndarray, " X"]]:
-    """Fine-tunes rows on the adaptation days and watches their error on the validation day.
+    model: Model, config: AdaptConfig, choice: Target, params: Params, rate: float, *, key: Key
+) -> tuple[Float[np.ndarray, "R evaluations"], Float[np.ndarray, " R"]]:
+    """Fine-tunes on the adaptation days and watches the error of the samples' mean forecast on the validation day.
 
     Args:
       model: the forecaster.
       config: steps and sizes.
-      target: the city.
-      params: starts, leaves [X, ...].
-      regions: [X], the region of every row.
+      choice: `Target.choice`, the city on the eve of its validation days.
+      params: starts, leaves [K, R, ...].
       rate: learning rate.
       key: random key.
 
@@ -126,32 +118,42 @@ def trace_validation(
     """
     # Compiled programs are found by what they depend on, which the other choices are not.
     sizes = (config.steps, config.evaluate_every, config.batch, rows_side_by_side(config.regions_per_batch))
-    return RowSpread(_make_trace(model, *sizes), (target, key, np.float32(rate)))((params, regions)).read()
+    rows = _by_region(params), np.arange(choice.num_regions, dtype=np.int32)
+    return RowSpread(_make_trace(model, *sizes), (choice, key, np.float32(rate)))(rows).read()
 
 
-@functools.cache
+def _by_region(params: Params) -> Params:
+    """Leaves [K, R, ...] as [R, K, ...], on the host."""
+    return jax.tree.map(lambda leaf: np.swapaxes(np.asarray(leaf), 0, 1), params)
+
+
+@functools.lru_cache(maxsize=16)
 def _make_trace(
     model: Model, steps: int, evaluate_every: int, batch: int, regions_per_batch: int
 ) -> Callable[[tuple, tuple], tuple]:
     def trace(shared: tuple, row: tuple) -> tuple[jax.Array, jax.Array]:
-        (target, key, rate), (start, region) = shared, row
-        graph, windows = _windows(target, region, target.adaptation_starts)
-        _, held_out = _windows(target, region, target.validation_starts)
-        own_key = jax.random.fold_in(key, target.region_ids[region])
+        (choice, key, rate), (samples, region) = shared, row
+        graph, windows = _windows(choice, region, choice.adaptation_starts)
+        _, held_out = _windows(choice, region, choice.test_starts)
+        own_key = jax.random.fold_in(key, choice.region_ids[region])
         update, init = _make_update(model, graph, windows, rate, batch, own_key)
 
-        def error(params: Params) -> jax.Array:
-            forecast = jnp.maximum(batch_forecast(model, params, graph, held_out), _scaled_floor(target, graph))
-            absolute = jnp.abs(forecast - held_out.target) * held_out.mask
-            return absolute.sum() * target.bank.std[-1, graph.nodes[0]]
+        def forecast(params: Params) -> jax.Array:
+            return jnp.maximum(batch_forecast(model, params, graph, held_out), _scaled_floor(choice, graph))
 
-        def advance(carry: tuple, first: jax.Array) -> tuple[tuple, jax.Array]:
-            carry = jax.lax.fori_loop(first, jnp.minimum(first + evaluate_every, steps), update, carry)
-            return carry, error(carry[0])
+        def forecasts_of(start: Params) -> Float[Array, "evaluations S P"]:
+            def advance(carry: tuple, first: jax.Array) -> tuple[tuple, jax.Array]:
+                carry = jax.lax.fori_loop(first, jnp.minimum(first + evaluate_every, steps), update, carry)
+                return carry, forecast(carry[0])
 
-        firsts = jnp.arange(0, steps, evaluate_every)
-        _, errors = jax.lax.scan(advance, (start, init(start)), firsts)
-        return jnp.concatenate([error(start)[None], errors]), held_out.mask.sum()
+            _, later = jax.lax.scan(advance, (start, init(start)), jnp.arange(0, steps, evaluate_every))
+            return jnp.concatenate([forecast(start)[None], later])
+
+        # What counts is the error of what is reported: the mean of the samples' forecasts.
+        together = jax.tree.leaves(samples)[0].shape[0] if regions_per_batch > 1 else None
+        mean = jax.lax.map(forecasts_of, samples, batch_size=together).mean(axis=0)
+        absolute = (jnp.abs(mean - held_out.target[None]) * held_out.mask[None]).sum(axis=(1, 2))
+        return absolute * choice.bank.std[-1, graph.nodes[0]], held_out.mask.sum()
 
     return _over_rows(trace, regions_per_batch)
 
@@ -184,12 +186,12 @@ def fine_tune(
     Returns:
       Parameters, leaves [X, ...]. A region without a visible reading keeps its start.
     """
-    shared = (target, key, np.float32(rate), np.int32(steps), starts)
+    shared = (dataclasses.replace(target, choice=None), key, np.float32(rate), np.int32(steps), starts)
     tune = _make_tune(model, config.batch, rows_side_by_side(config.regions_per_batch))
     return RowSpread(tune, shared)((params, regions)).read()
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16)
 def _make_tune(model: Model, batch: int, regions_per_batch: int) -> Callable[[tuple, tuple], Params]:
     def tune(shared: tuple, row: tuple) -> Params:
         (target, key, rate, steps, starts), (start, region) = shared, row
@@ -205,10 +207,11 @@ def forecast_rows(
     model: Model, target: Target, params: Params, regions: Int[Array | np.ndarray, " X"], starts: Int[Array, " S"]
 ) -> Float[np.ndarray, "X S P"]:
     """Forecasts of every row for the given windows, in data units; none below the target's floor."""
-    return RowSpread(_make_forecast(model), (target, starts))((params, regions)).read()
+    shared = (dataclasses.replace(target, choice=None), starts)
+    return RowSpread(_make_forecast(model), shared)((params, regions)).read()
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16)
 def _make_forecast(model: Model) -> Callable[[tuple, tuple], jax.Array]:
     def forecast(shared: tuple, row: tuple) -> jax.Array:
         (target, starts), (params, region) = shared, row
@@ -266,46 +269,49 @@ def adapt(
     config: AdaptConfig,
     target: Target,
     params: Params,
-    regions: Int[Array | np.ndarray, " X"],
     *,
     key: Key,
-    choose_on: int | None = None,
+    choice_params: Params | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Adapted:
-    """Fine-tunes rows with the learning rate and the number of steps that the validation day prefers.
+    """Fine-tunes every region with the learning rate and the number of steps that the validation day prefers.
 
     Args:
       model: the forecaster.
       config: the choices.
       target: the city.
-      params: starts, leaves [X, ...].
-      regions: [X], the region of every row.
+      params: starts, leaves [K, R, ...].
       key: random key.
-      choose_on: choose on the first so many rows only; None for all.
+      choice_params: the starts of the choice, leaves [K, R, ...], made as `params` but of the adaptation days alone:
+        what is chosen on the validation day must not know it. None where `params` know nothing of the support days.
       progress: called with (learning rates tried, metrics).
 
     Returns:
-      The fine-tuned rows. Zero steps are among the choices; with a single support day, which leaves nothing to adapt
-      on, the rows come back as they were.
+      The fine-tuned starts. Zero steps are among the choices; with a single support day, which leaves nothing to adapt
+      on, they come back as they were.
     """
-    rows = slice(0, choose_on)
-    if not target.can_choose:
+    samples = jax.tree.leaves(params)[0].shape[0]
+
+    def tune(starts: Int[Array, " B"], rate: float, steps: int) -> Params:
+        rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)
+        regions = np.tile(np.arange(target.num_regions, dtype=np.int32), samples)
+        tuned = fine_tune(model, config, target, rows, regions, starts, rate, steps, key=key)
+        return jax.tree.map(lambda leaf: leaf.reshape(samples, -1, *leaf.shape[1:]), tuned)
+
+    if target.choice is None:
         if config.blind_learning_rate is None or len(target.support_starts) == 0:
             return Adapted(params, None, 0, None, np.zeros((0, 0)))
-        rate, starts = config.blind_learning_rate, target.support_starts
-        tuned = fine_tune(model, config, target, params, regions, starts, rate, config.steps, key=key)
+        tuned = tune(target.support_starts, config.blind_learning_rate, config.steps)
         return Adapted(tuned, config.blind_learning_rate, config.steps, None, np.zeros((0, 0)))
-    sums = []
+    sums, count = [], np.zeros(target.num_regions)
     for done, rate in enumerate(config.learning_rates, 1):
-        shown = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], params)
-        errors, count = trace_validation(model, config, target, shown, regions[rows], rate, key=key)
-        sums.append((np.asarray(errors, np.float64), np.asarray(count, np.float64)))
+        begin = params if choice_params is None else choice_params
+        errors, count = trace_validation(model, config, target.choice, begin, rate, key=key)
+        sums.append(np.asarray(errors, np.float64))
         if progress:
-            city = sums[-1][0].sum(axis=0) / max(sums[-1][1].sum(), 1.0)
+            city = sums[-1].sum(axis=0) / max(count.sum(), 1.0)
             progress(done, {"learning_rate": rate, "validation_loss": float(city.min())})
-    errors, count = np.stack([errors for errors, _ in sums]), sums[0][1]
-    curves, best_rate, best_evaluation = choose_adaptation(errors, count, config)
+    curves, best_rate, best_evaluation = choose_adaptation(np.stack(sums), np.asarray(count, np.float64), config)
     rate, steps = config.learning_rates[best_rate], min(best_evaluation * config.evaluate_every, config.steps)
-    starts = target.support_starts if config.refit else target.adaptation_starts
-    tuned = fine_tune(model, config, target, params, regions, starts, rate, steps, key=key)
+    tuned = tune(target.support_starts if config.refit else target.adaptation_starts, rate, steps)
     return Adapted(tuned, rate, steps, float(curves[best_rate, best_evaluation]), curves)

@@ -1,6 +1,5 @@
 """In: start parameters of every target region. Out: a method's zero-shot and few-shot forecasts of the test span."""
 
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from gpdiff_jax.cities.calendar import is_weekend
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.sources import Target
+from gpdiff_jax.stopwatch import stopwatch
 from gpdiff_jax.typing import Key, Params
 
 
@@ -21,27 +21,21 @@ class MethodForecast(NamedTuple):
 
     forecast: np.ndarray  # float32 [S, R, P], data units, mean over samples
     spread: np.ndarray | None  # float32 [S, R, P], standard deviation over samples; None with a single one
-    seconds: float
+    seconds: float  # of work, without compiling
     learning_rate: float | None = None
     steps: int | None = None
     validation_mae: float | None = None
     curves: np.ndarray | None = None  # [rates, evaluations + 1], validation error while tuning
 
 
-def _forecast(model: Model, target: Target, params: Params, samples: int) -> tuple[np.ndarray, np.ndarray | None]:
-    regions = _regions_of_rows(target, samples)
-    rows = np.asarray(forecast_rows(model, target, params, regions, target.test_starts))
+def _forecast(model: Model, target: Target, params: Params) -> tuple[np.ndarray, np.ndarray | None]:
+    """Mean and deviation of the samples' forecasts; parameters [K, R, ...]."""
+    samples = jax.tree.leaves(params)[0].shape[0]
+    flat = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)
+    regions = np.tile(np.arange(target.num_regions, dtype=np.int32), samples)
+    rows = np.asarray(forecast_rows(model, target, flat, regions, target.test_starts))
     drawn = rows.reshape(samples, target.num_regions, *rows.shape[1:]).transpose(0, 2, 1, 3)
     return drawn.mean(axis=0), drawn.std(axis=0) if samples > 1 else None
-
-
-def _regions_of_rows(target: Target, samples: int) -> Int[np.ndarray, " X"]:
-    return np.tile(np.arange(target.num_regions, dtype=np.int32), samples)
-
-
-def _flatten(params: Params) -> tuple[Params, int]:
-    samples = jax.tree.leaves(params)[0].shape[0]
-    return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params), samples
 
 
 def zero_shot(model: Model, target: Target, params: Params) -> MethodForecast:
@@ -55,10 +49,9 @@ def zero_shot(model: Model, target: Target, params: Params) -> MethodForecast:
     Returns:
       The forecasts.
     """
-    begin = time.monotonic()
-    rows, samples = _flatten(params)
-    forecast, spread = _forecast(model, target, rows, samples)
-    return MethodForecast(forecast, spread, time.monotonic() - begin)
+    with stopwatch() as watch:
+        forecast, spread = _forecast(model, target, params)
+    return MethodForecast(forecast, spread, watch.seconds)
 
 
 def few_shot(
@@ -68,6 +61,7 @@ def few_shot(
     config: AdaptConfig,
     *,
     key: Key,
+    choice_params: Params | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> MethodForecast:
     """Fine-tunes parameters on the support days and forecasts the test span.
@@ -75,23 +69,21 @@ def few_shot(
     Args:
       model: the forecaster.
       target: the city.
-      params: starts, leaves [K, R, ...]. Learning rate and steps are chosen on the first sample, then every
-        sample is fine-tuned with them.
+      params: starts, leaves [K, R, ...]. Learning rate and steps are chosen for the mean of the samples' forecasts,
+        then every sample is fine-tuned with them.
       config: the choices, the same for every method.
       key: random key.
+      choice_params: the starts of the choice, where they depend on the support days: see `adapt`.
       progress: called with (learning rates tried, metrics).
 
     Returns:
       The forecasts, averaged over the K fine-tuned samples.
     """
-    begin = time.monotonic()
-    rows, samples = _flatten(params)
-    regions = _regions_of_rows(target, samples)
-    tuned = adapt(model, config, target, rows, regions, key=key, choose_on=target.num_regions, progress=progress)
-    forecast, spread = _forecast(model, target, tuned.params, samples)
-    return MethodForecast(
-        forecast, spread, time.monotonic() - begin, tuned.learning_rate, tuned.steps, tuned.validation_mae, tuned.curves
-    )
+    with stopwatch() as watch:
+        tuned = adapt(model, config, target, params, key=key, choice_params=choice_params, progress=progress)
+        forecast, spread = _forecast(model, target, tuned.params)
+    chosen = tuned.learning_rate, tuned.steps, tuned.validation_mae, tuned.curves
+    return MethodForecast(forecast, spread, watch.seconds, *chosen)
 
 
 def observed_truth(city: City, target: Target) -> tuple[Float[np.ndarray, "S R P"], Bool[np.ndarray, "S P"] | None]:

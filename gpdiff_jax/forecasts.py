@@ -14,7 +14,12 @@ from gpdiff_jax.typing import Key
 
 
 def forecast(
-    parameters: RegionParameters, city: City, *, adapt: AdaptConfig | None = None, key: Key | None = None
+    parameters: RegionParameters,
+    city: City,
+    *,
+    adapt: AdaptConfig | None = None,
+    choice: RegionParameters | None = None,
+    key: Key | None = None,
 ) -> Float[np.ndarray, "S R P"]:
     """Forecasts every test window of a city, optionally after fine-tuning on its support days.
 
@@ -22,6 +27,9 @@ def forecast(
       parameters: as `Hypernetwork.generate` returns them.
       city: the one-channel city whose prompts they were generated from.
       adapt: None for zero-shot; else how to fine-tune.
+      choice: parameters generated from the adaptation days alone, `hypernetwork.prompts(city, adaptation_only=True)`,
+        on which learning rate and steps are chosen; None chooses on `parameters`, whose prompts know the validation
+        day.
       key: random key of the fine-tuning.
 
     Returns:
@@ -35,4 +43,8 @@ def forecast(
     model = make_model(parameters.model, target.sizes)
     if adapt is None:
         return zero_shot(model, target, parameters.params).forecast
-    return few_shot(model, target, parameters.params, adapt, key=jax.random.key(0) if key is None else key).forecast
+    if choice is not None:
+        check_regions(choice, city)
+    own_key = jax.random.key(0) if key is None else key
+    starts = None if choice is None else choice.params
+    return few_shot(model, target, parameters.params, adapt, key=own_key, choice_params=starts).forecast

@@ -122,11 +122,12 @@ class Hypernetwork:
         """Parameters of the pooled base, which every generated vector differs from."""
         return from_tokens(self.codec.layout, self.codec.base)
 
-    def prompts(self, city: City) -> Prompts:
+    def prompts(self, city: City, *, adaptation_only: bool = False) -> Prompts:
         """Prompts of all regions of a city that this generator was not trained on, from its support days.
 
         Args:
           city: a one-channel city of the interval that the generator was trained with.
+          adaptation_only: see `prompts.prompts`.
 
         Returns:
           float32 [1, N, E].
@@ -143,6 +144,7 @@ class Hypernetwork:
             history=data.history,
             horizon=data.horizon,
             encoder=self.prompt_encoder,
+            adaptation_only=adaptation_only,
         )
 
     def check_city(self, city: CityLabel, *, any_kind: bool = False) -> None:

@@ -142,6 +142,7 @@ def method_entry(
     *,
     is_weekend: Bool[np.ndarray, "S P"] | None,
     seconds: float | int,
+    training_seconds: float | int | None = None,
     learning_rate: float | int | None = None,
     steps: int | None = None,
     validation_mae: float | int | None = None,
@@ -156,7 +157,8 @@ def method_entry(
         forecast: the test forecasts, in the unit of the data.
         truth: the readings; NaN = missing.
         is_weekend: whether a window's horizon step falls on a Saturday or Sunday; None if the calendar is unknown.
-        seconds: what the method took.
+        seconds: what the method took for the target: making its start, tuning, forecasting; without compiling.
+        training_seconds: what the stages took that it needs before, on the sources; without compiling.
         learning_rate: the tuned learning rate, if it has one.
         steps: the tuned number of fine-tuning steps, if it has one.
         validation_mae: its error on the validation days, in the unit of the data, if it was tuned.
@@ -171,6 +173,7 @@ def method_entry(
         "rmse_mean": _json_number(means["rmse"]),
         **{name: _json_number(means[name]) for name in _MEANS[2:]},
         "seconds": _json_number(seconds),
+        "training_seconds": _json_number(training_seconds),
         "learning_rate": _json_number(learning_rate),
         "steps": None if steps is None else int(steps),
         "validation_mae": _json_number(validation_mae),

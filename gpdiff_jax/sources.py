@@ -116,6 +116,9 @@ class Target:
     support_starts: jax.Array  # int32, windows inside all support days
     test_starts: jax.Array  # int32, windows that forecast the test span
     floor: jax.Array  # float32 [], the least forecast: 0 where no visible reading is negative, else minus infinity
+    # The city as it was on the eve of the validation days, which are its test: what learning rate and steps are chosen
+    # on. None where there is nothing to adapt on or to choose on.
+    choice: "Target | None"
     split: TargetSplit = flax.struct.field(pytree_node=False)
     steps_per_day: int = flax.struct.field(pytree_node=False)
     silent: tuple[int, ...] = flax.struct.field(pytree_node=False)  # regions without a visible reading
@@ -128,7 +131,7 @@ class Target:
     @property
     def can_choose(self) -> bool:
         """Whether there are windows to adapt on and others to choose learning rate and steps on."""
-        return len(self.adaptation_starts) > 0 and len(self.validation_starts) > 0
+        return self.choice is not None
 
     @property
     def sizes(self) -> ModelSizes:
@@ -317,11 +320,32 @@ def prepare_target(city: City, config: DataConfig, *, seed: int = 0) -> Target:
     test_starts = window_starts(city, split.test, reach_back=True, **windows)
     if len(test_starts) == 0:
         raise InputError(f"city {city.name!r} has no reading in its test span (the last 30 %); use a longer series")
-    return split_city(city, config, split, test_starts, seed=seed)
+    target = split_city(city, config, split, test_starts, seed=seed)
+    return dataclasses.replace(target, choice=_before_validation(city, config, target))
+
+
+def _before_validation(city: City, config: DataConfig, target: Target) -> Target | None:
+    """The target's `choice`: scale and profile come from the adaptation days alone."""
+    split = target.split
+    if not (len(target.adaptation_starts) and len(target.validation_starts)):
+        return None
+    if silent_regions(city, split.adaptation).all():
+        return None
+    eve = TargetSplit(split.adaptation, Span(split.adaptation.stop, split.adaptation.stop), split.validation)
+    view = split_city(city, config, eve, np.asarray(target.validation_starts), graphs=target.graphs)
+    # The readings are the same; only what they are seen through is not.
+    own = {name: getattr(view.bank, name) for name in ("mean", "std", "profile", "profile_weekend")}
+    return dataclasses.replace(view, bank=dataclasses.replace(target.bank, **own))
 
 
 def split_city(
-    city: City, config: DataConfig, split: TargetSplit, test_starts: Int[np.ndarray, " S"], *, seed: int = 0
+    city: City,
+    config: DataConfig,
+    split: TargetSplit,
+    test_starts: Int[np.ndarray, " S"],
+    *,
+    seed: int = 0,
+    graphs: RegionGraph | None = None,
 ) -> Target:
     """Puts a city on the device, to be forecast after whichever days are its support.
 
@@ -331,9 +355,10 @@ def split_city(
       split: its support days, and what is forecast.
       test_starts: [S], starts of the windows that forecast.
       seed: for `pick_neighbours="random"`.
+      graphs: the region graphs, where they are made already.
 
     Returns:
-      Its regions; scale and profile come from the support days alone.
+      Its regions, without a `choice`; scale and profile come from the support days alone.
 
     Raises:
       InputError: see `build_bank`, `region_graphs`.
@@ -342,8 +367,11 @@ def split_city(
     masks = support_masks(city, split, city.steps_per_day)
     visible = city.values[split.support.start : split.support.stop]
     bank = build_bank([city], [[split.support] * len(masks)], [masks], covariates=config.covariates, **windows)
+    if graphs is None:
+        cut: Any = {"max_neighbours": config.max_neighbours, "pick": config.pick_neighbours, "seed": seed}
+        graphs = region_graphs([city], **cut)
     arrays: dict[str, Any] = {
-        "graphs": region_graphs([city], max_neighbours=config.max_neighbours, pick=config.pick_neighbours, seed=seed),
+        "graphs": graphs,
         "region_ids": city.region_ids(),
         "adaptation_starts": window_starts(city, split.adaptation, **windows),
         "validation_starts": _validation_starts(city, split, **windows),
@@ -354,6 +382,7 @@ def split_city(
     return Target(
         bank=bank,
         **jax.device_put(arrays),
+        choice=None,
         split=split,
         steps_per_day=city.steps_per_day,
         silent=tuple(int(n) for n in np.flatnonzero(silent_regions(city, split.support))),

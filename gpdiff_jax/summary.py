@@ -25,6 +25,7 @@ METRICS = (
     "learning_rate",
     "steps",
     "seconds",
+    "training_seconds",
 )
 """What a method's entry in metrics.json holds one number of."""
 

@@ -20,6 +20,7 @@ from gpdiff_jax.cities import City
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.evaluate import few_shot, zero_shot
 from gpdiff_jax.models import Model
+from gpdiff_jax.prompts.prompt import prompts
 from gpdiff_jax.sources import DataConfig, Target, prepare_target
 
 _DATA = DataConfig(covariates="calendar", support_days=3, max_neighbours=2)
@@ -52,6 +53,11 @@ def _starts(rows: int, seed: int = 0) -> dict:
     }
 
 
+def _one(params: dict) -> dict:
+    """One sample."""
+    return jax.tree.map(lambda leaf: leaf[None], params)
+
+
 @pytest.fixture(scope="module", name="city")
 def _city(simulated_cities: list[City]) -> City:
     """One region shows nothing in the support days."""
@@ -72,29 +78,29 @@ _REGIONS = jnp.arange(8, dtype=jnp.int32)
 
 @pytest.fixture(scope="module", name="adapted")
 def _adapted(target: Target) -> Adapted:
-    return adapt(_MODEL, _CONFIG, target, _starts(8), _REGIONS, key=_KEY)
+    return adapt(_MODEL, _CONFIG, target, _one(_starts(8)), key=_KEY)
 
 
 def _tune(target: Target, rate: float, steps: int, *, starts=None, params=None, regions=_REGIONS):
     starts = target.adaptation_starts if starts is None else starts
     params = _starts(8) if params is None else params
-    rate, steps = rate, steps
     return fine_tune(_MODEL, _CONFIG, target, params, regions, starts, rate, steps, key=_KEY)
 
 
-def _validation_mae(city: City, target: Target, params) -> float:
-    """In data units, by way of forecasts of the validation windows."""
+def _validation_mae(city: City, target: Target, *samples) -> float:
+    """In data units, by way of forecasts of the validation windows by a city that has not seen them yet."""
+    assert target.choice is not None
     starts = np.asarray(target.validation_starts)
-    forecast = np.asarray(forecast_rows(_MODEL, target, params, _REGIONS, target.validation_starts))
+    forecasts = [forecast_rows(_MODEL, target.choice, params, _REGIONS, target.validation_starts) for params in samples]
     truth = city.values[starts[:, None] + 12 + np.arange(6), :, 0].transpose(2, 0, 1)
-    return float(np.nanmean(np.abs(forecast - truth)))
+    return float(np.nanmean(np.abs(np.mean(forecasts, axis=0) - truth)))
 
 
 def test_the_curves_are_the_errors_of_fine_tuning_for_so_many_steps(city, target, adapted):
     assert adapted.curves.shape == (2, 4)
     for rate, curve in zip(_CONFIG.learning_rates, adapted.curves, strict=True):
         for evaluation, error in enumerate(curve):
-            tuned = _tune(target, rate, 4 * evaluation)
+            tuned = _tune(target.choice, rate, 4 * evaluation)
             assert error == pytest.approx(_validation_mae(city, target, tuned), rel=1e-4)
     # Zero steps are among the choices, the same for every rate; more steps make a difference.
     assert adapted.curves[0, 0] == adapted.curves[1, 0]
@@ -104,7 +110,7 @@ def test_the_curves_are_the_errors_of_fine_tuning_for_so_many_steps(city, target
 def test_what_was_chosen_is_what_the_rule_says_and_the_rows_are_tuned_so(target, adapted):
     sums = []
     for rate in _CONFIG.learning_rates:
-        errors, count = trace_validation(_MODEL, _CONFIG, target, _starts(8), _REGIONS, rate, key=_KEY)
+        errors, count = trace_validation(_MODEL, _CONFIG, target.choice, _one(_starts(8)), rate, key=_KEY)
         sums.append(np.asarray(errors, np.float64))
     curves, rate, evaluation = choose_adaptation(np.stack(sums), np.asarray(count, np.float64), _CONFIG)
     np.testing.assert_allclose(curves, adapted.curves, rtol=1e-6)
@@ -112,7 +118,7 @@ def test_what_was_chosen_is_what_the_rule_says_and_the_rows_are_tuned_so(target,
     assert adapted.validation_mae == pytest.approx(curves[rate, evaluation])
     tuned = _tune(target, adapted.learning_rate, adapted.steps)
     for got, want in zip(jax.tree.leaves(adapted.params), jax.tree.leaves(tuned), strict=True):
-        np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(got[0], want)
 
 
 def _by_hand(errors: np.ndarray, count: np.ndarray, rates: tuple[float, ...]) -> tuple[int, int]:
@@ -164,12 +170,12 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(target):
 
 
 def test_refitting_uses_the_validation_days_too(target, adapted):
-    refit = adapt(_MODEL, dataclasses.replace(_CONFIG, refit=True), target, _starts(8), _REGIONS, key=_KEY)
+    refit = adapt(_MODEL, dataclasses.replace(_CONFIG, refit=True), target, _one(_starts(8)), key=_KEY)
     assert (refit.learning_rate, refit.steps) == (adapted.learning_rate, adapted.steps)
     np.testing.assert_array_equal(refit.curves, adapted.curves)
     assert adapted.steps > 0
     expected = _tune(target, adapted.learning_rate, adapted.steps, starts=target.support_starts)
-    np.testing.assert_array_equal(refit.params["kernel"], expected["kernel"])
+    np.testing.assert_array_equal(refit.params["kernel"][0], expected["kernel"])
     assert (np.asarray(refit.params["kernel"]) != np.asarray(adapted.params["kernel"])).any()
 
 
@@ -177,12 +183,11 @@ def test_with_one_support_day_the_rows_come_back_as_they_were(city):
     values = np.array(city.values)
     values[:, 5] = 3.0
     target = prepare_target(dataclasses.replace(city, values=values), dataclasses.replace(_DATA, support_days=1))
-    start = _starts(8)
-    kept = adapt(_MODEL, _CONFIG, target, start, _REGIONS, key=_KEY)
+    start = _one(_starts(8))
+    kept = adapt(_MODEL, _CONFIG, target, start, key=_KEY)
     assert kept.params is start and (kept.learning_rate, kept.steps, kept.validation_mae) == (None, 0, None)
-    params = jax.tree.map(lambda leaf: leaf[None], start)
     np.testing.assert_array_equal(
-        few_shot(_MODEL, target, params, _CONFIG, key=_KEY).forecast, zero_shot(_MODEL, target, params).forecast
+        few_shot(_MODEL, target, start, _CONFIG, key=_KEY).forecast, zero_shot(_MODEL, target, start).forecast
     )
 
 
@@ -192,25 +197,67 @@ def test_a_blind_start_is_tuned_for_all_steps_where_nothing_can_be_chosen(city):
     target = prepare_target(dataclasses.replace(city, values=values), dataclasses.replace(_DATA, support_days=1))
     assert not target.can_choose
     blind = dataclasses.replace(_CONFIG, blind_learning_rate=1e-2)
-    made = adapt(_MODEL, blind, target, _starts(8), _REGIONS, key=_KEY)
+    made = adapt(_MODEL, blind, target, _one(_starts(8)), key=_KEY)
     assert (made.learning_rate, made.steps, made.validation_mae) == (1e-2, 12, None)
     expected = _tune(target, 1e-2, 12, starts=target.support_starts)
     for got, want in zip(jax.tree.leaves(made.params), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(got[0], want, rtol=1e-6, atol=1e-7)
 
 
-def test_samples_are_averaged_as_forecasts_and_the_first_one_chooses(target, adapted):
+def test_samples_are_averaged_as_forecasts_and_the_mean_is_what_is_chosen_for(city, target):
     pair = jax.tree.map(lambda *leaves: jnp.stack(leaves), _starts(8), _starts(8, seed=1))
     made = few_shot(_MODEL, target, pair, _CONFIG, key=_KEY)
-    assert (made.learning_rate, made.steps) == (adapted.learning_rate, adapted.steps)
-    np.testing.assert_allclose(made.curves, adapted.curves, rtol=1e-6)
+    assert made.curves is not None and made.learning_rate is not None and made.steps is not None
+    for rate, curve in zip(_CONFIG.learning_rates, made.curves, strict=True):
+        for evaluation in (0, 3):
+            tuned = [_tune(target.choice, rate, 4 * evaluation, params=_starts(8, seed=sample)) for sample in range(2)]
+            assert curve[evaluation] == pytest.approx(_validation_mae(city, target, *tuned), rel=1e-4)
     each = []
     for sample in range(2):
-        tuned = _tune(target, adapted.learning_rate, adapted.steps, params=_starts(8, seed=sample))
+        tuned = _tune(target, made.learning_rate, made.steps, params=_starts(8, seed=sample))
         each.append(np.asarray(forecast_rows(_MODEL, target, tuned, _REGIONS, target.test_starts)).transpose(1, 0, 2))
     np.testing.assert_allclose(made.forecast, np.mean(each, axis=0), rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(made.spread, np.std(each, axis=0), rtol=1e-3, atol=1e-3)
     assert zero_shot(_MODEL, target, jax.tree.map(lambda leaf: leaf[:1], pair)).spread is None
+    # Side by side, the same to rounding.
+    beside = few_shot(_MODEL, target, pair, dataclasses.replace(_CONFIG, regions_per_batch=4), key=_KEY)
+    np.testing.assert_allclose(beside.curves, made.curves, rtol=1e-4)
+
+
+def test_what_is_chosen_on_the_validation_day_knows_nothing_of_it(simulated_cities):
+    """Scale, profile and prompts; what it has of the day is the truth, and the histories of its windows."""
+    data = dataclasses.replace(_DATA, covariates="profile")
+    city, made = simulated_cities[2], []
+    split = prepare_target(city, data).split
+    for factor in (1.0, 3.0):
+        values = np.array(city.values)
+        values[split.validation.start : split.validation.stop] *= factor
+        changed = dataclasses.replace(city, values=values)
+        made.append((prepare_target(changed, data), prompts(changed, support_days=3, adaptation_only=True)))
+    (one, told), (other, told_other) = made
+    assert one.choice is not None and other.choice is not None
+    for name in ("mean", "std", "profile", "profile_weekend"):
+        np.testing.assert_array_equal(getattr(one.choice.bank, name), getattr(other.choice.bank, name), err_msg=name)
+        if name != "profile_weekend":
+            assert (np.asarray(getattr(one.bank, name)) != np.asarray(getattr(other.bank, name))).any(), name
+    np.testing.assert_array_equal(told.values, told_other.values)
+    assert (np.asarray(told.values) != np.asarray(prompts(city, support_days=3).values)).any()
+    np.testing.assert_array_equal(one.choice.test_starts, one.validation_starts)
+    assert one.choice.split.support == split.adaptation and one.choice.choice is None
+    # The readings are held once.
+    assert one.choice.bank.values is one.bank.values and one.choice.graphs is not None
+    with pytest.raises(InputError, match=r"`support_days` \(=1\) leave no adaptation days"):
+        prompts(city, support_days=1, adaptation_only=True)
+
+
+def test_a_choice_starts_where_it_is_told_and_the_result_does_not(target, adapted):
+    begin, elsewhere = _one(_starts(8)), _one(_starts(8, seed=5))
+    made = adapt(_MODEL, _CONFIG, target, begin, key=_KEY, choice_params=elsewhere)
+    chosen = adapt(_MODEL, _CONFIG, target, elsewhere, key=_KEY)
+    np.testing.assert_array_equal(made.curves, chosen.curves)
+    assert (np.asarray(made.curves) != np.asarray(adapted.curves)).any()
+    expected = _tune(target, made.learning_rate, made.steps)
+    np.testing.assert_array_equal(made.params["kernel"][0], expected["kernel"])
 
 
 @pytest.mark.parametrize(

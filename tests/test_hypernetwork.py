@@ -18,7 +18,7 @@ from gpdiff_jax.codec import CodecConfig, fit_codec
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig
 from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
+from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork, _make_draw
 from gpdiff_jax.models import Model, ModelSizes, protocol
 from gpdiff_jax.pretraining import pretrain
 from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler, prompts
@@ -154,6 +154,36 @@ def test_a_null_prompt_is_what_guidance_pushes_away_from(hypernetwork, told):
     drawn = _leaves(hypernetwork, half)
     np.testing.assert_array_equal(drawn[:, 4:], _leaves(hypernetwork, told.null)[:, 4:])
     np.testing.assert_array_equal(drawn[:, :4], _leaves(hypernetwork, told)[:, :4])
+
+
+def test_the_noise_of_a_draw_and_that_of_its_steps_have_keys_of_their_own(hypernetwork, told, monkeypatch):
+    """The key that is folded with the number of a step draws nothing itself."""
+    codec, key = hypernetwork.codec, jax.random.key(2)
+    mask = jnp.asarray(codec.mask())
+
+    def drawn(what):
+        def sample(sampler, schedule, denoise_fn, noise, steps, fresh):
+            return noise if what == "start" else fresh(jnp.int32(what))
+
+        monkeypatch.setattr("gpdiff_jax.hypernetwork.sample", sample)
+        return _leaves(hypernetwork, told)
+
+    parts = {}
+    for what in ("start", 0, 1):
+        _make_draw.cache_clear()
+        parts[what] = drawn(what)
+    _make_draw.cache_clear()
+
+    @jax.jit
+    def directly(region):
+        own = jax.random.fold_in(jax.random.fold_in(key, 0), region)
+        return codec.params(jax.random.normal(own, mask.shape) * mask)
+
+    parts["unsplit"] = np.concatenate(
+        [np.asarray(leaf).reshape(1, 1, -1) for leaf in jax.tree.leaves(directly(told.region_ids[0]))], axis=2
+    )
+    rows = [part[0, 0] for part in parts.values()]
+    assert all((one != other).any() for k, one in enumerate(rows) for other in rows[:k])
 
 
 def test_a_regions_draws_do_not_depend_on_the_regions_beside_it(hypernetwork, told):

@@ -4,45 +4,22 @@ Out: checked cities; and back, a city written as such a file at once or not at a
 
 import datetime
 import io
-import lzma
 import os
 import pathlib
-import struct
-import tempfile
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from gpdiff_jax.cities.city import City, check_city, edges_of
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import DAMAGE, write_npz
 
 # Thirteen published cities need 0.1 to 11 MB; 4 GiB is a year of 5-minute readings of 10,000 regions.
 MAX_UNCOMPRESSED_BYTES = 4 << 30
 
 _REQUIRED = ("values", "adjacency", "interval_minutes", "start", "feature_names", "node_ids", "city", "kind")
 _OPTIONAL = ("latitude", "longitude", "poi", "poi_names")
-
-# All that zipfile, its decompressors and numpy's header parser raise on damaged bytes.
-_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    tokenize.TokenError,
-    SyntaxError,
-    EOFError,
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    OverflowError,
-    MemoryError,
-    RuntimeError,
-)
 
 
 def load_city(path: str | os.PathLike[str], *, missing_above: float | None = None) -> City:
@@ -98,22 +75,11 @@ def save_city(path: str | os.PathLike[str], city: City) -> None:
     if city.poi is not None:
         arrays |= {"poi": city.poi, "poi_names": np.asarray(city.poi_names)}
     try:
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        write_npz(path, arrays)
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); choose a folder that exists") from None
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(partial, 0o666 & ~umask)  # mkstemp hides the file from everyone else
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); check the folder and its space") from None
-    finally:
-        pathlib.Path(partial).unlink(missing_ok=True)
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}); choose a folder that exists, with space"
+        ) from None
 
 
 def find_cities(
@@ -164,7 +130,7 @@ def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
             return {key: _read_array(archive, key) for key in _REQUIRED + _OPTIONAL if key in members}
     except InputError:
         raise
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise InputError(f"not a readable npz file ({type(error).__name__}); write or download it again") from None
 
 

@@ -120,7 +120,13 @@ def source_prompts(
 
 
 def prompts(
-    city: City, *, support_days: int, history: int = 12, horizon: int = 6, encoder: PromptEncoder | None = None
+    city: City,
+    *,
+    support_days: int,
+    history: int = 12,
+    horizon: int = 6,
+    encoder: PromptEncoder | None = None,
+    adaptation_only: bool = False,
 ) -> Prompts:
     """Prompts of a target city from its support days, right before the test span.
 
@@ -130,17 +136,22 @@ def prompts(
       history: H of the forecaster.
       horizon: P of the forecaster.
       encoder: of the parts of a prompt; None for statistics alone.
+      adaptation_only: leave the validation days out, as whatever is chosen on them needs it.
 
     Returns:
       float32 [1, N, E].
 
     Raises:
-      InputError: see `split_target`, and `region_prompts`.
+      InputError: see `split_target`, and `region_prompts`; or a single support day, which has no adaptation days.
     """
     split = split_target(
         city.num_steps, city.steps_per_day, support_days, history=history, horizon=horizon, name=city.name
     )
-    return region_prompts(city, [split.support], encoder)
+    if adaptation_only and not len(split.adaptation):
+        raise InputError(
+            f"`support_days` (={support_days}) leave no adaptation days beside those of validation; use more days"
+        )
+    return region_prompts(city, [split.adaptation if adaptation_only else split.support], encoder)
 
 
 def fit_prompt_scaler(prompts: Prompts, city_index: Int[np.ndarray, " R"]) -> PromptScaler:

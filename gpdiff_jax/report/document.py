@@ -3,11 +3,10 @@ Out: one self-contained HTML file with the style and the script that all pages s
 """
 
 import importlib.resources
-import os
 import pathlib
-import tempfile
 from collections.abc import Iterable
 
+from gpdiff_jax.files import write_atomically
 from gpdiff_jax.report.markup import escape
 
 _SCRIPT = """
@@ -43,20 +42,7 @@ def write_page(path: pathlib.Path, title: str, parts: Iterable[str]) -> pathlib.
     Returns:
         The path. The page appears whole or not at all, and is the same for the same parts.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".html")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(_document(title, parts))
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner may read.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, _document(title, parts).encode())
     return path
 
 

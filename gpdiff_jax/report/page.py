@@ -26,6 +26,7 @@ _COLUMNS = (
     ("steps", "Steps", "g"),
     ("validation_mae", "Validation MAE", ""),
     ("seconds", "Seconds", ".1f"),
+    ("training_seconds", "Seconds, sources", ".1f"),
 )
 
 

@@ -351,7 +351,7 @@ def _parameters(results: Results) -> str:
     if atlas is None:
         return markup.missing(results.problems["report.npz"])
     if not len(atlas.zoo_projection):
-        return markup.missing("report.npz holds no harvested parameters")
+        return markup.missing("nothing was generated in this run")
     cities = np.array(atlas.zoo_city)
     zoo = {str(city): atlas.zoo_projection[cities == city] for city in dict.fromkeys(atlas.zoo_city)}
     share = 100 * sum(atlas.projection_variance)

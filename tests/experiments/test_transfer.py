@@ -27,6 +27,7 @@ from experiments.stages import Run, generate_key, open_run, stage_main
 from experiments.transfer import show
 from gpdiff_jax.adapt import AdaptConfig
 from gpdiff_jax.base import BaseConfig
+from gpdiff_jax.checkpoint import load_arrays
 from gpdiff_jax.cities import City, load_city, save_city
 from gpdiff_jax.codec import CodecConfig
 from gpdiff_jax.diagnostics import DiagnosticsConfig
@@ -97,7 +98,10 @@ def _finished(data_dir: pathlib.Path, tmp_path_factory) -> tuple[pathlib.Path, d
 
 
 def _without_seconds(content: dict) -> dict:
-    methods = {name: {k: v for k, v in entry.items() if k != "seconds"} for name, entry in content["methods"].items()}
+    methods = {
+        name: {key: value for key, value in entry.items() if not key.endswith("seconds")}
+        for name, entry in content["methods"].items()
+    }
     return content | {"methods": methods}
 
 
@@ -236,6 +240,93 @@ def test_a_run_without_gpdiff_among_its_methods_has_its_tables_and_its_page(fini
     assert "GPDiff has no result" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_rules_that_train_nothing_train_nothing(data_dir, tmp_path, capsys):
+    folder = tmp_path / "run"
+    content = evaluate(open_run(_settings(data_dir, methods=("last_value", "historical_average")), str(folder)))
+    assert list(content["methods"]) == ["historical_average", "last_value"]
+    assert all(entry["training_seconds"] == 0 for entry in content["methods"].values())
+    made = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert made == {
+        *("config.json", "methods", "metrics.json", "regions.csv", "forecasts.npz", "report.npz", "report.html"),
+    }
+    assert "nothing was generated in this run" in (folder / "report.html").read_text()
+    # A null hypothesis needs the zoo, and no generator.
+    evaluate(open_run(_settings(data_dir, methods=("zoo_mean_zero_shot",)), str(folder)))
+    assert (folder / "zoo").is_dir() and not (folder / "hypernetwork").exists()
+
+
+def test_seconds_hold_what_a_method_needs_and_training_is_told_apart(finished):
+    folder, content = finished
+    stages = json.loads((folder / "seconds.json").read_text())
+    assert set(stages) == {"base", "harvest", "pretrain", "generate"} and min(stages.values()) > 0
+    training = {name: entry["training_seconds"] for name, entry in content["methods"].items()}
+    assert training["last_value"] == training["target_only"] == 0
+    assert training["pooled_zero_shot"] == stages["base"]
+    assert training["ridge_hypernetwork_few_shot"] == pytest.approx(stages["base"] + stages["harvest"])
+    assert training["gpdiff_zero_shot"] == pytest.approx(stages["base"] + stages["harvest"] + stages["pretrain"])
+    generating = load_arrays(folder / "generated", 1, "generated parameters")[1]["seconds"]["0"]
+    assert content["methods"]["gpdiff_zero_shot"]["seconds"] > generating > 0
+
+
+def test_what_is_chosen_on_the_validation_day_starts_from_prompts_that_do_not_know_it(finished, data_dir, monkeypatch):
+    run, given = open_run(_settings(data_dir), str(finished[0])), {}
+
+    def watched(model, target, params, config, **options):
+        given[method] = (params, options["choice_params"])
+        return original(model, target, params, config, **options)
+
+    original = methods.few_shot
+    monkeypatch.setattr(methods, "few_shot", watched)
+    for method in ("gpdiff_few_shot", "ridge_hypernetwork_few_shot", "pooled_few_shot", "target_only"):
+        methods._make_forecast(run, 0, method)
+    assert given["pooled_few_shot"][1] is given["target_only"][1] is None
+    (adaptation,), (support,) = run.choice_prompts, run.target_prompts
+    assert adaptation is not None and adaptation.provenance != support.provenance
+    assert f"steps {run.targets[0].split.adaptation.start} to {run.targets[0].split.adaptation.stop}" in str(adaptation)
+    for method in ("gpdiff_few_shot", "ridge_hypernetwork_few_shot"):
+        params, choice = given[method]
+        assert jax.tree.all(jax.tree.map(lambda a, b: (np.asarray(a) != np.asarray(b)).any(), params, choice))
+    key = generate_key(run, 0)
+    drawn = run.hypernetwork.generate(adaptation, key=key, config=run.settings.generate).params
+    jax.tree.map(np.testing.assert_array_equal, drawn, given["gpdiff_few_shot"][1])
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "foreign"])
+def test_a_damaged_forecast_is_named_and_made_again(finished, data_dir, tmp_path, capsys, damage):
+    folder, content = finished
+    shutil.copytree(folder, tmp_path / "run")
+    path = tmp_path / "run" / "methods" / "last_value_0.npz"
+    whole = bytearray(path.read_bytes())
+    if damage == "foreign":
+        np.savez(path, other=np.zeros(3))
+    else:
+        whole[len(whole) // 3] ^= 0xFF
+        path.write_bytes(whole[:200] if damage == "cut" else whole)
+    with pytest.raises(InputError, match=r"methods/last_value_0.npz' is damaged"):
+        methods.method_forecast(open_run(_settings(data_dir), str(tmp_path / "run")), 0, "last_value")
+    capsys.readouterr()
+    again = evaluate(open_run(_settings(data_dir), str(tmp_path / "run")))
+    assert _without_seconds(again) == _without_seconds(content)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+    assert "last_value_0.npz' is damaged (" in line and line.endswith("; it is made again")
+
+
+def test_errors_of_channels_with_other_units_are_averaged_as_shares(data_dir, tmp_path):
+    for name in ("crowd_0", "crowd_2"):
+        city = load_city(data_dir / f"{name}.npz")
+        values = np.concatenate([city.values, 100 * city.values], axis=2)
+        save_city(tmp_path / f"{name}.npz", dataclasses.replace(city, values=values, feature_names=("people", "grams")))
+    settings = _settings(tmp_path, sources=("crowd_0",), channels="each", methods=("last_value",))
+    content = evaluate(open_run(settings, str(tmp_path / "run")))
+    people, grams = (content["channels"][name]["methods"]["last_value"] for name in ("people", "grams"))
+    np.testing.assert_allclose(grams["mae"], 100 * np.asarray(people["mae"]), rtol=1e-4)
+    assert content["channels"]["people"]["unit"] == "people per 60 min"
+    assert content["unit"] == "share of the channel's mean reading"
+    truth = np.load(tmp_path / "run" / "forecasts.npz")["truth"][:, :8]
+    expected = np.asarray(people["mae"]) / np.nanmean(np.abs(truth))
+    np.testing.assert_allclose(content["methods"]["last_value"]["mae"], expected, rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_a_run_is_diagnosed_and_the_page_says_what_each_number_means(finished, data_dir, tmp_path):
     folder, _ = finished
@@ -254,7 +345,7 @@ def test_a_run_is_diagnosed_and_the_page_says_what_each_number_means(finished, d
     assert "nan" not in page[page.index("<main>") : page.index("</main>")].lower()
     # What was drawn for the target is what the run's methods forecast with.
     drawn = run.hypernetwork.generate(run.target_prompts[0], key=generate_key(run, 0), config=run.settings.generate)
-    jax.tree.map(np.testing.assert_array_equal, drawn.params, run.generated[0])
+    jax.tree.map(np.testing.assert_array_equal, drawn.params, run.generated.params[0])
 
 
 def test_methods_are_chosen_by_name_or_by_set():
@@ -305,7 +396,7 @@ def test_prompts_of_all_parts_are_kept_with_the_generator(data_dir, tmp_path):
     )
     settings = _settings(data_dir, prompts=prompts)
     run = open_run(settings, str(tmp_path / "run"))
-    made = run.generated[0]
+    made = run.generated.params[0]
     again = open_run(settings, str(tmp_path / "run"))
     np.testing.assert_array_equal(again.prompted.prompts.values, run.prompted.prompts.values)
     # A city that comes later needs the generator and its own file, nothing else.

@@ -1,0 +1,87 @@
+"""In: a path and what is to lie there. Out: a file that appears whole or not at all; an npz read back, or refused."""
+
+import io
+import lzma
+import os
+import pathlib
+import struct
+import tempfile
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from gpdiff_jax.errors import InputError
+
+# All that zipfile, its decompressors and numpy's header parser raise on damaged bytes.
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    tokenize.TokenError,
+    SyntaxError,
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+)
+
+
+def write_atomically(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file, whole or not at all; one that is there is replaced.
+
+    Args:
+      path: the file, in a folder that exists.
+      content: its bytes.
+
+    Raises:
+      OSError: the folder cannot be written, or is full.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp makes files that only their owner may read
+        os.replace(name, path)
+    except BaseException:
+        pathlib.Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays as a compressed npz file, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads every array of an npz file.
+
+    Args:
+      path: the file.
+
+    Returns:
+      Its arrays by name.
+
+    Raises:
+      InputError: it is damaged, cut short, or holds pickled objects.
+    """
+    try:
+        # Opened here: numpy leaves a file that is no archive open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
+            return {name: held[name] for name in held.files}
+    except DAMAGE as error:
+        raise InputError(f"{str(path)!r} is damaged ({type(error).__name__})") from error

@@ -63,6 +63,8 @@ def run(main: Callable[[list[str]], object], *, positional: str | None = None) -
 def _run_and_flush(main: Callable[[list[str]], object], argv: list[str]) -> object:
     # Checkpoint writers log every file at level INFO; progress and results are what a user wants to read.
     logging.set_verbosity(logging.WARNING)
+    # Their errors come back as exceptions, and are told in one line; their threads would tell them in hundreds.
+    logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
     status = main(argv)
     sys.stdout.flush()
     return status
@@ -103,7 +105,9 @@ def _at_home(word: str) -> str:
 
 def _is_users(error: Exception) -> bool:
     """True for errors that a user can cause and mend, False for defects of the program."""
-    if isinstance(error, (flags.Error, app.UsageError, _UsageError, OSError)) or _is_disk_full(error):
+    if isinstance(error, (flags.Error, app.UsageError, _UsageError, OSError)):
+        return True
+    if _is_disk_full(error) or _is_out_of_memory(error):
         return True
     # Looked up, not imported: `--help` need not wait for the library, and an error that is raised has a loaded class.
     errors = sys.modules.get("gpdiff_jax.errors")
@@ -115,7 +119,38 @@ def _is_disk_full(error: BaseException) -> bool:
     return os.strerror(errno.ENOSPC).lower() in str(error).lower()
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """True for memory of the host and of a device, whose exceptions are told by their words."""
+    text = str(error)
+    return isinstance(error, MemoryError) or ("RESOURCE_EXHAUSTED" in text and "memory" in text.lower())
+
+
+def _memory_line(error: BaseException) -> str:
+    progress = sys.modules.get("gpdiff_jax.progress")
+    stage = progress.failed_stage(error) if progress is not None else None
+    smaller = next((words for name, words in _SMALLER.items() if (stage or "").startswith(name)), _SMALLER[""])
+    where = f" in stage {stage}" if stage else ""
+    return f"out of memory{where} ({' '.join(str(error).split())[:160]}); {smaller}"
+
+
+# What to make smaller, by the stage in which memory ran out.
+_SMALLER = {
+    "harvest": "give a smaller --regions_per_batch, or a smaller --preset",
+    "pretrain": "give a larger --accumulate, or a smaller --preset",
+    "mlp": "give a larger --accumulate, or a smaller --preset",
+    "generate": "give fewer --samples",
+    "adapt": "give a smaller --regions_per_batch, or fewer --samples",
+    "": "give fewer --sources, a longer --interval_minutes, or a smaller --preset",
+}
+
+
 def _one_line(error: Exception) -> str:
+    if _is_disk_full(error):
+        place = error.filename if isinstance(error, OSError) and error.filename is not None else None
+        where = f" ({place})" if place is not None else f" ({' '.join(str(error).split())[:160]})"
+        return f"no space left on device{where}; free some, or name an --out_dir elsewhere"
+    if _is_out_of_memory(error):
+        return _memory_line(error)
     if isinstance(error, OSError) and error.strerror:
         where = f" ({error.filename})" if error.filename is not None else ""
         return f"{error.strerror[0].lower()}{error.strerror[1:]}{where}"

@@ -1,22 +1,23 @@
 """In: the output folder of a run and its settings. Out: a folder that belongs to this run, or one clear refusal."""
 
 import csv
-import hashlib
 import io
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 import jax
-import numpy as np
 
+from experiments.folder_lock import lock_folder
 from experiments.settings import Settings
 from gpdiff_jax.cities import City
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import write_atomically
+from gpdiff_jax.training.checkpoints import digest_of
 
 _PACKAGES = ("gpdiff_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jraph", "numpy")
 
@@ -36,7 +37,7 @@ def write_csv(path: pathlib.Path, columns: Sequence[str], rows: Sequence[Mapping
 
 
 def claim_folder(out_dir: str, mark: str, what: str) -> pathlib.Path:
-    """Makes a folder to write into, or takes one that holds the same kind of thing already.
+    """Makes a folder to write into, or takes one that holds the same kind of thing already, for this process alone.
 
     Args:
       out_dir: the folder.
@@ -47,7 +48,7 @@ def claim_folder(out_dir: str, mark: str, what: str) -> pathlib.Path:
       The absolute path.
 
     Raises:
-      InputError: the path is a file, cannot be written, or holds something else.
+      InputError: the path is a file, cannot be written, holds something else, or another process writes into it.
     """
     folder = pathlib.Path(out_dir).expanduser().absolute()
     try:
@@ -60,64 +61,87 @@ def claim_folder(out_dir: str, mark: str, what: str) -> pathlib.Path:
         raise InputError(f"--out_dir {out_dir!r} cannot be written ({reason}); name a folder of your own") from error
     if entries and mark not in entries:
         raise InputError(f"--out_dir {out_dir!r} holds {entries[0]!r} but no {what}; name an empty or a new folder")
+    lock_folder(folder, out_dir)
     return folder
 
 
 def open_run_folder(out_dir: str, settings: Settings, cities: Sequence[City]) -> pathlib.Path:
     """Makes the folder of a run, or continues the run that it holds.
 
+    What makes a run this run is what is computed: its settings and what is known of its cities. How it is computed, and
+    from where, may be another when it is continued. Versions of packages that are others are said on standard error.
+
     Args:
       out_dir: the folder.
       settings: of the run; written as config.json.
-      cities: what it reads; a run is not continued with other readings.
+      cities: what it reads; a run is not continued with other readings or facts.
 
     Returns:
       The absolute path.
 
     Raises:
-      InputError: the path is a file, cannot be written, holds something else, or a run with other settings.
+      InputError: see `claim_folder`; or the folder holds another program's config.json, or a run that computes
+        something else.
     """
     folder = claim_folder(out_dir, "config.json", "run")
-    flags = json.loads(json.dumps(settings.as_json()))
-    digests = {city.name: _digest(city) for city in cities}
-    wanted = {**flags, "cities": digests}
+    flags = json.loads(json.dumps(settings.computed()))
+    digests = {city.name: city_digest(city) for city in cities}
     config = folder / "config.json"
-    if config.exists():
-        try:
-            content = json.loads(config.read_text())
-            held = {**content["flags"], "cities": content["cities"]}
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise InputError(f"{str(config)!r} cannot be read; remove the folder or name another --out_dir") from error
-        if held != wanted:
-            name = next(_differences(held, wanted))
-            raise InputError(f"--out_dir {out_dir!r} holds a run with other settings ({name}); name another folder")
+    if not config.exists():
+        content = {
+            "flags": flags,
+            "execution": settings.execution(),
+            "cities": digests,
+            "seed": settings.seed,
+            "versions": _versions(),
+            "device_kind": jax.devices()[0].device_kind,
+            "device_count": jax.device_count(),
+        }
+        write_json(config, content)
         return folder
+    try:
+        content = json.loads(config.read_text())
+        held_flags, held_digests, held_versions = content["flags"], content["cities"], content["versions"]
+        if not all(isinstance(part, dict) for part in (held_flags, held_digests, held_versions)):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise InputError(
+            f"--out_dir {out_dir!r} holds a config.json that no run of this program wrote; name an empty or a new "
+            "folder"
+        ) from error
+    if held_flags != flags:
+        name = next(_differences(held_flags, flags))
+        raise InputError(f"--out_dir {out_dir!r} holds a run with other settings ({name}); name another folder")
+    for name in digests:
+        if held_digests.get(name) != digests[name]:
+            raise InputError(
+                f"--out_dir {out_dir!r} holds a run on other readings or facts of city {name!r}; name another folder"
+            )
+    changed = [
+        f"{name} {held_versions[name]}, now {version}"
+        for name, version in _versions().items()
+        if held_versions.get(name, version) != version
+    ]
+    if changed:
+        print(f"this run was begun with other versions ({'; '.join(changed)}); its parts may differ", file=sys.stderr)
+    return folder
+
+
+def _versions() -> dict[str, str]:
     versions = {}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    write_json(
-        config,
-        {
-            "flags": flags,
-            "cities": digests,
-            "seed": settings.seed,
-            "versions": versions,
-            "device_kind": jax.devices()[0].device_kind,
-            "device_count": jax.device_count(),
-        },
-    )
-    return folder
+    return versions
 
 
-def _digest(city: City) -> str:
-    """SHA-256 of what a run reads of a city."""
-    digest = hashlib.sha256(f"{city.node_ids} {city.interval_minutes} {city.start}".encode())
-    for array in (city.values, city.senders, city.receivers, city.weights, city.latitude, city.longitude):
-        digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+def city_digest(city: City) -> str:
+    """A hash of all that a run reads of a city: names, clock, kind, readings, graph and static facts."""
+    words = (city.name, city.kind, city.node_ids, city.feature_names, city.interval_minutes, str(city.start))
+    arrays = (city.values, city.senders, city.receivers, city.weights, city.latitude, city.longitude, city.poi)
+    return digest_of(repr((*words, city.poi_names)), arrays)
 
 
 def _differences(held: Any, wanted: Any, path: str = "") -> Iterator[str]:

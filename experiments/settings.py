@@ -5,6 +5,7 @@ Importing this module defines the flags that all stages share.
 
 import dataclasses
 import difflib
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -140,6 +141,17 @@ flags.DEFINE_list(
 flags.DEFINE_bool("refit", True, "after the choice on the validation day, fine-tune on all support days")
 
 
+# Settings that say how and from where a run is computed; what is missing above a value is in the readings.
+_EXECUTION = (
+    ("data_dir",),
+    ("missing_above",),
+    ("harvest", "regions_per_batch"),
+    ("adapt", "regions_per_batch"),
+    ("target_only", "regions_per_batch"),
+    ("pretrain", "accumulate"),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """A run: where its cities are, and the configuration of every component."""
@@ -164,9 +176,21 @@ class Settings:
     missing_above: float | None = None
     methods: tuple[str, ...] = DEFAULT_METHODS
 
-    def as_json(self) -> dict[str, Any]:
-        """What makes a run this one, as plain JSON values: not the methods, more of which may be asked for later."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "methods"}
+    def computed(self) -> dict[str, Any]:
+        """What makes a run this one, as plain JSON values: what is computed.
+
+        Not the methods, more of which may be asked for later, nor how it is computed, see `execution`.
+        """
+        settings = dataclasses.asdict(self)
+        for path in (("methods",), *_EXECUTION):
+            *outer, last = path
+            functools.reduce(dict.__getitem__, outer, settings).pop(last)
+        return settings
+
+    def execution(self) -> dict[str, Any]:
+        """How a run is computed, and from where, by the names of the settings; another way gives the same results."""
+        settings = dataclasses.asdict(self)
+        return {".".join(path): functools.reduce(dict.__getitem__, path, settings) for path in _EXECUTION}
 
 
 def _preset(name: str) -> dict[str, Any]:

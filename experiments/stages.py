@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from experiments.folder_lock import refuse_if_locked
 from experiments.run_folder import open_run_folder, write_json
 from experiments.settings import Settings, settings_from_flags
 from gpdiff_jax.base import train_base
@@ -173,6 +174,7 @@ def open_run(settings: Settings, out_dir: str) -> Run:
     Raises:
       InputError: a city that cannot be read, or that is too short, too coarse or empty for the settings.
     """
+    refuse_if_locked(out_dir)
     if settings.simulation is not None:
         cities = simulate_cities(settings.simulation, seed=settings.seed)
     else:

@@ -1,6 +1,8 @@
 """In: a pytree of arrays and a few facts. Out: a folder that holds both, whole or not at all, and back."""
 
+import errno
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -12,13 +14,35 @@ from gpdiff_jax.errors import InputError
 
 
 def save_arrays(folder: pathlib.Path, arrays: dict, facts: dict) -> None:
-    """Writes a pytree of arrays with orbax and, as its metadata, JSON facts; the folder appears when all is written."""
-    ocp.save(
-        _absolute(folder),
-        jax.tree.map(np.asarray, arrays),
-        custom_metadata={"facts": json.dumps(facts)},
-        overwrite=True,
-    )
+    """Writes a pytree of arrays with orbax and, as its metadata, JSON facts; the folder appears when all is written.
+
+    Args:
+      folder: where; what it holds is replaced.
+      arrays: nested dicts and lists of arrays.
+      facts: JSON values.
+
+    Raises:
+      OSError: the disk is full.
+    """
+    place = _absolute(folder)
+    host = jax.tree.map(np.asarray, arrays)
+    metadata: Any = {"facts": json.dumps(facts)}
+    try:
+        ocp.save(place, host, custom_metadata=metadata, overwrite=True)
+    except Exception as error:
+        raise_if_full(error, place)
+        raise
+
+
+def raise_if_full(error: Exception, place: pathlib.Path) -> None:
+    """Raises the system's own error where a writer's exception says, many lines long, that the disk is full."""
+    if os.strerror(errno.ENOSPC).lower() in str(error).lower():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place)) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception says that memory ran out, on the host or on a device: then nothing is known of a file."""
+    return isinstance(error, MemoryError) or ("RESOURCE_EXHAUSTED" in str(error) and "memory" in str(error).lower())
 
 
 def load_arrays(folder: pathlib.Path, version: int, what: str) -> tuple[dict, dict]:
@@ -33,23 +57,38 @@ def load_arrays(folder: pathlib.Path, version: int, what: str) -> tuple[dict, di
       The pytree, and the facts.
 
     Raises:
-      InputError: missing, damaged, or of another format.
+      InputError: missing, something else, damaged, or of another format.
     """
     place = _absolute(folder)
     if not place.is_dir():
         raise InputError(f"no {what} at {str(place)!r}; name the folder that holds one")
+    if not (place / _MARK).is_file():
+        within = sorted(entry.name for entry in place.iterdir() if (entry / _MARK).is_file())
+        held = sorted(entry.name for entry in place.iterdir() if not entry.name.startswith("."))
+        found = f"it holds {', '.join(held[:3])}" + (", ..." if len(held) > 3 else "") if held else "it is empty"
+        near = what.replace(" ", "_")
+        hint = f"did you mean {str(place / near)!r}?" if near in within or (place / near).is_dir() else _ELSEWHERE
+        raise InputError(f"{str(place)!r} is no {what}: {found}; {hint}")
     try:
         metadata = ocp.metadata(place)
         custom: Any = metadata.custom_metadata
         facts = json.loads(custom["facts"])
         arrays = ocp.load(place)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise InputError(
-            f"the {what} at {str(place)!r} cannot be read ({type(error).__name__}); delete it and make it again"
-        ) from error
+        if is_out_of_memory(error):
+            raise
+        raise InputError(f"the {what} at {str(place)!r} is damaged ({type(error).__name__}); {_AGAIN}") from error
     if facts.get("format") != version:
-        raise InputError(f"the {what} at {str(place)!r} has format {facts.get('format')}, not {version}; make it again")
+        raise InputError(
+            f"the {what} at {str(place)!r} has format {facts.get('format')}, and this version reads {version}; name "
+            "another folder, and make it again there"
+        )
     return arrays, facts
+
+
+_MARK = "_CHECKPOINT_METADATA"  # which orbax writes into every folder of its own
+_ELSEWHERE = "name the folder that holds one"
+_AGAIN = "use a copy of it; in the folder of a run, move it away, and the run makes it again"
 
 
 def _absolute(folder: pathlib.Path) -> Any:

@@ -326,6 +326,8 @@ def fingerprint(
       A hash.
     """
     arrays = (key, base, sources.bank, sources.train, sources.regions, [one.rows for one in plan])
+    # How many are trained side by side changes rounding alone.
+    config = dataclasses.replace(config, regions_per_batch=None)
     words = (model.name, model_text(model, sources.sizes, base), config, sources.names, sources.config)
     return digest_of(repr(words), arrays)
 

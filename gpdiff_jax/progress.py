@@ -76,6 +76,29 @@ def stage(
     """
     if total < 0:
         raise InputError(f"`total` (={total}) must be at least 0: the steps of stage {name!r}")
+    try:
+        with _shown(name, total, completed, console, interval_seconds, clock) as shown:
+            yield shown
+    except BaseException as error:
+        if not hasattr(error, "gpdiff_stage"):  # the innermost
+            error.gpdiff_stage = name  # type: ignore[attr-defined]
+        raise
+
+
+def failed_stage(error: BaseException) -> str | None:
+    """The name of the stage in which an exception was raised; None where it was none."""
+    return getattr(error, "gpdiff_stage", None)
+
+
+@contextlib.contextmanager
+def _shown(
+    name: str,
+    total: int,
+    completed: int,
+    console: rich.console.Console | None,
+    interval_seconds: float,
+    clock: Callable[[], float],
+) -> Iterator[Stage]:
     console = rich.console.Console(stderr=True) if console is None else console
     with contextlib.ExitStack() as stack:
         if console.is_terminal:
@@ -165,7 +188,7 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         except ValueError:
             record = None
         if not isinstance(record, dict):
-            raise InputError(f"{path} line {number} is not a JSON object; remove that line or the file")
+            raise InputError(f"{path} line {number} is not a JSON object; name the log of a run, or correct that line")
         records.append(record)
     return records
 

@@ -31,7 +31,7 @@ METRICS = (
 
 FORMATS = ("text", "markdown", "json")
 
-_NOT_COMPARED = ("seed", "data_dir")
+_NOT_COMPARED = ("seed",)
 _TITLE_KEYS = ("target", "channel", "unit", "covariates", "support_days", "horizon_minutes", "sources", "protocol")
 
 
@@ -191,8 +191,12 @@ def _check_methods(methods: Any, path: pathlib.Path) -> None:
 def _settings(content: Mapping[str, Any], run_dir: pathlib.Path, channel: str, unit: Any) -> dict[str, Any]:
     """What makes runs comparable. The folder's config.json may be gone: what it alone knows is then left out."""
     config_path = run_dir / "config.json"
-    given = _read_json(config_path).get("flags") if config_path.is_file() else None
-    chosen = given if isinstance(given, dict) else {}
+    config = _read_json(config_path) if config_path.is_file() else {}
+    given = config.get("flags")
+    chosen = dict(given) if isinstance(given, dict) else {}
+    if chosen.get("simulation") is None:
+        # Cities that are simulated are others for every seed.
+        chosen["cities"] = config.get("cities")
     return {
         "target": content["target"],
         "channel": channel,

@@ -175,11 +175,11 @@ def check_layout(stored: TokenLayout, found: TokenLayout, what: str, against: st
         for one, other in zip_longest(stored.leaves, found.leaves):
             words = _leaf_words(one, exact), _leaf_words(other, exact)
             if words[0] != words[1]:
-                raise InputError(f"{what} stores {words[0]}, {against} has {words[1]}; make it again with this version")
+                raise InputError(f"{what} stores {words[0]}, {against} has {words[1]}; make it again in a new folder")
         if stored.width != found.width:
             raise InputError(
                 f"{what} stores tokens of width {stored.width}, {against} gives {found.width}; "
-                "make it again with this version"
+                "make it again in a new folder"
             )
 
 

@@ -9,6 +9,7 @@ _LONGEST_FIRST = (
     "test_models.py",
     "test_harvest.py",
     "test_transfer.py",
+    "test_methods.py",
     "test_training.py",
     "test_leak.py",
     "test_temporal.py",

@@ -132,3 +132,11 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
     path.write_text('{"step": 1}\n[2]\n{"step": 3}\n')
     with pytest.raises(InputError, match="line 2 is not a JSON object"):
         progress.read_log(path)
+
+
+def test_an_exception_knows_the_innermost_stage_that_it_came_from():
+    console = rich.console.Console(file=io.StringIO())
+    outer, inner = (progress.stage(name, 1, console=console) for name in ("outer", "inner"))
+    with pytest.raises(MemoryError) as raised, outer, inner:
+        raise MemoryError
+    assert progress.failed_stage(raised.value) == "inner" and progress.failed_stage(MemoryError()) is None

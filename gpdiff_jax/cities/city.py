@@ -6,10 +6,12 @@ import dataclasses
 import re
 import unicodedata
 import zlib
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt32
 
+from gpdiff_jax.cities.distances import is_distance_matrix
 from gpdiff_jax.cities.extremes import find_extreme
 from gpdiff_jax.errors import InputError
 
@@ -220,8 +222,10 @@ def _moment(city: City, step: int) -> str:
     return f"step {step} ({city.start + np.timedelta64(step * city.interval_minutes, 'm')})"
 
 
-def _check_texts(name: str, texts: tuple[str, ...], size: int) -> None:
-    if not isinstance(texts, tuple) or len(texts) != size:
+def _check_texts(name: str, texts: Any, size: int) -> None:
+    if not isinstance(texts, tuple):
+        raise InputError(f"`{name}` (of type {type(texts).__name__}) must be a tuple of names; convert it by tuple()")
+    if len(texts) != size:
         raise InputError(f"`{name}` (={len(texts)} names) must be a tuple of {size} names; give one for each")
     seen = set()
     for text in texts:
@@ -237,9 +241,12 @@ def _is_clean(text: str) -> bool:
     return isinstance(text, str) and not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
 
 
-def check_interval(interval_minutes: int) -> None:
+def check_interval(interval_minutes: Any) -> None:
     """Raise `InputError` unless whole steps of this many minutes fill a day."""
-    if isinstance(interval_minutes, bool) or not isinstance(interval_minutes, int) or interval_minutes < 1:
+    if isinstance(interval_minutes, bool) or not isinstance(interval_minutes, int):
+        kind = type(interval_minutes).__name__
+        raise InputError(f"`interval_minutes` (={interval_minutes}, of type {kind}) must be an int; convert it by int")
+    if interval_minutes < 1:
         raise InputError(f"`interval_minutes` (={interval_minutes}) must be a whole number of at least 1; e.g. 60")
     if MINUTES_PER_DAY % interval_minutes:
         raise InputError(f"`interval_minutes` (={interval_minutes}) must divide 1440; choose e.g. 5, 10 or 60")
@@ -276,7 +283,7 @@ def _check_edges(city: City) -> None:
         (~np.isfinite(city.weights), "is not finite", "give every edge a number in (0, 1]"),
         (city.weights < 0, "is negative", "give every edge a weight in (0, 1]"),
         (city.weights == 0, "is zero", "leave the edge out"),
-        (city.weights > 1, "is above 1", "divide the adjacency by its maximum"),
+        (city.weights > 1, "is above 1", _remedy_above_one(city)),
         (city.senders == city.receivers, "is a self-loop", "set the diagonal of the adjacency to zero"),
     ):
         if wrong.any():
@@ -289,6 +296,20 @@ def _check_edges(city: City) -> None:
         edge = int(np.setdiff1d(np.arange(len(pairs)), first)[0])
         ends = f"{city.node_ids[city.senders[edge]]!r} to {city.node_ids[city.receivers[edge]]!r}"
         raise InputError(f"the edge from {ends} is listed twice; keep one")
+
+
+def _remedy_above_one(city: City) -> str:
+    """What to do about weights above 1: distances must be turned over, not made smaller."""
+    kernel = "exp(-(d / s)^2) of a distance d, with s the deviation of all distances, and none where that is below 0.1"
+    if is_distance_matrix(city.adjacency()):
+        return (
+            "the weights look like distances (every pair of regions has one, and none is longer than a detour); give"
+            f" weights that fall with the distance: {kernel}"
+        )
+    return (
+        "give weights in (0, 1] that are larger for nearer regions: counts of trips divided by their maximum, or"
+        f" {kernel}"
+    )
 
 
 def _check_static_facts(city: City) -> None:

@@ -125,9 +125,14 @@ def split_before(
     support_start = test.start - support_days * steps_per_day
     if support_start < 0:
         most = test.start // steps_per_day
+        if not most:
+            raise InputError(
+                f"city {name!r} has {test.start} steps before {before}, and a day takes {steps_per_day}; give a longer "
+                "series, at least a day more"
+            )
         raise InputError(
             f"`support_days` (={support_days}) is longer than the {test.start / steps_per_day:.1f} days that city "
-            f"{name!r} has before {before}; use {f'at most {most}' if most else 'a longer series'}"
+            f"{name!r} has before {before}; use at most {most}"
         )
     if support_days * steps_per_day < history:
         raise InputError(

@@ -202,7 +202,7 @@ def train_network(
         evaluate=_make_evaluate(model, predict_fn, config, data, held_out, len(devices)) if held_out.any() else None,
         evaluate_key=evaluate_key,
         checkpoints=checkpoints,
-        settings=(model.name, config, held_out.tolist()),
+        settings=(model.name, dataclasses.replace(config, accumulate=1), held_out.tolist()),
         progress=progress,
     ).params
 

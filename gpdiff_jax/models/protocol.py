@@ -163,7 +163,10 @@ def make_model(name: str, sizes: ModelSizes) -> Model:
         `leaves.check_leaves`), or a forecast of another shape than [P, C]. Nothing is computed to find out.
     """
     if name not in _REGISTRY:
-        raise InputError(f"`model` must be one of {', '.join(model_names())}, got {name!r}")
+        raise InputError(
+            f"`model` must be one of {', '.join(model_names())}, got {name!r}; a model of your own is known after "
+            "`load_model_file` or `register_model`, on the command line by --model FILE.py"
+        )
     for field, least in (("history", 1), ("horizon", 1), ("num_inputs", 1), ("num_covariates", 0)):
         if getattr(sizes, field) < least:
             raise InputError(f"`{field}` must be at least {least}, got {getattr(sizes, field)}")

@@ -118,7 +118,7 @@ def render_diagnostics(run_dir: str | os.PathLike[str]) -> pathlib.Path:
         raise InputError(f"{str(run_dir)!r} has no diagnostics.json; run `experiments.diagnose` first") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{str(path)!r} cannot be read ({type(error).__name__}); delete it and make it again"
+            f"{str(path)!r} is damaged ({type(error).__name__}); `experiments.diagnose` makes it again"
         ) from error
     return write_page(run_dir / "diagnostics.html", f"{name} – does it generate?", parts)
 

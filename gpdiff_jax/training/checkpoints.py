@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from gpdiff_jax.checkpoint import is_out_of_memory, raise_if_full
 from gpdiff_jax.errors import InputError
 
 _KEPT = 3
@@ -66,8 +67,10 @@ class TrainingCheckpoints:
             held = self._checkpointer.load(newest.step, jax.tree.map(np.asarray, state)) if same else None
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             self.close()
+            if is_out_of_memory(error):
+                raise
             raise InputError(
-                f"the checkpoint {str(place)!r} cannot be read ({type(error).__name__}); remove this one folder to go "
+                f"the checkpoint {str(place)!r} is damaged ({type(error).__name__}); move this one folder away to go "
                 "on from the checkpoint before it"
             ) from error
         if not same:
@@ -78,9 +81,8 @@ class TrainingCheckpoints:
     def save(self, step: int, state: Any) -> None:
         """Writes a state while the training goes on; waits for the one before it."""
         self._wait()
-        self._pending = self._checkpointer.save_async(
-            step, state, force=True, custom_metadata={"identity": self._identity}
-        )
+        identity: Any = {"identity": self._identity}
+        self._pending = self._checkpointer.save_async(step, state, force=True, custom_metadata=identity)
 
     def close(self) -> None:
         """Waits until all is written."""
@@ -89,5 +91,9 @@ class TrainingCheckpoints:
 
     def _wait(self) -> None:
         if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+            pending, self._pending = self._pending, None
+            try:
+                pending.result()
+            except Exception as error:
+                raise_if_full(error, self._folder)
+                raise

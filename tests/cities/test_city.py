@@ -123,7 +123,7 @@ def test_one_region_needs_no_edge():
         ({"weights": _weights(np.nan)}, ["nan", "not finite"]),
         ({"weights": _weights(np.inf)}, ["inf", "not finite"]),
         ({"weights": _weights(0)}, ["zero", "leave the edge out"]),
-        ({"weights": _weights(2)}, ["2.0", "above 1", "divide the adjacency by its maximum"]),
+        ({"weights": _weights(2)}, ["2.0", "above 1", "larger for nearer regions", "divided by their maximum"]),
         (
             {"senders": _integers(), "receivers": _integers(), "weights": np.zeros(0, np.float32)},
             ["adjacency of 3 regions", "all zero"],
@@ -154,3 +154,17 @@ def test_edges_list_the_adjacency_row_by_row():
     np.testing.assert_array_equal(receivers, [1, 0])
     np.testing.assert_array_equal(weights, np.array([0.5, 1.0], np.float32))
     assert (senders.dtype, receivers.dtype, weights.dtype) == (np.int32, np.int32, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("interval_minutes", np.int64(60), r"`interval_minutes` \(=60, of type int64\) must be an int; convert it"),
+        ("node_ids", ["a", "b", "c"], r"`node_ids` \(of type list\) must be a tuple of names; convert it by tuple"),
+    ],
+)
+def test_a_value_of_another_type_is_named_by_its_type(field, value, words):
+    city = _city()
+    object.__setattr__(city, field, value)  # past the checks of types that only the tests have
+    with pytest.raises(InputError, match=words):
+        check_city(city)

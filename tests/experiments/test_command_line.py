@@ -41,6 +41,10 @@ def main(argv):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/x")
     elif action == "wrapped_disk_full":
         raise RuntimeError("writer: INTERNAL: write failed: No space left on device")
+    elif action == "memory":
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17592186044416 bytes.\\n\\nmany lines")
+    elif action == "host_memory":
+        raise MemoryError("Unable to allocate 8.00 TiB for an array")
     elif action == "missing":
         open("/no/such/folder/file")
     elif action == "wait":
@@ -58,6 +62,9 @@ def main(argv):
 if __name__ == "__main__":
     command_line.run(main, positional=POSITIONAL)
 '''
+
+
+_FREE = "free some, or name an --out_dir elsewhere"
 
 
 @pytest.fixture(name="script")
@@ -94,8 +101,21 @@ def _run(command: list[str], *words: str) -> subprocess.CompletedProcess[str]:
         (["--seed=x"], "error: flag --seed=x: invalid literal for int() with base 10: 'x'; --help lists the flags"),
         (["stray"], "error: unexpected argument 'stray'; every setting is a flag, --help lists them"),
         (["--action=input_error"], "error: `seed` (=7) must be even; choose 8"),
-        (["--action=disk_full"], "error: no space left on device (/runs/x)"),
-        (["--action=wrapped_disk_full"], "error: writer: INTERNAL: write failed: No space left on device"),
+        (["--action=disk_full"], f"error: no space left on device (/runs/x); {_FREE}"),
+        (
+            ["--action=wrapped_disk_full"],
+            f"error: no space left on device (writer: INTERNAL: write failed: No space left on device); {_FREE}",
+        ),
+        (
+            ["--action=memory"],
+            "error: out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 17592186044416 bytes. many lines); "
+            "give fewer --sources, a longer --interval_minutes, or a smaller --preset",
+        ),
+        (
+            ["--action=host_memory"],
+            "error: out of memory (Unable to allocate 8.00 TiB for an array); "
+            "give fewer --sources, a longer --interval_minutes, or a smaller --preset",
+        ),
         (["--action=missing"], "error: no such file or directory (/no/such/folder/file)"),
     ],
 )

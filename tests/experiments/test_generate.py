@@ -245,7 +245,7 @@ def _format(folder: pathlib.Path) -> int:
     ("words", "expected"),
     [
         (["--hypernetwork=nowhere"], "no hypernetwork at '.*nowhere'"),
-        (["--hypernetwork=damaged"], "the hypernetwork at '.*damaged' cannot be read"),
+        (["--hypernetwork=damaged"], "the hypernetwork at '.*damaged' is damaged"),
         (["--hypernetwork=newer"], "has format 99"),
         (["--hypernetwork=undated"], "does not say at which interval it was trained; pre-train it again"),
         (["--hypernetwork=unknown"], "model 'mine', which is not built in; name its file by --model FILE.py"),
@@ -260,7 +260,7 @@ def _format(folder: pathlib.Path) -> int:
         (["--support_days=11"], r"\(=11\) is longer than the 10.0 days .* use at most 10"),
         (["--rolling_days=8"], "has before its last 8 days, which `rolling_days` forecasts; use at most 2"),
         (["--rolling_days=11"], r"`rolling_days` \(=11\) is longer than the 10.0 days of city 'whole'"),
-        (["--rolling_days=10"], "before its last 10 days, .*; use a longer series"),
+        (["--rolling_days=10"], "before its last 10 days, .*; give a longer series"),
         (["--sampler=euler"], "`sampler` 'euler' needs schedule 'rectified_flow'"),
         (["--out_dir=foreign"], "'foreign' holds 'thesis.tex' but no forecasts"),
         (["--sources=a,b"], "--sources is of a run, and --hypernetwork takes none"),

@@ -83,7 +83,9 @@ def test_what_is_absent_is_a_dash_and_what_is_broken_one_line(tmp_path):
     header = page[: page.index("</header>")]
     assert 'class="tile"' not in header and page.count('<td data-value="">–</td>') >= 5
     (tmp_path / "diagnostics.json").write_text("{}")
-    with pytest.raises(InputError, match=r"diagnostics.json' cannot be read \(KeyError\); delete it"):
+    with pytest.raises(
+        InputError, match=r"diagnostics.json' is damaged \(KeyError\); `experiments.diagnose` makes it again"
+    ):
         render_diagnostics(tmp_path)
     with pytest.raises(InputError, match=r"has no diagnostics\.json; run `experiments\.diagnose` first"):
         render_diagnostics(tmp_path / "nowhere")

@@ -192,7 +192,7 @@ def test_checkpoints_of_another_training_and_damaged_ones_are_refused(data, tmp_
     for path in pathlib.Path(tmp_path / "kept" / "20").rglob("*"):
         if path.is_file() and path.stat().st_size > 0 and "metadata" not in path.name.lower():
             path.write_bytes(b"x")
-    with pytest.raises(InputError, match=r"the checkpoint '.*kept/20' cannot be read .* remove this one folder"):
+    with pytest.raises(InputError, match=r"the checkpoint '.*kept/20' is damaged .* move this one folder away"):
         _train(data, checkpoints=tmp_path / "kept")
 
 

@@ -1,0 +1,97 @@
+"""In: a folder that a process writes into. Out: nobody else does, until the process ends; or who does, in one line.
+
+The lock is the operating system's (`flock`): it ends with its process, however that ends, so none is ever stale. Where
+a file system has no such locks, the process that is named in the file counts while it is alive on this machine.
+"""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import socket
+
+from gpdiff_jax.errors import InputError
+
+_NAME = ".lock"
+_held: dict[pathlib.Path, int] = {}  # descriptors of this process's locks, which close with it
+
+
+def lock_folder(folder: pathlib.Path, out_dir: str) -> None:
+    """Locks a folder for this process.
+
+    Args:
+      folder: that exists.
+      out_dir: how the user named it, for the message.
+
+    Raises:
+      InputError: another process holds it; names that.
+    """
+    path = folder.resolve() / _NAME
+    if path in _held and _is_open(_held[path], path):
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _acquire(descriptor, out_dir)
+        me = {
+            "process": os.getpid(),
+            "host": socket.gethostname(),
+            "since": f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
+        }
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(me).encode(), 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    _held[path] = descriptor
+
+
+def refuse_if_locked(out_dir: str) -> None:
+    """Raises `InputError` at once where another process writes into a folder; makes nothing."""
+    folder = pathlib.Path(out_dir).expanduser().absolute()
+    if (folder / _NAME).is_file():
+        lock_folder(folder, out_dir)
+
+
+def _acquire(descriptor: int, out_dir: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES) or _is_alive(_owner(descriptor)):
+            owner = _owner(descriptor)
+            who = (
+                f"process {owner['process']} on {owner['host']} since {owner['since']}" if owner else "another process"
+            )
+            raise InputError(
+                f"--out_dir {out_dir!r} is in use by another run ({who}); wait for it to end, or name another folder"
+            ) from error
+
+
+def _owner(descriptor: int) -> dict | None:
+    with contextlib.suppress(ValueError, OSError):
+        content = json.loads(os.pread(descriptor, 4096, 0))
+        if isinstance(content, dict) and {"process", "host", "since"} <= content.keys():
+            return content
+    return None
+
+
+def _is_alive(owner: dict | None) -> bool:
+    if owner is None or owner["host"] != socket.gethostname() or owner["process"] == os.getpid():
+        return False
+    try:
+        os.kill(int(owner["process"]), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _is_open(descriptor: int, path: pathlib.Path) -> bool:
+    """Whether the descriptor still is the file of that name, not of a folder that was removed since."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:
+        return False

@@ -1,0 +1,56 @@
+"""In: simulated cities. Out: their files, and one finished run of them, made once for all processes that run tests.
+
+What imports JAX is imported in the fixtures: this file may be read before `tests.world` sets JAX up.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session", name="shared")
+def _shared(tmp_path_factory) -> pathlib.Path:
+    """A folder that the processes of one test run have in common."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session", name="data_dir")
+def _data_dir(shared: pathlib.Path, simulated_cities: list) -> pathlib.Path:
+    """Files of three cities; the target has a region that shows nothing in the support days."""
+    from gpdiff_jax.cities import save_city
+
+    folder = shared / "cities"
+    folder.mkdir(exist_ok=True)
+    for city in simulated_cities:
+        values = np.array(city.values)
+        if city is simulated_cities[-1]:
+            values[163:235, 5] = np.nan
+        save_city(folder / f"{city.name}.npz", dataclasses.replace(city, values=values))
+    return folder
+
+
+@pytest.fixture(scope="session", name="finished")
+def _finished(shared: pathlib.Path, data_dir: pathlib.Path) -> tuple[pathlib.Path, dict]:
+    """The folder of a finished run, to be copied before it is opened, and what its metrics.json holds."""
+    from experiments.results import evaluate
+    from experiments.stages import open_run
+    from tests.experiments.runs import tiny_settings
+
+    folder, done = shared / "whole", shared / "whole.json"
+    with (shared / "whole.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            content = evaluate(open_run(tiny_settings(data_dir), str(shared / "made")))
+            # The process that made it keeps its folder locked; a copy is nobody's.
+            shutil.copytree(shared / "made", folder)
+            done.write_text(json.dumps(content))
+    return folder, json.loads(done.read_text())

@@ -1,0 +1,56 @@
+"""In: two processes and one folder. Out: the second is refused while the first lives, and not a moment longer."""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from experiments.folder_lock import lock_folder, refuse_if_locked
+from experiments.run_folder import claim_folder
+from gpdiff_jax.errors import InputError
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_HOLD = """
+import pathlib, sys, time
+from experiments.folder_lock import lock_folder
+lock_folder(pathlib.Path(sys.argv[1]), sys.argv[1])
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_another_process_is_named_and_a_killed_one_leaves_no_lock(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+    command = [sys.executable, "-c", _HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline() == "held\n"
+            words = rf"is in use by another run \(process {other.pid} on .* since .*\); wait for it to end, or name"
+            with pytest.raises(InputError, match=words):
+                lock_folder(tmp_path, "here")
+            with pytest.raises(InputError, match=words):
+                claim_folder(str(tmp_path), "mark", "run")
+            with pytest.raises(InputError, match=re.escape(f"process {other.pid}")):
+                refuse_if_locked(str(tmp_path))
+        finally:
+            other.send_signal(signal.SIGKILL)
+        other.wait()
+    assert (tmp_path / ".lock").exists()
+    refuse_if_locked(str(tmp_path))
+    lock_folder(tmp_path, "here")
+
+
+def test_one_process_may_come_back_to_its_folder_and_to_a_new_one_of_its_name(tmp_path):
+    folder = tmp_path / "run"
+    for _ in range(2):
+        folder.mkdir()
+        for _ in range(2):
+            lock_folder(folder, "run")
+        shutil.rmtree(folder)
+    refuse_if_locked(str(folder))
+    assert not folder.exists()

@@ -1,0 +1,172 @@
+"""In: tiny runs that are asked for other methods. Out: each method's forecasts, made once, with what they took."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import methods
+from experiments.results import evaluate
+from experiments.settings import DEFAULT_METHODS, METHODS, choose_methods
+from experiments.stages import Run, generate_key, open_run
+from gpdiff_jax.checkpoint import load_arrays
+from gpdiff_jax.cities import load_city, save_city
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.progress import read_log
+from tests.experiments.runs import tiny_settings, without_seconds
+
+
+def test_a_finished_run_that_is_asked_for_more_methods_makes_only_those(finished, data_dir, tmp_path, monkeypatch):
+    folder, content = finished
+    shutil.copytree(folder, tmp_path / "run")
+    made = []
+    monkeypatch.setattr("experiments.methods._make_forecast", _watched(made))
+    asked = tiny_settings(data_dir, methods=METHODS)
+    more = evaluate(open_run(asked, str(tmp_path / "run")))
+    assert sorted(made) == sorted(set(METHODS) - set(DEFAULT_METHODS)) and tuple(more["methods"]) == METHODS
+    assert {name: more["methods"][name] for name in DEFAULT_METHODS} == content["methods"]
+    assert (tmp_path / "run" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+    for null in ("zoo_mean", "nearest_prompt", "nearest_plus_noise", "kernel_average", "mlp_hypernetwork"):
+        zero, few = more["methods"][f"{null}_zero_shot"], more["methods"][f"{null}_few_shot"]
+        assert np.isfinite([*zero["mae"], *few["mae"]]).all() and zero["steps"] is None and few["steps"] is not None
+        assert zero["mae"] != more["methods"]["pooled_zero_shot"]["mae"], null
+        assert f"{null}_few_shot" in (tmp_path / "run" / "report.html").read_text()
+    with np.load(tmp_path / "run" / "methods" / "nearest_plus_noise_zero_shot_0.npz") as held:
+        assert held["spread"].max() > 0
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    assert [line["step"] for line in log if line["stage"] == "mlp"] == [2, 4]
+    # Asked for less, it still shows what it holds, and the network that was trained is read back.
+    (tmp_path / "run" / "methods" / "mlp_hypernetwork_zero_shot_0.npz").unlink()
+    monkeypatch.setattr("experiments.stages.mlp_hypernetwork", None)
+    fewer = tiny_settings(data_dir, methods=("mlp_hypernetwork_zero_shot",))
+    again = evaluate(open_run(fewer, str(tmp_path / "run")))
+    assert without_seconds(again) == without_seconds(more)
+
+
+def _watched(made: list[str]):
+    original = methods._make_forecast
+
+    def make(run: Run, channel: int, method: str):
+        made.append(method)
+        return original(run, channel, method)
+
+    return make
+
+
+def test_a_run_without_gpdiff_among_its_methods_has_its_tables_and_its_page(finished, data_dir, tmp_path):
+    folder, content = finished
+    shutil.copytree(folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "methods")
+    (tmp_path / "run" / "report.html").unlink()
+    few = evaluate(
+        open_run(tiny_settings(data_dir, methods=("last_value", "historical_average")), str(tmp_path / "run"))
+    )
+    assert list(few["methods"]) == ["historical_average", "last_value"]
+    assert few["methods"]["last_value"]["mae"] == content["methods"]["last_value"]["mae"]
+    with np.load(tmp_path / "run" / "forecasts.npz") as held:
+        assert set(held.files) == {"window_start", "node_ids", "truth"}
+    assert "GPDiff has no result" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_rules_that_train_nothing_train_nothing(data_dir, tmp_path, capsys):
+    folder = tmp_path / "run"
+    content = evaluate(open_run(tiny_settings(data_dir, methods=("last_value", "historical_average")), str(folder)))
+    assert list(content["methods"]) == ["historical_average", "last_value"]
+    assert all(entry["training_seconds"] == 0 for entry in content["methods"].values())
+    made = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert made == {
+        *("config.json", "methods", "metrics.json", "regions.csv", "forecasts.npz", "report.npz", "report.html"),
+    }
+    assert "nothing was generated in this run" in (folder / "report.html").read_text()
+    # A null hypothesis needs the zoo, and no generator.
+    evaluate(open_run(tiny_settings(data_dir, methods=("zoo_mean_zero_shot",)), str(folder)))
+    assert (folder / "zoo").is_dir() and not (folder / "hypernetwork").exists()
+
+
+def test_seconds_hold_what_a_method_needs_and_training_is_told_apart(finished):
+    folder, content = finished
+    stages = json.loads((folder / "seconds.json").read_text())
+    assert set(stages) == {"base", "harvest", "pretrain", "generate"} and min(stages.values()) > 0
+    training = {name: entry["training_seconds"] for name, entry in content["methods"].items()}
+    assert training["last_value"] == training["target_only"] == 0
+    assert training["pooled_zero_shot"] == stages["base"]
+    assert training["ridge_hypernetwork_few_shot"] == pytest.approx(stages["base"] + stages["harvest"])
+    assert training["gpdiff_zero_shot"] == pytest.approx(stages["base"] + stages["harvest"] + stages["pretrain"])
+    generating = load_arrays(folder / "generated", 1, "generated parameters")[1]["seconds"]["0"]
+    assert content["methods"]["gpdiff_zero_shot"]["seconds"] > generating > 0
+
+
+def test_what_is_chosen_on_the_validation_day_starts_from_prompts_that_do_not_know_it(
+    finished, data_dir, tmp_path, monkeypatch
+):
+    shutil.copytree(finished[0], tmp_path / "run")
+    run, given = open_run(tiny_settings(data_dir), str(tmp_path / "run")), {}
+
+    def watched(model, target, params, config, **options):
+        given[method] = (params, options["choice_params"])
+        return original(model, target, params, config, **options)
+
+    original = methods.few_shot
+    monkeypatch.setattr(methods, "few_shot", watched)
+    for method in ("gpdiff_few_shot", "ridge_hypernetwork_few_shot", "pooled_few_shot", "target_only"):
+        methods._make_forecast(run, 0, method)
+    assert given["pooled_few_shot"][1] is given["target_only"][1] is None
+    (adaptation,), (support,) = run.choice_prompts, run.target_prompts
+    assert adaptation is not None and adaptation.provenance != support.provenance
+    assert f"steps {run.targets[0].split.adaptation.start} to {run.targets[0].split.adaptation.stop}" in str(adaptation)
+    for method in ("gpdiff_few_shot", "ridge_hypernetwork_few_shot"):
+        params, choice = given[method]
+        assert jax.tree.all(jax.tree.map(lambda a, b: (np.asarray(a) != np.asarray(b)).any(), params, choice))
+    key = generate_key(run, 0)
+    drawn = run.hypernetwork.generate(adaptation, key=key, config=run.settings.generate).params
+    jax.tree.map(np.testing.assert_array_equal, drawn, given["gpdiff_few_shot"][1])
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "foreign"])
+def test_a_damaged_forecast_is_named_and_made_again(finished, data_dir, tmp_path, capsys, damage):
+    folder, content = finished
+    shutil.copytree(folder, tmp_path / "run")
+    path = tmp_path / "run" / "methods" / "last_value_0.npz"
+    whole = bytearray(path.read_bytes())
+    if damage == "foreign":
+        np.savez(path, other=np.zeros(3))
+    else:
+        whole[len(whole) // 3] ^= 0xFF
+        path.write_bytes(whole[:200] if damage == "cut" else whole)
+    with pytest.raises(InputError, match=r"methods/last_value_0.npz' is damaged"):
+        methods.method_forecast(open_run(tiny_settings(data_dir), str(tmp_path / "run")), 0, "last_value")
+    capsys.readouterr()
+    again = evaluate(open_run(tiny_settings(data_dir), str(tmp_path / "run")))
+    assert without_seconds(again) == without_seconds(content)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+    assert "last_value_0.npz' is damaged (" in line and line.endswith("; it is made again")
+
+
+def test_errors_of_channels_with_other_units_are_averaged_as_shares(data_dir, tmp_path):
+    for name in ("crowd_0", "crowd_2"):
+        city = load_city(data_dir / f"{name}.npz")
+        values = np.concatenate([city.values, 100 * city.values], axis=2)
+        save_city(tmp_path / f"{name}.npz", dataclasses.replace(city, values=values, feature_names=("people", "grams")))
+    settings = tiny_settings(tmp_path, sources=("crowd_0",), channels="each", methods=("last_value",))
+    content = evaluate(open_run(settings, str(tmp_path / "run")))
+    people, grams = (content["channels"][name]["methods"]["last_value"] for name in ("people", "grams"))
+    np.testing.assert_allclose(grams["mae"], 100 * np.asarray(people["mae"]), rtol=1e-4)
+    assert content["channels"]["people"]["unit"] == "people per 60 min"
+    assert content["unit"] == "share of the channel's mean reading"
+    truth = np.load(tmp_path / "run" / "forecasts.npz")["truth"][:, :8]
+    expected = np.asarray(people["mae"]) / np.nanmean(np.abs(truth))
+    np.testing.assert_allclose(content["methods"]["last_value"]["mae"], expected, rtol=1e-4)
+
+
+def test_methods_are_chosen_by_name_or_by_set():
+    assert choose_methods(["default"]) == DEFAULT_METHODS and choose_methods(["all"]) == METHODS
+    chosen = choose_methods(["zoo_mean_few_shot", "last_value", "last_value"])
+    assert chosen == ("last_value", "zoo_mean_few_shot")
+    assert choose_methods(["default", "zoo_mean_few_shot"]) == (*DEFAULT_METHODS, "zoo_mean_few_shot")
+    with pytest.raises(InputError, match="--methods is empty; name default"):
+        choose_methods([])
+    with pytest.raises(InputError, match="--methods names 'magic', which is no method; --help lists them"):
+        choose_methods(["magic"])

@@ -2,6 +2,7 @@
 
 from gpdiff_jax.adapt import AdaptConfig
 from gpdiff_jax.base import BaseConfig
+from gpdiff_jax.caches import clear_caches
 from gpdiff_jax.cities import (
     City,
     SimulationConfig,
@@ -66,6 +67,7 @@ __all__ = [
     "RegionParameters",
     "SimulationConfig",
     "check_city",
+    "clear_caches",
     "enable_compilation_cache",
     "find_cities",
     "forecast",

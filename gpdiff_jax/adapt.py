@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from gpdiff_jax.caches import bounded_cache
 from gpdiff_jax.cities.series import Window
 from gpdiff_jax.cities.windows import gather_target
 from gpdiff_jax.errors import InputError
@@ -127,7 +128,7 @@ def _by_region(params: Params) -> Params:
     return jax.tree.map(lambda leaf: np.swapaxes(np.asarray(leaf), 0, 1), params)
 
 
-@functools.lru_cache(maxsize=16)
+@bounded_cache(16)
 def _make_trace(
     model: Model, steps: int, evaluate_every: int, batch: int, regions_per_batch: int
 ) -> Callable[[tuple, tuple], tuple]:
@@ -191,7 +192,7 @@ def fine_tune(
     return RowSpread(tune, shared)((params, regions)).read()
 
 
-@functools.lru_cache(maxsize=16)
+@bounded_cache(16)
 def _make_tune(model: Model, batch: int, regions_per_batch: int) -> Callable[[tuple, tuple], Params]:
     def tune(shared: tuple, row: tuple) -> Params:
         (target, key, rate, steps, starts), (start, region) = shared, row
@@ -211,7 +212,7 @@ def forecast_rows(
     return RowSpread(_make_forecast(model), shared)((params, regions)).read()
 
 
-@functools.lru_cache(maxsize=16)
+@bounded_cache(16)
 def _make_forecast(model: Model) -> Callable[[tuple, tuple], jax.Array]:
     def forecast(shared: tuple, row: tuple) -> jax.Array:
         (target, starts), (params, region) = shared, row

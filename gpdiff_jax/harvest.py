@@ -4,7 +4,6 @@ The region axis is added here: regions of like size in buckets, buckets in chunk
 """
 
 import dataclasses
-import functools
 import itertools
 import pathlib
 import time
@@ -16,6 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from gpdiff_jax.base import BaseConfig, train_base
+from gpdiff_jax.caches import bounded_cache
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.errors import InputError, NotFiniteError
 from gpdiff_jax.models.protocol import Model, ModelSizes, make_model, model_text
@@ -169,7 +169,7 @@ _STATIC = (
 )
 
 
-@functools.lru_cache(maxsize=16)
+@bounded_cache(16)
 def _make_train_rows(
     model: Model, sizes: ModelSizes, config: HarvestConfig
 ) -> Callable[[SharedData, SourceRegion], HarvestedRegion]:

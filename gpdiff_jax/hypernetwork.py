@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpdiff_jax.caches import bounded_cache
 from gpdiff_jax.checkpoint import load_arrays, save_arrays
 from gpdiff_jax.cities.city import City, CityLabel, label_of
 from gpdiff_jax.codec import Codec
@@ -326,7 +327,7 @@ class _Draws(NamedTuple):
     given: Any  # float32 [X], 0 where the generator is told nothing
 
 
-@functools.cache
+@bounded_cache(32)
 def _make_draw(
     denoiser: Any, sampler: str, steps: int, guidance: float
 ) -> Callable[[tuple[Params, Codec, Key], _Draws], Params]:

@@ -5,7 +5,6 @@ in `training.loop` over the devices that are chosen here.
 """
 
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gpdiff_jax.caches import bounded_cache
 from gpdiff_jax.typing import Device
 
 _MANY_ROWS = 64
@@ -148,7 +148,7 @@ class RowSpread:
         return PendingRows(self._mapped(self._shared, _spread(rows, filled, self.devices)), count)
 
 
-@functools.cache
+@bounded_cache(32)
 def _pmap(function: Callable[[Any, Any], Any], devices: tuple[Device, ...]) -> Callable[[Any, Any], Any]:
     # The same program every time: compiled programs are found by it.
     return jax.pmap(function, axis_name=DEVICES, devices=devices)

@@ -247,7 +247,7 @@ def test_a_folder_that_holds_no_generator_is_refused(tmp_path, hypernetwork):
         (p for p in pathlib.Path(tmp_path / "made").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
     )
     largest.unlink()
-    with pytest.raises(InputError, match=r"the hypernetwork at .* cannot be read"):
+    with pytest.raises(InputError, match=r"the hypernetwork at .* is damaged"):
         Hypernetwork.load(tmp_path / "made")
 
 

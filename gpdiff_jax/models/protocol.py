@@ -3,7 +3,6 @@
 Everything else in the library sees a model through this pair alone, so any pair can be harvested and generated.
 """
 
-import functools
 import hashlib
 import os
 import pathlib
@@ -17,6 +16,7 @@ import jraph
 import numpy as np
 from jaxtyping import Array, Float
 
+from gpdiff_jax.caches import bounded_cache
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.leaves import check_leaves
 from gpdiff_jax.typing import Key, Params, RegionGraph
@@ -219,7 +219,7 @@ def model_text(model: Model, sizes: ModelSizes, params: Params) -> str:
     return jax.jit(model.init).lower(key, *inputs).as_text() + apply.as_text()
 
 
-@functools.lru_cache(maxsize=64)
+@bounded_cache(64)
 def _make(factory: Callable[[ModelSizes], Model], sizes: ModelSizes) -> Model:
     # The same pair every time: compiled programs are found by it.
     model = factory(sizes)

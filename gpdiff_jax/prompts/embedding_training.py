@@ -1,7 +1,6 @@
 """In: triples as questions and answers, and parameters. Out: the parameters trained on them."""
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gpdiff_jax.caches import bounded_cache
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.optimisers import clipped_adam
 from gpdiff_jax.parallel import DEVICES, training_devices
@@ -192,7 +192,7 @@ def train_rows(
     )
 
 
-@functools.cache
+@bounded_cache(32)
 def _optimiser(learning_rate: float) -> optax.GradientTransformation:
     """One object for one rate: what was compiled for it is found again."""
     return clipped_adam(learning_rate)
@@ -203,7 +203,7 @@ def num_rows(config: EmbeddingConfig, lessons: Lessons) -> int:
     return len(lessons.questions.heads) if scorer(config.model).scores_all else len(lessons.answer)
 
 
-@functools.lru_cache(maxsize=8)
+@bounded_cache(8)
 def make_embedding_step(
     optimiser: optax.GradientTransformation, config: EmbeddingConfig, batch: int, num_devices: int
 ) -> Callable[[TrainState, EmbeddingData, Key], tuple[TrainState, dict[str, jax.Array]]]:
@@ -238,7 +238,7 @@ def make_embedding_step(
     return make_step([LossTerm("train_loss", sums, batch)], optimiser, num_devices=num_devices)
 
 
-@functools.lru_cache(maxsize=8)
+@bounded_cache(8)
 def _make_evaluate(
     config: EmbeddingConfig, answers: int, num_devices: int
 ) -> Callable[[Params, EmbeddingData, Key], dict[str, jax.Array]]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from gpdiff_jax.caches import bounded_cache
 from gpdiff_jax.errors import NotFiniteError
 from gpdiff_jax.parallel import DEVICES, first_copy, replicate
 from gpdiff_jax.training.checkpoints import TrainingCheckpoints, digest_of
@@ -157,12 +158,12 @@ def _finite_means(
     return means
 
 
-@functools.lru_cache(maxsize=16)
+@bounded_cache(16)
 def _compile_evaluation(evaluate: Evaluate, devices: tuple[Device, ...]) -> Callable[..., Metrics]:
     return jax.pmap(evaluate, axis_name=DEVICES, devices=devices)
 
 
-@functools.lru_cache(maxsize=16)
+@bounded_cache(16)
 def compile_steps(
     step: Step, count: int, devices: tuple[Device, ...]
 ) -> Callable[[TrainState, Any, Key], tuple[TrainState, Metrics]]:

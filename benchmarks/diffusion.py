@@ -29,23 +29,25 @@ from absl import flags
 
 from benchmarks.measuring import median_seconds, print_line
 from experiments import command_line
-from gpdiff_jax.base import initial_params
 from gpdiff_jax.cities import SimulationConfig, simulate_cities
-from gpdiff_jax.codec import encode_zoo, fit_codec
+from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.data.sources import prepare_sources
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, make_denoiser
 from gpdiff_jax.diffusion.losses import DiffusionBatch, bind_functional, make_diffusion_loss
 from gpdiff_jax.diffusion.training import PretrainConfig, TrainingData, ZooCodes, draw_batch, make_network_step
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models import make_model
-from gpdiff_jax.optimisers import clipped_adam
-from gpdiff_jax.parallel import first_copy, replicate, training_devices, use_every_core
-from gpdiff_jax.prompts.prompt import fit_prompt_scaler, scale_prompts
-from gpdiff_jax.sources import DataConfig, prepare_sources
-from gpdiff_jax.tokens import make_layout, to_tokens
+from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler, scale_prompts
+from gpdiff_jax.prompts.sources import with_prompts
 from gpdiff_jax.training.loop import compile_steps
+from gpdiff_jax.training.optimisers import clipped_adam
+from gpdiff_jax.training.parallel import first_copy, replicate, training_devices, use_every_core
 from gpdiff_jax.training.step import start_training
 from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.zoo.codec import encode_zoo, fit_codec
+from gpdiff_jax.zoo.pooled import initial_params
+from gpdiff_jax.zoo.tokens import make_layout, to_tokens
 
 flags.DEFINE_bool("quick", False, "fewer repeats, sizes and samplers; ends within two minutes")
 flags.DEFINE_bool("peer", True, "measure PyTorch too, where it is installed")
@@ -76,7 +78,7 @@ def main(argv: list[str]) -> None:
     use_every_core()
     quick, on_cpu = flags.FLAGS.quick, jax.default_backend() == "cpu"
     ceiling = _measure_ceiling(on_cpu)
-    data, config = _simulated(), PretrainConfig()
+    (data, own), config = _simulated(), PretrainConfig()
     _measure("small_with_functional_loss", _our_steps(data, config, functional=True), ceiling, {}, quick)
     sizes = {"small": (data.zoo.x0.shape[-2:], config)}
     batch = flags.FLAGS.batch or (8 if on_cpu else 64)
@@ -86,7 +88,7 @@ def main(argv: list[str]) -> None:
         ours = _our_steps(TrainingData(data.sources, _random_codes(shape), data.codec), config, functional=False)
         peers = _peers(shape, config, quick) if flags.FLAGS.peer else {}
         _measure(name, ours, ceiling, peers, quick)
-    _measure_draws(data, quick)
+    _measure_draws(data, own, quick)
 
 
 def _count(word: str) -> int:
@@ -100,7 +102,7 @@ def _measure_devices(counts: list[int]) -> None:
     jax.config.update("jax_num_cpu_devices", max(counts))  # where the devices are those of a CPU
     if len(jax.local_devices()) < max(counts):
         raise InputError(f"--devices names {max(counts)}, there are {len(jax.local_devices())}; name fewer")
-    data, ends = _simulated(), []
+    (data, _), ends = _simulated(), []
     for count in counts:
         steps = _our_steps(data, PretrainConfig(), functional=True, devices=jax.local_devices()[:count])
         steps.take()
@@ -124,10 +126,13 @@ def _measure_ceiling(on_cpu: bool) -> float:
     return rate
 
 
-def _simulated() -> TrainingData:
-    """Sources, codes of random parameters, and their codec."""
+def _simulated() -> tuple[TrainingData, Prompts]:
+    """Sources, codes of random parameters, and their codec; and the prompts of the sources."""
     cities = simulate_cities(SimulationConfig(cities=2, regions=48, days=28), seed=0)
-    sources, config = prepare_sources(cities, DataConfig(), key=jax.random.key(0)), PretrainConfig()
+    sources, config = (
+        with_prompts(prepare_sources(cities, DataConfig(), key=jax.random.key(0)), cities),
+        PretrainConfig(),
+    )
     model = make_model("stgcn", sources.sizes)
     keys = jax.random.split(jax.random.key(3), sources.num_regions)
     zoo = jax.vmap(lambda key: initial_params(model, sources.graphs, sources.sizes, key=key))(keys)
@@ -137,7 +142,7 @@ def _simulated() -> TrainingData:
     prompts = scale_prompts(sources.prompts, fit_prompt_scaler(sources.prompts, np.asarray(sources.city_index)))
     x0 = encode_zoo(codec, jnp.asarray(tokens)[:, None])
     codes = ZooCodes(x0, prompts, jnp.ones(sources.num_regions), sources.prompts.names)
-    return TrainingData(sources, codes, codec)
+    return TrainingData(sources, codes, codec), sources.prompts
 
 
 def _random_codes(shape: tuple[int, ...]) -> ZooCodes:
@@ -234,7 +239,7 @@ def _measure(case: str, ours: _Steps, ceiling: float, peers: dict[str, Callable[
     print_line("diffusion", case, "temporary_memory", ours.temporary / 2**20, "MiB")
 
 
-def _measure_draws(data: TrainingData, quick: bool) -> None:
+def _measure_draws(data: TrainingData, own: Prompts, quick: bool) -> None:
     """Parameters per second, at the default size, from a network that was not trained."""
     regions, config = 1000, DenoiserConfig()
     variables: Params = make_denoiser(config, data.codec, data.zoo.prompt_names).init(
@@ -248,11 +253,11 @@ def _measure_draws(data: TrainingData, quick: bool) -> None:
         denoiser_config=config,
         variables=variables,
         codec=data.codec,
-        prompt_scaler=fit_prompt_scaler(data.sources.prompts, np.asarray(data.sources.city_index)),
+        prompt_scaler=fit_prompt_scaler(own, np.asarray(data.sources.city_index)),
         prompt_names=data.zoo.prompt_names,
     )
     values = jax.random.normal(jax.random.key(7), (1, regions, width))
-    prompts = dataclasses.replace(data.sources.prompts, values=values, region_ids=jnp.arange(regions, dtype=jnp.uint32))
+    prompts = dataclasses.replace(own, values=values, region_ids=jnp.arange(regions, dtype=jnp.uint32))
     for sampler, steps in _SAMPLERS[1:2] if quick else _SAMPLERS:
         drawn = GenerateConfig(samples=1, steps=steps, sampler=sampler)
         seconds = median_seconds(lambda: hypernetwork.generate(prompts, key=jax.random.key(8), config=drawn).params, 3)  # noqa: B023

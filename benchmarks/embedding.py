@@ -28,24 +28,24 @@ from experiments import command_line
 from gpdiff_jax.cities import City, SimulationConfig, find_cities, select_channels, simulate_cities
 from gpdiff_jax.cities.splits import split_source, split_target
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.prompts.embedding import (
+from gpdiff_jax.prompts.urban_graph.embedding import (
     Embedding,
     evaluate_embedding,
     fold_in,
     train_embedding,
     translate_triples,
 )
-from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
-from gpdiff_jax.prompts.knowledge_graph import (
+from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
+from gpdiff_jax.prompts.urban_graph.knowledge_graph import (
     KnowledgeGraph,
     KnowledgeGraphConfig,
     build_knowledge_graph,
     entity_groups,
     join_graphs,
 )
-from gpdiff_jax.prompts.ranking import rank_by_frequency
-from gpdiff_jax.prompts.scorers import scorer, scorer_names
-from gpdiff_jax.prompts.triples import split_triples
+from gpdiff_jax.prompts.urban_graph.ranking import rank_by_frequency
+from gpdiff_jax.prompts.urban_graph.scorers import scorer, scorer_names
+from gpdiff_jax.prompts.urban_graph.triples import split_triples
 
 _PUBLIC = ("umls", "kinships", "nations")
 

@@ -22,16 +22,18 @@ from absl import flags
 
 from benchmarks.measuring import median_seconds, peak_memory, print_line
 from experiments import command_line
-from gpdiff_jax.base import initial_params
 from gpdiff_jax.cities import City, SimulationConfig, simulate_cities
-from gpdiff_jax.cities.windows import draw_windows
-from gpdiff_jax.harvest import harvest_chunks, plan_chunks
+from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.data.sources import Sources, prepare_sources
+from gpdiff_jax.data.windows import draw_windows
 from gpdiff_jax.models import Model, make_model, model_names
 from gpdiff_jax.models.loss import batch_forecast, masked_huber
-from gpdiff_jax.parallel import RowSpread, use_every_core
-from gpdiff_jax.region_training import HarvestConfig
-from gpdiff_jax.sources import DataConfig, Sources, prepare_sources
+from gpdiff_jax.prompts.sources import with_prompts
+from gpdiff_jax.training.parallel import RowSpread, use_every_core
 from gpdiff_jax.typing import Params
+from gpdiff_jax.zoo.harvest import harvest_chunks, plan_chunks
+from gpdiff_jax.zoo.pooled import initial_params
+from gpdiff_jax.zoo.region_training import HarvestConfig
 
 flags.DEFINE_bool("quick", False, "50 regions; with --models stgcn it ends within two minutes")
 flags.DEFINE_enum("peer", None, ["torch"], "what to run beside it")
@@ -49,7 +51,7 @@ def _sources(regions: int) -> Sources:
     simulation = SimulationConfig(cities=num_cities, regions=regions // num_cities, days=28)
     cities = [_with_nearest(city) for city in simulate_cities(simulation, seed=0)]
     data = DataConfig(covariates="calendar", variants=4, max_neighbours=_NEIGHBOURS)
-    return prepare_sources(cities, data, key=jax.random.key(0), validation_windows=4)
+    return with_prompts(prepare_sources(cities, data, key=jax.random.key(0), validation_windows=4), cities)
 
 
 def _with_nearest(city: City) -> City:

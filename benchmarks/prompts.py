@@ -20,6 +20,15 @@ from absl import flags
 
 from benchmarks.measuring import print_line
 from experiments import command_line
+from gpdiff_jax.analysis.measures import (
+    disjoint_windows,
+    hidden_error,
+    hide_patches,
+    interpolate_visible,
+    join_parts,
+    profile_of_visible,
+    recall_at,
+)
 from gpdiff_jax.cities import (
     City,
     SimulationConfig,
@@ -30,19 +39,10 @@ from gpdiff_jax.cities import (
 )
 from gpdiff_jax.cities.splits import Span, split_source
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.prompts.autoencoder import TemporalConfig
-from gpdiff_jax.prompts.measures import (
-    disjoint_windows,
-    hidden_error,
-    hide_patches,
-    interpolate_visible,
-    join_parts,
-    profile_of_visible,
-    recall_at,
-)
-from gpdiff_jax.prompts.patches import cut_patches
 from gpdiff_jax.prompts.statistics import temporal_statistics
-from gpdiff_jax.prompts.temporal import TemporalEncoder, encode, pretrain_encoder, reconstruct
+from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
+from gpdiff_jax.prompts.temporal.encoder import TemporalEncoder, encode, pretrain_encoder, reconstruct
+from gpdiff_jax.prompts.temporal.patches import cut_patches
 
 flags.DEFINE_bool("quick", False, "one held-out city, one seed, fewer steps and windows; ends within two minutes")
 flags.DEFINE_string("data_dir", None, "folder of city files; default GPDIFF_DATA, and without that simulated cities")

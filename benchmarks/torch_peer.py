@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from benchmarks.torch_models import TORCH_MODELS
-from gpdiff_jax.regions import diffusion_walks
-from gpdiff_jax.sources import Sources
+from gpdiff_jax.data.sources import Sources
+from gpdiff_jax.models.graphs import diffusion_walks
 
 _DELTA = 0.5
 _WARM_UP = 3

@@ -14,8 +14,8 @@ from pykeen.losses import BCEWithLogitsLoss, NSSALoss
 from pykeen.models import ComplEx, DistMult, RotatE, TransE, TuckER
 from pykeen.training import LCWATrainingLoop, SLCWATrainingLoop
 
-from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
-from gpdiff_jax.prompts.scorers import scorer
+from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
+from gpdiff_jax.prompts.urban_graph.scorers import scorer
 
 
 def pykeen_run(name: str, config: EmbeddingConfig, seed: int) -> tuple[float, dict[str, float]]:

@@ -17,14 +17,14 @@ from experiments import command_line
 from gpdiff_jax.cities import City, SimulationConfig, find_cities, resample, select_channels, simulate_cities
 from gpdiff_jax.cities.splits import split_source
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.prompts.knowledge_graph import (
+from gpdiff_jax.prompts.urban_graph.knowledge_graph import (
     RELATIONS,
     KnowledgeGraph,
     KnowledgeGraphConfig,
     add_triples,
     build_knowledge_graph,
 )
-from gpdiff_jax.prompts.triples import read_triples, write_triples
+from gpdiff_jax.prompts.urban_graph.triples import read_triples, write_triples
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder with one NAME.npz per city; without it, cities are simulated")
 _CITIES = flags.DEFINE_list("cities", None, "names of the cities, separated by commas; needs --data_dir")

@@ -126,7 +126,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _memory_line(error: BaseException) -> str:
-    progress = sys.modules.get("gpdiff_jax.progress")
+    progress = sys.modules.get("gpdiff_jax.training.progress")
     stage = progress.failed_stage(error) if progress is not None else None
     smaller = next((words for name, words in _SMALLER.items() if (stage or "").startswith(name)), _SMALLER[""])
     where = f" in stage {stage}" if stage else ""

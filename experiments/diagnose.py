@@ -12,7 +12,7 @@ from absl import flags
 from experiments import command_line
 from experiments.run_folder import write_json
 from experiments.stages import Run, generate_key, stage_main
-from gpdiff_jax.diagnostics import DiagnosticsConfig, ToldTarget, diagnose
+from gpdiff_jax.analysis.diagnostics import DiagnosticsConfig, ToldTarget, diagnose
 from gpdiff_jax.report.diagnostics_page import render_diagnostics
 
 flags.DEFINE_integer("shuffles", 5, "how often prompts are shuffled", 1, 1000)

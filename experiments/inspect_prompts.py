@@ -12,12 +12,12 @@ import numpy as np
 from experiments import command_line
 from experiments.run_folder import write_json
 from experiments.stages import Run, stage_main
-from gpdiff_jax.progress import stage
-from gpdiff_jax.prompts.inspection import Inspection, SeenCity, inspect_cities
-from gpdiff_jax.prompts.prediction import ParameterPrediction, predict_parameters
+from gpdiff_jax.analysis.inspection import Inspection, SeenCity, inspect_cities
+from gpdiff_jax.analysis.prediction import ParameterPrediction, predict_parameters
 from gpdiff_jax.prompts.prompt import Prompts
 from gpdiff_jax.report.document import write_page
 from gpdiff_jax.report.prompts import part_label, prompt_content, prompt_parts
+from gpdiff_jax.training.progress import stage
 
 
 def inspect(run: Run) -> tuple[Inspection, ParameterPrediction | None]:

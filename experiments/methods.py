@@ -8,18 +8,18 @@ import numpy as np
 
 from experiments.settings import METHODS
 from experiments.stages import Run
-from gpdiff_jax import baselines, nulls
-from gpdiff_jax.adapt import AdaptConfig
-from gpdiff_jax.base import initial_params
+from gpdiff_jax.baselines import nulls, rules
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.evaluate import MethodForecast, few_shot, zero_shot
 from gpdiff_jax.files import read_npz, write_npz
-from gpdiff_jax.progress import LogWriter, stage
 from gpdiff_jax.prompts.prompt import Prompts
-from gpdiff_jax.stopwatch import stopwatch
+from gpdiff_jax.training.progress import LogWriter, stage
+from gpdiff_jax.training.stopwatch import stopwatch
+from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.evaluate import MethodForecast, few_shot, zero_shot
 from gpdiff_jax.typing import Key, Params, RegionGraph
+from gpdiff_jax.zoo.pooled import initial_params
 
-_RULES = {"historical_average": baselines.historical_average, "last_value": baselines.last_value}
+_RULES = {"historical_average": rules.historical_average, "last_value": rules.last_value}
 _SCALARS = ("seconds", "learning_rate", "steps", "validation_mae")
 # Whose starts are the same whatever the target shows.
 _BLIND = ("pooled", "target_only", "zoo_mean")

@@ -15,16 +15,16 @@ from absl import flags
 
 from experiments.run_folder import claim_folder, write_json
 from experiments.stages import tell_partial_bins
+from gpdiff_jax.analysis.metrics import mae
 from gpdiff_jax.cities import load_city
-from gpdiff_jax.compilation_cache import enable_compilation_cache
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.evaluate import MethodForecast
 from gpdiff_jax.files import write_npz
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
-from gpdiff_jax.metrics import mae
 from gpdiff_jax.models import model_names, read_model_file
-from gpdiff_jax.new_city import NewCity, forecast_new_city, prepare_new_city, save_parameters
-from gpdiff_jax.parallel import use_every_core
+from gpdiff_jax.training.compilation_cache import enable_compilation_cache
+from gpdiff_jax.training.parallel import use_every_core
+from gpdiff_jax.transfer.evaluate import MethodForecast
+from gpdiff_jax.transfer.new_city import NewCity, forecast_new_city, prepare_new_city, save_parameters
 
 _OWN_FLAGS = ("any_kind", "city", "rolling_days")
 # Of the flags of a run, those that mean the same here.

@@ -9,13 +9,13 @@ from experiments.methods import held_methods, method_forecast, training_stages
 from experiments.run_folder import write_csv, write_json
 from experiments.settings import METHODS
 from experiments.stages import Run
+from gpdiff_jax.analysis.metrics import REGION_COLUMNS, method_entry, region_rows
 from gpdiff_jax.cities.city import City
-from gpdiff_jax.evaluate import MethodForecast, observed_truth, window_start_names
 from gpdiff_jax.files import write_npz
-from gpdiff_jax.metrics import REGION_COLUMNS, method_entry, region_rows
 from gpdiff_jax.pretraining import best_tokens
 from gpdiff_jax.report import render_report
-from gpdiff_jax.tokens import to_tokens
+from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, window_start_names
+from gpdiff_jax.zoo.tokens import to_tokens
 
 _GENERATED = ("gpdiff_zero_shot", "gpdiff_few_shot")
 _SILENT_NOTE = "no visible reading: generated from its neighbours' statistics"

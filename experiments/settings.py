@@ -13,10 +13,9 @@ from typing import Any
 import jax
 from absl import flags
 
-from gpdiff_jax.adapt import AdaptConfig
-from gpdiff_jax.base import BaseConfig
 from gpdiff_jax.cities import SimulationConfig
-from gpdiff_jax.codec import NORMALISATIONS
+from gpdiff_jax.data.config import SCALINGS, DataConfig
+from gpdiff_jax.data.region_graphs import PICKS
 from gpdiff_jax.diffusion.conditioning import STRATEGIES, check_conditioning
 from gpdiff_jax.diffusion.denoiser import DTYPES, DenoiserConfig
 from gpdiff_jax.diffusion.objectives import OBJECTIVES
@@ -26,13 +25,14 @@ from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import GenerateConfig
 from gpdiff_jax.models import model_names, read_model_file
-from gpdiff_jax.parallel import rows_side_by_side
-from gpdiff_jax.prompts.autoencoder import TemporalConfig
-from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
 from gpdiff_jax.prompts.encoders import PARTS, PromptConfig
-from gpdiff_jax.region_training import HarvestConfig
-from gpdiff_jax.regions import PICKS
-from gpdiff_jax.sources import SCALINGS, DataConfig
+from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
+from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
+from gpdiff_jax.training.parallel import rows_side_by_side
+from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.zoo.codec import NORMALISATIONS
+from gpdiff_jax.zoo.pooled import BaseConfig
+from gpdiff_jax.zoo.region_training import HarvestConfig
 
 PRESETS = ("tiny", "demo", "small")
 DEFAULT_METHODS = (

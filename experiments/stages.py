@@ -21,26 +21,28 @@ from absl import flags
 from experiments.folder_lock import refuse_if_locked
 from experiments.run_folder import open_run_folder, write_json
 from experiments.settings import Settings, settings_from_flags
-from gpdiff_jax.base import train_base
-from gpdiff_jax.checkpoint import load_arrays, save_arrays
+from gpdiff_jax.baselines.mlp_hypernetwork import MlpHypernetwork, make_network, mlp_hypernetwork
 from gpdiff_jax.cities import City, find_cities, partial_bins, resample, select_channels, simulate_cities
 from gpdiff_jax.cities.overlap import find_overlap
-from gpdiff_jax.compilation_cache import enable_compilation_cache
+from gpdiff_jax.data.sources import Sources, prepare_sources
+from gpdiff_jax.data.target import Target, prepare_targets
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.evaluate import step_names
-from gpdiff_jax.harvest import harvest_zoo
 from gpdiff_jax.hypernetwork import Hypernetwork
-from gpdiff_jax.mlp_hypernetwork import MlpHypernetwork, make_network, mlp_hypernetwork
 from gpdiff_jax.models import Model, make_model
-from gpdiff_jax.parallel import use_every_core
 from gpdiff_jax.pretraining import LatentSpace, fit_latent_space, pretrain
-from gpdiff_jax.progress import LogWriter, stage
 from gpdiff_jax.prompts.encoders import PromptEncoder, check_parts, plain_encoder
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
-from gpdiff_jax.sources import Sources, Target, fit_encoder, prepare_sources, prepare_targets, with_prompts
-from gpdiff_jax.stopwatch import stopwatch
+from gpdiff_jax.prompts.sources import PromptedSources, attach_prompts, fit_encoder, with_prompts
+from gpdiff_jax.training.compilation_cache import enable_compilation_cache
+from gpdiff_jax.training.parallel import use_every_core
+from gpdiff_jax.training.progress import LogWriter, stage
+from gpdiff_jax.training.stopwatch import stopwatch
+from gpdiff_jax.training.storage import load_arrays, save_arrays
+from gpdiff_jax.transfer.evaluate import step_names
 from gpdiff_jax.typing import Key, Params
-from gpdiff_jax.zoo import ParameterZoo, load_zoo
+from gpdiff_jax.zoo.harvest import harvest_zoo
+from gpdiff_jax.zoo.parameter_zoo import ParameterZoo, load_zoo
+from gpdiff_jax.zoo.pooled import train_base
 
 _FORMAT = 1
 _MOST_NAMED = 5
@@ -82,7 +84,7 @@ class Run:
         return _encoder_stage(self)
 
     @functools.cached_property
-    def prompted(self) -> Sources:
+    def prompted(self) -> PromptedSources:
         """The source regions with the prompts of the settings."""
         return _prompts_stage(self)
 
@@ -289,16 +291,16 @@ def _encoder_stage(run: Run) -> PromptEncoder:
     return encoder
 
 
-def _prompts_stage(run: Run) -> Sources:
+def _prompts_stage(run: Run) -> PromptedSources:
     folder = run.folder / "prompts"
     if not run.settings.prompts.needs_training:
-        return run.sources
+        return with_prompts(run.sources, run.source_cities)
     if folder.is_dir():
         arrays, facts = load_arrays(folder, _FORMAT, "prompts of the sources")
         named = tuple(facts["names"]), tuple(facts["provenance"])
         values, region_ids = jax.device_put((arrays["values"], arrays["region_ids"]))
         prompts = Prompts(values, region_ids, *named)
-        return dataclasses.replace(run.sources, prompts=prompts, prompt_encoder=run.prompt_encoder)
+        return attach_prompts(run.sources, prompts, run.prompt_encoder)
     encoder = run.prompt_encoder
     with _logged(run, "prompts", len(run.source_cities)) as report:
         sources = with_prompts(run.sources, run.source_cities, encoder, progress=report)

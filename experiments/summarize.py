@@ -7,7 +7,7 @@ seed land in tables of their own.
 from absl import flags
 
 from experiments import command_line
-from gpdiff_jax import summary
+from gpdiff_jax.analysis import summary
 
 _FORMAT = flags.DEFINE_enum("format", "text", list(summary.FORMATS), "How to print the tables.")
 _METRIC = flags.DEFINE_list(

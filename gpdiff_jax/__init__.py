@@ -1,8 +1,5 @@
 """GPDiff in JAX: generates forecasters for the regions of cities that have almost no data."""
 
-from gpdiff_jax.adapt import AdaptConfig
-from gpdiff_jax.base import BaseConfig
-from gpdiff_jax.caches import clear_caches
 from gpdiff_jax.cities import (
     City,
     SimulationConfig,
@@ -14,12 +11,10 @@ from gpdiff_jax.cities import (
     select_channels,
     simulate_cities,
 )
-from gpdiff_jax.compilation_cache import enable_compilation_cache
+from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.forecasts import forecast
-from gpdiff_jax.harvest import harvest
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork, RegionParameters
 from gpdiff_jax.models import (
     Model,
@@ -30,7 +25,15 @@ from gpdiff_jax.models import (
     model_names,
     register_model,
 )
-from gpdiff_jax.new_city import (
+from gpdiff_jax.pretraining import pretrain
+from gpdiff_jax.prompts.encoders import PromptConfig
+from gpdiff_jax.prompts.prompt import Prompts, prompts
+from gpdiff_jax.report import render_report
+from gpdiff_jax.training.caches import clear_caches
+from gpdiff_jax.training.compilation_cache import enable_compilation_cache
+from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.forecasts import forecast
+from gpdiff_jax.transfer.new_city import (
     CityParameters,
     NewCity,
     forecast_new_city,
@@ -38,13 +41,10 @@ from gpdiff_jax.new_city import (
     prepare_new_city,
     save_parameters,
 )
-from gpdiff_jax.pretraining import pretrain
-from gpdiff_jax.prompts.encoders import PromptConfig
-from gpdiff_jax.prompts.prompt import Prompts, prompts
-from gpdiff_jax.region_training import HarvestConfig
-from gpdiff_jax.report import render_report
-from gpdiff_jax.sources import DataConfig
-from gpdiff_jax.zoo import ParameterZoo, load_zoo, save_zoo
+from gpdiff_jax.zoo.harvest import harvest
+from gpdiff_jax.zoo.parameter_zoo import ParameterZoo, load_zoo, save_zoo
+from gpdiff_jax.zoo.pooled import BaseConfig
+from gpdiff_jax.zoo.region_training import HarvestConfig
 
 __all__ = [
     "AdaptConfig",

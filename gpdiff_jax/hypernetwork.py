@@ -13,22 +13,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpdiff_jax.caches import bounded_cache
-from gpdiff_jax.checkpoint import load_arrays, save_arrays
 from gpdiff_jax.cities.city import City, CityLabel, label_of
-from gpdiff_jax.codec import Codec
+from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig, denoise, make_denoiser
 from gpdiff_jax.diffusion.objectives import Denoised, denoised
 from gpdiff_jax.diffusion.samplers import SAMPLERS, check_sampler, guided, sample
 from gpdiff_jax.diffusion.schedules import SCHEDULES
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model, ModelSizes, abstract_params, make_model, model_names
-from gpdiff_jax.parallel import map_chunks
 from gpdiff_jax.prompts.encoders import PromptEncoder, plain_encoder
 from gpdiff_jax.prompts.prompt import Prompts, PromptScaler, prompts, scale_prompts
-from gpdiff_jax.sources import DataConfig
-from gpdiff_jax.tokens import TokenLayout, check_layout, from_tokens, make_layout
+from gpdiff_jax.training.caches import bounded_cache
+from gpdiff_jax.training.parallel import map_chunks
+from gpdiff_jax.training.storage import load_arrays, save_arrays
 from gpdiff_jax.typing import Device, Key, Params
+from gpdiff_jax.zoo.codec import Codec
+from gpdiff_jax.zoo.tokens import TokenLayout, check_layout, from_tokens, make_layout
 
 _FORMAT = 3
 # Draws that a device makes at a time; with another number they would differ by rounding.

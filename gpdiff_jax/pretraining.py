@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gpdiff_jax.cities.city import MINUTES_PER_DAY
-from gpdiff_jax.codec import Codec, encode_zoo, fit_codec
 from gpdiff_jax.diffusion.denoiser_training import train_denoiser
 from gpdiff_jax.diffusion.training import PretrainConfig, ZooCodes, held_out_regions
 from gpdiff_jax.errors import InputError
@@ -18,9 +17,10 @@ from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.models.protocol import make_model
 from gpdiff_jax.prompts.encoders import plain_encoder
 from gpdiff_jax.prompts.prompt import PromptScaler, fit_prompt_scaler, scale_prompts
-from gpdiff_jax.tokens import TokenLayout, make_layout, to_tokens
 from gpdiff_jax.typing import Device, Key, Params
-from gpdiff_jax.zoo import ParameterZoo
+from gpdiff_jax.zoo.codec import Codec, encode_zoo, fit_codec
+from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
+from gpdiff_jax.zoo.tokens import TokenLayout, make_layout, to_tokens
 
 _MOST_VECTORS = 2048  # that the statistics of the codes are made from
 

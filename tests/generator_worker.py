@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpdiff_jax.compilation_cache import enable_compilation_cache
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.prompts.prompt import Prompts
+from gpdiff_jax.training.compilation_cache import enable_compilation_cache
 
 
 def main(folder: pathlib.Path, devices: int) -> None:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpdiff_jax.checkpoint import load_arrays, save_arrays
 from gpdiff_jax.cities import City
-from gpdiff_jax.codec import CodecConfig, fit_codec
+from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.data.sources import prepare_sources
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig
 from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
@@ -22,9 +22,11 @@ from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork, _make_draw
 from gpdiff_jax.models import Model, ModelSizes, protocol
 from gpdiff_jax.pretraining import pretrain
 from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler, prompts
-from gpdiff_jax.sources import DataConfig, prepare_sources
-from gpdiff_jax.tokens import make_layout, to_tokens
-from gpdiff_jax.zoo import HeldVectors, ParameterZoo
+from gpdiff_jax.prompts.sources import with_prompts
+from gpdiff_jax.training.storage import load_arrays, save_arrays
+from gpdiff_jax.zoo.codec import CodecConfig, fit_codec
+from gpdiff_jax.zoo.parameter_zoo import HeldVectors, ParameterZoo
+from gpdiff_jax.zoo.tokens import make_layout, to_tokens
 
 _DENOISER = DenoiserConfig(width=8, layers=1, heads=2, prompt_bottleneck=4)
 _GENERATE = GenerateConfig(samples=3, steps=4)
@@ -55,7 +57,8 @@ def _linear_is_registered():
 @pytest.fixture(scope="module", name="zoo")
 def _zoo(simulated_cities: list[City]) -> ParameterZoo:
     data = DataConfig(covariates="calendar", variants=3, max_neighbours=2)
-    sources = prepare_sources(simulated_cities[:2], data, key=jax.random.key(0), validation_windows=4)
+    cities = simulated_cities[:2]
+    sources = with_prompts(prepare_sources(cities, data, key=jax.random.key(0), validation_windows=4), cities)
     rng = np.random.default_rng(0)
     base = {"head": {"bias": jnp.zeros(6)}, "scale": jnp.ones((6, 1))}
     return ParameterZoo(

@@ -10,23 +10,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpdiff_jax import baselines
-from gpdiff_jax.adapt import AdaptConfig
-from gpdiff_jax.base import initial_params
+from gpdiff_jax.baselines import rules
 from gpdiff_jax.cities import City
 from gpdiff_jax.cities.splits import split_source
-from gpdiff_jax.cities.windows import draw_windows, gather_target, support_masks
-from gpdiff_jax.codec import fit_codec
+from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.data.sources import prepare_sources
+from gpdiff_jax.data.target import prepare_target
+from gpdiff_jax.data.target_windows import gather_target, support_masks
+from gpdiff_jax.data.windows import draw_windows
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig
-from gpdiff_jax.evaluate import few_shot, zero_shot
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models import Model, make_model
-from gpdiff_jax.prompts.autoencoder import TemporalConfig
-from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
 from gpdiff_jax.prompts.encoders import PARTS, PromptConfig, PromptEncoder
 from gpdiff_jax.prompts.prompt import PromptScaler, region_prompts
-from gpdiff_jax.sources import DataConfig, fit_encoder, prepare_sources, prepare_target, with_prompts
-from gpdiff_jax.tokens import make_layout, to_tokens
+from gpdiff_jax.prompts.sources import fit_encoder, with_prompts
+from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
+from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
+from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.evaluate import few_shot, zero_shot
+from gpdiff_jax.zoo.codec import fit_codec
+from gpdiff_jax.zoo.pooled import initial_params
+from gpdiff_jax.zoo.tokens import make_layout, to_tokens
 
 _DATA = DataConfig(covariates="profile", support_days=3, max_neighbours=3, variants=3)
 _ADAPT = AdaptConfig(learning_rates=(1e-3, 1e-2), steps=8, evaluate_every=4, batch=16)
@@ -121,8 +125,8 @@ def _transfer(model: Model, hypernetwork: Hypernetwork):
             "parameters": jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(drawn.params)]),
             "choice": np.asarray([tuned.learning_rate, tuned.steps, tuned.validation_mae]),
             "curves": tuned.curves,
-            "historical average": baselines.historical_average(city, target.split.support, starts, **window),
-            "last value": baselines.last_value(city, target.split.support, starts, **window),
+            "historical average": rules.historical_average(city, target.split.support, starts, **window),
+            "last value": rules.last_value(city, target.split.support, starts, **window),
             "test starts": starts,
         }
         return {name: np.asarray(value) for name, value in made.items()}
@@ -175,7 +179,7 @@ def test_a_sources_validation_span_shapes_neither_prompts_nor_scales_nor_trainin
         _changed(city, split.validation.start, split.validation.stop)
         for city, split in zip(cities, splits, strict=True)
     ]
-    made = [prepare_sources(each, _DATA, key=jax.random.key(0)) for each in (cities, changed)]
+    made = [with_prompts(prepare_sources(each, _DATA, key=jax.random.key(0)), each) for each in (cities, changed)]
     for name in ("mean", "std", "profile", "profile_weekend"):
         np.testing.assert_array_equal(*(getattr(sources.bank, name) for sources in made), err_msg=name)
     np.testing.assert_array_equal(*(sources.prompts.values for sources in made))
@@ -191,7 +195,7 @@ def test_a_sources_validation_span_shapes_neither_prompts_nor_scales_nor_trainin
             np.testing.assert_array_equal(*leaves)
     # Within the training span the same change is seen.
     seen = [_changed(city, 0, split.train.stop) for city, split in zip(cities, splits, strict=True)]
-    other = prepare_sources(seen, _DATA, key=jax.random.key(0))
+    other = with_prompts(prepare_sources(seen, _DATA, key=jax.random.key(0)), seen)
     assert (np.asarray(other.prompts.values) != np.asarray(made[0].prompts.values)).any()
 
 

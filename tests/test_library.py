@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gpdiff_jax as gpd
-from gpdiff_jax.codec import CodecConfig
+from gpdiff_jax.zoo.codec import CodecConfig
 
 _DATA = gpd.DataConfig(covariates="none", variants=3, max_neighbours=3)
 _BASE = gpd.BaseConfig(steps=30, regions=8, windows=4, evaluations=2)

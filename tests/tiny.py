@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gpdiff_jax.models import Model, ModelSizes, model_names, register_model
-from gpdiff_jax.regions import node_mask
+from gpdiff_jax.models.graphs import node_mask
 
 
 @functools.cache

@@ -34,7 +34,7 @@ import pytest
 
 import tests.tiny  # noqa: F401  registers its model
 from gpdiff_jax.cities import City, SimulationConfig, simulate_cities
-from gpdiff_jax.compilation_cache import enable_compilation_cache
+from gpdiff_jax.training.compilation_cache import enable_compilation_cache
 
 # Two devices, so that whatever is spread over devices is spread in the tests.
 jax.config.update("jax_num_cpu_devices", 2)

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gpdiff_jax.codec import Codec
 from gpdiff_jax.diffusion.conditioning import STRATEGIES, AdaptiveNorm, Conditioner, check_conditioning, gated_residual
 from gpdiff_jax.diffusion.kinds import spatial_columns
 from gpdiff_jax.diffusion.objectives import check_objective
 from gpdiff_jax.diffusion.products import attention, dense
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.kinds import LAYER_KINDS
-from gpdiff_jax.tokens import mask_of
 from gpdiff_jax.typing import Params
+from gpdiff_jax.zoo.codec import Codec
+from gpdiff_jax.zoo.tokens import mask_of
 
 DTYPES = ("auto", "float32", "bfloat16", "float64")
 _MOST_ROWS = 4096

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpdiff_jax.codec import Codec
+from gpdiff_jax.data.sources import Sources
 from gpdiff_jax.diffusion.denoiser import Denoiser, denoise, make_denoiser
 from gpdiff_jax.diffusion.losses import DiffusionBatch, DiffusionLosses, bind_functional, make_diffusion_loss
 from gpdiff_jax.diffusion.objectives import Denoised, denoised
@@ -24,9 +24,9 @@ from gpdiff_jax.diffusion.training import (
     train_network,
 )
 from gpdiff_jax.models.protocol import Model
-from gpdiff_jax.sources import Sources
 from gpdiff_jax.training.step import TrainState, of_type
 from gpdiff_jax.typing import Device, Key, Params
+from gpdiff_jax.zoo.codec import Codec
 
 _EPS_STEPS = 10
 

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gpdiff_jax.cities.windows import draw_unseen, draw_windows
-from gpdiff_jax.codec import Codec
+from gpdiff_jax.data.sources import Sources
+from gpdiff_jax.data.windows import draw_unseen, draw_windows
 from gpdiff_jax.diffusion.denoiser import Denoiser, denoise
 from gpdiff_jax.diffusion.objectives import denoised, min_snr_weight, target
 from gpdiff_jax.diffusion.schedules import SCHEDULES, add_noise
 from gpdiff_jax.models.loss import anchor_loss, batch_forecast, masked_huber
 from gpdiff_jax.models.protocol import Model
-from gpdiff_jax.sources import Sources
-from gpdiff_jax.tokens import from_tokens
 from gpdiff_jax.typing import Key
+from gpdiff_jax.zoo.codec import Codec
+from gpdiff_jax.zoo.tokens import from_tokens
 
 # Codes are of unit size; one made from eps is divided by the signal, and so of any size where hardly any is left.
 _LARGEST_CODE = 4.0

@@ -15,17 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gpdiff_jax.codec import Codec, CodecConfig
+from gpdiff_jax.data.sources import Sources
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.losses import DiffusionBatch, DiffusionLosses, bind_functional
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model
-from gpdiff_jax.optimisers import clipped_adam
-from gpdiff_jax.parallel import DEVICES, training_devices
-from gpdiff_jax.sources import Sources
 from gpdiff_jax.training.loop import VALIDATION, steps_between_evaluations, train
+from gpdiff_jax.training.optimisers import clipped_adam
+from gpdiff_jax.training.parallel import DEVICES, training_devices
 from gpdiff_jax.training.step import LossTerm, Part, TrainState, make_step, start_training
 from gpdiff_jax.typing import Device, Key, Params
+from gpdiff_jax.zoo.codec import Codec, CodecConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import jraph
 from jaxtyping import Array, Float
 
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.graphs import walks_beside_self
 from gpdiff_jax.models.layers import (
     ChannelDense,
     add_shared,
@@ -19,7 +20,6 @@ from gpdiff_jax.models.layers import (
     horizon_head,
 )
 from gpdiff_jax.models.protocol import Model, ModelSizes, linen_model, register_model
-from gpdiff_jax.regions import walks_beside_self
 
 _ORDER = 2  # steps of the diffusion per direction
 

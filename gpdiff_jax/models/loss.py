@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import jraph
 from jaxtyping import Array, Float
 
-from gpdiff_jax.cities.series import Window
-from gpdiff_jax.models.protocol import Model
+from gpdiff_jax.models.protocol import Model, Window
 from gpdiff_jax.typing import Params
 
 

@@ -11,14 +11,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jraph
 import numpy as np
 from jaxtyping import Array, Float
 
-from gpdiff_jax.caches import bounded_cache
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.leaves import check_leaves
+from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.typing import Key, Params, RegionGraph
 
 
@@ -29,6 +30,16 @@ class ModelSizes(NamedTuple):
     horizon: int
     num_inputs: int
     num_covariates: int
+
+
+@flax.struct.dataclass
+class Window:
+    """What a model sees of one region graph at one time, and what came after, all scaled."""
+
+    history: jax.Array  # float32 [N, H, I]: reading (0 where missing), whether observed, and the node's profile if used
+    covariates: jax.Array  # float32 [H + P, F]: the calendar, and the centre's profile if used
+    target: jax.Array  # float32 [P], of the centre, 0 where missing
+    mask: jax.Array  # float32 [P], 1 where observed
 
 
 class Model(NamedTuple):

@@ -1,16 +1,6 @@
 """In: cities and what may be seen of them. Out: prompts, the vectors that describe a region to the generator."""
 
-from gpdiff_jax.prompts.autoencoder import TemporalConfig
-from gpdiff_jax.prompts.embedding import Embedding, evaluate_embedding, fold_in, train_embedding
-from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
 from gpdiff_jax.prompts.encoders import PromptConfig, PromptEncoder, fit_prompt_encoder
-from gpdiff_jax.prompts.knowledge_graph import (
-    KnowledgeGraph,
-    KnowledgeGraphConfig,
-    add_triples,
-    build_knowledge_graph,
-    join_graphs,
-)
 from gpdiff_jax.prompts.prompt import (
     Prompts,
     PromptScaler,
@@ -21,8 +11,18 @@ from gpdiff_jax.prompts.prompt import (
     source_prompts,
 )
 from gpdiff_jax.prompts.statistics import spatial_statistics, temporal_statistics
-from gpdiff_jax.prompts.temporal import TemporalEncoder, encode, pretrain_encoder
-from gpdiff_jax.prompts.triples import read_triples, split_triples, write_triples
+from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
+from gpdiff_jax.prompts.temporal.encoder import TemporalEncoder, encode, pretrain_encoder
+from gpdiff_jax.prompts.urban_graph.embedding import Embedding, evaluate_embedding, fold_in, train_embedding
+from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
+from gpdiff_jax.prompts.urban_graph.knowledge_graph import (
+    KnowledgeGraph,
+    KnowledgeGraphConfig,
+    add_triples,
+    build_knowledge_graph,
+    join_graphs,
+)
+from gpdiff_jax.prompts.urban_graph.triples import read_triples, split_triples, write_triples
 
 __all__ = [
     "Embedding",

@@ -18,13 +18,13 @@ from jaxtyping import Float, Int
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.prompts.autoencoder import TemporalConfig
-from gpdiff_jax.prompts.embedding import Embedding, fold_in, train_embedding
-from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
-from gpdiff_jax.prompts.knowledge_graph import KnowledgeGraphConfig, build_knowledge_graph, region_name
-from gpdiff_jax.prompts.patches import cut_patches
 from gpdiff_jax.prompts.statistics import spatial_statistics, temporal_statistics
-from gpdiff_jax.prompts.temporal import TemporalEncoder, check_span, encode, pretrain_encoder
+from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
+from gpdiff_jax.prompts.temporal.encoder import TemporalEncoder, check_span, encode, pretrain_encoder
+from gpdiff_jax.prompts.temporal.patches import cut_patches
+from gpdiff_jax.prompts.urban_graph.embedding import Embedding, fold_in, train_embedding
+from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
+from gpdiff_jax.prompts.urban_graph.knowledge_graph import KnowledgeGraphConfig, build_knowledge_graph, region_name
 from gpdiff_jax.typing import Key
 
 PARTS = ("statistics", "temporal", "spatial")

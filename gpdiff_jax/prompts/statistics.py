@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float
 
 from gpdiff_jax.cities.calendar import is_weekend, slot_of_day
 from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.profile import daily_profile, weekend_share
 from gpdiff_jax.cities.scaling import fill_from_neighbours, region_scales, silent_regions
-from gpdiff_jax.cities.series import daily_profile, weekend_share
 from gpdiff_jax.cities.splits import Span
 
 _PROFILE_BINS = 24

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from gpdiff_jax.prompts.inspection import RANKS, Inspection
-from gpdiff_jax.prompts.prediction import ALL_PARTS, ParameterPrediction
+from gpdiff_jax.analysis.inspection import RANKS, Inspection
+from gpdiff_jax.analysis.prediction import ALL_PARTS, ParameterPrediction
 from gpdiff_jax.report import figures, markup
 from gpdiff_jax.report.markup import escape
 

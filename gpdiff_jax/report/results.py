@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from gpdiff_jax.analysis.metrics import REGION_COLUMNS
+from gpdiff_jax.analysis.summary import read_metrics
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.metrics import REGION_COLUMNS
-from gpdiff_jax.progress import read_log
-from gpdiff_jax.summary import read_metrics
+from gpdiff_jax.training.progress import read_log
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gpdiff_jax.caches import bounded_cache
 from gpdiff_jax.errors import NotFiniteError
-from gpdiff_jax.parallel import DEVICES, first_copy, replicate
+from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.checkpoints import TrainingCheckpoints, digest_of
+from gpdiff_jax.training.parallel import DEVICES, first_copy, replicate
 from gpdiff_jax.training.step import Metrics, TrainState
 from gpdiff_jax.typing import Device, Key, Params
 

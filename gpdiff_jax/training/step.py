@@ -16,7 +16,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.parallel import DEVICES
+from gpdiff_jax.training.parallel import DEVICES
 from gpdiff_jax.typing import Key, Params
 
 Metrics = dict[str, jax.Array]

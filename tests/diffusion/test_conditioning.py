@@ -8,16 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpdiff_jax.base import initial_params
 from gpdiff_jax.cities.splits import Span
+from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.data.sources import prepare_sources
 from gpdiff_jax.diffusion.conditioning import STRATEGIES, check_conditioning, time_features
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise
 from gpdiff_jax.diffusion.kinds import SPATIAL_ENTRIES, spatial_columns
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models import make_model
 from gpdiff_jax.models.kinds import layer_kind
+from gpdiff_jax.prompts.sources import with_prompts
 from gpdiff_jax.prompts.statistics import spatial_statistics, temporal_statistics
-from gpdiff_jax.sources import DataConfig, prepare_sources
+from gpdiff_jax.zoo.pooled import initial_params
 
 _WIDTH, _BATCH = 4, 6
 _LAYER_OF_TOKEN = (0, 0, 1, 2, 3)
@@ -168,7 +170,8 @@ def test_spatial_entries_are_those_of_the_spatial_statistics_and_of_the_spatial_
 
 def test_the_layers_of_every_model_are_told_apart(simulated_cities):
     data = DataConfig(covariates="calendar", variants=1, max_neighbours=2)
-    sources = prepare_sources(simulated_cities[:1], data, key=jax.random.key(0), validation_windows=4)
+    cities = simulated_cities[:1]
+    sources = with_prompts(prepare_sources(cities, data, key=jax.random.key(0), validation_windows=4), cities)
     kinds = {}
     for name in ("stgcn", "graph_wavenet_adaptive", "dcrnn", "stid"):
         model = make_model(name, sources.sizes)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from gpdiff_jax.cities import City
-from gpdiff_jax.codec import Codec, fit_codec
+from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.data.sources import Sources, prepare_sources
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise, make_denoiser
 from gpdiff_jax.diffusion.denoiser_training import make_denoiser_step, train_denoiser
 from gpdiff_jax.diffusion.training import (
@@ -23,10 +24,11 @@ from gpdiff_jax.diffusion.training import (
 )
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models import Model
-from gpdiff_jax.parallel import DEVICES, replicate
-from gpdiff_jax.sources import DataConfig, Sources, prepare_sources
-from gpdiff_jax.tokens import make_layout, to_tokens
+from gpdiff_jax.prompts.sources import with_prompts
+from gpdiff_jax.training.parallel import DEVICES, replicate
 from gpdiff_jax.training.step import start_training
+from gpdiff_jax.zoo.codec import Codec, fit_codec
+from gpdiff_jax.zoo.tokens import make_layout, to_tokens
 
 _CONFIG = PretrainConfig(
     denoiser=DenoiserConfig(width=16, layers=1, heads=2, prompt_bottleneck=8),
@@ -56,7 +58,8 @@ def _linear() -> Model:
 @pytest.fixture(scope="module", name="sources")
 def _sources(simulated_cities: list[City]) -> Sources:
     data = DataConfig(covariates="none", variants=3, max_neighbours=2)
-    return prepare_sources(simulated_cities[:2], data, key=jax.random.key(0), validation_windows=4)
+    cities = simulated_cities[:2]
+    return with_prompts(prepare_sources(cities, data, key=jax.random.key(0), validation_windows=4), cities)
 
 
 @pytest.fixture(scope="module", name="toy")

@@ -4,15 +4,15 @@ import dataclasses
 import pathlib
 
 from experiments.settings import Settings
-from gpdiff_jax.adapt import AdaptConfig
-from gpdiff_jax.base import BaseConfig
-from gpdiff_jax.codec import CodecConfig
+from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.hypernetwork import GenerateConfig
 from gpdiff_jax.prompts.encoders import PromptConfig
-from gpdiff_jax.region_training import HarvestConfig
-from gpdiff_jax.sources import DataConfig
+from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.zoo.codec import CodecConfig
+from gpdiff_jax.zoo.pooled import BaseConfig
+from gpdiff_jax.zoo.region_training import HarvestConfig
 
 
 def tiny_settings(data_dir: pathlib.Path, **change) -> Settings:

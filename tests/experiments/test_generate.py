@@ -20,12 +20,12 @@ from orbax.checkpoint import v1 as ocp
 import gpdiff_jax as gpd
 from experiments import generate
 from experiments.generate import flags
-from gpdiff_jax.checkpoint import load_arrays, save_arrays
-from gpdiff_jax.codec import fit_codec
 from gpdiff_jax.diffusion.denoiser import make_denoiser
 from gpdiff_jax.models import protocol
 from gpdiff_jax.prompts.prompt import PromptScaler
-from gpdiff_jax.tokens import make_layout, to_tokens
+from gpdiff_jax.training.storage import load_arrays, save_arrays
+from gpdiff_jax.zoo.codec import fit_codec
+from gpdiff_jax.zoo.tokens import make_layout, to_tokens
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _DATA = gpd.DataConfig(covariates="none", variants=3, max_neighbours=2)

@@ -12,10 +12,10 @@ from experiments import methods
 from experiments.results import evaluate
 from experiments.settings import DEFAULT_METHODS, METHODS, choose_methods
 from experiments.stages import Run, generate_key, open_run
-from gpdiff_jax.checkpoint import load_arrays
 from gpdiff_jax.cities import load_city, save_city
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.progress import read_log
+from gpdiff_jax.training.progress import read_log
+from gpdiff_jax.training.storage import load_arrays
 from tests.experiments.runs import tiny_settings, without_seconds
 
 

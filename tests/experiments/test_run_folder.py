@@ -19,7 +19,7 @@ from experiments.stages import Run, open_run
 from gpdiff_jax.cities import City, load_city, save_city
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models import protocol
-from gpdiff_jax.progress import read_log
+from gpdiff_jax.training.progress import read_log
 from tests.experiments.runs import tiny_settings, without_seconds
 
 
@@ -154,7 +154,7 @@ def test_the_targets_readings_are_in_nothing_that_is_trained_before_it(finished,
         Run(tiny_settings(other), tmp_path, *_cities(other)),
     ]
     for name in ("bank", "graphs", "train", "validation_starts", "prompts"):
-        one, two = (jax.tree.leaves(getattr(run.sources, name)) for run in runs)
+        one, two = (jax.tree.leaves(getattr(run.prompted, name)) for run in runs)
         for a, b in zip(one, two, strict=True):
             np.testing.assert_array_equal(a, b)
     assert str(runs[0].key("harvest")) == str(runs[1].key("harvest"))

@@ -7,8 +7,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments.settings import Settings, settings_from_flags
-from gpdiff_jax.codec import CodecConfig
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.zoo.codec import CodecConfig
 
 
 def _settings(*arguments: str) -> Settings:

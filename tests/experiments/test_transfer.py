@@ -21,13 +21,13 @@ from experiments.results import evaluate, results_table
 from experiments.settings import DEFAULT_METHODS
 from experiments.stages import generate_key, open_run, stage_main
 from experiments.transfer import show
+from gpdiff_jax.analysis.diagnostics import DiagnosticsConfig
 from gpdiff_jax.cities import load_city
-from gpdiff_jax.diagnostics import DiagnosticsConfig
 from gpdiff_jax.hypernetwork import Hypernetwork
-from gpdiff_jax.progress import read_log
-from gpdiff_jax.prompts.autoencoder import TemporalConfig
-from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
 from gpdiff_jax.prompts.encoders import PromptConfig
+from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
+from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
+from gpdiff_jax.training.progress import read_log
 from tests.commands import run_here
 from tests.experiments.runs import tiny_settings
 

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gpdiff_jax.base import initial_params
 from gpdiff_jax.cities import City
+from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.data.sources import prepare_sources
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.harvest import harvest_zoo
 from gpdiff_jax.models import (
     Model,
     ModelSizes,
@@ -22,8 +22,10 @@ from gpdiff_jax.models import (
     read_model_file,
     register_model,
 )
-from gpdiff_jax.region_training import HarvestConfig
-from gpdiff_jax.sources import DataConfig, prepare_sources
+from gpdiff_jax.prompts.sources import with_prompts
+from gpdiff_jax.zoo.harvest import harvest_zoo
+from gpdiff_jax.zoo.pooled import initial_params
+from gpdiff_jax.zoo.region_training import HarvestConfig
 
 _README = pathlib.Path(__file__).resolve().parents[2] / "README.md"
 
@@ -43,8 +45,14 @@ def test_the_model_of_the_readme_is_harvested(tmp_path: pathlib.Path, simulated_
     path.write_text(block[1])
     name = load_model_file(path)
     assert name == load_model_file(str(path)) == "my_linear"
-    sources = prepare_sources(
-        simulated_cities[:1], DataConfig(covariates="calendar", variants=3), key=jax.random.key(0), validation_windows=8
+    sources = with_prompts(
+        prepare_sources(
+            simulated_cities[:1],
+            DataConfig(covariates="calendar", variants=3),
+            key=jax.random.key(0),
+            validation_windows=8,
+        ),
+        simulated_cities[:1],
     )
     model = make_model(name, sources.sizes)
     base = initial_params(model, sources.graphs, sources.sizes, key=jax.random.key(1))

@@ -7,15 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from gpdiff_jax.checkpoint import load_arrays, save_arrays
 from gpdiff_jax.cities import City
 from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.prompts.autoencoder import TemporalConfig
-from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
 from gpdiff_jax.prompts.encoders import PromptConfig, PromptEncoder, check_parts, fit_prompt_encoder, plain_encoder
-from gpdiff_jax.prompts.knowledge_graph import KnowledgeGraphConfig
 from gpdiff_jax.prompts.statistics import spatial_statistics, temporal_statistics
+from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
+from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
+from gpdiff_jax.prompts.urban_graph.knowledge_graph import KnowledgeGraphConfig
+from gpdiff_jax.training.storage import load_arrays, save_arrays
 
 _DAY = 24
 _TRAIN, _SEEN = Span(0, 10 * _DAY), Span(2 * _DAY, 5 * _DAY)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpdiff_jax import metrics
+from gpdiff_jax.analysis import metrics
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.progress import LogWriter
 from gpdiff_jax.report import render_report
+from gpdiff_jax.training.progress import LogWriter
 
 _METHODS = {
     "historical_average": 1.28,

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from gpdiff_jax.errors import InputError, NotFiniteError
-from gpdiff_jax.parallel import DEVICES, replicate
 from gpdiff_jax.training.loop import VALIDATION, Trained, compile_steps, steps_between_evaluations, train
+from gpdiff_jax.training.parallel import DEVICES, replicate
 from gpdiff_jax.training.step import LossTerm, make_step, start_training
 
 _BATCH, _KEY = 8, jax.random.key(0)

@@ -12,26 +12,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpdiff_jax.base import BaseConfig, BaseData, make_base_step
+from gpdiff_jax.baselines.mlp_hypernetwork import PromptMlp, make_mlp_loss, predict_codes
 from gpdiff_jax.cities import City
 from gpdiff_jax.cities.splits import Span, split_source
-from gpdiff_jax.codec import CodecConfig, fit_codec
+from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.data.sources import Sources, prepare_sources
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.denoiser_training import train_denoiser
 from gpdiff_jax.diffusion.training import PretrainConfig, TrainingData, ZooCodes, train_network
-from gpdiff_jax.mlp_hypernetwork import PromptMlp, make_mlp_loss, predict_codes
 from gpdiff_jax.models.protocol import abstract_params
-from gpdiff_jax.optimisers import clipped_adam
 from gpdiff_jax.prompts import temporal
-from gpdiff_jax.prompts.autoencoder import TemporalConfig
-from gpdiff_jax.prompts.embedding import train_embedding
-from gpdiff_jax.prompts.embedding_training import EmbeddingConfig
-from gpdiff_jax.prompts.knowledge_graph import build_knowledge_graph
-from gpdiff_jax.sources import DataConfig, Sources, prepare_sources
-from gpdiff_jax.tokens import make_layout
+from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
+from gpdiff_jax.prompts.urban_graph.embedding import train_embedding
+from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
+from gpdiff_jax.prompts.urban_graph.knowledge_graph import build_knowledge_graph
 from gpdiff_jax.training.loop import train
+from gpdiff_jax.training.optimisers import clipped_adam
 from gpdiff_jax.training.step import of_type, start_training
 from gpdiff_jax.typing import Params
+from gpdiff_jax.zoo.codec import CodecConfig, fit_codec
+from gpdiff_jax.zoo.pooled import BaseConfig, BaseData, make_base_step
+from gpdiff_jax.zoo.tokens import make_layout
 from tests.tiny import make_tiny
 
 _STEPS, _KEY = 20, jax.random.key(3)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from gpdiff_jax.cities import SimulationConfig, simulate_cities
-from gpdiff_jax.compilation_cache import enable_compilation_cache
+from gpdiff_jax.training.compilation_cache import enable_compilation_cache
 from tests.training.users import USERS, prepare
 
 

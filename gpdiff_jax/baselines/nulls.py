@@ -1,0 +1,235 @@
+"""In: the zoo and a target's prompts. Out: parameters by rules, the null hypotheses that a generator must beat.
+
+Every rule reads the best vector of each region alone and lets every city weigh the same. The pooled model unchanged is
+what the pooled methods are, so it is no rule here; the rule that is trained is in `mlp_hypernetwork`. None needs a
+generator.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+from gpdiff_jax.baselines.ridge import apply_ridge, choose_penalty, city_weights, fold_of_region, solve_ridge
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.pretraining import best_tokens
+from gpdiff_jax.prompts.prompt import Prompts, in_scale, scale_of
+from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
+from gpdiff_jax.zoo.tokens import TokenLayout, from_tokens, to_tokens
+
+_BANDWIDTHS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0, 10.0)  # in units of the usual distance to a neighbour
+
+
+class _Examples(NamedTuple):
+    """What a rule may look at: prompts of the source regions and how their parameters differ from the pooled ones."""
+
+    layout: TokenLayout
+    base: Float[np.ndarray, " X"]
+    differences: Float[np.ndarray, "R X"]  # of the best vectors from the base
+    prompts: Float[np.ndarray, "V R E"]  # unscaled
+    city_index: Int[np.ndarray, " R"]
+    weights: Float[np.ndarray, " R"]  # every city the same total
+
+    def scaled(self, rows: Bool[np.ndarray, " R"] | None = None) -> Float[np.ndarray, "V R E"]:
+        """All prompts, in the scale of the given rows."""
+        rows = np.ones(len(self.weights), bool) if rows is None else rows
+        return in_scale(self.prompts, scale_of(self.prompts[:, rows], self.city_index[rows])).astype(np.float64)
+
+    def scaled_target(self, prompts: Prompts) -> Float[np.ndarray, "Q E"]:
+        """A target's prompts, in the scale of all source regions."""
+        scale = scale_of(self.prompts, self.city_index)
+        return in_scale(np.asarray(prompts.values), scale)[0].astype(np.float64)
+
+
+class _Fold(NamedTuple):
+    """Regions that are left out, and the others; prompts in the scale of the others."""
+
+    left_out: Bool[np.ndarray, " R"]
+    rows: Bool[np.ndarray, " R"]
+    scaled: Float[np.ndarray, "V R E"]
+
+
+def zoo_mean(zoo: ParameterZoo, prompts: Prompts) -> Params:
+    """The mean of the zoo, every city with the same weight, whatever the prompt.
+
+    Args:
+      zoo: the parameters of the source regions.
+      prompts: of the R target regions.
+
+    Returns:
+      Parameters of the target regions, leaves [R, ...], all the same.
+    """
+    examples = _examples(zoo)
+    mean = (examples.weights / examples.weights.sum()) @ examples.differences
+    return _params(examples, np.repeat(mean[None], prompts.values.shape[1], axis=0))
+
+
+def nearest_prompt(zoo: ParameterZoo, prompts: Prompts) -> Params:
+    """The parameters of the region that has the nearest scaled prompt among its variants.
+
+    Args:
+      zoo: the parameters of the source regions.
+      prompts: of the R target regions.
+
+    Returns:
+      Parameters of the target regions, leaves [R, ...].
+    """
+    examples = _examples(zoo)
+    nearest = _nearest(examples.scaled_target(prompts), examples.scaled())
+    return _params(examples, examples.differences[nearest])
+
+
+def nearest_plus_noise(zoo: ParameterZoo, prompts: Prompts, *, samples: int, key: Key) -> Params:
+    """The parameters of the region with the nearest prompt, plus noise as large as neighbours differ.
+
+    The noise is normal. Its deviation in each parameter is the root mean square, over the source regions, of what
+    separates a region from the nearest one by prompt in another city (or in another fifth of the only city), for a
+    target's neighbours lie in other cities as well. A generator that is no better than this only perturbs what it
+    remembers.
+
+    Args:
+      zoo: the parameters of the source regions.
+      prompts: of the R target regions.
+      samples: K, vectors per region; their forecasts are to be averaged.
+      key: random key; a sample's number and a region's id are folded in.
+
+    Returns:
+      Parameters of the target regions, leaves [K, R, ...].
+
+    Raises:
+      InputError: `samples` is below 1.
+    """
+    if samples < 1:
+        raise InputError(f"`samples` must be at least 1, got {samples}")
+    examples = _examples(zoo)
+    neighbour = np.arange(len(examples.weights))
+    for fold in _folds(examples):
+        others = np.flatnonzero(fold.rows)
+        neighbour[fold.left_out] = others[_nearest(fold.scaled[0, fold.left_out], fold.scaled[:, fold.rows])]
+    squared = np.square(examples.differences - examples.differences[neighbour])
+    deviation = np.sqrt((examples.weights / examples.weights.sum()) @ squared).astype(np.float32)
+    nearest = _nearest(examples.scaled_target(prompts), examples.scaled())
+    centre = examples.differences[nearest].astype(np.float32)
+    noise = np.asarray(_noise(key, samples, centre.shape[1], prompts.region_ids))
+    rows = _params(examples, (centre + deviation * noise).reshape(-1, centre.shape[1]))
+    return jax.tree.map(lambda leaf: leaf.reshape(samples, -1, *leaf.shape[1:]), rows)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _noise(key: Key, samples: int, width: int, region_ids: UInt[Array, " R"]) -> Float[Array, "K R X"]:
+    def one(sample: jax.Array, region: jax.Array) -> jax.Array:
+        return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, sample), region), (width,))
+
+    return jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))(jnp.arange(samples), region_ids)
+
+
+def kernel_average(zoo: ParameterZoo, prompts: Prompts) -> tuple[Params, float]:
+    """The average of the zoo around the prompt, by a Gaussian kernel of the distance between scaled prompts.
+
+    Nadaraya, "On Estimating Regression", 1964; Watson, "Smooth Regression Analysis", 1964. A region counts with the
+    mean kernel over its variants, times what makes the cities weigh the same. The bandwidth is the one with the lowest
+    squared error of the parameters on source cities left out in turn, as the penalty of `ridge_hypernetwork`; a city
+    that is left out does not scale the prompts either.
+
+    Args:
+      zoo: the parameters of the source regions.
+      prompts: of the R target regions.
+
+    Returns:
+      Parameters of the target regions, leaves [R, ...], and the bandwidth, a distance between scaled prompts.
+    """
+    examples = _examples(zoo)
+    folds = _folds(examples)
+    distances = [_distances(fold.scaled[0, fold.left_out], fold.scaled[:, fold.rows]) for fold in folds]
+    usual = float(np.median(np.concatenate([distance.min(axis=(0, 2)) for distance in distances]))) if folds else 1.0
+
+    def predict(rows: np.ndarray, distance: np.ndarray, bandwidth: float) -> np.ndarray:
+        return _kernel_shares(distance, examples.weights[rows], bandwidth) @ examples.differences[rows]
+
+    def error(bandwidth: float) -> float:
+        total = 0.0
+        for fold, distance in zip(folds, distances, strict=True):
+            total += _squared_error(examples, fold.left_out, predict(fold.rows, distance, bandwidth))
+        return total
+
+    bandwidth = min([max(usual, 1e-6) * factor for factor in _BANDWIDTHS], key=error)
+    distance = _distances(examples.scaled_target(prompts), examples.scaled())
+    return _params(examples, predict(np.ones(len(examples.weights), bool), distance, bandwidth)), bandwidth
+
+
+def ridge_hypernetwork(zoo: ParameterZoo, prompts: Prompts) -> tuple[Params, float]:
+    """Parameters by ridge regression from the prompt to the difference from the base.
+
+    The penalty is the one with the lowest squared error of the parameters on source cities left out in turn (on source
+    regions left out in five folds where there is one city only). Every city weighs the same.
+
+    Args:
+      zoo: the parameters of the source regions; the best snapshot of each is used.
+      prompts: of the R target regions.
+
+    Returns:
+      Parameters of the target regions, leaves [R, ...], and the penalty.
+    """
+    examples = _examples(zoo)
+    penalty = choose_penalty(examples.prompts, examples.differences, examples.city_index)
+    solution = solve_ridge(examples.scaled(), examples.differences, examples.weights, penalty)
+    return _params(examples, apply_ridge(solution, examples.scaled_target(prompts))), penalty
+
+
+def _examples(zoo: ParameterZoo) -> _Examples:
+    layout = zoo.layout
+    base = np.asarray(to_tokens(layout, zoo.base)).reshape(-1)
+    differences = best_tokens(zoo, layout).reshape(zoo.num_regions, -1) - base
+    prompts, cities = np.asarray(zoo.prompts.values), zoo.city_index
+    return _Examples(layout, base, differences, prompts, cities, city_weights(cities))
+
+
+def _params(examples: _Examples, differences: Float[np.ndarray, "Q X"]) -> Params:
+    """Parameters, leaves [Q, ...], that differ so from the base."""
+    tokens = (examples.base + differences).reshape(-1, examples.layout.num_tokens, examples.layout.width)
+    return _read_tokens(examples.layout, tokens.astype(np.float32))
+
+
+@partial(jax.jit, static_argnums=0)
+def _read_tokens(layout: TokenLayout, tokens: Float[Array, "Q L W"]) -> Params:
+    return jax.vmap(partial(from_tokens, layout))(tokens)
+
+
+def _folds(examples: _Examples) -> list[_Fold]:
+    """Every city left out in turn, or fifths of the only one; of a single region, none."""
+    number = fold_of_region(examples.city_index)
+    pairs = [(number == index, number != index) for index in np.unique(number)]
+    return [_Fold(left_out, rows, examples.scaled(rows)) for left_out, rows in pairs if rows.any()]
+
+
+def _squared_error(examples: _Examples, rows: np.ndarray, predicted: Float[np.ndarray, "Q X"]) -> float:
+    """Squared error of the parameters of some regions, every city with the same weight."""
+    squared = np.square(predicted - examples.differences[rows]).sum(axis=1)
+    return float((squared * examples.weights[rows]).sum())
+
+
+def _distances(one: Float[np.ndarray, "Q E"], other: Float[np.ndarray, "V R E"]) -> Float[np.ndarray, "V Q R"]:
+    """Euclidean distances of prompts from all variants of other ones."""
+    return np.stack([np.sqrt(np.maximum(_squared_distances(one, variant), 0.0)) for variant in other])
+
+
+def _squared_distances(one: Float[np.ndarray, "Q E"], other: Float[np.ndarray, "R E"]) -> Float[np.ndarray, "Q R"]:
+    return np.square(one).sum(axis=1)[:, None] + np.square(other).sum(axis=1)[None, :] - 2.0 * one @ other.T
+
+
+def _nearest(one: Float[np.ndarray, "Q E"], other: Float[np.ndarray, "V R E"]) -> Int[np.ndarray, " Q"]:
+    return _distances(one, other).min(axis=0).argmin(axis=1)
+
+
+def _kernel_shares(
+    distance: Float[np.ndarray, "V Q R"], weights: Float[np.ndarray, " R"], bandwidth: float
+) -> Float[np.ndarray, "Q R"]:
+    """What share every known region has in the average around every prompt; rows sum to one."""
+    exponent = -0.5 * np.square(distance / bandwidth)
+    # Far from everything all kernels underflow; only their ratios matter.
+    kernel = np.exp(exponent - exponent.max(axis=(0, 2), keepdims=True)).mean(axis=0) * weights
+    return kernel / kernel.sum(axis=1, keepdims=True)

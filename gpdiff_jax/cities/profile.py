@@ -1,0 +1,47 @@
+"""In: readings and the clock. Out: the mean day of every region, and on which kinds of day it was read."""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+def daily_profile(
+    readings: Float[np.ndarray, "T N"], slots: Int[np.ndarray, " T"], steps_per_day: int
+) -> Float[np.ndarray, "N S"]:
+    """Mean reading of every region at every step of the day; unobserved steps are interpolated around the clock.
+
+    Args:
+      readings: [T, N], NaN where missing.
+      slots: [T], step of the day of every row.
+      steps_per_day: S.
+
+    Returns:
+      float32 [N, S] in the units of `readings`; a region without a reading gets zeros.
+    """
+    observed = np.isfinite(readings)
+    total = np.zeros((steps_per_day, readings.shape[1]))
+    count = np.zeros_like(total)
+    np.add.at(total, slots, np.where(observed, readings, 0.0))
+    np.add.at(count, slots, observed)
+    profile = np.zeros_like(total)
+    clock = np.arange(steps_per_day)
+    for node in range(readings.shape[1]):
+        seen = np.flatnonzero(count[:, node])
+        if len(seen):
+            profile[:, node] = np.interp(clock, seen, total[seen, node] / count[seen, node], period=steps_per_day)
+    return profile.T.astype(np.float32)
+
+
+def weekend_share(readings: Float[np.ndarray, "T N"], weekend: Float[np.ndarray, " T"]) -> Float[np.ndarray, " N"]:
+    """The share of every region's readings that fell on a weekend.
+
+    Args:
+      readings: [T, N], NaN where missing: a closed Sunday counts for nothing.
+      weekend: [T], 1 on a weekend, 0 on a weekday, 0.5 where the calendar is unknown.
+
+    Returns:
+      [N]; a region without a reading takes the share of its city's readings, 0.5 where there is none.
+    """
+    observed = np.isfinite(readings)
+    own, total = observed.sum(axis=0), observed.sum()
+    city = (weekend @ observed).sum() / total if total else 0.5
+    return np.where(own > 0, (weekend @ observed) / np.maximum(own, 1), city)

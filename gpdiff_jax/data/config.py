@@ -1,0 +1,33 @@
+"""In: nothing. Out: how cities become windows, one configuration for sources and targets."""
+
+import dataclasses
+
+from gpdiff_jax.errors import InputError
+
+SCALINGS = ("support", "span")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """How cities become windows.
+
+    `variants` random windows per source region stand for the support days that a target region would show.
+    `scaling` says what scales a source region: "support", each variant's own window, as it will be in a target, or
+    "span", its whole training span.
+    """
+
+    covariates: str = "profile"
+    support_days: int = 3
+    history: int = 12
+    horizon: int = 6
+    max_neighbours: int = 8
+    pick_neighbours: str = "weight"
+    variants: int = 12
+    scaling: str = "support"
+
+    def __post_init__(self) -> None:
+        for name in ("support_days", "history", "horizon", "variants"):
+            if getattr(self, name) < 1:
+                raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if self.scaling not in SCALINGS:
+            raise InputError(f"`scaling` must be one of {', '.join(SCALINGS)}, got {self.scaling!r}")

@@ -1,0 +1,223 @@
+"""In: one-channel cities and what may be seen of them. Out: one flat copy of all series, and windows gathered from it.
+
+Series of all cities lie end to end, so cities of unequal length share one program and no sliding window is ever made.
+"""
+
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from gpdiff_jax.cities.calendar import NUM_CALENDAR, calendar_features, is_weekend, slot_of_day
+from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.profile import daily_profile, weekend_share
+from gpdiff_jax.cities.scaling import region_scales
+from gpdiff_jax.cities.splits import Span
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.protocol import ModelSizes, Window
+
+COVARIATES = ("none", "calendar", "profile")
+_NUM_PROFILE = 2
+
+
+@flax.struct.dataclass
+class SeriesBank:
+    """The series of all nodes of all cities, with the scales and profiles that windows are seen through.
+
+    M is the number of nodes over all cities, V the number of variants: what a forecaster may know of a region besides
+    the window itself. For a source, a variant is a random window of its training span, as long as the support days;
+    for a target, the support days less one, and all of them.
+    """
+
+    values: jax.Array  # float32 [total], data units, 0 where missing; node-major
+    observed: jax.Array  # float32 [total], 1 where observed
+    node_offset: jax.Array  # int32 [M], where a node's series begins in `values`
+    calendar: jax.Array  # float32 [steps of all cities, F]
+    weekend: jax.Array  # float32 [steps of all cities], 1, 0, or 0.5 where unknown
+    slot: jax.Array  # int32 [steps of all cities], step of the day
+    city_offset: jax.Array  # int32 [M], where a node's city begins in `calendar`
+    mean: jax.Array  # float32 [V, M], data units
+    std: jax.Array  # float32 [V, M], data units
+    profile: jax.Array  # float32 [V, M, steps_per_day], scaled (one step where no profile is used)
+    profile_weekend: jax.Array  # float32 [V, M], share of weekend readings in the profile
+    covariates: str = flax.struct.field(pytree_node=False)
+    history: int = flax.struct.field(pytree_node=False)
+    horizon: int = flax.struct.field(pytree_node=False)
+
+    @property
+    def num_covariates(self) -> int:
+        """F, the number of covariates at every step."""
+        return num_covariates(self.covariates)
+
+    @property
+    def num_inputs(self) -> int:
+        """I, the number of inputs per node and history step."""
+        return 3 if self.has_profile else 2
+
+    @property
+    def has_profile(self) -> bool:
+        """Whether the daily profile is among the covariates."""
+        return self.covariates == "profile"
+
+
+def num_covariates(covariates: str) -> int:
+    """Number of covariates per step of a choice: 0, 20 or 22.
+
+    Raises:
+      InputError: unknown choice.
+    """
+    if covariates not in COVARIATES:
+        raise InputError(f"`covariates` must be one of {', '.join(COVARIATES)}, got {covariates!r}")
+    return {"none": 0, "calendar": NUM_CALENDAR, "profile": NUM_CALENDAR + _NUM_PROFILE}[covariates]
+
+
+def model_sizes(bank: SeriesBank) -> ModelSizes:
+    """The sizes of a model that reads windows of this bank."""
+    return ModelSizes(bank.history, bank.horizon, bank.num_inputs, bank.num_covariates)
+
+
+def build_bank(
+    cities: Sequence[City],
+    scale_spans: Sequence[Sequence[Span]],
+    profile_masks: Sequence[Bool[np.ndarray, "V _"]],
+    *,
+    covariates: str,
+    history: int,
+    horizon: int,
+) -> SeriesBank:
+    """Puts the series of several cities side by side on the device, with their scales and covariates.
+
+    Args:
+      cities: one-channel cities of one interval.
+      scale_spans: per city, for each of the V variants the span whose mean and deviation scale every region.
+      profile_masks: per city, the time steps that enter each of the V variants of its daily profile.
+      covariates: "none", "calendar" or "profile".
+      history: H, steps that a model sees.
+      horizon: P, steps that it forecasts.
+
+    Returns:
+      The bank; nodes are numbered through, city after city.
+
+    Raises:
+      InputError: no city, unknown covariates, more than one channel, intervals that differ, a span without a reading,
+        or a profile asked for windows longer than a day.
+    """
+    num_covariates(covariates)
+    _check_cities(cities, covariates, history + horizon)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in _BANK_ARRAYS}
+    total = steps = 0
+    for city, spans, masks in zip(cities, scale_spans, profile_masks, strict=True):
+        readings = city.values[:, :, 0]
+        weekend = is_weekend(city)
+        weekend_step = np.full(city.num_steps, 0.5) if weekend is None else weekend.astype(np.float64)
+        slots = slot_of_day(city)
+        scales = {span: region_scales(city, span) for span in set(spans)}
+        mean, std = (np.stack([scales[span][k] for span in spans]) for k in range(2))
+        parts["values"].append(np.where(np.isfinite(readings), readings, 0.0).T.reshape(-1))
+        parts["observed"].append(np.isfinite(readings).T.reshape(-1))
+        parts["node_offset"].append(total + city.num_steps * np.arange(city.num_nodes))
+        parts["calendar"].append(calendar_features(city)[:, : 0 if covariates == "none" else None])
+        parts["weekend"].append(weekend_step)
+        parts["slot"].append(slots)
+        parts["city_offset"].append(np.full(city.num_nodes, steps))
+        parts["mean"].append(mean)
+        parts["std"].append(std)
+        if covariates == "profile":
+            profiles = [
+                daily_profile((readings[mask] - m) / s, slots[mask], city.steps_per_day)
+                for mask, m, s in zip(masks, mean, std, strict=True)
+            ]
+            parts["profile"].append(np.stack(profiles))
+        else:
+            parts["profile"].append(np.zeros((len(masks), city.num_nodes, 1)))
+        parts["profile_weekend"].append(np.stack([weekend_share(readings[mask], weekend_step[mask]) for mask in masks]))
+        total += city.num_steps * city.num_nodes
+        steps += city.num_steps
+    if total >= 2**31:
+        raise InputError(f"the cities hold {total} readings, more than 2^31; use fewer regions or a longer interval")
+    arrays = {
+        name: np.concatenate(parts[name], axis=1 if name in _PER_VARIANT else 0).astype(dtype)
+        for name, dtype in _BANK_ARRAYS.items()
+    }
+    arrays = jax.device_put(arrays)
+    return SeriesBank(**arrays, covariates=covariates, history=history, horizon=horizon)
+
+
+def _check_cities(cities: Sequence[City], covariates: str, window: int) -> None:
+    if not cities:
+        raise InputError("`cities` is empty; name at least one city")
+    first = cities[0]
+    for city in cities:
+        if city.num_channels != 1:
+            raise InputError(f"city {city.name!r} has {city.num_channels} channels; select one of {city.feature_names}")
+        if city.interval_minutes != first.interval_minutes:
+            raise InputError(
+                f"city {city.name!r} has an interval of {city.interval_minutes} minutes and {first.name!r} one of "
+                f"{first.interval_minutes}; resample them to a common interval (--interval_minutes)"
+            )
+    if covariates == "profile" and window > first.steps_per_day:
+        raise InputError(
+            f"covariates 'profile' need history + horizon (={window} steps) within a day of {first.steps_per_day} "
+            "steps, or the profile would hold what it helps to predict; use a shorter interval or 'calendar'"
+        )
+
+
+_BANK_ARRAYS = {
+    "values": np.float32,
+    "observed": np.float32,
+    "node_offset": np.int32,
+    "calendar": np.float32,
+    "weekend": np.float32,
+    "slot": np.int32,
+    "city_offset": np.int32,
+    "mean": np.float32,
+    "std": np.float32,
+    "profile": np.float32,
+    "profile_weekend": np.float32,
+}
+_PER_VARIANT = ("mean", "std", "profile", "profile_weekend")
+
+
+def gather_window(
+    bank: SeriesBank,
+    nodes: Int[Array, " N"],
+    start: Int[Array, ""],
+    variant: Int[Array, ""],
+    shift: Int[Array, ""] | None = None,
+) -> Window:
+    """Reads one window of one region graph off the bank.
+
+    Args:
+      bank: the series.
+      nodes: [N], bank numbers of the nodes of the region graph, the centre first.
+      start: time step of the first history step, within the city of the nodes.
+      variant: the variant of scale and profile that the window is seen through.
+      shift: steps by which the calendar is read off its place, as if the same readings came on another day.
+
+    Returns:
+      The window, scaled by each node's own statistics.
+    """
+    steps = start + jnp.arange(bank.history + bank.horizon, dtype=jnp.int32)
+    past, ahead = steps[: bank.history], steps[bank.history :]
+    mean, std = bank.mean[variant, nodes], bank.std[variant, nodes]
+    reach = bank.node_offset[nodes][:, None] + past[None, :]
+    observed = bank.observed[reach]
+    history = jnp.stack([observed * (bank.values[reach] - mean[:, None]) / std[:, None], observed], -1)
+    clock = bank.city_offset[nodes[0]] + steps
+    if shift is not None:
+        clock = clock + shift
+    covariates = bank.calendar[clock]
+    if bank.has_profile:
+        profile = bank.profile[variant, nodes[:, None], bank.slot[clock][None, :]]
+        history = jnp.concatenate([history, profile[:, : bank.history, None]], axis=-1)
+        share = bank.profile_weekend[variant, nodes[0]]
+        # How much of the profile was made on days of the same kind as this step's: 0 on a weekend after weekdays only.
+        same_kind = bank.weekend[clock] * share + (1.0 - bank.weekend[clock]) * (1.0 - share)
+        covariates = jnp.concatenate([covariates, profile[0, :, None], same_kind[:, None]], axis=-1)
+    future = bank.node_offset[nodes[0]] + ahead
+    mask = bank.observed[future]
+    target = mask * (bank.values[future] - mean[0]) / std[0]
+    return Window(history, covariates, target, mask)

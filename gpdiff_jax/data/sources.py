@@ -1,0 +1,148 @@
+"""In: source cities. Out: everything that training on them needs, on the device: bank, region graphs, window tables.
+
+This is where a list of cities becomes a list of R regions; the region axis runs through all cities in order.
+"""
+
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jraph
+import numpy as np
+
+from gpdiff_jax.cities.city import City, CityLabel, label_of
+from gpdiff_jax.cities.scaling import silent_regions
+from gpdiff_jax.cities.splits import SourceSplit, Span, split_source
+from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.data.region_graphs import region_graphs
+from gpdiff_jax.data.series import SeriesBank, build_bank, model_sizes
+from gpdiff_jax.data.windows import StartTable, free_starts, random_spans, start_table, window_starts
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.protocol import ModelSizes
+from gpdiff_jax.typing import Key, RegionGraph
+
+
+class SourceRegion(NamedTuple):
+    """What is particular to one source region; stacked on a leading axis for many."""
+
+    graph: RegionGraph
+    region_id: jax.Array  # uint32 [], seeds the region's randomness
+    validation_starts: jax.Array  # int32 [X]
+    validated: jax.Array  # bool [], whether it has a reading to forecast in its validation windows
+
+
+@flax.struct.dataclass
+class Sources:
+    """R source regions, ready for training."""
+
+    bank: SeriesBank
+    graphs: jraph.GraphsTuple  # [R, ...]
+    train: StartTable
+    validation_starts: jax.Array  # int32 [R, X], starts of the validation windows of every region
+    validated: jax.Array  # bool [R], False where a region has no reading to forecast in them
+    region_ids: jax.Array  # uint32 [R], stable ids that seed a region's randomness
+    city_index: jax.Array  # int32 [R]
+    spans: tuple[tuple[Span, ...], ...] = flax.struct.field(pytree_node=False)  # per city, its V variants
+    names: tuple[str, ...] = flax.struct.field(pytree_node=False)  # "city/node" of every region
+    train_spans: tuple[Span, ...] = flax.struct.field(pytree_node=False)  # per city
+    config: DataConfig = flax.struct.field(pytree_node=False)
+    cities: tuple[CityLabel, ...] = flax.struct.field(pytree_node=False)
+
+    @property
+    def num_regions(self) -> int:
+        """R."""
+        return len(self.names)
+
+    @property
+    def sizes(self) -> ModelSizes:
+        """What a model of these windows must fit."""
+        return model_sizes(self.bank)
+
+    @property
+    def regions(self) -> SourceRegion:
+        """All regions, stacked."""
+        return SourceRegion(self.graphs, self.region_ids, self.validation_starts, self.validated)
+
+    @property
+    def unvalidated(self) -> list[str]:
+        """Names of the regions without a reading in their validation windows, which have no validation error."""
+        return [name for name, known in zip(self.names, np.asarray(self.validated), strict=True) if not known]
+
+
+def prepare_sources(
+    cities: Sequence[City], config: DataConfig, *, key: Key, validation_windows: int = 48, seed: int = 0
+) -> Sources:
+    """Splits source cities in time, draws the variants of their regions, and puts all on the device.
+
+    Args:
+      cities: one-channel cities of one interval.
+      config: windows, covariates and graphs.
+      key: random key of the variants.
+      validation_windows: validation windows per city, evenly spread over its validation span.
+      seed: for `pick_neighbours="random"`.
+
+    Returns:
+      The regions of all cities, in order; those without a reading in their training span are left out.
+
+    Raises:
+      InputError: see `build_bank`, `region_graphs`, `split_source`.
+    """
+    windows: Any = {"history": config.history, "horizon": config.horizon}
+    starts, validation, validated, spans, scale_spans, kept = [], [], [], [], [], []
+    splits: list[SourceSplit] = []
+    for city in cities:
+        split = split_source(city.num_steps, name=city.name, **windows)
+        splits.append(split)
+        length = config.support_days * city.steps_per_day
+        city_key = _fold_in(key, np.uint32(zlib.crc32(city.name.encode())))
+        drawn = random_spans(city, split.train, length, config.variants, key=city_key)
+        spans.append(drawn)
+        scale_spans.append(drawn if config.scaling == "support" else [split.train] * config.variants)
+        allowed = window_starts(city, split.train, **windows)
+        usable = free_starts(city, allowed, drawn, **windows)
+        if len(allowed) and not len(usable):
+            raise InputError(
+                f"source city {city.name!r} trains on {len(split.train) / city.steps_per_day:.1f} days, too few beside "
+                f"{config.support_days} support days; use fewer support days or leave the city out"
+            )
+        starts.append(usable)
+        held_out = window_starts(city, split.validation, reach_back=True, **windows)
+        if len(held_out) == 0:
+            raise InputError(f"city {city.name!r} has no reading in its last 20 %, which validate it; leave it out")
+        picked = np.linspace(0, len(held_out) - 1, validation_windows).round().astype(int)
+        validation.append(np.repeat(held_out[picked][None], city.num_nodes, axis=0))
+        ahead = held_out[picked][:, None] + config.history + np.arange(config.horizon)
+        validated.append(np.isfinite(city.values[ahead, :, 0]).any(axis=(0, 1)))
+        kept.append(~silent_regions(city, split.train))
+    masks = [
+        np.stack([(np.arange(city.num_steps) >= s.start) & (np.arange(city.num_steps) < s.stop) for s in drawn])
+        for city, drawn in zip(cities, spans, strict=True)
+    ]
+    bank = build_bank(cities, scale_spans, masks, covariates=config.covariates, **windows)
+    rows = np.flatnonzero(np.concatenate(kept))
+    cut: Any = {"max_neighbours": config.max_neighbours, "pick": config.pick_neighbours, "seed": seed}
+    ids = np.concatenate([city.region_ids() for city in cities])
+    names = [f"{city.name}/{city.node_ids[n]}" for city in cities for n in range(city.num_nodes)]
+    city_index = np.repeat(np.arange(len(cities)), [city.num_nodes for city in cities])
+    arrays: dict[str, Any] = {
+        "graphs": region_graphs(cities, **cut, rows=rows),
+        "validation_starts": np.concatenate(validation)[rows],
+        "validated": np.concatenate(validated)[rows],
+        "region_ids": ids[rows],
+        "city_index": city_index[rows].astype(np.int32),
+    }
+    return Sources(
+        bank=bank,
+        train=start_table(cities, [split.train for split in splits], starts, spans),
+        **jax.device_put(arrays),
+        spans=tuple(tuple(s) for s in spans),
+        names=tuple(names[row] for row in rows),
+        train_spans=tuple(split.train for split in splits),
+        config=config,
+        cities=tuple(label_of(city, some) for city, some in zip(cities, kept, strict=True)),
+    )
+
+
+_fold_in = jax.jit(jax.random.fold_in)

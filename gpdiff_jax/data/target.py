@@ -1,0 +1,170 @@
+"""In: a target city. Out: its windows on the device, and which of them may be seen."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jraph
+import numpy as np
+from jaxtyping import Int
+
+from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.scaling import silent_regions
+from gpdiff_jax.cities.splits import Span, TargetSplit, split_target
+from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.data.region_graphs import region_graphs
+from gpdiff_jax.data.series import SeriesBank, build_bank, model_sizes
+from gpdiff_jax.data.target_windows import support_masks
+from gpdiff_jax.data.windows import window_starts
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.protocol import ModelSizes
+from gpdiff_jax.typing import RegionGraph
+
+
+@flax.struct.dataclass
+class Target:
+    """The R regions of a target city: its windows, and which of them may be seen."""
+
+    bank: SeriesBank
+    graphs: jraph.GraphsTuple  # [R, ...]
+    region_ids: jax.Array  # uint32 [R]
+    adaptation_starts: jax.Array  # int32, windows inside the adaptation days
+    validation_starts: jax.Array  # int32, windows that forecast the validation days
+    support_starts: jax.Array  # int32, windows inside all support days
+    test_starts: jax.Array  # int32, windows that forecast the test span
+    floor: jax.Array  # float32 [], the least forecast: 0 where no visible reading is negative, else minus infinity
+    # The city as it was on the eve of the validation days, which are its test: what learning rate and steps are chosen
+    # on. None where there is nothing to adapt on or to choose on.
+    choice: "Target | None"
+    split: TargetSplit = flax.struct.field(pytree_node=False)
+    steps_per_day: int = flax.struct.field(pytree_node=False)
+    silent: tuple[int, ...] = flax.struct.field(pytree_node=False)  # regions without a visible reading
+
+    @property
+    def num_regions(self) -> int:
+        """R."""
+        return self.region_ids.shape[0]
+
+    @property
+    def can_choose(self) -> bool:
+        """Whether there are windows to adapt on and others to choose learning rate and steps on."""
+        return self.choice is not None
+
+    @property
+    def sizes(self) -> ModelSizes:
+        """What a model of these windows must fit."""
+        return model_sizes(self.bank)
+
+
+def prepare_targets(cities: Sequence[City], config: DataConfig, *, seed: int = 0) -> list[Target]:
+    """Prepares the channels of a target, all with the same test windows: those in which any has a reading to forecast.
+
+    Args:
+      cities: one-channel cities of the same length, one per channel.
+      config: windows, covariates and graphs, the same as the sources'.
+      seed: for `pick_neighbours="random"`.
+
+    Returns:
+      One target per city.
+
+    Raises:
+      InputError: see `prepare_target`.
+    """
+    targets = [prepare_target(city, config, seed=seed) for city in cities]
+    common = np.unique(np.concatenate([np.asarray(target.test_starts) for target in targets]))
+    return [dataclasses.replace(target, test_starts=jax.device_put(common)) for target in targets]
+
+
+def prepare_target(city: City, config: DataConfig, *, seed: int = 0) -> Target:
+    """Splits a target city into support days and test, and puts its windows on the device.
+
+    Args:
+      city: a one-channel city.
+      config: windows, covariates and graphs, the same as the sources'.
+      seed: for `pick_neighbours="random"`.
+
+    Returns:
+      Its regions; scale and profile come from the support days alone.
+
+    Raises:
+      InputError: see `split_target`, `build_bank`, `region_graphs`; or the test span holds no reading.
+    """
+    windows: Any = {"history": config.history, "horizon": config.horizon}
+    split = split_target(city.num_steps, city.steps_per_day, config.support_days, name=city.name, **windows)
+    test_starts = window_starts(city, split.test, reach_back=True, **windows)
+    if len(test_starts) == 0:
+        raise InputError(f"city {city.name!r} has no reading in its test span (the last 30 %); use a longer series")
+    target = split_city(city, config, split, test_starts, seed=seed)
+    return dataclasses.replace(target, choice=_before_validation(city, config, target))
+
+
+def _before_validation(city: City, config: DataConfig, target: Target) -> Target | None:
+    """The target's `choice`: scale and profile come from the adaptation days alone."""
+    split = target.split
+    if not (len(target.adaptation_starts) and len(target.validation_starts)):
+        return None
+    if silent_regions(city, split.adaptation).all():
+        return None
+    eve = TargetSplit(split.adaptation, Span(split.adaptation.stop, split.adaptation.stop), split.validation)
+    view = split_city(city, config, eve, np.asarray(target.validation_starts), graphs=target.graphs)
+    # The readings are the same; only what they are seen through is not.
+    own = {name: getattr(view.bank, name) for name in ("mean", "std", "profile", "profile_weekend")}
+    return dataclasses.replace(view, bank=dataclasses.replace(target.bank, **own))
+
+
+def split_city(
+    city: City,
+    config: DataConfig,
+    split: TargetSplit,
+    test_starts: Int[np.ndarray, " S"],
+    *,
+    seed: int = 0,
+    graphs: RegionGraph | None = None,
+) -> Target:
+    """Puts a city on the device, to be forecast after whichever days are its support.
+
+    Args:
+      city: a one-channel city.
+      config: windows, covariates and graphs, the same as the sources'.
+      split: its support days, and what is forecast.
+      test_starts: [S], starts of the windows that forecast.
+      seed: for `pick_neighbours="random"`.
+      graphs: the region graphs, where they are made already.
+
+    Returns:
+      Its regions, without a `choice`; scale and profile come from the support days alone.
+
+    Raises:
+      InputError: see `build_bank`, `region_graphs`.
+    """
+    windows: Any = {"history": config.history, "horizon": config.horizon}
+    masks = support_masks(city, split, city.steps_per_day)
+    visible = city.values[split.support.start : split.support.stop]
+    bank = build_bank([city], [[split.support] * len(masks)], [masks], covariates=config.covariates, **windows)
+    if graphs is None:
+        cut: Any = {"max_neighbours": config.max_neighbours, "pick": config.pick_neighbours, "seed": seed}
+        graphs = region_graphs([city], **cut)
+    arrays: dict[str, Any] = {
+        "graphs": graphs,
+        "region_ids": city.region_ids(),
+        "adaptation_starts": window_starts(city, split.adaptation, **windows),
+        "validation_starts": _validation_starts(city, split, **windows),
+        "support_starts": window_starts(city, split.support, **windows),
+        "test_starts": test_starts,
+        "floor": np.float32(-np.inf if (visible < 0).any() else 0.0),
+    }
+    return Target(
+        bank=bank,
+        **jax.device_put(arrays),
+        choice=None,
+        split=split,
+        steps_per_day=city.steps_per_day,
+        silent=tuple(int(n) for n in np.flatnonzero(silent_regions(city, split.support))),
+    )
+
+
+def _validation_starts(city: City, split: TargetSplit, *, history: int, horizon: int) -> np.ndarray:
+    starts = window_starts(city, split.validation, history=history, horizon=horizon, reach_back=True)
+    return starts[starts >= split.support.start]

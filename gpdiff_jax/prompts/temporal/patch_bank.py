@@ -1,0 +1,183 @@
+"""In: source cities and their training spans. Out: their patches on the device, and windows drawn from them."""
+
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.splits import Span
+from gpdiff_jax.prompts.temporal.autoencoder import LONGEST_PERIOD, TemporalConfig, VisiblePatches, time_codes
+from gpdiff_jax.prompts.temporal.patches import cut_patches, region_deviations
+from gpdiff_jax.typing import Key
+
+
+@flax.struct.dataclass
+class PatchBank:
+    """The patches of all training spans, end to end, region after region."""
+
+    bins: jax.Array  # float32 [X, K], in units of the city
+    share: jax.Array  # float32 [X, K]
+    codes: jax.Array  # float32 [patches of all cities, F]
+    offset: jax.Array  # int32 [R], where a region's patches begin
+    code_offset: jax.Array  # int32 [R], where its city's codes begin
+    count: jax.Array  # int32 [R], patches of its span
+    scale: jax.Array  # float32 [R], its deviation over the span, in units of the city
+    odds: jax.Array  # float32 [2, R], how often a region is drawn for training and for choosing, cities alike
+
+
+@flax.struct.dataclass
+class MaskedWindows:
+    """B windows with most patches hidden, and some of the hidden ones to reconstruct."""
+
+    visible: VisiblePatches
+    queries: jax.Array  # float32 [B, M, G], time codes of hidden patches
+    target: jax.Array  # float32 [B, M, K], their bins
+    weight: jax.Array  # float32 [B, M, K], share observed; 0 on padding
+    scale: jax.Array  # float32 [B]
+
+
+def build_patch_bank(cities: Sequence[City], spans: Sequence[Span], config: TemporalConfig, *, key: Key) -> PatchBank:
+    """Puts the patches of the training spans on the device; regions without a reading there are left out.
+
+    Args:
+      cities: source cities.
+      spans: their training spans.
+      config: sizes.
+      key: decides which regions are held out of every city.
+
+    Returns:
+      The bank. A city of one region holds none out, and chooses on what it trains on.
+
+    Raises:
+      InputError: see `cut_patches`.
+    """
+    bins, share, codes, counts, code_starts, scales, odds = [], [], [], [], [], [], []
+    for index, (city, span) in enumerate(zip(cities, spans, strict=True)):
+        patches = cut_patches(city, span, config.patch_minutes, config.bins)
+        kept = patches.observed.any(axis=1)
+        regions = int(kept.sum())
+        code_starts += [sum(len(part) for part in codes)] * regions
+        counts += [len(patches.days)] * regions
+        bins.append(patches.bins[kept].reshape(-1, config.bins))
+        share.append(patches.share[kept].reshape(-1, config.bins))
+        codes.append(patches.codes)
+        scales.append(np.maximum(region_deviations(patches.bins[kept], patches.share[kept]), 0.05))
+        held = np.zeros(regions, bool)
+        if regions > 1:
+            count = min(max(1, round(config.held_out_share * regions)), regions - 1)
+            held[np.asarray(jax.random.permutation(jax.random.fold_in(key, index), regions))[:count]] = True
+        choosing = held if held.any() else ~held
+        odds.append(np.stack([~held / (~held).sum(), choosing / choosing.sum()]) / len(cities))
+    arrays = {
+        "bins": np.concatenate(bins),
+        "share": np.concatenate(share),
+        "codes": np.concatenate(codes),
+        "offset": np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int32),
+        "code_offset": np.asarray(code_starts, np.int32),
+        "count": np.asarray(counts, np.int32),
+        "scale": np.concatenate(scales).astype(np.float32),
+        "odds": np.concatenate(odds, axis=1).astype(np.float32),
+    }
+    return PatchBank(**jax.device_put(arrays))
+
+
+def draw_windows(bank: PatchBank, config: TemporalConfig, batch: int, odds: jax.Array, *, key: Key) -> MaskedWindows:
+    """Draws windows of random regions, lengths and starts, and hides most of their patches.
+
+    Lengths are log-uniform from one day to `config.train_days`, or to the city's span.
+
+    Args:
+      bank: the patches.
+      config: sizes.
+      batch: B.
+      odds: [R], how often every region is drawn.
+      key: random key.
+
+    Returns:
+      The windows.
+    """
+    keys = jax.random.split(key, 7)
+    most = config.train_days * config.patches_per_day
+    region = jax.random.categorical(keys[0], jnp.log(odds), shape=(batch,)).astype(jnp.int32)
+    longest = jnp.minimum(bank.count[region], most).astype(jnp.float32)
+    shortest = jnp.float32(config.patches_per_day)
+    length = shortest * (longest / shortest) ** jax.random.uniform(keys[1], (batch,))
+    length = jnp.clip(jnp.round(length).astype(jnp.int32), 1, most)
+    room = (bank.count[region] - length + 1).astype(jnp.float32)
+    start = jnp.floor(room * jax.random.uniform(keys[2], (batch,))).astype(jnp.int32)
+    # Which patches are visible, and which hidden, among those with a reading: the first of a random order.
+    place = jnp.arange(most, dtype=jnp.int32)[None]
+    rows = (bank.offset[region] + start)[:, None] + jnp.minimum(place, length[:, None] - 1)
+    observed = (bank.share[rows].sum(axis=2) > 0) & (place < length[:, None])
+    total = observed.sum(axis=1, keepdims=True)
+    shown = jnp.round((1.0 - config.masked_share) * total.astype(jnp.float32)).astype(jnp.int32)
+    shown = jnp.clip(shown, 1, jnp.maximum(total - 1, 1))
+    order = jnp.argsort(jnp.where(observed, jax.random.uniform(keys[3], observed.shape), 2.0), axis=1)
+    slots = max(1, round((1.0 - config.masked_share) * most))
+    rank = jnp.arange(slots)[None], shown + jnp.arange(min(config.queries, most))[None]
+    visible, hidden = (jnp.take_along_axis(order, jnp.minimum(r, most - 1), axis=1) for r in rank)
+    # Where a window's days are counted from means nothing, so a longer window than any here is read as well.
+    origin = LONGEST_PERIOD * jax.random.uniform(keys[4], (batch, 1))
+    # Cities keep different hours: what is hidden is to be read off the visible patches too, not off the clock alone.
+    moved = jnp.floor(room * jax.random.uniform(keys[5], (batch,))).astype(jnp.int32)
+    clock = jnp.where(jax.random.uniform(keys[6], (batch,)) < config.shifted_share, moved, start)
+
+    def gather(places: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        place = jnp.minimum(places, length[:, None] - 1)
+        row = (bank.offset[region] + start)[:, None] + place
+        days = origin + place.astype(jnp.float32) / np.float32(config.patches_per_day)
+        codes = time_codes(bank.codes[(bank.code_offset[region] + clock)[:, None] + place], days)
+        return bank.bins[row], bank.share[row], codes
+
+    bins, share, codes = gather(visible)
+    target, weight, queries = gather(hidden)
+    present = (rank[0] < shown).astype(jnp.float32)
+    asked = (rank[1] < total).astype(jnp.float32)
+    return MaskedWindows(
+        visible=VisiblePatches(bins, share, codes, present),
+        queries=queries,
+        target=target,
+        weight=weight * asked[..., None],
+        scale=bank.scale[region],
+    )
+
+
+def draw_pairs(bank: PatchBank, config: TemporalConfig, odds: jax.Array, *, key: Key) -> VisiblePatches:
+    """Draws regions of one city, and of each two whole windows that share no patch.
+
+    Args:
+      bank: the patches.
+      config: sizes.
+      odds: [R], how often every region is drawn.
+      key: random key.
+
+    Returns:
+      2 Y windows: the first ones of Y regions, then the second ones.
+    """
+    keys = jax.random.split(key, 4)
+    count, most = config.contrast_pairs, config.contrast_days * config.patches_per_day
+    first = jax.random.categorical(keys[0], jnp.log(odds))
+    of_city = jnp.where(bank.code_offset == bank.code_offset[first], odds, 0.0)
+    # Without replacement: the largest of so many Gumbel draws.
+    draws = jnp.log(of_city) + jax.random.gumbel(keys[1], of_city.shape)
+    value, region = jax.lax.top_k(draws, min(count, len(odds)))
+    region = jnp.where(jnp.isfinite(value), region, region[0]).astype(jnp.int32)
+    length = jnp.minimum(most, bank.count[first] // 2)
+    room = (bank.count[first] - 2 * length + 1).astype(jnp.float32)
+    starts = jnp.sort(jnp.floor(room * jax.random.uniform(keys[2], (2,)))).astype(jnp.int32)
+    starts = starts + jnp.stack([jnp.zeros_like(length), length])
+    place = jnp.minimum(jnp.arange(most, dtype=jnp.int32), length - 1)
+    step = jnp.repeat(starts[:, None] + place[None], region.shape[0], axis=0)
+    rows = jnp.concatenate([region, region])
+    row = bank.offset[rows][:, None] + step
+    origin = LONGEST_PERIOD * jax.random.uniform(keys[3])
+    days = origin + jnp.broadcast_to(place.astype(jnp.float32), step.shape) / np.float32(config.patches_per_day)
+    share = bank.share[row]
+    present = (share.sum(axis=2) > 0) & (jnp.arange(most) < length)[None]
+    fresh = jnp.isfinite(value)
+    present = present & jnp.concatenate([fresh, fresh])[:, None]
+    codes = time_codes(bank.codes[bank.code_offset[rows][:, None] + step], days)
+    return VisiblePatches(bank.bins[row], share, codes, present.astype(jnp.float32))

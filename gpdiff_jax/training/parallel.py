@@ -1,0 +1,214 @@
+"""In: a function of rows that do not depend on each other. Out: the same function, its rows spread over all devices.
+
+The device axis is added here, by `jax.pmap`; a training step, whose devices tell each other their gradients, is spread
+in `training.loop` over the devices that are chosen here.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gpdiff_jax.training.caches import bounded_cache
+from gpdiff_jax.typing import Device
+
+_MANY_ROWS = 64
+
+
+def use_every_core() -> None:
+    """Makes every CPU core a device, so that rows are spread over cores; for a process that owns the machine.
+
+    Call it before JAX is first used; later it does nothing. A number of devices asked for by `XLA_FLAGS` is kept.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    # No more threads than cores (`PJRT_NPROC`), which collectives would need: rows need none, and eight threads on two
+    # cores make a harvest 1.7 times slower.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", _num_cores())
+
+
+def training_devices(batch: int, devices: Sequence[Device] | None = None) -> list[Device]:
+    """The devices that a training step is spread over, an equal share of the batch on each.
+
+    Devices that wait for each other need a thread each. Processors that are one device per core have none to spare, and
+    can wait for ever; so of CPU devices one is taken, whose products run on all cores, unless `PJRT_NPROC` names two
+    threads for each.
+
+    Args:
+      batch: examples of a step that are worked on at a time.
+      devices: those to take, whatever they are; None to choose from all local ones.
+
+    Returns:
+      The devices; of local ones the first, as many as divide the batch.
+    """
+    if devices is not None:
+        return list(devices)
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu" and int(os.environ.get("PJRT_NPROC", "0")) < 2 * len(devices):
+        devices = devices[:1]
+    return list(devices)[: max(count for count in range(1, len(devices) + 1) if batch % count == 0)]
+
+
+def rows_side_by_side(asked: int | None) -> int:
+    """How many rows a device works on side by side: what is asked for, or what suits the default device.
+
+    On a CPU one after another, which stay in its cache; on an accelerator many, which fill it.
+    """
+    if asked is None:
+        return 1 if jax.default_backend() == "cpu" else _MANY_ROWS
+    return asked
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+DEVICES = "devices"
+"""The name of the device axis, D, in everything that is mapped over devices."""
+
+
+def replicate(tree: Any, devices: Sequence[Device]) -> Any:
+    """Copies a pytree to every device, as `jax.pmap` over `DEVICES` wants it.
+
+    `flax.jax_utils.replicate` does the same by a compiled program for every shape; this compiles none.
+
+    Args:
+      tree: arrays, typed keys and numbers.
+      devices: D devices.
+
+    Returns:
+      The leaves with a leading axis D, one copy on each device.
+    """
+    return jax.tree.map(lambda leaf: _on_each(leaf, [None] * len(devices), devices), tree)
+
+
+def shard(tree: Any, devices: Sequence[Device]) -> Any:
+    """Puts the entries of a leading axis D on D devices; compiles nothing."""
+    return jax.tree.map(lambda leaf: _on_each(leaf, list(range(len(devices))), devices), tree)
+
+
+def first_copy(tree: Any) -> Any:
+    """The first device's copy of replicated arrays, on the host; an index would be a program of its own."""
+    return jax.tree.map(lambda leaf: np.array(leaf.addressable_shards[0].data)[0, ...], tree)
+
+
+def _on_each(leaf: Any, places: Sequence[int | None], devices: Sequence[Device]) -> Any:
+    """One entry of the leading axis per device, or all of the leaf where the place is None."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _on_each(jax.random.key_data(leaf), places, devices)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    host = np.asarray(leaf)
+    entries = [(host if place is None else host[place])[None] for place in places]
+    parts = [jax.device_put(entry, device) for entry, device in zip(entries, devices, strict=True)]
+    sharding = NamedSharding(Mesh(np.asarray(devices), (DEVICES,)), PartitionSpec(DEVICES))
+    return jax.make_array_from_single_device_arrays((len(devices), *parts[0].shape[1:]), sharding, parts)
+
+
+class RowSpread:
+    """A function of shared values and X rows, compiled for all local devices.
+
+    The shared values are copied to every device once. A call starts the work and returns at once; reading its result
+    waits for it.
+    """
+
+    def __init__(
+        self, function: Callable[[Any, Any], Any], shared: Any, devices: Sequence[Device] | None = None
+    ) -> None:
+        """Binds what all rows share.
+
+        Args:
+          function: `function(shared, rows) -> result`, pytrees; every leaf of rows and result has X rows on axis 0.
+          shared: a pytree of arrays.
+          devices: D devices; None for all local ones.
+        """
+        self.devices = list(jax.local_devices() if devices is None else devices)
+        self._shared = replicate(shared, self.devices)
+        self._mapped = _pmap(function, tuple(self.devices))
+
+    def __call__(self, rows: Any) -> "PendingRows":
+        """Starts the work on X rows.
+
+        Args:
+          rows: leaves [X, ...], on the host or brought there; a remainder that the devices cannot share evenly is
+            filled up with repeats of the last row, whose results are dropped.
+
+        Returns:
+          The result to come.
+        """
+        count, num_devices = len(jax.tree.leaves(rows)[0]), len(self.devices)
+        share = -(-count // num_devices)
+        filled = np.minimum(np.arange(share * num_devices), count - 1)
+        return PendingRows(self._mapped(self._shared, _spread(rows, filled, self.devices)), count)
+
+
+@bounded_cache(32)
+def _pmap(function: Callable[[Any, Any], Any], devices: tuple[Device, ...]) -> Callable[[Any, Any], Any]:
+    # The same program every time: compiled programs are found by it.
+    return jax.pmap(function, axis_name=DEVICES, devices=devices)
+
+
+def _spread(rows: Any, chosen: np.ndarray, devices: Sequence[Device]) -> Any:
+    """The chosen rows, an equal share on each device."""
+
+    def cut(leaf: Any) -> np.ndarray:
+        return np.asarray(leaf)[chosen].reshape(len(devices), -1, *leaf.shape[1:])
+
+    return shard(jax.tree.map(cut, rows), devices)
+
+
+class PendingRows:
+    """Rows that devices are working on."""
+
+    def __init__(self, result: Any, count: int) -> None:
+        """Made by `RowSpread`."""
+        self._result, self._count = result, count
+
+    def read(self) -> Any:
+        """Waits for the rows and returns them on the host, leaves [X, ...]."""
+        arrays = jax.tree.map(np.asarray, self._result)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[: self._count], arrays)
+
+
+def map_chunks(
+    function: Callable[[Any, Any], Any],
+    shared: Any,
+    rows: Any,
+    *,
+    size: int,
+    devices: Sequence[Device] | None = None,
+) -> Any:
+    """Applies a function to chunks of rows, a chunk per device at a time.
+
+    Every device runs one program, for chunks of one size; so what it makes of a row does not depend, to the bit, on how
+    many devices of a kind there are.
+
+    Args:
+      function: see `RowSpread`; the same object in every call, or it is compiled again.
+      shared: a pytree of arrays.
+      rows: leaves [X, ...], on the host; the last chunks are filled up with repeats of the last row, which are dropped.
+      size: rows of a chunk.
+      devices: D devices; None for all local ones. No more are used than there are chunks.
+
+    Returns:
+      The results, leaves [X, ...], on the host.
+    """
+    devices = list(jax.local_devices() if devices is None else devices)
+    count = len(jax.tree.leaves(rows)[0])
+    devices = devices[: -(-count // size)]
+    shared, mapped = replicate(shared, devices), _pmap(function, tuple(devices))
+    parts = []
+    for first in range(0, count, len(devices) * size):
+        chunk = np.minimum(first + np.arange(len(devices) * size), count - 1)
+        parts.append(mapped(shared, _spread(rows, chunk, devices)))
+
+    def join(*leaves: jax.Array) -> np.ndarray:
+        return np.concatenate([np.asarray(leaf).reshape(-1, *leaf.shape[2:]) for leaf in leaves])[:count]
+
+    return jax.tree.map(join, *parts)

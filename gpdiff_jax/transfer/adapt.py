@@ -1,0 +1,317 @@
+"""In: a start for every region of a target city, and its support days. Out: fine-tuned parameters.
+
+Every method is tuned alike: learning rate and number of steps are chosen on the validation day, by one rule. Rows do
+not depend on each other and are spread over all local devices.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from gpdiff_jax.data.target import Target
+from gpdiff_jax.data.target_windows import gather_target
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.loss import batch_forecast, masked_huber
+from gpdiff_jax.models.protocol import Model, Window
+from gpdiff_jax.training.caches import bounded_cache
+from gpdiff_jax.training.optimisers import clipped_adam
+from gpdiff_jax.training.parallel import RowSpread, rows_side_by_side
+from gpdiff_jax.typing import Key, Params, RegionGraph
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptConfig:
+    """The choices offered to a method.
+
+    With `refit`, the chosen learning rate and number of steps are used once more on all support days. With `stay_near`,
+    the least fine-tuning within one standard error of the best is chosen (see `choose_adaptation`); without it the
+    best, since a random start is nothing to stay near. Where the support is too short to choose on, a start stays as it
+    is, or, with `blind_learning_rate`, takes all steps at that rate: for a start that is no forecaster yet.
+    `regions_per_batch` rows are tuned side by side; None takes what suits the device (`parallel.rows_side_by_side`).
+    """
+
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    steps: int = 120
+    evaluate_every: int = 10
+    batch: int = 64
+    refit: bool = True
+    stay_near: bool = True
+    blind_learning_rate: float | None = None
+    regions_per_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        blind = () if self.blind_learning_rate is None else (self.blind_learning_rate,)
+        if not self.learning_rates or not all(0 < rate < math.inf for rate in (*self.learning_rates, *blind)):
+            rates = f"{self.learning_rates}, {self.blind_learning_rate}"
+            raise InputError(f"`learning_rates` and `blind_learning_rate` must be numbers above 0, got {rates}")
+        for name in ("steps", "evaluate_every", "batch", "regions_per_batch"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+
+
+class Adapted(NamedTuple):
+    """Fine-tuned parameters of all regions, and how they were chosen."""
+
+    params: Params  # [K, R, ...]
+    learning_rate: float | None  # None where nothing was chosen: no window to adapt on
+    steps: int
+    validation_mae: float | None  # of the city, data units
+    curves: np.ndarray  # [rates, evaluations + 1], validation error of the city, data units
+
+
+def _windows(target: Target, region: Int[Array, ""], starts: Int[Array, " B"]) -> tuple[RegionGraph, Window]:
+    graph = jax.tree.map(lambda leaf: leaf[region], target.graphs)
+    return graph, gather_target(target.bank, graph.nodes, starts, target.split.support.start, target.steps_per_day)
+
+
+def _scaled_floor(target: Target, graph: RegionGraph) -> jax.Array:
+    """The least forecast of a region, in its scale."""
+    node = graph.nodes[0]
+    return (target.floor - target.bank.mean[-1, node]) / target.bank.std[-1, node]
+
+
+def _make_update(
+    model: Model, graph: RegionGraph, windows: Window, rate: jax.Array, batch: int, key: Key
+) -> tuple[Callable[[jax.Array, tuple], tuple], Callable[[Params], optax.OptState]]:
+    optimiser = clipped_adam(rate)
+    count = windows.mask.shape[0]
+
+    def loss_fn(params: Params, step: jax.Array) -> jax.Array:
+        seen = windows
+        if count > batch:
+            rows = jax.random.choice(jax.random.fold_in(key, step), count, (batch,), replace=False)
+            seen = jax.tree.map(lambda leaf: leaf[rows], windows)
+        return masked_huber(batch_forecast(model, params, graph, seen), seen.target, seen.mask)
+
+    def update(step: jax.Array, carry: tuple) -> tuple:
+        params, opt_state = carry
+        updates, opt_state = optimiser.update(jax.grad(loss_fn)(params, step), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return update, optimiser.init
+
+
+def trace_validation(
+    model: Model, config: AdaptConfig, choice: Target, params: Params, rate: float, *, key: Key
+) -> tuple[Float[np.ndarray, "R evaluations"], Float[np.ndarray, " R"]]:
+    """Fine-tunes on the adaptation days and watches the error of the samples' mean forecast on the validation day.
+
+    Args:
+      model: the forecaster.
+      config: steps and sizes.
+      choice: `Target.choice`, the city on the eve of its validation days.
+      params: starts, leaves [K, R, ...].
+      rate: learning rate.
+      key: random key.
+
+    Returns:
+      Sums of absolute validation errors (data units) before the first step and after every `evaluate_every`, and the
+      number of observed readings that went into each sum.
+    """
+    # Compiled programs are found by what they depend on, which the other choices are not.
+    sizes = (config.steps, config.evaluate_every, config.batch, rows_side_by_side(config.regions_per_batch))
+    rows = _by_region(params), np.arange(choice.num_regions, dtype=np.int32)
+    return RowSpread(_make_trace(model, *sizes), (choice, key, np.float32(rate)))(rows).read()
+
+
+def _by_region(params: Params) -> Params:
+    """Leaves [K, R, ...] as [R, K, ...], on the host."""
+    return jax.tree.map(lambda leaf: np.swapaxes(np.asarray(leaf), 0, 1), params)
+
+
+@bounded_cache(16)
+def _make_trace(
+    model: Model, steps: int, evaluate_every: int, batch: int, regions_per_batch: int
+) -> Callable[[tuple, tuple], tuple]:
+    def trace(shared: tuple, row: tuple) -> tuple[jax.Array, jax.Array]:
+        (choice, key, rate), (samples, region) = shared, row
+        graph, windows = _windows(choice, region, choice.adaptation_starts)
+        _, held_out = _windows(choice, region, choice.test_starts)
+        own_key = jax.random.fold_in(key, choice.region_ids[region])
+        update, init = _make_update(model, graph, windows, rate, batch, own_key)
+
+        def forecast(params: Params) -> jax.Array:
+            return jnp.maximum(batch_forecast(model, params, graph, held_out), _scaled_floor(choice, graph))
+
+        def forecasts_of(start: Params) -> Float[Array, "evaluations S P"]:
+            def advance(carry: tuple, first: jax.Array) -> tuple[tuple, jax.Array]:
+                carry = jax.lax.fori_loop(first, jnp.minimum(first + evaluate_every, steps), update, carry)
+                return carry, forecast(carry[0])
+
+            _, later = jax.lax.scan(advance, (start, init(start)), jnp.arange(0, steps, evaluate_every))
+            return jnp.concatenate([forecast(start)[None], later])
+
+        # What counts is the error of what is reported: the mean of the samples' forecasts.
+        together = jax.tree.leaves(samples)[0].shape[0] if regions_per_batch > 1 else None
+        mean = jax.lax.map(forecasts_of, samples, batch_size=together).mean(axis=0)
+        absolute = (jnp.abs(mean - held_out.target[None]) * held_out.mask[None]).sum(axis=(1, 2))
+        return absolute * choice.bank.std[-1, graph.nodes[0]], held_out.mask.sum()
+
+    return _over_rows(trace, regions_per_batch)
+
+
+def fine_tune(
+    model: Model,
+    config: AdaptConfig,
+    target: Target,
+    params: Params,
+    regions: Int[Array | np.ndarray, " X"],
+    starts: Int[Array, " B"],
+    rate: float,
+    steps: int,
+    *,
+    key: Key,
+) -> Params:
+    """Fine-tunes rows for a given number of steps.
+
+    Args:
+      model: the forecaster.
+      config: sizes.
+      target: the city.
+      params: starts, leaves [X, ...].
+      regions: [X], the region of every row.
+      starts: windows to train on.
+      rate: learning rate.
+      steps: number of steps.
+      key: random key.
+
+    Returns:
+      Parameters, leaves [X, ...]. A region without a visible reading keeps its start.
+    """
+    shared = (dataclasses.replace(target, choice=None), key, np.float32(rate), np.int32(steps), starts)
+    tune = _make_tune(model, config.batch, rows_side_by_side(config.regions_per_batch))
+    return RowSpread(tune, shared)((params, regions)).read()
+
+
+@bounded_cache(16)
+def _make_tune(model: Model, batch: int, regions_per_batch: int) -> Callable[[tuple, tuple], Params]:
+    def tune(shared: tuple, row: tuple) -> Params:
+        (target, key, rate, steps, starts), (start, region) = shared, row
+        graph, windows = _windows(target, region, starts)
+        own_key = jax.random.fold_in(key, target.region_ids[region])
+        update, init = _make_update(model, graph, windows, rate, batch, own_key)
+        return jax.lax.fori_loop(0, steps, update, (start, init(start)))[0]
+
+    return _over_rows(tune, regions_per_batch)
+
+
+def forecast_rows(
+    model: Model, target: Target, params: Params, regions: Int[Array | np.ndarray, " X"], starts: Int[Array, " S"]
+) -> Float[np.ndarray, "X S P"]:
+    """Forecasts of every row for the given windows, in data units; none below the target's floor."""
+    shared = (dataclasses.replace(target, choice=None), starts)
+    return RowSpread(_make_forecast(model), shared)((params, regions)).read()
+
+
+@bounded_cache(16)
+def _make_forecast(model: Model) -> Callable[[tuple, tuple], jax.Array]:
+    def forecast(shared: tuple, row: tuple) -> jax.Array:
+        (target, starts), (params, region) = shared, row
+        graph, windows = _windows(target, region, starts)
+        bank, node = target.bank, graph.nodes[0]
+        forecast = batch_forecast(model, params, graph, windows) * bank.std[-1, node] + bank.mean[-1, node]
+        return jnp.maximum(forecast, target.floor)
+
+    return _over_rows(forecast, 1)
+
+
+def _over_rows(one: Callable[[tuple, tuple], Any], batch: int) -> Callable[[tuple, tuple], Any]:
+    """The function of one row, as a function of many."""
+    # A batch of one would still be a batch, with batched products, which are slower.
+    batch_size = batch if batch > 1 else None
+    return lambda shared, rows: jax.lax.map(functools.partial(one, shared), rows, batch_size=batch_size)
+
+
+def choose_adaptation(
+    errors: Float[np.ndarray, "rates X evaluations"], count: Float[np.ndarray, " X"], config: AdaptConfig
+) -> tuple[Float[np.ndarray, "rates evaluations"], int, int]:
+    """Chooses the least fine-tuning that the validation day cannot tell from the best.
+
+    A validation day says nothing of days unlike it (a weekend, say), and every step may spoil what the start knew of
+    them. So the one-standard-error rule holds (Breiman et al., "Classification and Regression Trees", 1984, 3.4.3):
+    of all choices whose error is within one standard error of the lowest, the one that goes least far from the start,
+    that is with the smallest learning rate x steps.
+
+    Args:
+      errors: sums of absolute errors of every row after every evaluation, for every learning rate.
+      count: observed readings behind each row's sums.
+      config: the choices.
+
+    Returns:
+      The city's mean error [rates, evaluations], and the indices of the chosen rate and evaluation.
+    """
+    seen = count > 0
+    total = max(count.sum(), 1.0)
+    curves = errors.sum(axis=1) / total
+    curves = np.where(np.isfinite(curves), curves, np.inf)
+    best_rate, best_evaluation = np.unravel_index(np.argmin(curves), curves.shape)
+    # The mean is a ratio of sums over rows; its standard error by linearisation.
+    residual = errors[best_rate, seen, best_evaluation] - curves[best_rate, best_evaluation] * count[seen]
+    standard_error = np.sqrt(np.square(residual).sum()) / total
+    travelled = np.outer(config.learning_rates, np.arange(curves.shape[1]))
+    eligible = curves <= curves.min() + (standard_error if config.stay_near else 0.0)
+    # Equal ways from the start (zero steps at any rate) go to the lower error.
+    order = np.lexsort((curves.ravel(), np.where(eligible, travelled, np.inf).ravel()))
+    rate, evaluation = np.unravel_index(order[0], curves.shape)
+    return curves, int(rate), int(evaluation)
+
+
+def adapt(
+    model: Model,
+    config: AdaptConfig,
+    target: Target,
+    params: Params,
+    *,
+    key: Key,
+    choice_params: Params | None = None,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+) -> Adapted:
+    """Fine-tunes every region with the learning rate and the number of steps that the validation day prefers.
+
+    Args:
+      model: the forecaster.
+      config: the choices.
+      target: the city.
+      params: starts, leaves [K, R, ...].
+      key: random key.
+      choice_params: the starts of the choice, leaves [K, R, ...], made as `params` but of the adaptation days alone:
+        what is chosen on the validation day must not know it. None where `params` know nothing of the support days.
+      progress: called with (learning rates tried, metrics).
+
+    Returns:
+      The fine-tuned starts. Zero steps are among the choices; with a single support day, which leaves nothing to adapt
+      on, they come back as they were.
+    """
+    samples = jax.tree.leaves(params)[0].shape[0]
+
+    def tune(starts: Int[Array, " B"], rate: float, steps: int) -> Params:
+        rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)
+        regions = np.tile(np.arange(target.num_regions, dtype=np.int32), samples)
+        tuned = fine_tune(model, config, target, rows, regions, starts, rate, steps, key=key)
+        return jax.tree.map(lambda leaf: leaf.reshape(samples, -1, *leaf.shape[1:]), tuned)
+
+    if target.choice is None:
+        if config.blind_learning_rate is None or len(target.support_starts) == 0:
+            return Adapted(params, None, 0, None, np.zeros((0, 0)))
+        tuned = tune(target.support_starts, config.blind_learning_rate, config.steps)
+        return Adapted(tuned, config.blind_learning_rate, config.steps, None, np.zeros((0, 0)))
+    sums, count = [], np.zeros(target.num_regions)
+    for done, rate in enumerate(config.learning_rates, 1):
+        begin = params if choice_params is None else choice_params
+        errors, count = trace_validation(model, config, target.choice, begin, rate, key=key)
+        sums.append(np.asarray(errors, np.float64))
+        if progress:
+            city = sums[-1].sum(axis=0) / max(count.sum(), 1.0)
+            progress(done, {"learning_rate": rate, "validation_loss": float(city.min())})
+    curves, best_rate, best_evaluation = choose_adaptation(np.stack(sums), np.asarray(count, np.float64), config)
+    rate, steps = config.learning_rates[best_rate], min(best_evaluation * config.evaluate_every, config.steps)
+    tuned = tune(target.support_starts if config.refit else target.adaptation_starts, rate, steps)
+    return Adapted(tuned, rate, steps, float(curves[best_rate, best_evaluation]), curves)

@@ -1,0 +1,113 @@
+"""In: start parameters of every target region. Out: a method's zero-shot and few-shot forecasts of the test span."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from gpdiff_jax.cities.calendar import is_weekend
+from gpdiff_jax.cities.city import City
+from gpdiff_jax.data.target import Target
+from gpdiff_jax.models.protocol import Model
+from gpdiff_jax.training.stopwatch import stopwatch
+from gpdiff_jax.transfer.adapt import AdaptConfig, adapt, forecast_rows
+from gpdiff_jax.typing import Key, Params
+
+
+class MethodForecast(NamedTuple):
+    """The test forecasts of one method, and how it was tuned."""
+
+    forecast: np.ndarray  # float32 [S, R, P], data units, mean over samples
+    spread: np.ndarray | None  # float32 [S, R, P], standard deviation over samples; None with a single one
+    seconds: float  # of work, without compiling
+    learning_rate: float | None = None
+    steps: int | None = None
+    validation_mae: float | None = None
+    curves: np.ndarray | None = None  # [rates, evaluations + 1], validation error while tuning
+
+
+def _forecast(model: Model, target: Target, params: Params) -> tuple[np.ndarray, np.ndarray | None]:
+    """Mean and deviation of the samples' forecasts; parameters [K, R, ...]."""
+    samples = jax.tree.leaves(params)[0].shape[0]
+    flat = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)
+    regions = np.tile(np.arange(target.num_regions, dtype=np.int32), samples)
+    rows = np.asarray(forecast_rows(model, target, flat, regions, target.test_starts))
+    drawn = rows.reshape(samples, target.num_regions, *rows.shape[1:]).transpose(0, 2, 1, 3)
+    return drawn.mean(axis=0), drawn.std(axis=0) if samples > 1 else None
+
+
+def zero_shot(model: Model, target: Target, params: Params) -> MethodForecast:
+    """Forecasts the test span with parameters as they are.
+
+    Args:
+      model: the forecaster.
+      target: the city.
+      params: leaves [K, R, ...]; the K forecasts of a region are averaged, never its parameters.
+
+    Returns:
+      The forecasts.
+    """
+    with stopwatch() as watch:
+        forecast, spread = _forecast(model, target, params)
+    return MethodForecast(forecast, spread, watch.seconds)
+
+
+def few_shot(
+    model: Model,
+    target: Target,
+    params: Params,
+    config: AdaptConfig,
+    *,
+    key: Key,
+    choice_params: Params | None = None,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+) -> MethodForecast:
+    """Fine-tunes parameters on the support days and forecasts the test span.
+
+    Args:
+      model: the forecaster.
+      target: the city.
+      params: starts, leaves [K, R, ...]. Learning rate and steps are chosen for the mean of the samples' forecasts,
+        then every sample is fine-tuned with them.
+      config: the choices, the same for every method.
+      key: random key.
+      choice_params: the starts of the choice, where they depend on the support days: see `adapt`.
+      progress: called with (learning rates tried, metrics).
+
+    Returns:
+      The forecasts, averaged over the K fine-tuned samples.
+    """
+    with stopwatch() as watch:
+        tuned = adapt(model, config, target, params, key=key, choice_params=choice_params, progress=progress)
+        forecast, spread = _forecast(model, target, tuned.params)
+    chosen = tuned.learning_rate, tuned.steps, tuned.validation_mae, tuned.curves
+    return MethodForecast(forecast, spread, watch.seconds, *chosen)
+
+
+def observed_truth(city: City, target: Target) -> tuple[Float[np.ndarray, "S R P"], Bool[np.ndarray, "S P"] | None]:
+    """What came after every test window, and whether it fell on a weekend.
+
+    Args:
+      city: the one-channel target.
+      target: its windows.
+
+    Returns:
+      float32 [S, R, P] in data units, NaN where missing; bool [S, P], or None where the calendar is unknown.
+    """
+    steps = np.asarray(target.test_starts)[:, None] + target.bank.history + np.arange(target.bank.horizon)
+    weekend = is_weekend(city)
+    return city.values[steps, :, 0].transpose(0, 2, 1), None if weekend is None else weekend[steps]
+
+
+def window_start_names(city: City, target: Target) -> list[str]:
+    """Names, as `step_names` has them, of the first forecast step of every test window."""
+    return step_names(city, np.asarray(target.test_starts) + target.bank.history)
+
+
+def step_names(city: City, steps: Int[np.ndarray, " X"]) -> list[str]:
+    """ISO times of steps, or "step N" where the calendar is unknown."""
+    if city.start is None:
+        return [f"step {step}" for step in steps]
+    return [str(city.start + np.timedelta64(int(step) * city.interval_minutes, "m")) for step in steps]

@@ -1,0 +1,198 @@
+"""In: a trained generator and a city that came after it. Out: its forecasts, and its parameters on disk and back.
+
+Nothing of the source cities is needed: a city shows some days, its regions get parameters from them, and what comes
+after them is forecast.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from gpdiff_jax.cities.city import City, CityLabel, label_of
+from gpdiff_jax.cities.resample import resample, select_channels
+from gpdiff_jax.cities.splits import Span, split_before
+from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.data.target import Target, split_city
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.hypernetwork import Hypernetwork, RegionParameters, check_regions
+from gpdiff_jax.models.protocol import make_model
+from gpdiff_jax.prompts.encoders import check_parts
+from gpdiff_jax.prompts.prompt import Prompts, region_prompts
+from gpdiff_jax.training.storage import load_arrays, save_arrays
+from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, step_names, window_start_names, zero_shot
+
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NewCity:
+    """A city at the interval of a generator, the prompts of its regions, and the windows that are forecast."""
+
+    city: City  # one channel; P steps longer than what was read where the future is forecast
+    prompts: Prompts  # [1, R, E]
+    target: Target
+    data: DataConfig  # the generator's, with the support days that were used
+
+    @property
+    def window_starts(self) -> list[str]:
+        """ISO time of the first step that every window forecasts, or "step N" where the calendar is unknown."""
+        return window_start_names(self.city, self.target)
+
+    @property
+    def support(self) -> tuple[str, str]:
+        """Begin and end of the support days, written like `window_starts`; the end is the first step after them."""
+        span = self.target.split.support
+        begin, end = step_names(self.city, np.asarray([span.start, span.stop]))
+        return begin, end
+
+    @property
+    def truth(self) -> Float[np.ndarray, "S R P"]:
+        """What was read in every window, in data units; NaN where nothing was, as in the future."""
+        return observed_truth(self.city, self.target)[0]
+
+
+class CityParameters(NamedTuple):
+    """Generated parameters with the names of their regions: what is kept of a new city."""
+
+    parameters: RegionParameters
+    city: str
+    channel: str
+    interval_minutes: int
+    regions: tuple[str, ...]  # R
+
+
+def prepare_new_city(
+    city: City,
+    hypernetwork: Hypernetwork,
+    *,
+    channels: str = "first",
+    support_days: int | None = None,
+    rolling_days: int = 0,
+    seed: int = 0,
+    any_kind: bool = False,
+) -> NewCity:
+    """Makes of any city what a generator takes, and chooses which windows are forecast.
+
+    Args:
+      city: as it was read, at an interval that divides the generator's.
+      hypernetwork: the generator.
+      channels: "first", or the name of the channel.
+      support_days: d, how many of the last days are seen; None for as many as the generator was trained for.
+      rolling_days: 0 forecasts one window, the P steps after the last reading. Else the last so many days are
+        forecast, window by window, each from the readings up to it; the support days lie right before them.
+      seed: for `pick_neighbours="random"`.
+      any_kind: take a city of another kind than those that the generator was trained on.
+
+    Returns:
+      The city; scale, profile and prompts come from the support days alone.
+
+    Raises:
+      InputError: the generator does not say its interval, the city's does not divide it, or it is of another kind;
+        there is no such channel, or it is "each"; the city is too short, or shows nothing in its support days; a part
+        of the prompt cannot be made of it.
+    """
+    if hypernetwork.interval_minutes is None:
+        raise InputError("the generator does not say at which interval it was trained; pre-train it again and save it")
+    if channels == "each":
+        raise InputError("`channels` is 'each', but a new city is forecast one channel at a time; name one")
+    if rolling_days < 0:
+        raise InputError(f"`rolling_days` must be at least 0, got {rolling_days}")
+    read = select_channels(resample(city, hypernetwork.interval_minutes), channels)[0]
+    hypernetwork.check_city(label_of(read), any_kind=any_kind)
+    days = hypernetwork.data.support_days if support_days is None else support_days
+    data = dataclasses.replace(hypernetwork.data, support_days=days)
+    if rolling_days:
+        seen = read
+        ahead = Span(read.num_steps - rolling_days * read.steps_per_day, read.num_steps)
+        if ahead.start < 0:
+            raise InputError(
+                f"`rolling_days` (={rolling_days}) is longer than the {read.num_steps / read.steps_per_day:.1f} days "
+                f"of city {read.name!r}; use fewer, with support days before them"
+            )
+        if len(ahead) < data.horizon:
+            raise InputError(
+                f"`rolling_days` (={rolling_days}) hold {len(ahead)} steps of city {read.name!r}, fewer than horizon "
+                f"(={data.horizon}); use more days"
+            )
+        before = f"its last {rolling_days} days, which `rolling_days` forecasts"
+    else:
+        unread = np.full((data.horizon, *read.values.shape[1:]), np.nan, np.float32)
+        seen = dataclasses.replace(read, values=np.concatenate([read.values, unread]))
+        ahead = Span(read.num_steps, seen.num_steps)
+        before = "the end of its readings"
+    split = split_before(ahead, read.steps_per_day, days, history=data.history, before=before, name=read.name)
+    check_parts(hypernetwork.prompt_encoder.config, read, split.support)
+    starts = np.arange(ahead.start - data.history, ahead.stop - data.history - data.horizon + 1, dtype=np.int32)
+    target = split_city(seen, data, split, starts, seed=seed)
+    return NewCity(seen, region_prompts(read, [split.support], hypernetwork.prompt_encoder), target, data)
+
+
+def forecast_new_city(parameters: RegionParameters, new_city: NewCity) -> MethodForecast:
+    """Forecasts every window of a new city with the parameters generated for it.
+
+    Args:
+      parameters: as `Hypernetwork.generate` makes them of `new_city.prompts`.
+      new_city: the city.
+
+    Returns:
+      Forecasts [S, R, P] in data units, averaged over the samples, and their deviation over the samples.
+
+    Raises:
+      InputError: the parameters are for another city, or for other regions.
+    """
+    check_regions(parameters, new_city.city)
+    return zero_shot(make_model(parameters.model, new_city.target.sizes), new_city.target, parameters.params)
+
+
+def save_parameters(folder: str | pathlib.Path, parameters: RegionParameters, new_city: NewCity) -> None:
+    """Writes the parameters of a new city's regions into a folder, whole or not at all.
+
+    Args:
+      folder: where; what it holds is replaced.
+      parameters: of the city's regions.
+      new_city: the city.
+
+    Raises:
+      InputError: the parameters are for another city, or for other regions.
+    """
+    city = new_city.city
+    facts: dict[str, Any] = {
+        "format": _FORMAT,
+        "model": parameters.model,
+        "data": dataclasses.asdict(new_city.data),
+        "city": city.name,
+        "kind": city.kind,
+        "channel": city.feature_names[0],
+        "interval_minutes": city.interval_minutes,
+        "regions": city.node_ids,
+    }
+    check_regions(parameters, city)
+    save_arrays(pathlib.Path(folder), parameters.params, facts)
+
+
+def load_parameters(folder: str | pathlib.Path) -> CityParameters:
+    """Reads what `save_parameters` wrote.
+
+    Args:
+      folder: where it lies.
+
+    Returns:
+      The parameters, leaves [K, R, ...], and whose they are.
+
+    Raises:
+      InputError: there are none, or they are damaged, or of another format.
+    """
+    arrays, facts = load_arrays(pathlib.Path(folder), _FORMAT, "parameters of a city")
+    names = (facts["city"], facts.get("kind", ""), facts["channel"], facts["interval_minutes"])
+    label = CityLabel(*names, node_ids=tuple(facts["regions"]))
+    return CityParameters(
+        RegionParameters(jax.device_put(arrays), facts["model"], DataConfig(**facts["data"]), label),
+        facts["city"],
+        facts["channel"],
+        facts["interval_minutes"],
+        tuple(facts["regions"]),
+    )

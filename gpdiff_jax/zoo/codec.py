@@ -1,0 +1,186 @@
+"""In: the zoo's tokens. Out: the codes that are diffused, small and of unit size, and the way back to parameters.
+
+A code is either the normalised tokens themselves, or, layer by layer, their leading principal components.
+"""
+
+import dataclasses
+from functools import partial
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.zoo.tokens import TokenLayout, check_width, from_tokens, mask_of
+
+NORMALISATIONS = ("layer", "coordinate")
+# Of the spread of its layer: a coordinate that varies less is hardly worth a unit of the generator's error.
+_LEAST_OF_LAYER = 0.01
+# Of the size of its layer's parameters: what varies less is rounding.
+_LEAST_OF_SIZE = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class CodecConfig:
+    """What is diffused.
+
+    `token_width` is a number of entries, or "gcd" for the published rule (`tokens.make_layout`). `components` is the
+    number of leading principal components kept per layer; 0 diffuses the tokens themselves. A few hundred vectors of
+    many thousand entries differ in few directions that matter; in the others a generator can only learn noise.
+    `normalisation` says what the differences from the zoo's mean are divided by, before the components are found where
+    there are any: "layer", one spread for all of a layer, or "coordinate", every coordinate's own, at least a hundredth
+    of its layer's, so that a coordinate that never varies stays where it is whatever the generator's error.
+    """
+
+    token_width: int | str = 256
+    components: int = 32
+    normalisation: str = "layer"
+
+    def __post_init__(self) -> None:
+        check_width(self.token_width)
+        if self.components < 0:
+            raise InputError(f"`components` must be at least 0, got {self.components}")
+        if self.normalisation not in NORMALISATIONS:
+            raise InputError(f"`normalisation` must be one of {', '.join(NORMALISATIONS)}, got {self.normalisation!r}")
+
+
+@flax.struct.dataclass
+class Codec:
+    """Centre, directions and spread of the zoo's tokens.
+
+    With components, `basis` holds for every layer float32 [k, tokens of the layer * W], each row a direction times
+    the zoo's spread along it, and none for a layer that does not vary; without, it is empty.
+    """
+
+    base: jax.Array  # float32 [L, W], tokens of the base parameters
+    mean: jax.Array  # float32 [L, W], mean difference to the base over the zoo
+    spread: jax.Array  # float32 [L, W], what the differences are divided by, 1 on padding
+    basis: tuple[jax.Array, ...]
+    layout: TokenLayout = flax.struct.field(pytree_node=False)
+
+    @property
+    def layer_of_code(self) -> tuple[int, ...]:
+        """The layer of every row of a code."""
+        return tuple(range(len(self.layout.layers))) if self.basis else self.layout.layer_of_token
+
+    @property
+    def filled(self) -> tuple[int, ...]:
+        """How many entries of every row of a code hold something; the others, behind them, are padding."""
+        return tuple(rows.shape[0] for rows in self.basis) if self.basis else self.layout.filled
+
+    @property
+    def width(self) -> int:
+        """Entries of a row of a code."""
+        return max(1, *self.filled) if self.basis else self.layout.width
+
+    def mask(self) -> Float[np.ndarray, "rows width"]:
+        """1 where a code holds something, 0 on its padding."""
+        return mask_of(self.filled, self.width)
+
+    def encode(self, tokens: Float[Array, "L W"]) -> Float[Array, "rows width"]:
+        """Tokens of one parameter vector to its code; padding is not looked at."""
+        difference = jnp.where(self.layout.mask() > 0, (tokens - self.base - self.mean) / self.spread, 0.0)
+        if not self.basis:
+            return difference
+        rows = []
+        for layer, basis in enumerate(self.basis):
+            flat, own = difference[self._rows(layer)].reshape(-1), self.spread[self._rows(layer)].reshape(1, -1)
+            directions = basis / own
+            code = directions @ flat / jnp.maximum(jnp.square(directions).sum(axis=1), 1e-20)
+            rows.append(jnp.pad(code, (0, self.width - basis.shape[0])))
+        return jnp.stack(rows)
+
+    def decode(self, code: Float[Array, "rows width"]) -> Float[Array, "L W"]:
+        """A code to the tokens of parameters; inverts `encode` up to rounding and what the components leave out.
+
+        Padding of the code is not looked at.
+        """
+        if not self.basis:
+            return self.base + self.mean + jnp.where(self.mask() > 0, code * self.spread, 0.0)
+        parts = [
+            (code[layer, : basis.shape[0]] @ basis).reshape(-1, self.layout.width)
+            for layer, basis in enumerate(self.basis)
+        ]
+        return self.base + self.mean + jnp.concatenate(parts)
+
+    def params(self, code: Float[Array, "rows width"]) -> dict:
+        """The parameter pytree of a code."""
+        return from_tokens(self.layout, self.decode(code))
+
+    def _rows(self, layer: int) -> slice:
+        layers = self.layout.layer_of_token
+        return slice(layers.index(layer), len(layers) - layers[::-1].index(layer))
+
+
+def fit_codec(
+    layout: TokenLayout,
+    base: Float[np.ndarray, "L W"],
+    tokens: Float[np.ndarray, "X L W"],
+    weights: Float[np.ndarray, " X"],
+    components: int,
+    normalisation: str = "layer",
+) -> Codec:
+    """Statistics of a zoo's tokens.
+
+    Args:
+      layout: of the tokens.
+      base: [L, W], tokens of the base parameters.
+      tokens: [X, L, W], the zoo.
+      weights: [X], weight of each vector, so that every city counts alike.
+      components: most components per layer; 0 for none.
+      normalisation: one of `NORMALISATIONS`.
+
+    Returns:
+      The codec.
+    """
+    share = weights / weights.sum()
+    differences = tokens - base
+    mean = np.einsum("x,xlw->lw", share, differences)
+    deviations = differences - mean
+    variance = np.einsum("x,xlw->lw", share, np.square(deviations))
+    mask, layer = layout.mask(), layout.layer_tokens()
+    spread, basis = np.ones_like(mask, np.float64), []
+    for index in range(len(layout.layers)):
+        own, live = layer == index, mask[layer == index] > 0
+        overall = np.sqrt(variance[own][live].mean())
+        size = np.sqrt(np.square((base + mean)[own][live], dtype=np.float64).mean())
+        least = max(_LEAST_OF_SIZE * size, 1e-8)
+        scale = np.full(live.shape, max(overall, least))
+        if normalisation == "coordinate":
+            scale = np.maximum(np.sqrt(variance[own]), _LEAST_OF_LAYER * scale)
+        spread[own] = np.where(live, scale, 1.0)
+        if components:
+            rows = (np.sqrt(share)[:, None, None] * deviations[:, own] / spread[own]).reshape(len(tokens), -1)
+            directions = principal_directions(rows, components) if overall > least else rows[:0]
+            basis.append(directions * spread[own].reshape(1, -1))
+    arrays = {"base": base, "mean": mean, "spread": spread, "basis": tuple(basis)}
+    return Codec(**jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), arrays)), layout=layout)
+
+
+def principal_directions(rows: Float[np.ndarray, "X D"], most: int) -> Float[np.ndarray, "k D"]:
+    """Leading principal directions of weighted, centred rows, each as long as the spread along it.
+
+    Args:
+      rows: each times the square root of its share.
+      most: of them.
+
+    Returns:
+      The directions, orthogonal, the longest first; those that hold a millionth of the leading variance are left out.
+    """
+    rows = rows.astype(np.float64)
+    if rows.shape[0] <= rows.shape[1]:
+        power, left = np.linalg.eigh(rows @ rows.T)
+        directions = left.T @ rows
+    else:
+        power, right = np.linalg.eigh(rows.T @ rows)
+        directions = right.T * np.sqrt(np.maximum(power, 0.0))[:, None]
+    kept = np.argsort(-power)[:most]
+    # What holds less is rounding.
+    return directions[kept[power[kept] > 1e-6 * power.max()]] if power.max() > 0 else directions[kept[:1]]
+
+
+def encode_zoo(codec: Codec, tokens: Float[Array, "R S L W"]) -> Float[Array, "R S rows width"]:
+    """Codes of all vectors of a zoo."""
+    return jax.lax.map(jax.vmap(partial(Codec.encode, codec)), tokens)

@@ -1,0 +1,234 @@
+"""In: harvested parameters of all source regions, and their prompts. Out: the parameter zoo, on disk and back.
+
+The zoo is the training set of the generator: a few parameter vectors per region, with where each came from. On disk it
+is a folder of chunks, so that neither writing nor reading it ever holds all vectors. A zoo has no tokens yet; it is
+written with the layout of the published token width, which the shapes of the parameters give.
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.protocol import abstract_params, make_model, model_names
+from gpdiff_jax.prompts.prompt import Prompts
+from gpdiff_jax.prompts.sources import PromptedSources
+from gpdiff_jax.training.storage import load_arrays, save_arrays
+from gpdiff_jax.typing import Params
+from gpdiff_jax.zoo.region_training import HarvestedRegion
+from gpdiff_jax.zoo.tokens import TokenLayout, check_layout, make_layout
+
+_FORMAT = 5
+_INDEX = "index"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeldVectors:
+    """Vectors in memory, leaves [R, M, ...]."""
+
+    params: Params
+
+    def parts(self) -> Iterator[tuple[Int[np.ndarray, " X"], Params]]:
+        """Yields numbers of regions and their parameters, leaves [X, M, ...]; every region comes once."""
+        yield np.arange(len(jax.tree.leaves(self.params)[0])), self.params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredVectors:
+    """Vectors in the chunks of a folder."""
+
+    folder: pathlib.Path
+    rows: tuple[Int[np.ndarray, " X"], ...]  # of every chunk
+
+    def parts(self) -> Iterator[tuple[Int[np.ndarray, " X"], Params]]:
+        """See `HeldVectors.parts`; a chunk is read when it is asked for."""
+        for index, rows in enumerate(self.rows):
+            yield rows, load_arrays(chunk_folder(self.folder, index), _FORMAT, "chunk of the zoo")[0]["params"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ParameterZoo:
+    """M parameter vectors for each of R source regions, the best of each region first, grown from one base."""
+
+    model: str
+    base: Params
+    vectors: HeldVectors | StoredVectors
+    validation_mae: np.ndarray  # float32 [R, M], scaled; NaN for a region without a reading to validate on
+    start_mae: np.ndarray  # float32 [R], of where each region started
+    step: np.ndarray  # int32 [R, M], training steps behind each vector
+    seed: np.ndarray  # int32 [R, M], which of the seeds
+    data_window: np.ndarray  # int32 [R, M], which stretch of the training span
+    prompts: Prompts  # values [V, R, E]
+    names: tuple[str, ...]  # R, "city/node"
+    city_index: np.ndarray  # int32 [R]
+    sources: PromptedSources | None = None  # what it was harvested from; not saved
+
+    @property
+    def num_regions(self) -> int:
+        """R."""
+        return len(self.names)
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Where every parameter lies in tokens of the published width."""
+        return make_layout(self.base)
+
+    @property
+    def params(self) -> Params:
+        """All vectors, in memory: leaves float32 [R, M, ...]."""
+        rows, parts = zip(*self.vectors.parts(), strict=True)
+        order = np.argsort(np.concatenate(rows))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *parts)
+
+
+def make_zoo(
+    model: str, sources: PromptedSources, base: Params, harvested: HarvestedRegion, vectors: StoredVectors | None = None
+) -> ParameterZoo:
+    """Puts harvested regions beside their prompts.
+
+    Args:
+      model: name of the forecaster.
+      sources: what was harvested.
+      base: the pooled base.
+      harvested: of all regions, stacked; its parameters are not looked at where `vectors` are given.
+      vectors: the parameters, if they lie elsewhere.
+
+    Returns:
+      The zoo.
+    """
+    return ParameterZoo(
+        model=model,
+        base=base,
+        vectors=HeldVectors(harvested.params) if vectors is None else vectors,
+        **{name: np.asarray(getattr(harvested, name)) for name in _PROVENANCE},
+        prompts=sources.prompts,
+        names=sources.names,
+        city_index=np.asarray(sources.city_index),
+        sources=sources,
+    )
+
+
+_PROVENANCE = ("validation_mae", "start_mae", "step", "seed", "data_window")
+
+
+def save_zoo(folder: pathlib.Path, zoo: ParameterZoo) -> None:
+    """Writes a zoo with orbax, part by part; the folder appears when all is written.
+
+    Args:
+      folder: a folder that does not exist yet.
+      zoo: what to write.
+    """
+    partial = partial_folder(folder)
+    rows = []
+    for index, (numbers, params) in enumerate(zoo.vectors.parts()):
+        save_arrays(chunk_folder(partial, index), {"params": params}, {"format": _FORMAT})
+        rows.append(numbers)
+    finish_zoo(folder, zoo, rows)
+
+
+def save_chunk(folder: pathlib.Path, index: int, result: HarvestedRegion, facts: dict[str, Any]) -> None:
+    """Writes one chunk of an unfinished zoo, whole or not at all, with facts that say what it is part of."""
+    save_arrays(chunk_folder(partial_folder(folder), index), result._asdict(), {"format": _FORMAT, **facts})
+
+
+def load_chunk(folder: pathlib.Path, index: int) -> tuple[HarvestedRegion, dict[str, Any]]:
+    """Reads one chunk of an unfinished zoo back.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    arrays, facts = load_arrays(chunk_folder(partial_folder(folder), index), _FORMAT, "chunk of the zoo")
+    return HarvestedRegion(**arrays), facts
+
+
+def finished_chunks(folder: pathlib.Path) -> set[int]:
+    """Which chunks of an unfinished zoo are written."""
+    partial = partial_folder(folder)
+    names = [path.name for path in partial.iterdir()] if partial.is_dir() else []
+    return {int(name.removeprefix("chunk_")) for name in names if re.fullmatch(r"chunk_\d{6}", name)}
+
+
+def finish_zoo(folder: pathlib.Path, zoo: ParameterZoo, rows: list[Int[np.ndarray, " X"]]) -> None:
+    """Writes what a zoo has beside its chunks, and gives its folder its name.
+
+    Args:
+      folder: the name.
+      zoo: the whole zoo; its vectors are not looked at.
+      rows: of every chunk, in order.
+    """
+    partial = partial_folder(folder)
+    arrays = {
+        "base": zoo.base,
+        **{name: getattr(zoo, name) for name in _PROVENANCE},
+        "prompts": zoo.prompts.values,
+        "region_ids": zoo.prompts.region_ids,
+        "city_index": zoo.city_index,
+        "rows": np.concatenate(rows),
+        "chunk_sizes": np.asarray([len(numbers) for numbers in rows]),
+    }
+    facts = {
+        "format": _FORMAT,
+        "model": zoo.model,
+        "layout": zoo.layout.as_json(),
+        "names": zoo.names,
+        "prompt_names": zoo.prompts.names,
+        "prompt_provenance": zoo.prompts.provenance,
+    }
+    save_arrays(partial / _INDEX, arrays, facts)
+    partial.rename(folder)
+
+
+def load_zoo(folder: pathlib.Path, sources: PromptedSources | None = None) -> ParameterZoo:
+    """Reads a zoo back, all but its vectors, which stay on disk until they are asked for.
+
+    Args:
+      folder: where it lies.
+      sources: what it was harvested from, which `pretrain` needs; their prompts are taken, which need not be those
+        that the zoo was written with.
+
+    Returns:
+      The zoo.
+
+    Raises:
+      InputError: there is none, or it is damaged or of another format; or its layout is not that of its parameters or,
+        where sources are given and the model is registered, of the model as it is today.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"no zoo at {str(folder)!r}; name the folder that holds one")
+    arrays, facts = load_arrays(folder / _INDEX, _FORMAT, "index of the zoo")
+    layout, what = TokenLayout.from_json(facts["layout"]), f"the zoo at {str(folder)!r}"
+    check_layout(layout, make_layout(arrays["base"]), what, "its base")
+    if sources is not None and facts["model"] in model_names():
+        today = abstract_params(make_model(facts["model"], sources.sizes), sources.sizes)
+        check_layout(layout, make_layout(today), what, f"the model {facts['model']!r}")
+    rows = tuple(np.split(np.asarray(arrays["rows"]), np.cumsum(arrays["chunk_sizes"])[:-1]))
+    named = tuple(facts["prompt_names"]), tuple(facts["prompt_provenance"])
+    values, region_ids = jax.device_put((arrays["prompts"], arrays["region_ids"]))
+    stored = Prompts(values, region_ids, *named)
+    return ParameterZoo(
+        model=facts["model"],
+        base=arrays["base"],
+        vectors=StoredVectors(folder, rows),
+        **{name: np.asarray(arrays[name]) for name in _PROVENANCE},
+        prompts=stored if sources is None else sources.prompts,
+        names=tuple(facts["names"]),
+        city_index=np.asarray(arrays["city_index"]),
+        sources=sources,
+    )
+
+
+def partial_folder(folder: pathlib.Path) -> pathlib.Path:
+    """Where a zoo lies while it grows."""
+    return folder.with_name(f"{folder.name}.partial")
+
+
+def chunk_folder(folder: pathlib.Path, index: int) -> pathlib.Path:
+    """Where a chunk of a zoo lies."""
+    return folder / f"chunk_{index:06d}"

@@ -1,0 +1,192 @@
+"""In: source regions and a model. Out: the pooled base, one parameter vector trained on all of them together."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from gpdiff_jax.data.series import SeriesBank
+from gpdiff_jax.data.sources import SourceRegion, Sources
+from gpdiff_jax.data.windows import StartTable, draw_windows, gather_source
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.loss import batch_forecast, huber_sums, masked_absolute
+from gpdiff_jax.models.protocol import Model, ModelSizes
+from gpdiff_jax.training.loop import VALIDATION, steps_between_evaluations, train
+from gpdiff_jax.training.optimisers import clipped_adam
+from gpdiff_jax.training.parallel import DEVICES, training_devices
+from gpdiff_jax.training.step import LossTerm, Part, TrainState, make_step, start_training
+from gpdiff_jax.typing import Device, Key, Params, RegionGraph
+from gpdiff_jax.zoo.tokens import make_layout
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseConfig:
+    """How the pooled base is trained: `regions` x `windows` windows a step, cosine decay, best validation kept."""
+
+    steps: int = 2000
+    regions: int = 64
+    windows: int = 8
+    learning_rate: float = 2e-3
+    evaluations: int = 20
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) <= 0:
+                raise InputError(f"`{field.name}` must be above 0, got {getattr(self, field.name)}")
+
+
+def validation_error(
+    model: Model, params: Params, bank: SeriesBank, table: StartTable, region: SourceRegion
+) -> Float[Array, ""]:
+    """Mean absolute error of one region's parameters on its validation windows, scaled; NaN without a reading there."""
+    # A fixed key: every evaluation of a region sees the same variants.
+    key = jax.random.fold_in(jax.random.key(0), region.region_id)
+    windows = gather_source(bank, table, region.graph.nodes, region.validation_starts, key=key)
+    return masked_absolute(batch_forecast(model, params, region.graph, windows), windows.target, windows.mask)
+
+
+def initial_params(model: Model, graphs: jraph.GraphsTuple, sizes: ModelSizes, *, key: Key) -> Params:
+    """Random parameters of one region's forecaster.
+
+    Args:
+      model: the forecaster.
+      graphs: stacked region graphs; the first one gives the shapes.
+      sizes: H, P, I, F.
+      key: random key.
+
+    Returns:
+      A parameter pytree.
+
+    Raises:
+      InputError: tokens cannot hold it; see `tokens.make_layout`.
+    """
+    params = _initial_params(model, sizes, graphs, key)
+    make_layout(params)
+    return params
+
+
+# Compiled as a whole: run one operation after another, it is more than a hundred programs.
+@partial(jax.jit, static_argnums=(0, 1))
+def _initial_params(model: Model, sizes: ModelSizes, graphs: RegionGraph, key: Key) -> Params:
+    history, horizon, inputs, covariates = sizes
+    graph = jax.tree.map(lambda leaf: leaf[0], graphs)
+    zeros = (jnp.zeros((graph.nodes.shape[0], history, inputs)), jnp.zeros((history + horizon, covariates)))
+    return model.init(key, graph, *zeros)
+
+
+class BaseData(NamedTuple):
+    """What every step of training the pooled base reads."""
+
+    sources: Sources
+    odds: jax.Array  # float32 [R], how often a region is drawn, and how much it counts in the validation
+
+
+def train_base(
+    model: Model,
+    sources: Sources,
+    config: BaseConfig,
+    *,
+    key: Key,
+    devices: Sequence[Device] | None = None,
+    checkpoints: pathlib.Path | None = None,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+) -> Params:
+    """Trains one model on the regions of all source cities together, every city with equal weight.
+
+    Args:
+      model: the forecaster.
+      sources: the source regions.
+      config: steps and sizes.
+      key: random key.
+      devices: see `parallel.training_devices`; they share the regions of a step.
+      checkpoints: see `loop.train`.
+      progress: called with (steps done, metrics) after every evaluation.
+
+    Returns:
+      The parameters with the best validation error, averaged over cities.
+
+    Raises:
+      InputError: regions of a step that the devices do not share evenly.
+      NotFiniteError: a loss, its gradient or a validation error is not finite; names the step.
+    """
+    init_key, train_key = jax.random.split(key)
+    devices = training_devices(config.regions, devices)
+    optimiser = clipped_adam(optax.cosine_decay_schedule(config.learning_rate, config.steps, alpha=0.02))
+    params = initial_params(model, sources.graphs, sources.sizes, key=init_key)
+    city = np.asarray(sources.city_index)
+    odds = (1.0 / np.bincount(city).astype(np.float32))[city]
+    return train(
+        make_base_step(model, optimiser, config, len(devices)),
+        start_training(params, optimiser),
+        BaseData(sources, jax.device_put(odds)),
+        key=train_key,
+        steps=config.steps,
+        evaluate_every=steps_between_evaluations(config.steps, config.evaluations),
+        devices=devices,
+        name="pooled base",
+        evaluate=_make_evaluate(model, sources.num_regions, len(devices)),
+        checkpoints=checkpoints,
+        settings=(model.name, config),
+        progress=progress,
+    ).params
+
+
+def make_base_step(
+    model: Model, optimiser: optax.GradientTransformation, config: BaseConfig, num_devices: int
+) -> Callable[[TrainState, BaseData, Key], tuple[TrainState, dict[str, jax.Array]]]:
+    """One step of training the pooled base, for `loop.train`: `regions` random regions, `windows` windows of each.
+
+    Args:
+      model: the forecaster.
+      optimiser: of the parameters.
+      config: regions and windows.
+      num_devices: D, that share the regions.
+
+    Returns:
+      See `step.make_step`.
+    """
+
+    def sums(params: Params, data: BaseData, part: Part, key: Key) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        sources = data.sources
+        region_key, window_key = jax.random.split(key)
+        drawn = jax.random.categorical(region_key, jnp.log(data.odds), shape=(config.regions,))
+        graphs = jax.tree.map(lambda leaf: leaf[drawn[part.numbers]], sources.graphs)
+        draw = partial(draw_windows, sources.bank, sources.train)
+        windows = jax.vmap(lambda graph, own: draw(graph.nodes, config.windows, key=own))(
+            graphs, jax.random.split(window_key, config.regions)[part.numbers]
+        )
+        forecast = jax.vmap(partial(batch_forecast, model), in_axes=(None, 0, 0))(params, graphs, windows)
+        return *huber_sums(forecast, windows.target, windows.mask), {}
+
+    return make_step([LossTerm("train_loss", sums, config.regions)], optimiser, num_devices=num_devices)
+
+
+def _make_evaluate(
+    model: Model, num_regions: int, num_devices: int
+) -> Callable[[Params, BaseData, Key], dict[str, jax.Array]]:
+    """The validation error, every city with the same weight; the devices share the regions."""
+    share = -(-num_regions // num_devices)
+
+    def evaluate(params: Params, data: BaseData, key: Key) -> dict[str, jax.Array]:
+        del key
+        sources = data.sources
+        mine = share * jax.lax.axis_index(DEVICES) + jnp.arange(share, dtype=jnp.int32)
+        rows = jnp.minimum(mine, num_regions - 1)
+        regions = jax.tree.map(lambda leaf: leaf[rows], sources.regions)
+        errors = jax.lax.map(partial(validation_error, model, params, sources.bank, sources.train), regions)
+        # A region without a reading in its validation windows has no error, and no weight.
+        known = (mine < num_regions) & sources.validated[rows]
+        weights = jnp.where(known, data.odds[rows], 0.0).astype(errors.dtype)
+        sums = jnp.where(known, errors, 0.0) * weights
+        total, weight = jax.lax.psum((sums.sum(), weights.sum()), DEVICES)
+        return {VALIDATION: total / weight}
+
+    return evaluate

@@ -1,0 +1,138 @@
+"""In: codes whose padding is spoiled. Out: the same parameters, predictions and losses, bit for bit."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpdiff_jax.diffusion.denoiser import DenoiserConfig, denoise, make_denoiser
+from gpdiff_jax.diffusion.losses import DiffusionBatch, make_diffusion_loss
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.zoo.codec import Codec, fit_codec
+from gpdiff_jax.zoo.tokens import make_layout, to_tokens
+
+# Of four layers two are of one kind, and the last one never varies: in components its whole row is padding.
+_SIZES = {"gate_in": 6, "gate_out": 3, "graph": 4, "head": 5}
+_BATCH, _PROMPT = 3, ("prompt_0", "prompt_1")
+_CONFIG = DenoiserConfig(width=8, layers=1, heads=2, prompt_bottleneck=4)
+
+
+def _codec(components: int, still: tuple[str, ...] = ("head",), width: int = 4) -> Codec:
+    rng = np.random.default_rng(0)
+    base = {name: rng.normal(size=size).astype(np.float32) for name, size in _SIZES.items()}
+    trees = [
+        {
+            name: leaf + (name not in still) * rng.normal(size=leaf.shape).astype(np.float32)
+            for name, leaf in base.items()
+        }
+        for _ in range(6)
+    ]
+    layout = make_layout(base, width)
+    tokens = np.stack([to_tokens(layout, tree) for tree in trees])
+    return fit_codec(layout, np.asarray(to_tokens(layout, base)), tokens, np.ones(6), components)
+
+
+@pytest.fixture(scope="module", name="made", params=[0, 4])
+def _made(request):
+    """A codec, its denoiser with variables that are nowhere zero, and its compiled predictions."""
+    codec = _codec(request.param)
+    denoiser = make_denoiser(_CONFIG, codec, _PROMPT)
+    example = jnp.zeros(codec.mask().shape), jnp.zeros(()), jnp.zeros(2), jnp.ones(())
+    shapes = jax.eval_shape(denoiser.init, jax.random.key(0), *example)["params"]
+    rng = np.random.default_rng(1)
+    variables = jax.tree.map(lambda leaf: jnp.asarray(0.4 * rng.normal(size=leaf.shape), jnp.float32), shapes)
+    run = jax.jit(functools.partial(denoise, denoiser))
+    return (
+        codec,
+        denoiser,
+        variables,
+        lambda variables, x_t: np.asarray(
+            run(variables, x_t, jnp.full(_BATCH, 0.4), jnp.ones((_BATCH, 2)), jnp.ones(_BATCH))
+        ),
+    )
+
+
+def _codes(codec: Codec, padding: float) -> jax.Array:
+    codes = np.random.default_rng(2).normal(size=(_BATCH, *codec.mask().shape))
+    return jnp.asarray(np.where(codec.mask() > 0, codes, padding), jnp.float32)
+
+
+def test_rows_are_padded_as_the_layout_or_the_components_say(made):
+    codec, denoiser, *_ = made
+    assert codec.filled == denoiser.filled == ((4, 3, 4, 0) if codec.basis else (4, 2, 3, 4, 4, 1))
+
+
+def test_padding_does_not_reach_parameters_nor_predictions(made):
+    codec, _, variables, run = made
+    plain, spoiled = _codes(codec, 0.0), _codes(codec, np.nan)
+    for one, other in zip(*(jax.tree.leaves(jax.vmap(codec.params)(codes)) for codes in (plain, spoiled)), strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert np.isfinite(one).all()
+    live = codec.mask() > 0
+    np.testing.assert_array_equal(run(variables, spoiled)[:, live], run(variables, plain)[:, live])
+    tokens = np.where(codec.layout.mask() > 0, codec.decode(plain[0]), np.nan)
+    np.testing.assert_array_equal(codec.encode(jnp.asarray(tokens)), codec.encode(codec.decode(plain[0])))
+
+
+def test_a_row_that_is_all_padding_is_not_attended_to(made):
+    codec, _, variables, run = made
+    plain = run(variables, _codes(codec, 0.0))
+    for row, filled in enumerate(codec.filled):
+        moved = run(variables | {"place_code": variables["place_code"].at[row].add(3.0)}, _codes(codec, 0.0))
+        others = np.arange(len(codec.filled)) != row
+        heard = (moved[:, others] != plain[:, others]).any(axis=(0, 2))
+        assert heard.all() if filled else not heard.any(), row
+
+
+def test_padding_does_not_change_the_losses(made):
+    codec, denoiser, variables, _ = made
+
+    def forecast_losses(x0, batch, *, key):
+        del batch, key
+        params = jax.vmap(codec.params)(x0)
+        return sum(jnp.square(leaf).sum(axis=1) for leaf in jax.tree.leaves(params))
+
+    loss_fn = make_diffusion_loss(
+        denoiser,
+        forecast_losses,
+        jnp.asarray(codec.mask()),
+        functional_weight=1.0,
+        token_weight=1.0,
+        prompt_dropout=0.2,
+        prompt_noise=0.1,
+        pure_noise_share=0.0,
+    )
+    rows = jnp.arange(_BATCH, dtype=jnp.int32)
+
+    @jax.jit
+    def losses(x0):
+        return loss_fn(variables, DiffusionBatch(x0, jnp.ones((_BATCH, 2)), rows, rows, rows), jax.random.key(3))[1]
+
+    plain, spoiled = losses(_codes(codec, 0.0)), losses(_codes(codec, 1e3))
+    for one, other in zip(plain, spoiled, strict=True):
+        assert np.isfinite(one) and one == other and one > 0
+
+
+def test_rows_are_told_apart_by_kind_alone(made):
+    codec, denoiser, variables, run = made
+    blind = variables | {name: jnp.zeros_like(variables[name]) for name in ("place_code", "layer_code")}
+    out = run(blind, jnp.zeros((_BATCH, *codec.mask().shape)))[0]
+    kinds = [denoiser.layer_kinds[layer] for layer in codec.layer_of_code]
+    assert set(kinds) == {"temporal", "graph", "output"}
+    for row, kind in enumerate(kinds):
+        for other, name in enumerate(kinds):
+            assert (np.abs(out[row] - out[other]).max() < 1e-5) == (kind == name), (row, other)
+
+
+def test_codes_that_attention_cannot_hold_or_that_hold_nothing_are_refused():
+    with pytest.raises(InputError, match="the parameter vectors of the zoo are all the same"):
+        make_denoiser(_CONFIG, _codec(4, still=tuple(_SIZES)), _PROMPT)
+    base = {"gate": np.zeros(9001, np.float32)}
+    layout = make_layout(base, 2)
+    tokens = np.asarray(to_tokens(layout, base))
+    with pytest.raises(
+        InputError, match=r"`token_width` \(=2\) makes 4501 tokens, more than 4096; choose a larger one"
+    ):
+        make_denoiser(_CONFIG, fit_codec(layout, tokens, tokens[None], np.ones(1), 0), _PROMPT)

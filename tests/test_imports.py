@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import gpdiff_jax
 
@@ -85,3 +87,19 @@ def test_cities_know_nothing_of_jax():
     for part, path in _files():
         if part in _WITHOUT_JAX:
             assert not {module.split(".")[0] for module in _imported(path)} & {"jax", "flax", "jraph", "optax"}, path
+
+
+def test_matplotlib_is_imported_by_those_who_draw():
+    drawing = {"report/canvas.py", "report/figures.py"}
+    for _, path in _files():
+        roots = {module.split(".")[0] for module in _imported(path)}
+        assert ("matplotlib" in roots) == (str(path.relative_to(_LIBRARY)) in drawing), path
+    code = "import sys, gpdiff_jax; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=_LIBRARY.parent, check=True, timeout=120)
+
+
+def test_no_file_is_longer_than_400_lines():
+    root = _LIBRARY.parent
+    folders = [_LIBRARY, *(root / name for name in ("experiments", "tests", "benchmarks"))]
+    paths = [path for folder in folders for path in folder.rglob("*.py")]
+    assert {str(path) for path in paths if len(path.read_text().splitlines()) > 400} == set()

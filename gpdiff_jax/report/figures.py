@@ -3,12 +3,7 @@ Out: figures as inline SVG text whose colours are the page's CSS variables, so t
 """
 
 import dataclasses
-import io
-import math
-import re
-import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import matplotlib.colors
@@ -17,57 +12,23 @@ import matplotlib.ticker
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-# Stand-ins that no palette holds: each becomes a CSS variable of the page in the finished SVG.
-_INK, _MUTED, _GRID, _SHADE = "#010a01", "#010a02", "#010a03", "#010a04"
-_VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "grid", _SHADE: "shade"}
-
-ROLES = ("few-shot", "zero-shot", "baseline", "history", "other")
-"""What a line stands for; its colour is the CSS variable --few-shot, --zero-shot and so on."""
-
-_ROLE_COLOURS = {role: f"#010b{number:02x}" for number, role in enumerate(ROLES, start=1)}
-_VARIABLES |= {colour: role for role, colour in _ROLE_COLOURS.items()}
-
-# Okabe and Ito's palette, which readers with any colour vision tell apart; markers differ as well.
-_CATEGORIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a7f00", "#8c8c8c")
-_MARKERS = "osv^DPX*"
-_BETTER_WORSE = matplotlib.colors.LinearSegmentedColormap.from_list(
-    "better_worse", ["#01665e", "#5ab4ac", "#efefef", "#d8b365", "#8c510a"]
+from gpdiff_jax.report.canvas import (
+    BETTER_WORSE,
+    CATEGORIES,
+    INK,
+    MARKERS,
+    MUTED,
+    RASTER_POINTS,
+    ROLE_COLOURS,
+    ROLES,
+    SHADE,
+    STYLE,
+    as_svg,
+    new_figure,
+    shorten,
+    thin,
 )
-_RASTER_POINTS = 4000
-_CURVE_POINTS = 400
-
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "font.size": 11.0,
-    "text.color": _INK,
-    "axes.labelcolor": _MUTED,
-    "axes.edgecolor": _GRID,
-    "axes.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": _MUTED,
-    "ytick.labelcolor": _MUTED,
-    "ytick.major.size": 0.0,
-    "xtick.major.size": 3.0,
-    "lines.solid_capstyle": "round",
-    "lines.solid_joinstyle": "round",
-    "legend.frameon": False,
-    "legend.fontsize": 10.5,
-    # Names come from files: a dollar sign is a dollar sign.
-    "text.parse_math": False,
-    "axes.formatter.limits": (-4, 7),
-    "axes.formatter.useoffset": False,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,14 +54,14 @@ def horizon_figure(curves: Sequence[Curve], *, name: str, x_label: str, y_label:
     Returns:
         An `<svg>` element.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(480, 300, left=46, right=150, top=22, bottom=40)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(480, 300, left=46, right=150, top=22, bottom=40)
         for curve in sorted(curves, key=lambda curve: -ROLES.index(curve.role)):
             other = curve.role == "other"
             axes.plot(
                 curve.x,
                 curve.y,
-                color=_ROLE_COLOURS[curve.role],
+                color=ROLE_COLOURS[curve.role],
                 linewidth=1.0 if other else 2.4,
                 marker=None if other else "o",
                 markersize=4.5,
@@ -108,11 +69,11 @@ def horizon_figure(curves: Sequence[Curve], *, name: str, x_label: str, y_label:
             )
         _label_ends(axes, [curve for curve in curves if curve.role != "other" and np.isfinite(curve.y[-1:]).all()])
         axes.set_xlabel(x_label)
-        axes.set_title(y_label, loc="left", fontsize=11, color=_MUTED)
+        axes.set_title(y_label, loc="left", fontsize=11, color=MUTED)
         if curves and len(curves[0].x) <= 12:
             axes.set_xticks(curves[0].x)
         axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-        return _svg(figure, name, alt)
+        return as_svg(figure, name, alt)
 
 
 def week_figure(
@@ -143,17 +104,17 @@ def week_figure(
     Returns:
         An `<svg>` element.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(980, 200, left=46, right=12, top=22, bottom=26)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(980, 200, left=46, right=12, top=22, bottom=26)
         for day in weekend_days:
-            axes.axvspan(24.0 * day, 24.0 * (day + 1), color=_SHADE, linewidth=0, zorder=0)
+            axes.axvspan(24.0 * day, 24.0 * (day + 1), color=SHADE, linewidth=0, zorder=0)
         if spread is not None:
             low, high = forecast - 2 * spread, forecast + 2 * spread
             if np.nanmin(truth, initial=np.inf) >= 0:
                 low = np.maximum(low, 0.0)
-            axes.fill_between(hours, low, high, color=_ROLE_COLOURS["few-shot"], alpha=0.22, linewidth=0, zorder=2)
-        axes.plot(hours, truth, color=_INK, linewidth=1.3, zorder=3)
-        axes.plot(hours, forecast, color=_ROLE_COLOURS["few-shot"], linewidth=1.8, zorder=4)
+            axes.fill_between(hours, low, high, color=ROLE_COLOURS["few-shot"], alpha=0.22, linewidth=0, zorder=2)
+        axes.plot(hours, truth, color=INK, linewidth=1.3, zorder=3)
+        axes.plot(hours, forecast, color=ROLE_COLOURS["few-shot"], linewidth=1.8, zorder=4)
         days = np.arange(len(day_labels))
         axes.set_xlim(24.0 * int(hours[0] // 24), 24.0 * len(day_labels))
         axes.set_xticks(24.0 * days + 12, day_labels)
@@ -161,8 +122,8 @@ def week_figure(
         axes.tick_params(axis="x", which="major", length=0)
         axes.tick_params(axis="x", which="minor", length=4)
         axes.set_xlim(24.0 * int(hours[0] // 24), 24.0 * len(day_labels))
-        axes.set_title(y_label, loc="left", fontsize=11, color=_MUTED)
-        return _svg(figure, name, alt)
+        axes.set_title(y_label, loc="left", fontsize=11, color=MUTED)
+        return as_svg(figure, name, alt)
 
 
 def map_figure(
@@ -196,18 +157,18 @@ def map_figure(
     elif limits[0] == limits[1]:
         limits = limits + np.array([-0.5, 0.5])
     norm = matplotlib.colors.Normalize(float(limits[0]), float(limits[1]))
-    colours = _BETTER_WORSE if diverging else matplotlib.colormaps["cividis"]
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(480, 440, left=4, right=4, top=4, bottom=54)
+    colours = BETTER_WORSE if diverging else matplotlib.colormaps["cividis"]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(480, 440, left=4, right=4, top=4, bottom=54)
         axes.set_axis_off()
         segments = positions[edges] if len(edges) else np.zeros((0, 2, 2))
         # One path with gaps: hundreds of separate lines would make the page heavy.
         gaps = np.full((len(segments), 1, 2), np.nan)
         path = np.concatenate([segments, gaps], axis=1).reshape(-1, 2)
-        axes.plot(path[:, 0], path[:, 1], color=_MUTED, linewidth=0.7, alpha=0.45, zorder=1)
+        axes.plot(path[:, 0], path[:, 1], color=MUTED, linewidth=0.7, alpha=0.45, zorder=1)
         size = float(np.clip(9000.0 / max(len(values), 1), 14.0, 110.0))
-        raster = len(values) > _RASTER_POINTS
-        axes.scatter(*positions[~known].T, s=size, facecolors="none", edgecolors=_MUTED, linewidths=1.0, zorder=2)
+        raster = len(values) > RASTER_POINTS
+        axes.scatter(*positions[~known].T, s=size, facecolors="none", edgecolors=MUTED, linewidths=1.0, zorder=2)
         # The extremes last, on top of their neighbours.
         order = np.flatnonzero(known)[np.argsort(np.abs(values[known]), kind="stable")]
         axes.scatter(
@@ -216,7 +177,7 @@ def map_figure(
             c=values[order],
             cmap=colours,
             norm=norm,
-            edgecolors=_MUTED,
+            edgecolors=MUTED,
             linewidths=0.6,
             zorder=3,
             rasterized=raster,
@@ -230,8 +191,8 @@ def map_figure(
         bar.spines["bottom"].set_visible(False)
         bar.grid(False)
         bar.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
-        bar.set_title(bar_label, loc="left", fontsize=10.5, color=_MUTED, pad=4)
-        return _svg(figure, name, alt)
+        bar.set_title(bar_label, loc="left", fontsize=10.5, color=MUTED, pad=4)
+        return as_svg(figure, name, alt)
 
 
 def loss_figure(curves: Sequence[Curve], *, name: str, title: str, x_label: str, alt: str) -> str:
@@ -247,13 +208,13 @@ def loss_figure(curves: Sequence[Curve], *, name: str, title: str, x_label: str,
     Returns:
         An `<svg>` element.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(440, 270, left=50, right=12, top=26, bottom=40)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(440, 270, left=50, right=12, top=26, bottom=40)
         # Vermilion is too near the colour of the few-shot role.
-        lines = [colour for colour in _CATEGORIES if colour != "#d55e00"]
+        lines = [colour for colour in CATEGORIES if colour != "#d55e00"]
         for number, curve in enumerate(curves):
-            x, y = _thin(curve.x, curve.y)
-            colour = lines[number % len(lines)] if curve.role == "other" else _ROLE_COLOURS[curve.role]
+            x, y = thin(curve.x, curve.y)
+            colour = lines[number % len(lines)] if curve.role == "other" else ROLE_COLOURS[curve.role]
             marker = "o" if len(x) <= 12 else None
             axes.plot(x, y, color=colour, linewidth=1.7, marker=marker, markersize=4, label=curve.label)
         values = np.concatenate([curve.y[np.isfinite(curve.y)] for curve in curves]) if curves else np.zeros(0)
@@ -264,10 +225,10 @@ def loss_figure(curves: Sequence[Curve], *, name: str, title: str, x_label: str,
             axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
         axes.set_xlabel(x_label)
-        axes.set_title(title, loc="left", fontsize=12, color=_INK, fontweight="bold")
+        axes.set_title(title, loc="left", fontsize=12, color=INK, fontweight="bold")
         if len(curves) > 1:
             axes.legend(loc="best", handlelength=1.4)
-        return _svg(figure, name, alt)
+        return as_svg(figure, name, alt)
 
 
 def projection_figure(
@@ -296,48 +257,40 @@ def projection_figure(
     Returns:
         An `<svg>` element.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(620, 420, left=60, right=170, top=12, bottom=44)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(620, 420, left=60, right=170, top=12, bottom=44)
         axes.grid(True, axis="both")
-        raster = sum(len(points) for points in zoo.values()) > _RASTER_POINTS
+        raster = sum(len(points) for points in zoo.values()) > RASTER_POINTS
         for number, (city, points) in enumerate(zoo.items()):
             axes.scatter(
                 *points.T,
                 s=16,
-                color=_CATEGORIES[number % len(_CATEGORIES)],
-                marker=_MARKERS[(number + number // len(_CATEGORIES)) % len(_MARKERS)],
+                color=CATEGORIES[number % len(CATEGORIES)],
+                marker=MARKERS[(number + number // len(CATEGORIES)) % len(MARKERS)],
                 alpha=0.75,
                 linewidths=0,
-                label=_shorten(city, 22),
+                label=shorten(city, 22),
                 rasterized=raster,
             )
         axes.scatter(
             *generated.T,
             s=24,
             facecolors="none",
-            edgecolors=_INK,
+            edgecolors=INK,
             marker="D",
             linewidths=1.0,
-            label=_shorten(own_label, 22),
+            label=shorten(own_label, 22),
         )
         for letter, x, y in marks:
             place = {"xytext": (5, 4), "textcoords": "offset points"}
-            axes.annotate(letter, (x, y), color=_INK, fontweight="bold", fontsize=12, zorder=6, **place)
+            axes.annotate(letter, (x, y), color=INK, fontweight="bold", fontsize=12, zorder=6, **place)
         if base is not None:
-            axes.scatter(*base.T, s=90, color=_INK, marker="x", linewidths=2.6, label="base", zorder=5)
+            axes.scatter(*base.T, s=90, color=INK, marker="x", linewidths=2.6, label="base", zorder=5)
         axes.set_xlabel(f"component 1 ({100 * variance[0]:.0f} % of the variance)")
         axes.set_ylabel(f"component 2 ({100 * variance[1]:.0f} %)")
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), handletextpad=0.3, labelspacing=0.7, markerscale=1.4)
-        return _svg(figure, name, alt)
-
-
-def _figure(width: int, height: int, *, left: int, right: int, top: int, bottom: int):
-    """Returns a figure with one axes inside margins; every length is one unit of the SVG's view box."""
-    figure = matplotlib.figure.Figure(figsize=(width / 72, height / 72), dpi=72)
-    figure.patch.set_alpha(0.0)
-    box = (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
-    return figure, figure.add_axes(box)
+        return as_svg(figure, name, alt)
 
 
 def _label_ends(axes: Axes, curves: Sequence[Curve]) -> None:
@@ -356,52 +309,13 @@ def _label_ends(axes: Axes, curves: Sequence[Curve]) -> None:
                 places[lower + 1] += overlap / 2
     for curve, place in zip(curves, places, strict=True):
         axes.annotate(
-            _shorten(curve.label, 25),
+            shorten(curve.label, 25),
             (float(curve.x[-1]), place),
             xytext=(8, 0),
             textcoords="offset points",
             va="center",
             fontsize=10.5,
             fontweight="bold" if curve.role == "few-shot" else "normal",
-            color=_ROLE_COLOURS[curve.role],
+            color=ROLE_COLOURS[curve.role],
             annotation_clip=False,
         )
-
-
-def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Averages neighbours of a long curve, so that a page with many stays light."""
-    if len(x) <= _CURVE_POINTS:
-        return x, y
-    parts = np.array_split(np.arange(len(x)), _CURVE_POINTS)
-    return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
-
-
-def _shorten(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _svg(figure: matplotlib.figure.Figure, name: str, alt: str) -> str:
-    """Returns the figure as an element of an HTML page: no namespaces, ids of its own, the page's font and colours."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
-        # The browser's fonts draw the words: what matplotlib's own font lacks does not matter.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        FigureCanvasSVG(figure).print_svg(
-            buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
-    text = buffer.getvalue()
-    view_box = re.search(r'viewBox="([^"]+)"', text)
-    assert view_box is not None
-    body = text[text.index(">", view_box.end()) + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r"<!--.*?-->\n?", "", body, flags=re.DOTALL)
-    body = body.replace("xlink:href", "href")
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", body)
-    body = re.sub(r"font-family: [^;\"]+", "font-family: inherit", body)
-    for colour, variable in _VARIABLES.items():
-        body = body.replace(colour, f"var(--{variable})")
-    width = math.ceil(float(view_box.group(1).split()[2]))
-    label = alt.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    return f'<svg viewBox="{view_box.group(1)}" data-width="{width}" role="img" aria-label="{label}">{body}'

@@ -41,7 +41,7 @@ def best_baseline(ranked: Sequence[str]) -> str | None:
 
 
 def role_of(name: str, ranked: Sequence[str]) -> str:
-    """Returns the role, hence the colour, that a method has on this page: one of `figures.ROLES`."""
+    """Returns the role, hence the colour, that a method has on this page: one of `canvas.ROLES`."""
     if is_ours(name):
         return "zero-shot" if name.endswith("zero_shot") else "few-shot"
     if name == best_baseline(ranked):

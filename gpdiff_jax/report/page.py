@@ -30,18 +30,8 @@ _COLUMNS = (
 )
 
 
-def render_report(run_dir: str | os.PathLike[str]) -> pathlib.Path:
-    """Writes report.html into a run folder, from its other files alone.
-
-    Args:
-        run_dir: an output folder of `transfer`; only metrics.json must be there, the page says what else is missing.
-
-    Returns:
-        The page's path. It appears whole or not at all, and is the same for the same files.
-
-    Raises:
-        InputError: metrics.json is absent or broken.
-    """
+def write_report(run_dir: str | os.PathLike[str]) -> pathlib.Path:
+    """See `gpdiff_jax.report.render_report`."""
     run_dir = pathlib.Path(run_dir).expanduser()
     results = read_results(run_dir)
     parts = [_header(results), _methods(results), *sections.all_sections(results), _settings(results)]

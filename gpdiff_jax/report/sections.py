@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpdiff_jax.report import figures, layout, markup
+from gpdiff_jax.report import canvas, figures, layout, markup
 from gpdiff_jax.report.markup import escape, method_label
 from gpdiff_jax.report.results import Forecasts, Results
 
@@ -73,7 +73,7 @@ def _horizon(results: Results) -> str:
         return markup.missing("no method has errors by horizon")
     roles = {markup.role_of(name, ranked): method_label(name) for name in reversed(ranked)}
     entries = [
-        (role, "every other method" if role == "other" else roles[role]) for role in figures.ROLES if role in roles
+        (role, "every other method" if role == "other" else roles[role]) for role in canvas.ROLES if role in roles
     ]
     return f"{markup.keys(entries)}<div class='figures'>{''.join(drawn)}</div>"
 

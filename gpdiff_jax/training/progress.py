@@ -10,13 +10,15 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, SupportsInt
+from typing import TYPE_CHECKING, Any, SupportsInt
 
 import numpy as np
-import rich.console
-import rich.progress
 
 from gpdiff_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import rich.console
+    import rich.progress
 
 _LIVE_SECONDS = 0.2
 _SPEED_WINDOW_SECONDS = 600.0
@@ -54,7 +56,7 @@ def stage(
     total: int,
     *,
     completed: int = 0,
-    console: rich.console.Console | None = None,
+    console: "rich.console.Console | None" = None,
     interval_seconds: float = 10.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Stage]:
@@ -95,10 +97,12 @@ def _shown(
     name: str,
     total: int,
     completed: int,
-    console: rich.console.Console | None,
+    console: "rich.console.Console | None",
     interval_seconds: float,
     clock: Callable[[], float],
 ) -> Iterator[Stage]:
+    import rich.console  # when there is something to show: it takes a tenth of a second
+
     console = rich.console.Console(stderr=True) if console is None else console
     with contextlib.ExitStack() as stack:
         if console.is_terminal:
@@ -193,7 +197,9 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return records
 
 
-def _bar(console: rich.console.Console) -> rich.progress.Progress:
+def _bar(console: "rich.console.Console") -> "rich.progress.Progress":
+    import rich.progress
+
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}", markup=False),
         rich.progress.BarColumn(bar_width=24),
@@ -209,7 +215,7 @@ def _bar(console: rich.console.Console) -> rich.progress.Progress:
     )
 
 
-def _print(console: rich.console.Console, line: str) -> None:
+def _print(console: "rich.console.Console", line: str) -> None:
     # soft_wrap: one line stays one line in a log file, whatever width rich assumes for it.
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 

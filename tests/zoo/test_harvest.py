@@ -9,69 +9,32 @@ import numpy as np
 import pytest
 
 from gpdiff_jax.cities import City
-from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.sources import Sources, prepare_sources
-from gpdiff_jax.data.windows import draw_unseen, gather_source
+from gpdiff_jax.data.windows import draw_unseen
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models import Model, make_model
-from gpdiff_jax.models.graphs import node_mask
+from gpdiff_jax.models import make_model
 from gpdiff_jax.models.loss import batch_forecast
 from gpdiff_jax.prompts.sources import with_prompts
-from gpdiff_jax.zoo.harvest import fingerprint, harvest_chunks, harvest_zoo, plan_chunks, size_buckets
+from gpdiff_jax.zoo.harvest import harvest_chunks, harvest_zoo, plan_chunks, size_buckets
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo, finished_chunks, load_zoo, save_zoo
 from gpdiff_jax.zoo.pooled import BaseConfig, initial_params, train_base, validation_error
-from gpdiff_jax.zoo.region_training import HarvestConfig
-
-_DATA = DataConfig(covariates="calendar", variants=3, max_neighbours=3)
-_CONFIG = HarvestConfig(
-    steps=24,
-    windows=8,
-    learning_rate=1e-2,
-    evaluate_every=6,
-    patience=2,
-    snapshots=2,
-    averaging=0.5,
-    anchor_windows=0,
-)
-_KEY = jax.random.key(11)
-
-
-def _linear() -> Model:
-    """A linear forecaster of the centre's history, its neighbours' and the calendar: compiles in no time."""
-
-    def init(key, graph, history, covariates):
-        del graph, history, covariates
-        return {"bias": jnp.zeros(6), "kernel": 0.1 * jax.random.normal(key, (6, 44))}
-
-    def apply(params, graph, history, covariates):
-        around = node_mask(graph).astype(history.dtype)
-        seen = jnp.concatenate([history[0, :, 0], jnp.einsum("n,nt->t", around, history[..., 0]), covariates[12]])
-        return (params["kernel"] @ seen + params["bias"])[:, None]
-
-    return Model("linear", init, apply)
-
-
-_MODEL = _linear()
-
-
-def _prepare(cities: list[City]) -> Sources:
-    return with_prompts(prepare_sources(cities, _DATA, key=jax.random.key(0), validation_windows=12), cities)
+from tests.zoo.linear import CONFIG, DATA, KEY, MODEL, prepare
 
 
 @pytest.fixture(scope="module", name="sources")
 def _sources(simulated_cities: list[City]) -> Sources:
-    return _prepare(simulated_cities[:2])
+    return prepare(simulated_cities[:2])
 
 
 @pytest.fixture(scope="module", name="base")
 def _base(sources: Sources) -> dict:
-    params = initial_params(_MODEL, sources.graphs, sources.sizes, key=jax.random.key(3))
+    params = initial_params(MODEL, sources.graphs, sources.sizes, key=jax.random.key(3))
     return jax.tree.map(lambda leaf: 0.3 * leaf, params)
 
 
 def _harvest(sources: Sources, base: dict, chunk: int = 32, folder=None, **change) -> ParameterZoo:
-    config = dataclasses.replace(_CONFIG, **change)
-    return harvest_zoo(_MODEL, sources, base, config, key=_KEY, chunk=chunk, folder=folder)
+    config = dataclasses.replace(CONFIG, **change)
+    return harvest_zoo(MODEL, sources, base, config, key=KEY, chunk=chunk, folder=folder)
 
 
 @pytest.fixture(scope="module", name="harvested")
@@ -93,8 +56,8 @@ def test_a_regions_result_does_not_depend_on_the_size_of_a_chunk(sources, base, 
 
 def test_a_regions_result_does_not_depend_on_the_other_cities_or_their_order(simulated_cities, base, harvested):
     first, second = simulated_cities[:2]
-    _assert_same(_harvest(_prepare([second, first]), base), harvested, [*range(8, 16), *range(8)])
-    _assert_same(_harvest(_prepare([second]), base), harvested, list(range(8, 16)))
+    _assert_same(_harvest(prepare([second, first]), base), harvested, [*range(8, 16), *range(8)])
+    _assert_same(_harvest(prepare([second]), base), harvested, list(range(8, 16)))
 
 
 def test_a_regions_result_does_not_depend_on_a_region_that_is_left_out(simulated_cities, base):
@@ -106,8 +69,8 @@ def test_a_regions_result_does_not_depend_on_a_region_that_is_left_out(simulated
     )
     values = np.array(second.values)
     values[: round(0.8 * len(values)), 3] = np.nan
-    whole = _harvest(_prepare([first, cut]), base)
-    sources = _prepare([first, dataclasses.replace(cut, values=values)])
+    whole = _harvest(prepare([first, cut]), base)
+    sources = prepare([first, dataclasses.replace(cut, values=values)])
     assert sources.num_regions == 15
     without = _harvest(sources, base)
     _assert_same(without, whole, [k for k in range(16) if k != 11])
@@ -123,7 +86,7 @@ def test_snapshots_are_sorted_and_their_errors_are_those_of_their_parameters(sou
     assert errors.shape == (16, 2) and (np.diff(errors, axis=1) >= 0).all()
     assert (harvested.step % 6 == 0).all() and (harvested.step > 0).all() and (harvested.step <= 24).all()
     assert (harvested.step[:, 0] != harvested.step[:, 1]).all()
-    measure = jax.jit(functools.partial(validation_error, _MODEL, bank=sources.bank, table=sources.train))
+    measure = jax.jit(functools.partial(validation_error, MODEL, bank=sources.bank, table=sources.train))
     for region in (0, 9, 15):
         own = jax.tree.map(lambda leaf, r=region: leaf[r], sources.regions)
         assert float(measure(base, region=own)) == pytest.approx(harvested.start_mae[region], rel=1e-5)
@@ -155,9 +118,9 @@ def test_regions_may_start_from_one_draw_or_from_their_own(sources, base, init):
 def test_a_region_is_held_to_its_start_on_the_kind_of_day_that_its_city_never_shows(simulated_cities):
     city = simulated_cities[0]
     week = dataclasses.replace(city, values=city.values[:144], start=np.datetime64("2024-01-01T00:00", "m"))
-    data = dataclasses.replace(_DATA, covariates="profile", support_days=1)
+    data = dataclasses.replace(DATA, covariates="profile", support_days=1)
     sources = with_prompts(prepare_sources([week], data, key=jax.random.key(0)), [week])
-    base = {"bias": jnp.zeros(6), "kernel": 0.03 * jax.random.normal(_KEY, (6, 46))}
+    base = {"bias": jnp.zeros(6), "kernel": 0.03 * jax.random.normal(KEY, (6, 46))}
     np.testing.assert_array_equal(sources.train.unseen, 1.0)
 
     @jax.jit
@@ -165,7 +128,7 @@ def test_a_region_is_held_to_its_start_on_the_kind_of_day_that_its_city_never_sh
         """How far the forecasts of weekends have gone from the base's."""
         graph = jax.tree.map(lambda leaf: leaf[region], sources.graphs)
         windows = draw_unseen(sources.bank, sources.train, graph.nodes, 100, key=jax.random.key(1))
-        gone = jnp.abs(batch_forecast(_MODEL, params, graph, windows) - batch_forecast(_MODEL, base, graph, windows))
+        gone = jnp.abs(batch_forecast(MODEL, params, graph, windows) - batch_forecast(MODEL, base, graph, windows))
         return (gone * windows.mask).sum() / windows.mask.sum()
 
     distance = {}
@@ -181,7 +144,7 @@ def test_a_region_that_nobody_can_validate_takes_all_steps_and_pulls_no_mean(sim
     first, second = simulated_cities[:2]
     values = np.array(second.values)
     values[round(0.8 * len(values)) :, 3] = np.nan
-    sources = _prepare([first, dataclasses.replace(second, values=values)])
+    sources = prepare([first, dataclasses.replace(second, values=values)])
     assert sources.unvalidated == ["crowd_1/r3"]
     made = _harvest(sources, base, patience=1)
     others = np.arange(16) != 11
@@ -190,15 +153,15 @@ def test_a_region_that_nobody_can_validate_takes_all_steps_and_pulls_no_mean(sim
     np.testing.assert_array_equal(made.step[11], [24, 18])  # the last snapshots, the very last first
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(made.params))
     # What is trained is what a region with readings trains, whose last steps are kept.
-    long = _harvest(_prepare([first, second]), base, patience=100, snapshots=4)
+    long = _harvest(prepare([first, second]), base, patience=100, snapshots=4)
     last = int(np.flatnonzero(long.step[11] == 24)[0])
     np.testing.assert_allclose(made.params["kernel"][11, 0], long.params["kernel"][11, last], rtol=0, atol=1e-6)
     said: list[dict[str, float]] = []
-    harvest_zoo(_MODEL, sources, base, _CONFIG, key=_KEY, progress=lambda done, metrics: said.append(metrics))
+    harvest_zoo(MODEL, sources, base, CONFIG, key=KEY, progress=lambda done, metrics: said.append(metrics))
     assert said[-1]["validation_loss"] == pytest.approx(_harvest(sources, base).validation_mae[others, 0].mean())
     model, log = make_model("tiny", sources.sizes), []
     config = BaseConfig(steps=2, regions=8, windows=4, evaluations=1)
-    train_base(model, sources, config, key=_KEY, progress=lambda done, metrics: log.append(metrics))
+    train_base(model, sources, config, key=KEY, progress=lambda done, metrics: log.append(metrics))
     assert np.isfinite(log[-1]["validation_loss"])
 
 
@@ -264,7 +227,7 @@ def test_results_do_not_depend_on_how_graphs_are_padded(sources, base, harvested
         receivers=pad(graphs.receivers, ((0, 0), (0, 40))),
         edges=np.pad(graphs.edges, ((0, 0), (0, 40))),
     )
-    made = list(harvest_chunks(_MODEL, sources.replace(graphs=widened), base, _CONFIG, wide, key=_KEY))
+    made = list(harvest_chunks(MODEL, sources.replace(graphs=widened), base, CONFIG, wide, key=KEY))
     for chunk, result in made:
         assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
         jax.tree.map(assert_close, result.params, jax.tree.map(lambda leaf, c=chunk: leaf[c.rows], harvested.params))
@@ -273,7 +236,7 @@ def test_results_do_not_depend_on_how_graphs_are_padded(sources, base, harvested
 def test_two_devices_make_the_same_as_one(sources, base, harvested):
     devices = jax.local_devices()
     assert len(devices) == 2
-    alone = harvest_zoo(_MODEL, sources, base, _CONFIG, key=_KEY, chunk=7, devices=devices[:1])
+    alone = harvest_zoo(MODEL, sources, base, CONFIG, key=KEY, chunk=7, devices=devices[:1])
     _assert_same(alone, harvested, list(range(16)))
 
 
@@ -289,9 +252,9 @@ def test_in_float64_batch_chunk_bucket_and_devices_change_nothing(sources, base)
         wide, start = widen(sources), widen(base)
         made = []
         for side_by_side, size, devices, steps in ((1, 16, 1, 10), (4, 3, 2, 10**6)):
-            config = dataclasses.replace(_CONFIG, regions_per_batch=side_by_side)
+            config = dataclasses.replace(CONFIG, regions_per_batch=side_by_side)
             plan = plan_chunks(wide, size, steps)
-            chunks = harvest_chunks(_MODEL, wide, start, config, plan, key=_KEY, devices=jax.local_devices()[:devices])
+            chunks = harvest_chunks(MODEL, wide, start, config, plan, key=KEY, devices=jax.local_devices()[:devices])
             rows, results = zip(*((chunk.rows, result) for chunk, result in chunks), strict=True)
             order = np.argsort(np.concatenate(rows))
             made.append(jax.tree.map(lambda *leaves, order=order: np.concatenate(leaves)[order], *results))
@@ -329,98 +292,21 @@ def test_a_harvest_goes_on_after_its_last_chunk_with_the_same_bits(tmp_path, sou
             raise _Stop
 
     with pytest.raises(_Stop):
-        harvest_zoo(_MODEL, sources, base, _CONFIG, key=_KEY, chunk=5, folder=stopped, progress=stop)
+        harvest_zoo(MODEL, sources, base, CONFIG, key=KEY, chunk=5, folder=stopped, progress=stop)
     assert len(finished_chunks(stopped)) == 2 and not stopped.exists()
     # What a killed writer leaves behind is not taken for a chunk.
     (stopped.with_name("stopped.partial") / "chunk_000002.orbax-checkpoint-tmp").mkdir()
     later: list[int] = []
     harvest_zoo(
-        _MODEL, sources, base, _CONFIG, key=_KEY, chunk=5, folder=stopped, progress=lambda done, _: later.append(done)
+        MODEL, sources, base, CONFIG, key=KEY, chunk=5, folder=stopped, progress=lambda done, _: later.append(done)
     )
     assert later[0] > written[-1] and later[-1] == 16
     _assert_same(load_zoo(stopped, sources), whole, list(range(16)))
 
 
-def test_chunks_of_another_harvest_are_refused(tmp_path, sources, base):
-    folder = tmp_path / "zoo"
-
-    def stop(done: int, metrics: dict) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        harvest_zoo(_MODEL, sources, base, _CONFIG, key=_KEY, chunk=5, folder=folder, progress=stop)
-    with pytest.raises(InputError, match=r"zoo.partial' holds chunks of a harvest of other .* name another folder"):
-        _harvest(sources, base, chunk=5, folder=folder, learning_rate=1e-3)
-
-
-def test_every_array_that_a_chunk_reads_and_the_models_operations_are_in_the_fingerprint(sources, base):
-    plan = plan_chunks(sources, 5, 10**6)
-
-    def mark(sources=sources, base=base, model=_MODEL, config=_CONFIG, plan=plan, key=_KEY) -> str:
-        return fingerprint(model, sources, base, config, plan, key=key)
-
-    whole = mark()
-    assert whole == mark()
-    read = {"bank": sources.bank, "train": sources.train, "graphs": sources.graphs}
-    read |= {name: getattr(sources, name) for name in ("validation_starts", "validated", "region_ids")}
-    seen = {whole}
-    for name, tree in read.items():
-        leaves, structure = jax.tree.flatten(tree)
-        for index, leaf in enumerate(leaves):
-            host = np.array(leaf)
-            if not host.size:
-                continue
-            flat = host.reshape(-1)
-            flat[-1] = not flat[-1] if host.dtype == bool else flat[-1] + 1
-            changed = structure.unflatten([*leaves[:index], jax.device_put(host), *leaves[index + 1 :]])
-            seen.add(mark(sources=sources.replace(**{name: changed})))
-    flipped = sum(np.size(leaf) > 0 for leaf in jax.tree.leaves(read))
-    assert flipped > 20 and len(seen) == flipped + 1
-    other = jax.tree.map(lambda leaf: leaf + 1e-6, base)
-    for change in ({"base": other}, {"key": jax.random.key(1)}, {"plan": plan[:-1]}):
-        seen.add(mark(**change))
-    seen.add(mark(config=dataclasses.replace(_CONFIG, steps=30)))
-
-    def steeper(params, graph, history, covariates):
-        return 1.5 * _MODEL.apply(params, graph, history, covariates)
-
-    seen.add(mark(model=_MODEL._replace(apply=steeper)))  # another function, the same name
-    assert len(seen) == flipped + 6
-    # The same operations are the same model, whoever wrote them.
-    assert mark(model=_linear()) == whole
-
-
 def test_what_suits_the_device_is_measured(sources, base, harvested):
     made = _harvest(sources, base, regions_per_batch=0)
     _assert_same(made, harvested, list(range(16)), atol=1e-4)
-
-
-def test_a_trained_base_beats_the_mean(sources):
-    """To know the last readings is worth more than to forecast the mean."""
-    model = make_model("tiny", sources.sizes)
-    log: list[tuple[int, dict[str, float]]] = []
-    config = BaseConfig(steps=60, regions=8, windows=8, learning_rate=5e-3, evaluations=3)
-    base = train_base(
-        model, sources, config, key=jax.random.key(0), progress=lambda done, metrics: log.append((done, metrics))
-    )
-    assert [done for done, _ in log] == [20, 40, 60]
-    best = min(metrics["validation_loss"] for _, metrics in log)
-
-    @jax.jit
-    def errors(params):
-        def one(region):
-            key = jax.random.fold_in(jax.random.key(0), region.region_id)
-            nodes, starts = region.graph.nodes, region.validation_starts
-            windows = gather_source(sources.bank, sources.train, nodes, starts, key=key)
-            of_mean = (jnp.abs(windows.target) * windows.mask).sum() / windows.mask.sum()
-            return validation_error(model, params, sources.bank, sources.train, region), of_mean
-
-        return jax.lax.map(one, sources.regions)
-
-    trained, of_mean = (np.asarray(error) for error in errors(base))
-    assert trained.mean() < 0.9 * of_mean.mean()
-    # What is returned is the best that was seen, and both cities count alike in it.
-    assert trained.reshape(2, 8).mean(axis=1).mean() == pytest.approx(best, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -434,4 +320,4 @@ def test_a_trained_base_beats_the_mean(sources):
 )
 def test_a_configuration_out_of_range_is_refused(values, words):
     with pytest.raises(InputError, match=words):
-        dataclasses.replace(_CONFIG, **values)
+        dataclasses.replace(CONFIG, **values)

@@ -344,18 +344,9 @@ def _pretrain_stage(run: Run) -> Hypernetwork:
     folder = run.folder / "hypernetwork"
     if folder.is_dir():
         return Hypernetwork.load(folder)
-    zoo = run.zoo
-    with _logged(run, "pretrain", run.settings.pretrain.steps) as report:
-        hypernetwork = pretrain(
-            zoo,
-            key=run.key("pretrain"),
-            config=run.settings.pretrain,
-            checkpoints=run.checkpoints("pretrain"),
-            progress=report,
-        )
-    hypernetwork.save(folder)
-    run.drop_checkpoints("pretrain")
-    return hypernetwork
+    zoo, config = run.zoo, run.settings.pretrain
+    with _logged(run, "pretrain", config.steps) as report:
+        return pretrain(zoo, key=run.key("pretrain"), config=config, folder=folder, progress=report)
 
 
 def _mlp_stage(run: Run) -> MlpHypernetwork:

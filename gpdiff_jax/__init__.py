@@ -27,7 +27,10 @@ from gpdiff_jax.models import (
 )
 from gpdiff_jax.pretraining import pretrain
 from gpdiff_jax.prompts.encoders import PromptConfig
-from gpdiff_jax.prompts.prompt import Prompts, prompts
+from gpdiff_jax.prompts.prompt import Prompts, target_prompts
+from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
+from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
+from gpdiff_jax.prompts.urban_graph.knowledge_graph import KnowledgeGraphConfig
 from gpdiff_jax.report import render_report
 from gpdiff_jax.training.caches import clear_caches
 from gpdiff_jax.training.compilation_cache import enable_compilation_cache
@@ -41,7 +44,8 @@ from gpdiff_jax.transfer.new_city import (
     prepare_new_city,
     save_parameters,
 )
-from gpdiff_jax.zoo.harvest import harvest
+from gpdiff_jax.zoo.codec import CodecConfig
+from gpdiff_jax.zoo.harvest_cities import harvest_cities
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo, load_zoo, save_zoo
 from gpdiff_jax.zoo.pooled import BaseConfig
 from gpdiff_jax.zoo.region_training import HarvestConfig
@@ -51,12 +55,15 @@ __all__ = [
     "BaseConfig",
     "City",
     "CityParameters",
+    "CodecConfig",
     "DataConfig",
     "DenoiserConfig",
+    "EmbeddingConfig",
     "GenerateConfig",
     "HarvestConfig",
     "Hypernetwork",
     "InputError",
+    "KnowledgeGraphConfig",
     "Model",
     "ModelSizes",
     "NewCity",
@@ -66,13 +73,14 @@ __all__ = [
     "Prompts",
     "RegionParameters",
     "SimulationConfig",
+    "TemporalConfig",
     "check_city",
     "clear_caches",
     "enable_compilation_cache",
     "find_cities",
     "forecast",
     "forecast_new_city",
-    "harvest",
+    "harvest_cities",
     "linen_model",
     "load_city",
     "load_model_file",
@@ -82,7 +90,6 @@ __all__ = [
     "model_names",
     "prepare_new_city",
     "pretrain",
-    "prompts",
     "register_model",
     "render_report",
     "resample",
@@ -91,4 +98,5 @@ __all__ = [
     "save_zoo",
     "select_channels",
     "simulate_cities",
+    "target_prompts",
 ]

@@ -22,7 +22,7 @@ from gpdiff_jax.diffusion.schedules import SCHEDULES
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model, ModelSizes, abstract_params, make_model, model_names
 from gpdiff_jax.prompts.encoders import PromptEncoder, plain_encoder
-from gpdiff_jax.prompts.prompt import Prompts, PromptScaler, prompts, scale_prompts
+from gpdiff_jax.prompts.prompt import Prompts, PromptScaler, scale_prompts, target_prompts
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.parallel import map_chunks
 from gpdiff_jax.training.storage import load_arrays, save_arrays
@@ -112,6 +112,7 @@ class Hypernetwork:
     prompt_encoder: PromptEncoder = dataclasses.field(default_factory=plain_encoder)
     interval_minutes: int | None = None  # of the cities it was trained on; None where that is not known
     kinds: tuple[str, ...] | None = None  # of the cities it was trained on; None where that is not known
+    identity: str | None = None  # of the training that made it; None where that is not known
 
     @property
     def model(self) -> Model:
@@ -128,18 +129,18 @@ class Hypernetwork:
 
         Args:
           city: a one-channel city of the interval that the generator was trained with.
-          adaptation_only: see `prompts.prompts`.
+          adaptation_only: see `target_prompts`.
 
         Returns:
           float32 [1, N, E].
 
         Raises:
           InputError: the city has another interval or kind than those that the generator was trained on; see
-            `prompts.prompts`.
+            `target_prompts`.
         """
         self.check_city(label_of(city))
         data = self.data
-        return prompts(
+        return target_prompts(
             city,
             support_days=data.support_days,
             history=data.history,
@@ -252,6 +253,7 @@ class Hypernetwork:
             "prompt_encoder": self.prompt_encoder.facts(),
             "interval_minutes": self.interval_minutes,
             "kinds": self.kinds,
+            "identity": self.identity,
         }
         save_arrays(pathlib.Path(folder), arrays, facts)
 
@@ -283,6 +285,7 @@ class Hypernetwork:
             prompt_encoder=PromptEncoder.from_arrays(arrays.get("prompt_encoder") or {}, facts["prompt_encoder"]),
             interval_minutes=facts.get("interval_minutes"),
             kinds=None if facts.get("kinds") is None else tuple(facts["kinds"]),
+            identity=facts.get("identity"),
         )
 
     def summary(self) -> str:

@@ -1,6 +1,8 @@
 """In: a parameter zoo. Out: its codes and prompts, the training set of a generator; and the trained generator."""
 
+import dataclasses
 import pathlib
+import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +19,7 @@ from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.models.protocol import make_model
 from gpdiff_jax.prompts.encoders import plain_encoder
 from gpdiff_jax.prompts.prompt import PromptScaler, fit_prompt_scaler, scale_prompts
+from gpdiff_jax.training.checkpoints import digest_of
 from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo.codec import Codec, encode_zoo, fit_codec
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
@@ -139,8 +142,8 @@ def pretrain(
     *,
     key: Key,
     config: PretrainConfig = PretrainConfig(),
+    folder: str | pathlib.Path | None = None,
     devices: Sequence[Device] | None = None,
-    checkpoints: pathlib.Path | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Hypernetwork:
     """Trains the generator on a zoo.
@@ -149,8 +152,9 @@ def pretrain(
       zoo: harvested parameters and prompts, with the sources attached, whose readings the functional loss needs.
       key: random key.
       config: sizes and weights.
+      folder: where the generator is saved; beside it, in FOLDER.checkpoints, a training that was stopped leaves what it
+        goes on from. A finished generator of the same zoo, settings and key is read. None saves nothing.
       devices: to spread the training over; None for all local accelerators, see `parallel.training_devices`.
-      checkpoints: folder from which a training that was stopped goes on; see `loop.train`.
       progress: called with (steps done, metrics).
 
     Returns:
@@ -158,7 +162,7 @@ def pretrain(
 
     Raises:
       InputError: the zoo has no sources, or they name different regions, or its prompts lack a part that the
-        conditioning needs.
+        conditioning needs; or the folder holds another generator.
       NotFiniteError: the loss or its gradient is not finite; names the step.
     """
     sources = zoo.sources
@@ -168,14 +172,22 @@ def pretrain(
         raise InputError("the zoo and the source cities name different regions; harvest again from these cities")
     if zoo.prompts.names != sources.prompts.names:
         raise InputError("the prompts of the zoo and of the sources have other parts; attach sources `with_prompts`")
+    identity = _identity(zoo, config, key)
+    place = None if folder is None else pathlib.Path(folder).expanduser().absolute()
+    if place is not None and place.is_dir():
+        held = Hypernetwork.load(place)
+        if held.identity != identity:
+            raise InputError(f"{str(place)!r} holds a generator of another zoo, settings or key; name another folder")
+        return held
     space = fit_latent_space(zoo, config, key=key)
     train_key = jax.random.split(key)[1]
+    checkpoints = None if place is None else place.with_name(f"{place.name}.checkpoints")
     training_set = encode_training_set(zoo, space)
     model = make_model(zoo.model, sources.sizes)
     spread: Any = {"devices": devices, "checkpoints": checkpoints, "progress": progress}
     codec, held_out = space.codec, space.held_out
     variables = train_denoiser(model, sources, training_set, codec, held_out, config, key=train_key, **spread)
-    return Hypernetwork(
+    hypernetwork = Hypernetwork(
         model_name=zoo.model,
         sizes=sources.sizes,
         data=sources.config,
@@ -187,4 +199,16 @@ def pretrain(
         prompt_encoder=sources.prompt_encoder or plain_encoder(),
         interval_minutes=MINUTES_PER_DAY // sources.train.steps_per_day,
         kinds=tuple(sorted({city.kind for city in sources.cities})) or None,
+        identity=identity,
     )
+    if place is not None and checkpoints is not None:
+        hypernetwork.save(place)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return hypernetwork
+
+
+def _identity(zoo: ParameterZoo, config: PretrainConfig, key: Key) -> str:
+    """By what a training of the generator is known."""
+    config = dataclasses.replace(config, accumulate=1)  # which changes rounding alone
+    arrays = (key, zoo.base, zoo.prompts.values, zoo.prompts.region_ids, zoo.validation_mae, zoo.city_index)
+    return digest_of(repr((zoo.model, zoo.names, config)), arrays)

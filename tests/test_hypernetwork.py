@@ -21,7 +21,7 @@ from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork, _make_draw
 from gpdiff_jax.models import Model, ModelSizes, protocol
 from gpdiff_jax.pretraining import pretrain
-from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler, prompts
+from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler, target_prompts
 from gpdiff_jax.prompts.sources import with_prompts
 from gpdiff_jax.training.storage import load_arrays, save_arrays
 from gpdiff_jax.zoo.codec import CodecConfig, fit_codec
@@ -109,7 +109,7 @@ def _hypernetwork(zoo: ParameterZoo) -> Hypernetwork:
 
 @pytest.fixture(scope="module", name="told")
 def _told(simulated_cities: list[City]) -> Prompts:
-    return prompts(simulated_cities[2], support_days=3)
+    return target_prompts(simulated_cities[2], support_days=3)
 
 
 def _leaves(hypernetwork: Hypernetwork, told: Prompts, config: GenerateConfig = _GENERATE, seed: int = 2) -> np.ndarray:

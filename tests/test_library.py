@@ -26,9 +26,9 @@ _GENERATE = gpd.GenerateConfig(samples=2, steps=3)
 @pytest.fixture(scope="module", name="made")
 def _made(simulated_cities: list[gpd.City]):
     *sources, target = simulated_cities
-    zoo = gpd.harvest(sources, model="tiny", key=jax.random.key(0), data=_DATA, base=_BASE, config=_HARVEST)
+    zoo = gpd.harvest_cities(sources, model="tiny", key=jax.random.key(0), data=_DATA, base=_BASE, config=_HARVEST)
     hypernetwork = gpd.pretrain(zoo, key=jax.random.key(1), config=_PRETRAIN)
-    params = hypernetwork.generate(gpd.prompts(target, support_days=3), key=jax.random.key(2), config=_GENERATE)
+    params = hypernetwork.generate(gpd.target_prompts(target, support_days=3), key=jax.random.key(2), config=_GENERATE)
     forecast = gpd.forecast(params, target)
     return zoo, hypernetwork, params, forecast
 
@@ -61,7 +61,7 @@ def test_a_loaded_generator_forecasts_the_same_and_fine_tuning_changes_it(made, 
     target = simulated_cities[-1]
     hypernetwork.save(tmp_path / "hypernetwork")
     read = gpd.Hypernetwork.load(tmp_path / "hypernetwork")
-    params = read.generate(gpd.prompts(target, support_days=3), key=jax.random.key(2), config=_GENERATE)
+    params = read.generate(gpd.target_prompts(target, support_days=3), key=jax.random.key(2), config=_GENERATE)
     np.testing.assert_array_equal(gpd.forecast(params, target), forecast)
     # The learning rate is so small and the rule so careful that what counts is only that it ran.
     adapted = gpd.forecast(params, target, adapt=gpd.AdaptConfig(learning_rates=(1e-3,), steps=4, evaluate_every=4))
@@ -83,11 +83,11 @@ def test_a_city_of_another_interval_or_kind_is_no_target_of_the_generator(made, 
                 generator.prompts(other)
             # Prompts made elsewhere know their city as well.
             with pytest.raises(gpd.InputError, match=words):
-                generator.generate(gpd.prompts(other, support_days=3), key=jax.random.key(2), config=_GENERATE)
+                generator.generate(gpd.target_prompts(other, support_days=3), key=jax.random.key(2), config=_GENERATE)
     flow = dataclasses.replace(target, kind="flow")
     with pytest.raises(gpd.InputError, match="is of kind flow"):
         gpd.prepare_new_city(flow, hypernetwork)
-    told = gpd.prompts(flow, support_days=3)
+    told = gpd.target_prompts(flow, support_days=3)
     drawn = hypernetwork.generate(told, key=jax.random.key(2), config=_GENERATE, any_kind=True)
     jax.tree.map(np.testing.assert_array_equal, drawn.params, params.params)
     assert gpd.prepare_new_city(flow, hypernetwork, any_kind=True).city.kind == "flow"
@@ -143,3 +143,97 @@ def test_every_public_name_exists_and_has_a_docstring():
     assert list(gpd.__all__) == sorted(gpd.__all__)
     for name in gpd.__all__:
         assert getattr(gpd, name).__doc__, name
+
+
+class _Stop(Exception):
+    pass
+
+
+def _stop_in(stage: str):
+    """Progress that ends the work when it hears of a stage, and remembers what it heard."""
+    heard: list[str] = []
+
+    def progress(name: str, done: int, metrics: dict) -> None:
+        heard.append(name)
+        if name == stage:
+            raise _Stop
+
+    return progress, heard
+
+
+def test_a_harvest_and_a_generator_that_were_stopped_go_on_in_their_folders(simulated_cities, made, tmp_path):
+    whole, hypernetwork, _, _ = made
+    sources, folder = simulated_cities[:-1], tmp_path / "harvest"
+
+    def harvest(stage: str = "", **change):
+        progress, heard = _stop_in(stage)
+        settings = {
+            "model": "tiny",
+            "key": jax.random.key(0),
+            "data": _DATA,
+            "base": _BASE,
+            "config": _HARVEST,
+        } | change
+        return gpd.harvest_cities(sources, folder=folder, progress=progress, **settings), heard
+
+    with pytest.raises(_Stop):
+        harvest("base")
+    assert (folder / "checkpoints" / "base").is_dir() and not (folder / "base").exists()
+    with pytest.raises(_Stop):
+        harvest("harvest")
+    assert (folder / "base").is_dir() and (folder / "zoo.partial").is_dir()
+    # What is done is not done again, and the result is that of a harvest in one piece.
+    zoo, heard = harvest()
+    assert set(heard) <= {"harvest"} and zoo.sources is not None
+    jax.tree.map(np.testing.assert_array_equal, zoo.params, whole.params)
+    again, heard = harvest()
+    assert heard == []
+    jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
+    for change in (
+        {"key": jax.random.key(1)},
+        {"base": dataclasses.replace(_BASE, steps=31)},
+        {"data": gpd.DataConfig()},
+    ):
+        with pytest.raises(gpd.InputError, match=r"holds a harvest of other .* name another folder"):
+            harvest(**change)
+    with pytest.raises(gpd.InputError, match=r"zoo' holds a zoo of other .* name another folder"):
+        harvest(config=dataclasses.replace(_HARVEST, steps=20))
+
+    def stop(done: int, metrics: dict) -> None:
+        raise _Stop
+
+    place = tmp_path / "hypernetwork"
+    with pytest.raises(_Stop):
+        gpd.pretrain(zoo, key=jax.random.key(1), config=_PRETRAIN, folder=place, progress=stop)
+    assert (tmp_path / "hypernetwork.checkpoints").is_dir() and not place.exists()
+    resumed = gpd.pretrain(zoo, key=jax.random.key(1), config=_PRETRAIN, folder=place)
+    jax.tree.map(np.testing.assert_array_equal, resumed.variables, hypernetwork.variables)
+    assert [path.name for path in tmp_path.glob("hypernetwork*")] == ["hypernetwork"]
+    read = gpd.pretrain(zoo, key=jax.random.key(1), config=_PRETRAIN, folder=place, progress=stop)
+    jax.tree.map(np.testing.assert_array_equal, read.variables, hypernetwork.variables)
+    with pytest.raises(gpd.InputError, match="holds a generator of another zoo, settings or key"):
+        gpd.pretrain(zoo, key=jax.random.key(2), config=_PRETRAIN, folder=place)
+
+
+def test_what_a_configuration_needs_is_public_too_and_no_function_hides_a_package():
+    for name in gpd.__all__:
+        value = getattr(gpd, name)
+        if not dataclasses.is_dataclass(value) or not name.endswith("Config"):
+            continue
+        for field in dataclasses.fields(value):
+            default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+            if dataclasses.is_dataclass(default):
+                assert type(default).__name__ in gpd.__all__, (name, field.name)
+    for name in (
+        "prompts",
+        "zoo",
+        "cities",
+        "models",
+        "data",
+        "training",
+        "diffusion",
+        "transfer",
+        "report",
+        "analysis",
+    ):
+        assert getattr(gpd, name).__name__ == f"gpdiff_jax.{name}"

@@ -5,10 +5,10 @@ from gpdiff_jax.prompts.prompt import (
     Prompts,
     PromptScaler,
     fit_prompt_scaler,
-    prompts,
     region_prompts,
     scale_prompts,
     source_prompts,
+    target_prompts,
 )
 from gpdiff_jax.prompts.statistics import spatial_statistics, temporal_statistics
 from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
@@ -44,13 +44,13 @@ __all__ = [
     "fold_in",
     "join_graphs",
     "pretrain_encoder",
-    "prompts",
     "read_triples",
     "region_prompts",
     "scale_prompts",
     "source_prompts",
     "spatial_statistics",
     "split_triples",
+    "target_prompts",
     "temporal_statistics",
     "train_embedding",
     "write_triples",

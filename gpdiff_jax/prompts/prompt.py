@@ -119,7 +119,7 @@ def source_prompts(
     return Prompts(values, region_ids, names[0], seen, cities=labels)
 
 
-def prompts(
+def target_prompts(
     city: City,
     *,
     support_days: int,

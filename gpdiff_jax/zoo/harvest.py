@@ -14,14 +14,11 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from gpdiff_jax.cities.city import City
-from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.region_graphs import trim_graphs
-from gpdiff_jax.data.sources import SourceRegion, Sources, prepare_sources
+from gpdiff_jax.data.sources import SourceRegion, Sources
 from gpdiff_jax.errors import InputError, NotFiniteError
-from gpdiff_jax.models.protocol import Model, ModelSizes, make_model, model_text
-from gpdiff_jax.prompts.encoders import PromptConfig, check_parts
-from gpdiff_jax.prompts.sources import PromptedSources, fit_encoder, with_prompts
+from gpdiff_jax.models.protocol import Model, ModelSizes, model_text
+from gpdiff_jax.prompts.sources import PromptedSources
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.checkpoints import digest_of
 from gpdiff_jax.training.parallel import PendingRows, RowSpread, rows_side_by_side
@@ -32,11 +29,11 @@ from gpdiff_jax.zoo.parameter_zoo import (
     finish_zoo,
     finished_chunks,
     load_chunk,
+    load_zoo,
     make_zoo,
     partial_folder,
     save_chunk,
 )
-from gpdiff_jax.zoo.pooled import BaseConfig, train_base
 from gpdiff_jax.zoo.region_training import HarvestConfig, HarvestedRegion, Pace, SharedData, make_region_trainer
 
 _MOST_BUCKETS = 3
@@ -254,7 +251,7 @@ def harvest_zoo(
       config: steps and sizes.
       key: random key.
       folder: where the zoo is written, chunk by chunk; a harvest that was stopped goes on after the last chunk that it
-        wrote, with the same result. None keeps the zoo in memory.
+        wrote, with the same result, and a finished one is read. None keeps the zoo in memory.
       chunk: regions per call of the compiled program; progress is reported after each.
       devices: see `harvest_chunks`.
       progress: called with (regions done, metrics).
@@ -263,12 +260,14 @@ def harvest_zoo(
       The zoo, with the sources attached.
 
     Raises:
-      InputError: see `harvest_chunks`; or the folder holds chunks of another harvest, or a damaged one.
+      InputError: see `harvest_chunks`; or the folder holds another harvest, or a damaged one.
       NotFiniteError: see `harvest_chunks`.
     """
     if config.regions_per_batch is None:
         config = dataclasses.replace(config, regions_per_batch=1 if jax.default_backend() == "cpu" else 0)
     plan = plan_chunks(sources, chunk, config.steps * config.seeds * config.data_windows)
+    if folder is not None and pathlib.Path(folder).expanduser().is_dir():
+        return load_zoo(folder, sources, of=fingerprint(model, sources, base, config, plan, key=key))
     results: dict[int, HarvestedRegion] = {}
     mine: str | None = None
     if folder is not None:
@@ -307,7 +306,7 @@ def harvest_zoo(
     if folder is None:
         return make_zoo(model.name, sources, base, harvested)
     zoo = make_zoo(model.name, sources, base, harvested, StoredVectors(folder, tuple(rows)))
-    finish_zoo(folder, zoo, rows)
+    finish_zoo(folder, zoo, rows, facts["of"])
     return zoo
 
 
@@ -343,44 +342,3 @@ def chunk_metrics(result: HarvestedRegion) -> dict[str, float]:
     }
     means = {name: float(values.mean()) for name, values in errors.items() if len(values)}
     return means | {"steps": float(result.step[:, 0].mean())}
-
-
-def harvest(
-    cities: Sequence[City],
-    *,
-    model: str = "stgcn",
-    key: Key,
-    data: DataConfig = DataConfig(),
-    base: BaseConfig = BaseConfig(),
-    config: HarvestConfig = HarvestConfig(),
-    prompts: PromptConfig = PromptConfig(),
-) -> ParameterZoo:
-    """Trains the pooled base, then every region's own parameters from it.
-
-    Args:
-      cities: one-channel source cities of one interval.
-      model: name of a registered model.
-      key: random key.
-      data: windows, covariates and graphs.
-      base: training of the base.
-      config: training of the regions.
-      prompts: parts of the prompts; with others than statistics, their encoders are trained on the cities too.
-
-    Returns:
-      The zoo, with the sources attached for `pretrain`.
-
-    Raises:
-      InputError: see `prepare_sources`, `check_parts`, `make_model` and `harvest_chunks`.
-      NotFiniteError: a loss is not finite.
-    """
-    data_key, base_key, region_key = jax.random.split(key, 3)
-    sources = prepare_sources(cities, data, key=data_key)
-    for city, spans in zip(cities, sources.spans, strict=True):
-        check_parts(prompts, city, spans[0])
-    encoder = None
-    if prompts.needs_training:
-        encoder = fit_encoder(sources, cities, prompts, key=jax.random.fold_in(data_key, 1))
-    prompted = with_prompts(sources, cities, encoder)
-    forecaster = make_model(model, sources.sizes)
-    start = train_base(forecaster, sources, base, key=base_key)
-    return harvest_zoo(forecaster, prompted, start, config, key=region_key)

@@ -154,13 +154,16 @@ def finished_chunks(folder: pathlib.Path) -> set[int]:
     return {int(name.removeprefix("chunk_")) for name in names if re.fullmatch(r"chunk_\d{6}", name)}
 
 
-def finish_zoo(folder: pathlib.Path, zoo: ParameterZoo, rows: list[Int[np.ndarray, " X"]]) -> None:
+def finish_zoo(
+    folder: pathlib.Path, zoo: ParameterZoo, rows: list[Int[np.ndarray, " X"]], of: str | None = None
+) -> None:
     """Writes what a zoo has beside its chunks, and gives its folder its name.
 
     Args:
       folder: the name.
       zoo: the whole zoo; its vectors are not looked at.
       rows: of every chunk, in order.
+      of: by which the harvest is known (`harvest.fingerprint`); None where it is not.
     """
     partial = partial_folder(folder)
     arrays = {
@@ -179,30 +182,38 @@ def finish_zoo(folder: pathlib.Path, zoo: ParameterZoo, rows: list[Int[np.ndarra
         "names": zoo.names,
         "prompt_names": zoo.prompts.names,
         "prompt_provenance": zoo.prompts.provenance,
+        "of": of,
     }
     save_arrays(partial / _INDEX, arrays, facts)
     partial.rename(folder)
 
 
-def load_zoo(folder: pathlib.Path, sources: PromptedSources | None = None) -> ParameterZoo:
+def load_zoo(
+    folder: str | pathlib.Path, sources: PromptedSources | None = None, *, of: str | None = None
+) -> ParameterZoo:
     """Reads a zoo back, all but its vectors, which stay on disk until they are asked for.
 
     Args:
       folder: where it lies.
       sources: what it was harvested from, which `pretrain` needs; their prompts are taken, which need not be those
         that the zoo was written with.
+      of: by which the harvest is known that it must come from (`harvest.fingerprint`); None takes any.
 
     Returns:
       The zoo.
 
     Raises:
-      InputError: there is none, or it is damaged or of another format; or its layout is not that of its parameters or,
-        where sources are given and the model is registered, of the model as it is today.
+      InputError: there is none, or it is damaged, of another format or of another harvest; or its layout is not that of
+        its parameters or, where sources are given and the model is registered, of the model as it is today.
     """
     folder = pathlib.Path(folder).expanduser()
     if not folder.is_dir():
         raise InputError(f"no zoo at {str(folder)!r}; name the folder that holds one")
     arrays, facts = load_arrays(folder / _INDEX, _FORMAT, "index of the zoo")
+    if of is not None and facts.get("of") != of:
+        raise InputError(
+            f"{str(folder)!r} holds a zoo of other cities, settings, model or random key; name another folder"
+        )
     layout, what = TokenLayout.from_json(facts["layout"]), f"the zoo at {str(folder)!r}"
     check_layout(layout, make_layout(arrays["base"]), what, "its base")
     if sources is not None and facts["model"] in model_names():

@@ -76,7 +76,7 @@ def _generator(city: gpd.City) -> gpd.Hypernetwork:
     layout, rng = make_layout(base, 4), np.random.default_rng(0)
     flat = np.asarray(to_tokens(layout, base))
     codec = fit_codec(layout, flat, flat + 0.3 * rng.normal(size=(16, *flat.shape)).astype(np.float32), np.ones(16), 0)
-    told = gpd.prompts(city, support_days=3)
+    told = gpd.target_prompts(city, support_days=3)
     config = gpd.DenoiserConfig(width=8, layers=1, heads=2, prompt_bottleneck=4)
     example = jnp.zeros(codec.mask().shape), jnp.zeros(()), told.values[0, 0], jnp.ones(())
     shapes = jax.eval_shape(make_denoiser(config, codec, told.names).init, jax.random.key(0), *example)["params"]

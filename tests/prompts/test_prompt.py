@@ -12,10 +12,10 @@ from gpdiff_jax.prompts.prompt import (
     Prompts,
     PromptScaler,
     fit_prompt_scaler,
-    prompts,
     region_prompts,
     scale_prompts,
     source_prompts,
+    target_prompts,
 )
 from gpdiff_jax.prompts.statistics import spatial_statistics, temporal_statistics
 
@@ -33,10 +33,10 @@ def test_a_prompt_is_the_temporal_statistics_of_its_span_and_the_spatial_ones(si
 def test_prompts_of_a_target_are_those_of_its_support_days(simulated_cities):
     city = simulated_cities[1]
     split = split_target(city.num_steps, 24, 3, history=12, horizon=6)
-    made, expected = prompts(city, support_days=3), region_prompts(city, [split.support])
+    made, expected = target_prompts(city, support_days=3), region_prompts(city, [split.support])
     np.testing.assert_array_equal(made.values, expected.values)
     assert made.names == expected.names and made.values.shape[:2] == (1, 8)
-    assert (np.asarray(prompts(city, support_days=4).values) != np.asarray(made.values)).any()
+    assert (np.asarray(target_prompts(city, support_days=4).values) != np.asarray(made.values)).any()
 
 
 def test_source_prompts_line_up_cities_and_leave_silent_regions_out(simulated_cities):
@@ -89,4 +89,4 @@ def test_scaled_prompts_are_cut_at_four_deviations():
 
 def test_too_many_support_days_are_refused(simulated_cities):
     with pytest.raises(InputError, match=r"`support_days` \(=10\) is longer than the 9.8 days"):
-        prompts(simulated_cities[0], support_days=10)
+        target_prompts(simulated_cities[0], support_days=10)

@@ -12,7 +12,7 @@ from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.target import Target, prepare_target
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models import Model
-from gpdiff_jax.prompts.prompt import prompts
+from gpdiff_jax.prompts.prompt import target_prompts
 from gpdiff_jax.transfer.adapt import (
     AdaptConfig,
     Adapted,
@@ -234,7 +234,7 @@ def test_what_is_chosen_on_the_validation_day_knows_nothing_of_it(simulated_citi
         values = np.array(city.values)
         values[split.validation.start : split.validation.stop] *= factor
         changed = dataclasses.replace(city, values=values)
-        made.append((prepare_target(changed, data), prompts(changed, support_days=3, adaptation_only=True)))
+        made.append((prepare_target(changed, data), target_prompts(changed, support_days=3, adaptation_only=True)))
     (one, told), (other, told_other) = made
     assert one.choice is not None and other.choice is not None
     for name in ("mean", "std", "profile", "profile_weekend"):
@@ -242,13 +242,13 @@ def test_what_is_chosen_on_the_validation_day_knows_nothing_of_it(simulated_citi
         if name != "profile_weekend":
             assert (np.asarray(getattr(one.bank, name)) != np.asarray(getattr(other.bank, name))).any(), name
     np.testing.assert_array_equal(told.values, told_other.values)
-    assert (np.asarray(told.values) != np.asarray(prompts(city, support_days=3).values)).any()
+    assert (np.asarray(told.values) != np.asarray(target_prompts(city, support_days=3).values)).any()
     np.testing.assert_array_equal(one.choice.test_starts, one.validation_starts)
     assert one.choice.split.support == split.adaptation and one.choice.choice is None
     # The readings are held once.
     assert one.choice.bank.values is one.bank.values and one.choice.graphs is not None
     with pytest.raises(InputError, match=r"`support_days` \(=1\) leave no adaptation days"):
-        prompts(city, support_days=1, adaptation_only=True)
+        target_prompts(city, support_days=1, adaptation_only=True)
 
 
 def test_a_choice_starts_where_it_is_told_and_the_result_does_not(target, adapted):

@@ -1,0 +1,126 @@
+"""In: source cities. Out: the parameter zoo, by all stages before the generator: prompts, pooled model, harvest."""
+
+import functools
+import pathlib
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from gpdiff_jax.cities.city import City
+from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.data.sources import Sources, prepare_sources
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.protocol import make_model
+from gpdiff_jax.prompts.encoders import PromptConfig, PromptEncoder, check_parts
+from gpdiff_jax.prompts.sources import fit_encoder, with_prompts
+from gpdiff_jax.training.checkpoints import digest_of
+from gpdiff_jax.training.storage import load_arrays, save_arrays
+from gpdiff_jax.typing import Device, Key, Params
+from gpdiff_jax.zoo.harvest import harvest_zoo
+from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
+from gpdiff_jax.zoo.pooled import BaseConfig, train_base
+from gpdiff_jax.zoo.region_training import HarvestConfig
+
+_FORMAT = 1
+
+Progress = Callable[[str, int, dict[str, float]], None]
+"""Called with the name of a stage, how much of it is done (steps, or regions), and its metrics."""
+
+
+def harvest_cities(
+    cities: Sequence[City],
+    *,
+    model: str = "stgcn",
+    key: Key,
+    data: DataConfig = DataConfig(),
+    base: BaseConfig = BaseConfig(),
+    config: HarvestConfig = HarvestConfig(),
+    prompts: PromptConfig = PromptConfig(),
+    folder: str | pathlib.Path | None = None,
+    devices: Sequence[Device] | None = None,
+    progress: Progress | None = None,
+) -> ParameterZoo:
+    """Trains the pooled model, then every region's own parameters from it.
+
+    Args:
+      cities: one-channel source cities of one interval.
+      model: name of a registered model.
+      key: random key.
+      data: windows, covariates and graphs.
+      base: training of the pooled model.
+      config: training of the regions.
+      prompts: parts of the prompts; with others than statistics, their encoders are trained on the cities too.
+      folder: where everything is kept as it comes: a harvest that was stopped goes on where it was, and a finished one
+        is read. None keeps all in memory.
+      devices: to spread the work over; None for all that suit each stage.
+      progress: see `Progress`; its stages are "prompt_encoder", "base" and "harvest".
+
+    Returns:
+      The zoo, with the sources attached for `pretrain`.
+
+    Raises:
+      InputError: see `prepare_sources`, `check_parts`, `make_model` and `harvest_chunks`; or the folder holds a harvest
+        of other cities, settings, model or key.
+      NotFiniteError: a loss is not finite.
+
+    Example:
+      >>> import jax, gpdiff_jax as gpd
+      >>> cities = [gpd.load_city(path) for path in paths]  # doctest: +SKIP
+      >>> zoo = gpd.harvest_cities(cities, key=jax.random.key(0), folder="zoo")  # doctest: +SKIP
+    """
+    data_key, base_key, region_key = jax.random.split(key, 3)
+    sources = prepare_sources(cities, data, key=data_key)
+    for city, spans in zip(cities, sources.spans, strict=True):
+        check_parts(prompts, city, spans[0])
+    forecaster = make_model(model, sources.sizes)
+    place = None if folder is None else pathlib.Path(folder).expanduser().absolute()
+    if place is not None:
+        place.mkdir(parents=True, exist_ok=True)
+
+    def reports(stage: str) -> Callable[[int, dict[str, float]], None] | None:
+        return None if progress is None else functools.partial(progress, stage)
+
+    def stored(stage: str, of: str, make: Callable[[pathlib.Path | None], tuple[dict, dict]]) -> tuple[dict, dict]:
+        """What a stage made before, or makes now: arrays and facts."""
+        if place is None:
+            return make(None)
+        if not (place / stage).is_dir():
+            arrays, facts = make(place / "checkpoints" / stage)
+            save_arrays(place / stage, arrays, {"format": _FORMAT, "of": of, **facts})
+            shutil.rmtree(place / "checkpoints" / stage, ignore_errors=True)
+            return arrays, facts
+        arrays, facts = load_arrays(place / stage, _FORMAT, stage.replace("_", " "))
+        if facts["of"] != of:
+            raise InputError(
+                f"{str(place)!r} holds a harvest of other cities, settings, model or random key; name another folder"
+            )
+        return arrays, facts
+
+    encoder = None
+    if prompts.needs_training:
+        encoder_key = jax.random.fold_in(data_key, 1)
+
+        def make_encoder(checkpoints: pathlib.Path | None) -> tuple[dict, dict]:
+            kept: Any = {"checkpoints": checkpoints, "progress": reports("prompt_encoder")}
+            made = fit_encoder(sources, cities, prompts, key=encoder_key, **kept)
+            return made.arrays(), made.facts()
+
+        encoder = PromptEncoder.from_arrays(
+            *stored("prompt_encoder", _digest(sources, (prompts,), encoder_key), make_encoder)
+        )
+
+    def make_base(checkpoints: pathlib.Path | None) -> tuple[dict, dict]:
+        kept: Any = {"checkpoints": checkpoints, "progress": reports("base")}
+        return train_base(forecaster, sources, base, key=base_key, devices=devices, **kept), {}
+
+    start: Params = jax.device_put(stored("base", _digest(sources, (model, base), base_key), make_base)[0])
+    prompted = with_prompts(sources, cities, encoder)
+    place = None if place is None else place / "zoo"
+    kept: Any = {"folder": place, "devices": devices, "progress": reports("harvest")}
+    return harvest_zoo(forecaster, prompted, start, config, key=region_key, **kept)
+
+
+def _digest(sources: Sources, settings: tuple, key: Key) -> str:
+    return digest_of(repr((settings, sources.names, sources.config)), (key, sources))

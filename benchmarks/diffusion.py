@@ -141,7 +141,7 @@ def _simulated() -> tuple[TrainingData, Prompts]:
     codec = fit_codec(layout, tokens[0], tokens, np.ones(len(tokens)), config.codec.components)
     prompts = scale_prompts(sources.prompts, fit_prompt_scaler(sources.prompts, np.asarray(sources.city_index)))
     x0 = encode_zoo(codec, jnp.asarray(tokens)[:, None])
-    codes = ZooCodes(x0, prompts, jnp.ones(sources.num_regions), sources.prompts.names)
+    codes = ZooCodes(x0, prompts, jnp.ones(sources.num_regions), sources.prompts.spatial)
     return TrainingData(sources, codes, codec), sources.prompts
 
 
@@ -242,10 +242,10 @@ def _measure(case: str, ours: _Steps, ceiling: float, peers: dict[str, Callable[
 def _measure_draws(data: TrainingData, own: Prompts, quick: bool) -> None:
     """Parameters per second, at the default size, from a network that was not trained."""
     regions, config = 1000, DenoiserConfig()
-    variables: Params = make_denoiser(config, data.codec, data.zoo.prompt_names).init(
+    variables: Params = make_denoiser(config, data.codec, data.zoo.spatial).init(
         jax.random.key(5), data.zoo.x0[0, 0], jnp.zeros(()), data.zoo.prompts[0, 0], jnp.ones(())
     )["params"]
-    width = len(data.zoo.prompt_names)
+    width = len(own.names)
     hypernetwork = Hypernetwork(
         model_name="stgcn",
         sizes=data.sources.sizes,
@@ -254,7 +254,7 @@ def _measure_draws(data: TrainingData, own: Prompts, quick: bool) -> None:
         variables=variables,
         codec=data.codec,
         prompt_scaler=fit_prompt_scaler(own, np.asarray(data.sources.city_index)),
-        prompt_names=data.zoo.prompt_names,
+        prompt_names=own.names,
     )
     values = jax.random.normal(jax.random.key(7), (1, regions, width))
     prompts = dataclasses.replace(own, values=values, region_ids=jnp.arange(regions, dtype=jnp.uint32))

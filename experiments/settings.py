@@ -25,7 +25,7 @@ from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import GenerateConfig
 from gpdiff_jax.models import model_names, read_model_file
-from gpdiff_jax.prompts.encoders import PARTS, PromptConfig
+from gpdiff_jax.prompts.encoders import PARTS, SPATIAL_OF_PART, PromptConfig
 from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
 from gpdiff_jax.training.parallel import rows_side_by_side
@@ -48,8 +48,6 @@ DEFAULT_METHODS = (
 )
 _NULLS = ("zoo_mean", "nearest_prompt", "nearest_plus_noise", "kernel_average", "mlp_hypernetwork")
 METHODS = (*DEFAULT_METHODS, *(f"{null}_{shots}" for null in _NULLS for shots in ("zero_shot", "few_shot")))
-# Which kinds of entries a part of the prompt holds: 1 spatial, 0 temporal.
-_SPATIAL_OF_PART = {"statistics": (0, 1), "temporal": (0,), "spatial": (1,)}
 
 flags.DEFINE_string("data_dir", None, "folder with one NAME.npz per city; without it, cities are simulated")
 flags.DEFINE_list("sources", None, "names of the source cities, separated by commas; needs --data_dir")
@@ -303,7 +301,7 @@ def settings_from_flags() -> Settings:
     )
     check_sampler(values.sampler, values.schedule)
     prompt_config = PromptConfig(parts=tuple(values.prompts), **preset["prompts"])
-    check_conditioning(values.conditioning, sum((_SPATIAL_OF_PART[part] for part in prompt_config.parts), ()))
+    check_conditioning(values.conditioning, sum((SPATIAL_OF_PART[part] for part in prompt_config.parts), ()))
     model, model_digest = values.model, None
     if model.endswith(".py"):
         model, model_digest = read_model_file(values.model)

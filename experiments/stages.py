@@ -26,11 +26,13 @@ from gpdiff_jax.cities import City, find_cities, partial_bins, resample, select_
 from gpdiff_jax.cities.overlap import find_overlap
 from gpdiff_jax.data.sources import Sources, prepare_sources
 from gpdiff_jax.data.target import Target, prepare_targets
+from gpdiff_jax.diffusion.conditioning import check_conditioning
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.models import Model, make_model
+from gpdiff_jax.models.protocol import abstract_params
 from gpdiff_jax.pretraining import LatentSpace, fit_latent_space, pretrain
-from gpdiff_jax.prompts.encoders import PromptEncoder, check_parts, plain_encoder
+from gpdiff_jax.prompts.encoders import SPATIAL_OF_PART, PromptEncoder, check_parts, plain_encoder
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.prompts.sources import PromptedSources, attach_prompts, fit_encoder, with_prompts
 from gpdiff_jax.training.compilation_cache import enable_compilation_cache
@@ -190,6 +192,9 @@ def open_run(settings: Settings, out_dir: str) -> Run:
     run = Run(settings, pathlib.Path(out_dir).expanduser().absolute(), sources, chosen[-1])
     # Both are checked before the first minute of training.
     _ = run.targets, run.sources, run.model
+    layers = run.model.layer_kinds(abstract_params(run.model, run.sources.sizes)).values()
+    parts = sum((SPATIAL_OF_PART[part] for part in settings.prompts.parts), ())
+    check_conditioning(settings.pretrain.denoiser.conditioning, parts, tuple(layers))
     seen = [spans[0] for spans in run.sources.spans] + [target.split.support for target in run.targets]
     for city, span in zip([*run.source_cities, *run.target_cities], seen, strict=True):
         check_parts(settings.prompts, city, span)
@@ -299,14 +304,15 @@ def _prompts_stage(run: Run) -> PromptedSources:
         arrays, facts = load_arrays(folder, _FORMAT, "prompts of the sources")
         named = tuple(facts["names"]), tuple(facts["provenance"])
         values, region_ids = jax.device_put((arrays["values"], arrays["region_ids"]))
-        prompts = Prompts(values, region_ids, *named)
+        prompts = Prompts(values, region_ids, *named, spatial=tuple(facts["spatial"]))
         return attach_prompts(run.sources, prompts, run.prompt_encoder)
     encoder = run.prompt_encoder
     with _logged(run, "prompts", len(run.source_cities)) as report:
         sources = with_prompts(run.sources, run.source_cities, encoder, progress=report)
     made = sources.prompts
     arrays = {"values": made.values, "region_ids": made.region_ids}
-    save_arrays(folder, arrays, {"format": _FORMAT, "names": made.names, "provenance": made.provenance})
+    named = {"names": made.names, "provenance": made.provenance, "spatial": made.spatial}
+    save_arrays(folder, arrays, {"format": _FORMAT, **named})
     return sources
 
 

@@ -109,6 +109,7 @@ class Hypernetwork:
     codec: Codec
     prompt_scaler: PromptScaler
     prompt_names: tuple[str, ...]
+    prompt_spatial: tuple[int, ...] = ()  # of its entries, see `Prompts.spatial`
     prompt_encoder: PromptEncoder = dataclasses.field(default_factory=plain_encoder)
     interval_minutes: int | None = None  # of the cities it was trained on; None where that is not known
     kinds: tuple[str, ...] | None = None  # of the cities it was trained on; None where that is not known
@@ -207,7 +208,7 @@ class Hypernetwork:
             odd = sorted(set(prompts.names) ^ set(self.prompt_names)) or ["the order of entries", prompts.names[0]]
             raise InputError(f"the prompts and the generator differ in {odd[:3]}; make the prompts with this version")
         check_sampler(config.sampler, self.denoiser_config.schedule)
-        denoiser = make_denoiser(self.denoiser_config, self.codec, self.prompt_names)
+        denoiser = make_denoiser(self.denoiser_config, self.codec, self.prompt_spatial)
         told = np.asarray(scale_prompts(prompts, self.prompt_scaler))[0]
         count, given = len(told), np.ones(len(told)) if prompts.told is None else np.asarray(prompts.told)
         # A row is one draw: K draws of all regions, one after another.
@@ -250,6 +251,7 @@ class Hypernetwork:
             "layout": self.codec.layout.as_json(),
             "components": bool(self.codec.basis),
             "prompt_names": self.prompt_names,
+            "prompt_spatial": self.prompt_spatial,
             "prompt_encoder": self.prompt_encoder.facts(),
             "interval_minutes": self.interval_minutes,
             "kinds": self.kinds,
@@ -269,10 +271,13 @@ class Hypernetwork:
         arrays = jax.device_put(arrays)
         sizes = ModelSizes(**facts["sizes"])
         layout, what = TokenLayout.from_json(facts["layout"]), f"the hypernetwork at {str(folder)!r}"
-        check_layout(layout, make_layout(arrays["base"], layout.width), what, "its base")
+        own_kinds = dict(zip(layout.layers, layout.kinds, strict=True))
+        check_layout(layout, make_layout(arrays["base"], layout.width, own_kinds), what, "its base")
         if facts["model"] in model_names():
-            today = abstract_params(make_model(facts["model"], sizes), sizes)
-            check_layout(layout, make_layout(today, layout.width), what, f"the model {facts['model']!r}")
+            model = make_model(facts["model"], sizes)
+            today = abstract_params(model, sizes)
+            found = make_layout(today, layout.width, model.layer_kinds(today))
+            check_layout(layout, found, what, f"the model {facts['model']!r}")
         return cls(
             model_name=facts["model"],
             sizes=sizes,
@@ -282,6 +287,7 @@ class Hypernetwork:
             codec=_stored_codec(arrays["codec"], layout, facts["components"]),
             prompt_scaler=PromptScaler(**arrays["prompts"]),
             prompt_names=tuple(facts["prompt_names"]),
+            prompt_spatial=tuple(facts.get("prompt_spatial", ())),
             prompt_encoder=PromptEncoder.from_arrays(arrays.get("prompt_encoder") or {}, facts["prompt_encoder"]),
             interval_minutes=facts.get("interval_minutes"),
             kinds=None if facts.get("kinds") is None else tuple(facts["kinds"]),

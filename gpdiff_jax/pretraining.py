@@ -101,7 +101,8 @@ def fit_latent_space(zoo: ParameterZoo, config: PretrainConfig, *, key: Key) -> 
     """
     if zoo.sources is None:
         raise InputError("the zoo has no sources attached; load it with `load_zoo(folder, sources)`")
-    layout = make_layout(zoo.base, config.codec.token_width)
+    kinds = make_model(zoo.model, zoo.sources.sizes).layer_kinds(zoo.base)
+    layout = make_layout(zoo.base, config.codec.token_width, kinds)
     held_out = held_out_regions(zoo.sources, config.held_out_share, key=jax.random.split(key)[0])
     odds = region_odds(zoo.city_index, held_out)
     tokens, weights = _sample_tokens(zoo, layout, odds)
@@ -116,7 +117,7 @@ def encode_training_set(zoo: ParameterZoo, space: LatentSpace) -> ZooCodes:
         x0=jax.device_put(encode_vectors(zoo, space.codec)),
         prompts=scale_prompts(zoo.prompts, space.prompt_scaler),
         odds=jax.device_put(space.odds.astype(np.float32)),
-        prompt_names=zoo.prompts.names,
+        spatial=zoo.prompts.spatial,
     )
 
 
@@ -196,6 +197,7 @@ def pretrain(
         codec=codec,
         prompt_scaler=space.prompt_scaler,
         prompt_names=zoo.prompts.names,
+        prompt_spatial=zoo.prompts.spatial,
         prompt_encoder=sources.prompt_encoder or plain_encoder(),
         interval_minutes=MINUTES_PER_DAY // sources.train.steps_per_day,
         kinds=tuple(sorted({city.kind for city in sources.cities})) or None,

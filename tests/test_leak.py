@@ -100,6 +100,7 @@ def _hypernetwork(city: City, model: Model, encoder: PromptEncoder) -> Hypernetw
         codec=codec,
         prompt_scaler=PromptScaler(told.values[0].mean(axis=0), told.values[0].std(axis=0) + 0.1),
         prompt_names=told.names,
+        prompt_spatial=told.spatial,
         prompt_encoder=encoder,
     )
 

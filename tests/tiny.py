@@ -32,7 +32,8 @@ def make_tiny(sizes: ModelSizes) -> Model:
             out = out + (params["head"]["kernel"] * covariates[sizes.history :]).sum(axis=1)
         return out[:, None]
 
-    return Model("tiny", init, apply)
+    kinds = (("temporal", "temporal"), ("graph", "graph"), ("head", "output"))
+    return Model("tiny", init, apply, kinds=kinds)
 
 
 if "tiny" not in model_names():

@@ -13,6 +13,7 @@ Attention to the parts of a prompt, as that over tokens, stays within one region
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -224,16 +225,22 @@ STRATEGIES: dict[str, type[Strategy]] = {
 }
 
 
-def check_conditioning(conditioning: str, spatial: tuple[int, ...]) -> None:
-    """Raises `InputError` where a strategy needs both parts of a prompt and the prompt has one alone.
+def check_conditioning(conditioning: str, spatial: tuple[int, ...], kinds: Sequence[str] | None = None) -> None:
+    """Raises `InputError` where a strategy needs what a prompt or a model does not say.
 
     Args:
       conditioning: one of `STRATEGIES`.
       spatial: 1 for every spatial entry of the prompt, 0 for the others.
+      kinds: of the model's layers; None where the model is not known yet.
 
     Raises:
-      InputError: a part is missing.
+      InputError: it needs both parts of a prompt and one is missing, or kinds of layers and all are "mixed".
     """
+    if conditioning == "inductive_bias" and kinds is not None and set(kinds) == {"mixed"}:
+        raise InputError(
+            f"`conditioning` {conditioning!r} needs to know which layers of the model work on time, on the graph and "
+            "on the output; say it by `Model(..., kinds=...)`, or use 'adaptive_norm'"
+        )
     if conditioning in _TWO_PART_STRATEGIES and len(set(spatial)) < 2:
         held = "no entry" if not spatial else "spatial entries alone" if spatial[0] else "temporal entries alone"
         raise InputError(

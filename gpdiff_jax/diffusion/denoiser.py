@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gpdiff_jax.diffusion.conditioning import STRATEGIES, AdaptiveNorm, Conditioner, check_conditioning, gated_residual
-from gpdiff_jax.diffusion.kinds import spatial_columns
 from gpdiff_jax.diffusion.objectives import check_objective
 from gpdiff_jax.diffusion.products import attention, dense
 from gpdiff_jax.errors import InputError
@@ -69,7 +68,7 @@ class Denoiser(nn.Module):
     no kinds are given), so that it is known which weights feed which. Padding is neither read nor, where it fills a
     whole token, attended to; `filled` says how many leading entries of every token hold something, all where it is
     empty. Regions are leading axes. Only strategies that tell the parts of a prompt apart need which entries of it are
-    spatial (`kinds.spatial_columns`); `make_denoiser` gives all of these.
+    spatial (`Prompts.spatial`); `make_denoiser` gives all of these.
     """
 
     config: DenoiserConfig
@@ -123,23 +122,24 @@ class Denoiser(nn.Module):
         return tokens_out(x.astype(jnp.promote_types(dtype, jnp.float32)))
 
 
-def make_denoiser(config: DenoiserConfig, codec: Codec, prompt_names: tuple[str, ...]) -> Denoiser:
+def make_denoiser(config: DenoiserConfig, codec: Codec, spatial: tuple[int, ...] = ()) -> Denoiser:
     """The network for the codes of a zoo and the prompts of its regions.
 
     Args:
       config: size, conditioning, schedule and objective.
       codec: says of every row of a code its layer and kind, and how much of it is padding.
-      prompt_names: of the entries of a prompt.
+      spatial: 1 for every entry of a prompt that says where a region lies, 0 for those that say how it behaves
+        (`Prompts.spatial`); needed by strategies that tell the two apart.
 
     Returns:
       The network, without variables.
 
     Raises:
-      InputError: the strategy needs temporal and spatial entries of the prompt and one of them is missing; or there are
-        more codes than attention can hold, or nothing in them.
+      InputError: the strategy needs temporal and spatial entries of the prompt and one of them is missing, or the kinds
+        of the model's layers and it does not give them; or there are more codes than attention can hold, or nothing in
+        them.
     """
-    spatial = spatial_columns(prompt_names)
-    check_conditioning(config.conditioning, spatial)
+    check_conditioning(config.conditioning, spatial, codec.layout.kinds)
     if len(codec.filled) > _MOST_ROWS:
         raise InputError(
             f"`token_width` (={codec.layout.width}) makes {len(codec.filled)} tokens, more than {_MOST_ROWS}; "

@@ -67,7 +67,7 @@ def train_denoiser(
       NotFiniteError: see `train_network`.
     """
     init_key, train_key = jax.random.split(key)
-    denoiser = make_denoiser(config.denoiser, codec, zoo.prompt_names)
+    denoiser = make_denoiser(config.denoiser, codec, zoo.spatial)
     example = (jnp.zeros(shape) for shape in (zoo.x0.shape[2:], (), zoo.prompts.shape[2:], ()))
     variables = of_type(jax.jit(denoiser.init)(init_key, *example)["params"], zoo.x0.dtype)
     return train_network(
@@ -75,7 +75,7 @@ def train_denoiser(
         TrainingData(sources, zoo, codec),
         model,
         held_out,
-        make_denoiser_loss(model, codec, zoo.prompt_names, config),
+        make_denoiser_loss(model, codec, zoo.spatial, config),
         make_prediction(denoiser, codec),
         config,
         key=train_key,
@@ -87,27 +87,27 @@ def train_denoiser(
 
 
 def make_denoiser_step(
-    model: Model, codec: Codec, prompt_names: tuple[str, ...], config: PretrainConfig, num_devices: int
+    model: Model, codec: Codec, spatial: tuple[int, ...], config: PretrainConfig, num_devices: int
 ) -> Callable[[TrainState, TrainingData, Key], tuple[TrainState, dict[str, jax.Array]]]:
     """One step of training the denoiser, for `loop.train`.
 
     Args:
       model: the forecaster, for the functional loss.
       codec: from codes to parameters.
-      prompt_names: of the entries of a prompt.
+      spatial: see `Prompts.spatial`.
       config: sizes.
       num_devices: D, that share every batch.
 
     Returns:
       See `step.make_step`.
     """
-    loss_fn = make_denoiser_loss(model, codec, prompt_names, config)
+    loss_fn = make_denoiser_loss(model, codec, spatial, config)
     return make_network_step(loss_fn, network_optimiser(config), config, num_devices)
 
 
-def make_denoiser_loss(model: Model, codec: Codec, prompt_names: tuple[str, ...], config: PretrainConfig) -> LossFn:
+def make_denoiser_loss(model: Model, codec: Codec, spatial: tuple[int, ...], config: PretrainConfig) -> LossFn:
     """Token and functional loss of a denoiser, see `losses.make_diffusion_loss`; what it reads comes as data."""
-    denoiser, mask = make_denoiser(config.denoiser, codec, prompt_names), codec.mask()
+    denoiser, mask = make_denoiser(config.denoiser, codec, spatial), codec.mask()
 
     def loss_fn(
         variables: Params, data: TrainingData, batch: DiffusionBatch, key: Key

@@ -85,7 +85,7 @@ class ZooCodes:
     x0: jax.Array  # float32 [R, S, L, W], codes
     prompts: jax.Array  # float32 [V, R, E]
     odds: jax.Array  # float32 [R], how often a region is drawn; 0 where held out
-    prompt_names: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())  # E
+    spatial: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())  # E, see `Prompts.spatial`
 
 
 @flax.struct.dataclass

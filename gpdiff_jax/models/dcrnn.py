@@ -89,7 +89,8 @@ class DCRNN(nn.Module):
 def _make_dcrnn(sizes: ModelSizes) -> Model:
     if sizes.history < 2:
         raise InputError(f"model 'dcrnn' needs a history of at least 2 steps, got {sizes.history}")
-    return linen_model("dcrnn", DCRNN(sizes))
+    # The recurrent cell mixes time and graph in every weight.
+    return linen_model("dcrnn", DCRNN(sizes), {"cell": "mixed", "head": "output"})
 
 
 register_model("dcrnn", _make_dcrnn)

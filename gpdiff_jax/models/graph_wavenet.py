@@ -116,7 +116,9 @@ class GraphWaveNet(nn.Module):
 
 
 def _make(name: str, adaptive: int, sizes: ModelSizes) -> Model:
-    return linen_model(name, GraphWaveNet(sizes, adaptive=adaptive))
+    kinds = {"input": "temporal", "gate": "temporal", "graph": "graph", "skip": "output", "head": "output"}
+    kinds |= {"adaptive": "graph"} if adaptive else {}
+    return linen_model(name, GraphWaveNet(sizes, adaptive=adaptive), kinds)
 
 
 for _name, _adaptive in (("graph_wavenet", 0), ("graph_wavenet_adaptive", 10)):

@@ -1,29 +1,38 @@
-"""In: the name of a model's layer. Out: what it works on: time, the graph, the output, or more than one of them."""
+"""In: what a model says of its layers. Out: the kind of each: it works on time, the graph, the output, or on more.
 
-import re
+The generator's `inductive_bias` conditioning tells a layer the part of the prompt that concerns it, by its kind.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from gpdiff_jax.errors import InputError
 
 LAYER_KINDS = ("temporal", "graph", "output", "mixed")
-_GRAPH_WORDS = frozenset(("graph", "adaptive", "adjacency", "spatial", "diffusion"))
-_OUTPUT_WORDS = frozenset(("head", "output", "readout", "skip"))
-_TEMPORAL_WORDS = frozenset(("gate", "temporal", "time", "input", "embedding", "encoder", "covariates", "history"))
 
 
-def layer_kind(name: str) -> str:
-    """What a layer works on, as far as its name tells.
-
-    A word of the graph anywhere in the name decides, then one of the output, then one of time. The recurrent cell of
-    DCRNN mixes time and graph in every weight, and says neither.
+def kinds_of_layers(kinds: Sequence[tuple[str, str]], layers: Iterable[str]) -> dict[str, str]:
+    """The kind of every layer of a model.
 
     Args:
-      name: of a layer, the first key on the path of its parameters.
+      kinds: pairs of the beginning of a layer's name and the kind of such layers; the longest beginning that fits
+        counts. None at all leaves every layer "mixed".
+      layers: names of the layers, the first keys of the parameters.
 
     Returns:
-      "graph", "output", "temporal", or "mixed" where the name does not tell.
+      The kind of each layer.
+
+    Raises:
+      InputError: an unknown kind, or a layer that none of the beginnings fits.
     """
-    words = set(re.split(r"[^a-z]+", name.lower()))
-    if "cell" in words:
-        return "mixed"
-    for kind, known in (("graph", _GRAPH_WORDS), ("output", _OUTPUT_WORDS), ("temporal", _TEMPORAL_WORDS)):
-        if words & known:
-            return kind
-    return "mixed"
+    for beginning, kind in kinds:
+        if kind not in LAYER_KINDS:
+            raise InputError(f"kind {kind!r} of layer {beginning!r} must be one of {', '.join(LAYER_KINDS)}")
+    if not kinds:
+        return dict.fromkeys(layers, "mixed")
+    found = {}
+    for layer in layers:
+        fitting = [(beginning, kind) for beginning, kind in kinds if layer.startswith(beginning)]
+        if not fitting:
+            raise InputError(f"layer {layer!r} has no kind; name one of {', '.join(LAYER_KINDS)} for it in `kinds`")
+        found[layer] = max(fitting, key=lambda pair: len(pair[0]))[1]
+    return found

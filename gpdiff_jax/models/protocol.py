@@ -7,7 +7,7 @@ import hashlib
 import os
 import pathlib
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.kinds import kinds_of_layers
 from gpdiff_jax.models.leaves import check_leaves
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.typing import Key, Params, RegionGraph
@@ -52,6 +53,9 @@ class Model(NamedTuple):
 
     A batch of windows goes through `vmap` of `apply`, or through `apply_batch` where a model has one: the same function
     with the batch axis before the last, a layout in which time is sliced and nodes are mixed without a transpose.
+
+    `kinds` says which layers (first keys of `params`) work on time, on the graph and on the output: pairs of the
+    beginning of a name and one of `kinds.LAYER_KINDS`. A model without them cannot be generated with `inductive_bias`.
     """
 
     name: str
@@ -61,14 +65,20 @@ class Model(NamedTuple):
         Callable[[Params, jraph.GraphsTuple, Float[Array, "N H B I"], Float[Array, "HP B F"]], Float[Array, "P B C"]]
         | None
     ) = None
+    kinds: tuple[tuple[str, str], ...] = ()
+
+    def layer_kinds(self, params: Params) -> dict[str, str]:
+        """The kind of every layer of parameters, or of their shapes; see `kinds.kinds_of_layers`."""
+        return kinds_of_layers(self.kinds, params)
 
 
-def linen_model(name: str, module: nn.Module) -> Model:
+def linen_model(name: str, module: nn.Module, kinds: Mapping[str, str] | None = None) -> Model:
     """The pair of a Linen module whose `__call__(graph, history, covariates)` also takes batch axes before the last.
 
     Args:
       name: of the model.
       module: all its variables are parameters.
+      kinds: by the beginnings of the names of its layers, see `Model`.
 
     Returns:
       The pair, with the module itself as `apply_batch`.
@@ -77,7 +87,7 @@ def linen_model(name: str, module: nn.Module) -> Model:
     def apply(params: Params, graph: jraph.GraphsTuple, history: jax.Array, covariates: jax.Array) -> Any:
         return module.apply({"params": params}, graph, history, covariates)
 
-    return Model(name, lambda *arguments: module.init(*arguments)["params"], apply, apply)
+    return Model(name, lambda *arguments: module.init(*arguments)["params"], apply, apply, tuple((kinds or {}).items()))
 
 
 _REGISTRY: dict[str, Callable[[ModelSizes], Model]] = {}
@@ -237,6 +247,7 @@ def _make(factory: Callable[[ModelSizes], Model], sizes: ModelSizes) -> Model:
     try:
         params = abstract_params(model, sizes)
         check_leaves(params)
+        model.layer_kinds(params)
         forecast = jax.eval_shape(model.apply, params, *_abstract_inputs(sizes))
     except InputError as error:
         raise InputError(f"model {model.name!r}: {error}") from error

@@ -65,7 +65,7 @@ def _make_stgcn(sizes: ModelSizes) -> Model:
     shortest = 2 * (_KERNEL - 1) + 1
     if sizes.history < shortest:
         raise InputError(f"model 'stgcn' needs a history of at least {shortest} steps, got {sizes.history}")
-    return linen_model("stgcn", STGCN(sizes))
+    return linen_model("stgcn", STGCN(sizes), {"gate": "temporal", "graph": "graph", "head": "output"})
 
 
 register_model("stgcn", _make_stgcn)

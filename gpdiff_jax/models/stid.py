@@ -46,7 +46,7 @@ class STID(nn.Module):
 
 
 def _make_stid(sizes: ModelSizes) -> Model:
-    return linen_model("stid", STID(sizes))
+    return linen_model("stid", STID(sizes), {"embedding": "temporal", "encoder": "temporal", "head": "output"})
 
 
 register_model("stid", _make_stid)

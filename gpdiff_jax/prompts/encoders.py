@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -58,6 +58,18 @@ class PromptConfig:
         return self.parts != ("statistics",)
 
 
+class RegionPrompts(NamedTuple):
+    """Prompts of N regions on the host, and what their E entries are."""
+
+    values: Float[np.ndarray, "N E"]
+    names: tuple[str, ...]
+    spatial: tuple[int, ...]  # 1 where an entry says where a region lies, 0 where it says how it behaves
+
+
+SPATIAL_OF_PART = {"statistics": (0, 1), "temporal": (0,), "spatial": (1,)}
+"""Which kinds of entries a part of the prompt holds: 1 spatial, 0 temporal."""
+
+
 @flax.struct.dataclass
 class PromptEncoder:
     """The parts of a prompt with their trained encoders; those that are switched off are None."""
@@ -67,7 +79,7 @@ class PromptEncoder:
     centroids: jax.Array | None  # float32 [K, 24], the classes in which the knowledge graph puts a region's day
     config: PromptConfig = flax.struct.field(pytree_node=False)
 
-    def regions(self, city: City, span: Span) -> tuple[Float[np.ndarray, "N E"], tuple[str, ...]]:
+    def regions(self, city: City, span: Span) -> "RegionPrompts":
         """Prompts of all regions of a city, whatever it is, from what may be seen of it.
 
         Args:
@@ -75,23 +87,27 @@ class PromptEncoder:
           span: what may be seen.
 
         Returns:
-          float32 [N, E], and E names. See `region_prompts`.
+          See `RegionPrompts`, and `region_prompts`.
 
         Raises:
           InputError: nobody has a reading in the span, or a part cannot be made of the city.
         """
-        tables, names = [], ()
+        tables: list[np.ndarray] = []
+        names: tuple[str, ...] = ()
+        spatial: tuple[int, ...] = ()
         for part in self.config.parts:
             if part == "statistics":
-                temporal, temporal_names = temporal_statistics(city, span)
-                spatial, spatial_names = spatial_statistics(city)
-                tables += [temporal, spatial]
+                behaviour, temporal_names = temporal_statistics(city, span)
+                place, spatial_names = spatial_statistics(city)
+                tables += [behaviour, place]
                 names += temporal_names + spatial_names
+                spatial += (0,) * len(temporal_names) + (1,) * len(spatial_names)
                 continue
             table = self._encode(city, span) if part == "temporal" else self._embed(city, span)
             tables.append(table)
             names += tuple(f"{part}_{index:03d}" for index in range(table.shape[1]))
-        return np.concatenate(tables, axis=1).astype(np.float32), names
+            spatial += (int(part == "spatial"),) * table.shape[1]
+        return RegionPrompts(np.concatenate(tables, axis=1).astype(np.float32), names, spatial)
 
     def _encode(self, city: City, span: Span) -> np.ndarray:
         assert self.temporal is not None

@@ -35,6 +35,8 @@ class Prompts:
     # Per city, what they were made from: "melbourne steps 120 to 192, 300 to 372".
     provenance: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
     told: jax.Array | None = None  # bool [R], False where the generator is told nothing; None where all are told
+    # E, 1 where an entry says where a region lies, 0 where it says how it behaves; empty where nobody says.
+    spatial: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
     # Whose regions they are; empty where that is not known.
     cities: tuple[CityLabel, ...] = flax.struct.field(pytree_node=False, default=())
 
@@ -68,19 +70,19 @@ def region_prompts(city: City, spans: Sequence[Span], encoder: PromptEncoder | N
     Raises:
       InputError: nobody has a reading in a span, or a part cannot be made of the city (`check_parts`).
     """
-    values, names, seen = _region_tables(city, spans, encoder)
+    values, names, spatial, seen = _region_tables(city, spans, encoder)
     values, region_ids = jax.device_put((values, city.region_ids()))
-    return Prompts(values, region_ids, names, (seen,), cities=(label_of(city),))
+    return Prompts(values, region_ids, names, (seen,), spatial=spatial, cities=(label_of(city),))
 
 
 def _region_tables(
     city: City, spans: Sequence[Span], encoder: PromptEncoder | None
-) -> tuple[Float[np.ndarray, "V N E"], tuple[str, ...], str]:
-    """Values of the prompts of a city on the host, their names, and what they were made from."""
+) -> tuple[Float[np.ndarray, "V N E"], tuple[str, ...], tuple[int, ...], str]:
+    """Values of the prompts of a city on the host, names and kinds of their entries, and what they were made from."""
     encoder = encoder or plain_encoder()
-    tables, names = zip(*(encoder.regions(city, span) for span in spans), strict=True)
+    made = [encoder.regions(city, span) for span in spans]
     seen = f"{city.name} steps " + ", ".join(f"{span.start} to {span.stop}" for span in spans)
-    return np.stack(tables), names[0], seen
+    return np.stack([table.values for table in made]), made[0].names, made[0].spatial, seen
 
 
 def source_prompts(
@@ -110,13 +112,13 @@ def source_prompts(
     parts = []
     for done, (city, city_spans, train) in enumerate(zip(cities, spans, train_spans, strict=True), 1):
         kept = ~silent_regions(city, train)
-        values, names, seen = _region_tables(city, city_spans, encoder)
-        parts.append((values[:, kept], city.region_ids()[kept], names, seen, label_of(city, kept)))
+        values, names, spatial, seen = _region_tables(city, city_spans, encoder)
+        parts.append((values[:, kept], city.region_ids()[kept], names, spatial, seen, label_of(city, kept)))
         if progress:
             progress(done, {})
-    tables, ids, names, seen, labels = zip(*parts, strict=True)
+    tables, ids, names, spatial, seen, labels = zip(*parts, strict=True)
     values, region_ids = jax.device_put((np.concatenate(tables, axis=1), np.concatenate(ids)))
-    return Prompts(values, region_ids, names[0], seen, cities=labels)
+    return Prompts(values, region_ids, names[0], seen, spatial=spatial[0], cities=labels)
 
 
 def target_prompts(

@@ -182,6 +182,7 @@ def finish_zoo(
         "names": zoo.names,
         "prompt_names": zoo.prompts.names,
         "prompt_provenance": zoo.prompts.provenance,
+        "prompt_spatial": zoo.prompts.spatial,
         "of": of,
     }
     save_arrays(partial / _INDEX, arrays, facts)
@@ -222,7 +223,7 @@ def load_zoo(
     rows = tuple(np.split(np.asarray(arrays["rows"]), np.cumsum(arrays["chunk_sizes"])[:-1]))
     named = tuple(facts["prompt_names"]), tuple(facts["prompt_provenance"])
     values, region_ids = jax.device_put((arrays["prompts"], arrays["region_ids"]))
-    stored = Prompts(values, region_ids, *named)
+    stored = Prompts(values, region_ids, *named, spatial=tuple(facts.get("prompt_spatial", ())))
     return ParameterZoo(
         model=facts["model"],
         base=arrays["base"],

@@ -5,7 +5,7 @@ A layout is made from the shapes alone. It travels with every zoo and every gene
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import zip_longest
 from typing import Any
@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models.kinds import layer_kind
 from gpdiff_jax.models.leaves import check_leaves, named_leaves, put_leaf
 from gpdiff_jax.typing import Params
 
@@ -117,13 +116,16 @@ def mask_of(filled: Sequence[int], width: int) -> Float[np.ndarray, "rows width"
     return (np.arange(width)[None, :] < np.asarray(filled)[:, None]).astype(np.float32)
 
 
-def make_layout(params: Params, width: int | str = PUBLISHED_WIDTH) -> TokenLayout:
+def make_layout(
+    params: Params, width: int | str = PUBLISHED_WIDTH, kinds: Mapping[str, str] | None = None
+) -> TokenLayout:
     """Lays a parameter pytree out in tokens.
 
     Args:
       params: nested dicts of float32 arrays, or of their shapes; the first key on a leaf's path names its layer.
       width: W, entries per token, or "gcd" for the published rule (arXiv 2402.11922): the greatest common divisor of
         the sizes of the layers, which needs no padding. Where a layer is small, as a bias is, tokens become many.
+      kinds: the kind of every layer, `Model.layer_kinds`; None leaves all "mixed".
 
     Returns:
       The layout: layers in the pytree's own (sorted) order, the leaves of a layer one after another, padding at the
@@ -146,7 +148,8 @@ def make_layout(params: Params, width: int | str = PUBLISHED_WIDTH) -> TokenLayo
             layers[path[0]] = len(layers)
             end = -(-end // width) * width
         tokens = end // width, -(-(end + leaf.size) // width)
-        leaves.append(TokenLeaf(path, tuple(leaf.shape), layers[path[0]], layer_kind(path[0]), end, tokens))
+        kind = "mixed" if kinds is None else kinds[path[0]]
+        leaves.append(TokenLeaf(path, tuple(leaf.shape), layers[path[0]], kind, end, tokens))
         end += leaf.size
     return TokenLayout(width, tuple(leaves))
 

@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 
 from gpdiff_jax.cities.splits import Span
-from gpdiff_jax.data.config import DataConfig
-from gpdiff_jax.data.sources import prepare_sources
 from gpdiff_jax.diffusion.conditioning import STRATEGIES, check_conditioning, time_features
-from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise
-from gpdiff_jax.diffusion.kinds import SPATIAL_ENTRIES, spatial_columns
+from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise, make_denoiser
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models import make_model
-from gpdiff_jax.models.kinds import layer_kind
-from gpdiff_jax.prompts.sources import with_prompts
+from gpdiff_jax.models import ModelSizes, make_model
+from gpdiff_jax.models.kinds import kinds_of_layers
+from gpdiff_jax.models.protocol import abstract_params
+from gpdiff_jax.prompts.prompt import region_prompts
 from gpdiff_jax.prompts.statistics import spatial_statistics, temporal_statistics
-from gpdiff_jax.zoo.pooled import initial_params
+from gpdiff_jax.zoo.codec import fit_codec
+from gpdiff_jax.zoo.tokens import make_layout, to_tokens
 
 _WIDTH, _BATCH = 4, 6
 _LAYER_OF_TOKEN = (0, 0, 1, 2, 3)
@@ -159,31 +158,64 @@ def test_an_unknown_strategy_is_refused_with_the_names():
         DenoiserConfig(conditioning="film")
 
 
-def test_spatial_entries_are_those_of_the_spatial_statistics_and_of_the_spatial_encoder(simulated_cities):
-    city = simulated_cities[0]
-    temporal, spatial = temporal_statistics(city, Span(0, 72))[1], spatial_statistics(city)[1]
-    assert set(spatial) == SPATIAL_ENTRIES
-    names = (*temporal, *spatial, "temporal_000", "temporal_031", "spatial_000", "spatial_031")
-    expected = [0] * len(temporal) + [1] * len(spatial) + [0, 0, 1, 1]
-    assert list(spatial_columns(names)) == expected
-
-
-def test_the_layers_of_every_model_are_told_apart(simulated_cities):
-    data = DataConfig(covariates="calendar", variants=1, max_neighbours=2)
-    cities = simulated_cities[:1]
-    sources = with_prompts(prepare_sources(cities, data, key=jax.random.key(0), validation_windows=4), cities)
+def test_the_layers_of_every_model_are_told_apart_by_what_the_model_says(simulated_cities):
+    sizes = ModelSizes(12, 6, 3, 22)
     kinds = {}
     for name in ("stgcn", "graph_wavenet_adaptive", "dcrnn", "stid"):
-        model = make_model(name, sources.sizes)
-        make = functools.partial(initial_params, model, sources.graphs, sources.sizes)
-        layers = jax.eval_shape(lambda key, make=make: make(key=key), jax.random.key(0))
-        kinds[name] = {layer: layer_kind(layer) for layer in layers}
+        model = make_model(name, sizes)
+        kinds[name] = model.layer_kinds(abstract_params(model, sizes))
         for layer, kind in kinds[name].items():
             assert (kind == "output") == layer.startswith(("head", "skip")), layer
             assert (kind == "graph") == layer.startswith(("graph", "adaptive")), layer
             assert (kind == "mixed") == layer.startswith("cell"), layer
     assert kinds["stgcn"]["graph"] == "graph" and kinds["stgcn"]["gate_in_covariates"] == "temporal"
-    assert "graph" not in kinds["stid"].values() and layer_kind("weights") == "mixed"
+    assert "graph" not in kinds["stid"].values()
+
+
+def test_a_model_that_does_not_say_the_kinds_of_its_layers_is_refused_by_the_strategy_that_needs_them():
+    """Layers w1 and w2 tell nothing: to condition all of them alike would be another strategy."""
+    spatial = (0, 0, 1)
+    with pytest.raises(InputError, match=r"'inductive_bias' needs to know which layers .*Model\(.*kinds="):
+        check_conditioning("inductive_bias", spatial, ("mixed", "mixed"))
+    check_conditioning("inductive_bias", spatial, ("mixed", "output"))
+    check_conditioning("adaptive_norm", spatial, ("mixed", "mixed"))
+    params = {"w1": jnp.ones((2, 3)), "w2": jnp.ones(3)}
+    layout = make_layout(params, 3)
+    assert layout.kinds == ("mixed", "mixed")
+    flat = np.asarray(to_tokens(layout, params))
+    codec = fit_codec(layout, flat, np.stack([flat, flat + 1]), np.ones(2), 0)
+    with pytest.raises(InputError, match="'inductive_bias' needs to know which layers"):
+        make_denoiser(DenoiserConfig(conditioning="inductive_bias"), codec, spatial)
+    told = make_layout(params, 3, {"w1": "temporal", "w2": "output"})
+    codec = fit_codec(told, flat, np.stack([flat, flat + 1]), np.ones(2), 0)
+    denoiser = make_denoiser(DenoiserConfig(conditioning="inductive_bias"), codec, spatial)
+    assert (denoiser.layer_kinds, denoiser.spatial) == (("temporal", "output"), spatial)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "words"),
+    [
+        ((("w", "time"),), "kind 'time' of layer 'w' must be one of temporal, graph, output, mixed"),
+        ((("w1", "graph"),), "layer 'w2' has no kind; name one of temporal, graph, output, mixed"),
+    ],
+)
+def test_kinds_that_leave_a_layer_out_or_do_not_exist_are_refused(kinds, words):
+    with pytest.raises(InputError, match=words):
+        kinds_of_layers(kinds, ("w1", "w2"))
+
+
+def test_the_longest_beginning_of_a_layers_name_counts():
+    kinds = (("w", "temporal"), ("w_out", "output"))
+    assert kinds_of_layers(kinds, ("w_in", "w_out")) == {"w_in": "temporal", "w_out": "output"}
+
+
+def test_a_prompt_says_which_of_its_entries_are_spatial(simulated_cities):
+    city = simulated_cities[0]
+    told = region_prompts(city, [Span(0, 72)])
+    expected = [0] * len(temporal_statistics(city, Span(0, 72))[1]) + [1] * len(spatial_statistics(city)[1])
+    assert list(told.spatial) == expected and told.variant(0).spatial == told.spatial
+    with pytest.raises(InputError, match="needs a prompt of temporal and spatial entries"):
+        check_conditioning("pre_adaptive", ())
 
 
 def test_time_features_are_bounded_and_tell_times_apart():

@@ -10,12 +10,13 @@ import pytest
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig, denoise, make_denoiser
 from gpdiff_jax.diffusion.losses import DiffusionBatch, make_diffusion_loss
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.kinds import kinds_of_layers
 from gpdiff_jax.zoo.codec import Codec, fit_codec
 from gpdiff_jax.zoo.tokens import make_layout, to_tokens
 
 # Of four layers two are of one kind, and the last one never varies: in components its whole row is padding.
 _SIZES = {"gate_in": 6, "gate_out": 3, "graph": 4, "head": 5}
-_BATCH, _PROMPT = 3, ("prompt_0", "prompt_1")
+_BATCH, _PROMPT = 3, (0, 0)
 _CONFIG = DenoiserConfig(width=8, layers=1, heads=2, prompt_bottleneck=4)
 
 
@@ -29,7 +30,8 @@ def _codec(components: int, still: tuple[str, ...] = ("head",), width: int = 4) 
         }
         for _ in range(6)
     ]
-    layout = make_layout(base, width)
+    kinds = {"gate": "temporal", "graph": "graph", "head": "output"}
+    layout = make_layout(base, width, kinds_of_layers(tuple(kinds.items()), base))
     tokens = np.stack([to_tokens(layout, tree) for tree in trees])
     return fit_codec(layout, np.asarray(to_tokens(layout, base)), tokens, np.ones(6), components)
 

@@ -79,7 +79,7 @@ def _generator(city: gpd.City) -> gpd.Hypernetwork:
     told = gpd.target_prompts(city, support_days=3)
     config = gpd.DenoiserConfig(width=8, layers=1, heads=2, prompt_bottleneck=4)
     example = jnp.zeros(codec.mask().shape), jnp.zeros(()), told.values[0, 0], jnp.ones(())
-    shapes = jax.eval_shape(make_denoiser(config, codec, told.names).init, jax.random.key(0), *example)["params"]
+    shapes = jax.eval_shape(make_denoiser(config, codec, told.spatial).init, jax.random.key(0), *example)["params"]
     return gpd.Hypernetwork(
         model_name="linear",
         sizes=gpd.ModelSizes(12, 6, 2, 0),
@@ -89,6 +89,7 @@ def _generator(city: gpd.City) -> gpd.Hypernetwork:
         codec=codec,
         prompt_scaler=PromptScaler(told.values[0].mean(axis=0), told.values[0].std(axis=0) + 0.1),
         prompt_names=told.names,
+        prompt_spatial=told.spatial,
         interval_minutes=60,
     )
 

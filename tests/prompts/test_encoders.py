@@ -34,11 +34,13 @@ def _encoder(simulated_cities: list[City]) -> PromptEncoder:
 
 def test_parts_stand_side_by_side_in_their_order(simulated_cities, encoder):
     city = simulated_cities[2]
-    table, names = encoder.regions(city, _SEEN)
+    table, names, spatial = encoder.regions(city, _SEEN)
     statistics = np.concatenate([temporal_statistics(city, _SEEN)[0], spatial_statistics(city)[0]], axis=1)
     assert table.shape == (8, 6 + statistics.shape[1] + 8) == (8, len(names)) and np.isfinite(table).all()
     assert names[0] == "spatial_000" and names[6] == "profile_00h" and names[-1] == "temporal_007"
     np.testing.assert_array_equal(table[:, 6:-8], statistics)
+    ends = len(temporal_statistics(city, _SEEN)[1]), len(spatial_statistics(city)[1])
+    assert spatial == (1,) * 6 + (0,) * ends[0] + (1,) * ends[1] + (0,) * 8
     np.testing.assert_array_equal(plain_encoder().regions(city, _SEEN)[0], statistics)
     assert table[:, :6].std(axis=0).min() > 0 and table[:, -8:].std(axis=0).min() > 0
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models.kinds import layer_kind
+from gpdiff_jax.models.kinds import LAYER_KINDS
 from gpdiff_jax.zoo.tokens import TokenLayout, check_layout, from_tokens, make_layout, to_tokens
 
 # Names whose order is not that of their numbers, nor of an alphabet; and words that tell kinds.
@@ -58,11 +58,12 @@ def _assert_same_bits(one, other) -> None:
 @given(_TREES, _WIDTHS)
 def test_ranges_tile_the_tokens_and_no_token_mixes_layers(shapes, width):
     params = _abstract(shapes)
-    layout, mask = make_layout(params, width), make_layout(params, width).mask()
+    kinds = {name: LAYER_KINDS[number % 4] for number, name in enumerate(shapes)}
+    layout, mask = make_layout(params, width, kinds), make_layout(params, width).mask()
     sizes = {
         name: sum(math.prod(shape) for shape in jax.tree.leaves(shapes[name], is_leaf=_is_shape)) for name in shapes
     }
-    assert layout.layers == tuple(sorted(shapes)) and layout.kinds == tuple(map(layer_kind, layout.layers))
+    assert layout.layers == tuple(sorted(shapes)) and layout.kinds == tuple(kinds[name] for name in layout.layers)
     assert layout.width == (math.gcd(*sizes.values()) if width == "gcd" else width)
     owner = np.full(mask.size, -1)
     for leaf in layout.leaves:
@@ -196,7 +197,7 @@ def test_a_leaf_that_lies_elsewhere_or_is_of_another_kind_is_refused_and_an_equa
     for name, value, words in (("offset", 1, "offset 1"), ("kind", "graph", "graph"), ("tokens", [0, 3], "0 to 2")):
         content = layout.as_json()
         content["leaves"][1][name] = value
-        with pytest.raises(InputError, match=rf"'gate/kernel' of shape \(3, 2\) as .*{words}.* has leaf .*as temporal"):
+        with pytest.raises(InputError, match=rf"'gate/kernel' of shape \(3, 2\) as .*{words}.* has leaf .*as mixed"):
             check_layout(TokenLayout.from_json(content), layout, "the zoo", "the model")
     del content["leaves"][1]["path"]
     with pytest.raises(InputError, match=r"the token layout cannot be read \(KeyError: 'path'\)"):

@@ -19,7 +19,7 @@ from gpdiff_jax.diffusion.denoiser import DenoiserConfig, denoise, make_denoiser
 from gpdiff_jax.diffusion.objectives import Denoised, denoised
 from gpdiff_jax.diffusion.samplers import SAMPLERS, check_sampler, guided, sample
 from gpdiff_jax.diffusion.schedules import SCHEDULES
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, check_at_least, named
 from gpdiff_jax.models.protocol import Model, ModelSizes, abstract_params, make_model, model_names
 from gpdiff_jax.prompts.encoders import PromptEncoder, plain_encoder
 from gpdiff_jax.prompts.prompt import Prompts, PromptScaler, scale_prompts, target_prompts
@@ -49,9 +49,7 @@ class GenerateConfig:
     sampler: str = "ddim"
 
     def __post_init__(self) -> None:
-        for name in ("samples", "steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        check_at_least(1, named(self, "samples", "steps"))
         if not 0 <= self.guidance <= 10:
             raise InputError(f"`guidance` must be in [0, 10], got {self.guidance}")
         if self.sampler not in SAMPLERS:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 
 from gpdiff_jax.analysis.shuffled_prompts import source_response, target_response
 from gpdiff_jax.data.target import Target
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, check_at_least, named
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.pretraining import encode_vectors
 from gpdiff_jax.prompts.prompt import Prompts, scale_prompts
@@ -35,9 +35,7 @@ class DiagnosticsConfig:
     variants: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("shuffles", "variants"):
-            if getattr(self, name) < 1:
-                raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        check_at_least(1, named(self, "shuffles", "variants"))
 
 
 class ToldTarget(NamedTuple):

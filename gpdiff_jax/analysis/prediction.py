@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.baselines.ridge import PENALTIES, apply_ridge, choose_penalty, city_weights, solve_ridge
 from gpdiff_jax.data.sources import SourceRegion, Sources
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, check_at_least
 from gpdiff_jax.models.protocol import Model, make_model
 from gpdiff_jax.prompts.encoders import columns_of_parts
 from gpdiff_jax.prompts.prompt import in_scale, scale_of
@@ -41,8 +41,7 @@ class PredictionConfig:
     def __post_init__(self) -> None:
         if not 0 < self.variance <= 1:
             raise InputError(f"`variance` must be above 0 and at most 1, got {self.variance}")
-        if self.most_components < 1:
-            raise InputError(f"`most_components` must be at least 1, got {self.most_components}")
+        check_at_least(1, {"most_components": self.most_components})
 
 
 @dataclasses.dataclass(frozen=True)

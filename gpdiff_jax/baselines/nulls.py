@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from gpdiff_jax.baselines.ridge import apply_ridge, choose_penalty, city_weights, fold_of_region, solve_ridge
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import check_at_least
 from gpdiff_jax.pretraining import best_tokens
 from gpdiff_jax.prompts.prompt import Prompts, in_scale, scale_of
 from gpdiff_jax.typing import Key, Params
@@ -103,8 +103,7 @@ def nearest_plus_noise(zoo: ParameterZoo, prompts: Prompts, *, samples: int, key
     Raises:
       InputError: `samples` is below 1.
     """
-    if samples < 1:
-        raise InputError(f"`samples` must be at least 1, got {samples}")
+    check_at_least(1, {"samples": samples})
     examples = _examples(zoo)
     neighbour = np.arange(len(examples.weights))
     for fold in _folds(examples):

@@ -22,7 +22,7 @@ _REQUIRED = ("values", "adjacency", "interval_minutes", "start", "feature_names"
 _OPTIONAL = ("latitude", "longitude", "poi", "poi_names")
 
 
-def load_city(path: str | os.PathLike[str], *, missing_above: float | None = None) -> City:
+def load_city(path: str | os.PathLike[str], *, missing_above: float | int | None = None) -> City:
     """Read one city file.
 
     Keys beyond the known ones are ignored. In speed data a zero means missing, so zeros become NaN.
@@ -83,7 +83,7 @@ def save_city(path: str | os.PathLike[str], city: City) -> None:
 
 
 def find_cities(
-    data_dir: str | os.PathLike[str], names: Sequence[str], *, missing_above: float | None = None
+    data_dir: str | os.PathLike[str], names: Sequence[str], *, missing_above: float | int | None = None
 ) -> list[City]:
     """Load cities of a folder by name.
 
@@ -148,7 +148,7 @@ def _read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
     return np.lib.format.read_array(stream, allow_pickle=False)
 
 
-def _city_from_arrays(name: str, arrays: Mapping[str, np.ndarray], missing_above: float | None) -> City:
+def _city_from_arrays(name: str, arrays: Mapping[str, np.ndarray], missing_above: float | int | None) -> City:
     values = _numbers(arrays, "values", np.float32)
     kind = _text(arrays, "kind")
     if kind == "speed":

@@ -6,7 +6,7 @@ days lie right before it, and nothing earlier is ever seen.
 
 import dataclasses
 
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, check_at_least
 
 TRAIN_FRACTION = 0.8
 TEST_FRACTION = 0.3
@@ -120,8 +120,7 @@ def split_before(
     Raises:
       InputError: `support_days` is below 1, shorter than the history or longer than the data before `test`.
     """
-    if support_days < 1:
-        raise InputError(f"`support_days` must be at least 1, got {support_days}")
+    check_at_least(1, {"support_days": support_days})
     support_start = test.start - support_days * steps_per_day
     if support_start < 0:
         most = test.start // steps_per_day

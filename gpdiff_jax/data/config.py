@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, check_at_least, named
 
 SCALINGS = ("support", "span")
 
@@ -26,8 +26,6 @@ class DataConfig:
     scaling: str = "support"
 
     def __post_init__(self) -> None:
-        for name in ("support_days", "history", "horizon", "variants"):
-            if getattr(self, name) < 1:
-                raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        check_at_least(1, named(self, "support_days", "history", "horizon", "variants"))
         if self.scaling not in SCALINGS:
             raise InputError(f"`scaling` must be one of {', '.join(SCALINGS)}, got {self.scaling!r}")

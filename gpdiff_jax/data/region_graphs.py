@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from gpdiff_jax.cities.city import City
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, check_at_least
 from gpdiff_jax.typing import RegionGraph
 
 PICKS = ("weight", "random")
@@ -44,8 +44,7 @@ def region_graphs(
     Raises:
       InputError: `max_neighbours` is negative or `pick` unknown.
     """
-    if max_neighbours < 0:
-        raise InputError(f"`max_neighbours` must be at least 0, got {max_neighbours}")
+    check_at_least(0, {"max_neighbours": max_neighbours})
     if pick not in PICKS:
         raise InputError(f"`pick` must be one of {', '.join(PICKS)}, got {pick!r}")
     graphs, first = [], 0

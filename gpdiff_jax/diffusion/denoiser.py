@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from gpdiff_jax.diffusion.conditioning import STRATEGIES, AdaptiveNorm, Conditioner, check_conditioning, gated_residual
 from gpdiff_jax.diffusion.objectives import check_objective
 from gpdiff_jax.diffusion.products import attention, dense
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, check_at_least, named
 from gpdiff_jax.models.kinds import LAYER_KINDS
 from gpdiff_jax.typing import Params
 from gpdiff_jax.zoo.codec import Codec
@@ -42,9 +42,7 @@ class DenoiserConfig:
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("width", "layers", "heads", "prompt_bottleneck"):
-            if getattr(self, name) < 1:
-                raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        check_at_least(1, named(self, "width", "layers", "heads", "prompt_bottleneck"))
         if self.width % (2 * self.heads):
             raise InputError(f"`width` (={self.width}) must be a multiple of 2 x `heads` (={self.heads})")
         if self.conditioning not in STRATEGIES:

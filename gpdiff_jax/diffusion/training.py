@@ -18,7 +18,7 @@ import optax
 from gpdiff_jax.data.sources import Sources
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.losses import DiffusionBatch, DiffusionLosses, bind_functional
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, check_above_zero, named
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.training.loop import VALIDATION, steps_between_evaluations, train
 from gpdiff_jax.training.optimisers import clipped_adam
@@ -57,9 +57,7 @@ class PretrainConfig:
     held_out_share: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "windows", "learning_rate", "evaluations"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"`{name}` must be above 0, got {getattr(self, name)}")
+        check_above_zero(named(self, "steps", "batch", "accumulate", "windows", "learning_rate", "evaluations"))
         for name in ("functional_weight", "token_weight", "prompt_noise", "weight_decay", "min_snr_gamma"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise InputError(f"`{name}` must be a number of at least 0, got {getattr(self, name)}")

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.data.target import Target
 from gpdiff_jax.data.target_windows import gather_target
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, check_at_least, named
 from gpdiff_jax.models.loss import batch_forecast, masked_huber
 from gpdiff_jax.models.protocol import Model, Window
 from gpdiff_jax.training.caches import bounded_cache
@@ -52,9 +52,7 @@ class AdaptConfig:
         if not self.learning_rates or not all(0 < rate < math.inf for rate in (*self.learning_rates, *blind)):
             rates = f"{self.learning_rates}, {self.blind_learning_rate}"
             raise InputError(f"`learning_rates` and `blind_learning_rate` must be numbers above 0, got {rates}")
-        for name in ("steps", "evaluate_every", "batch", "regions_per_batch"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        check_at_least(1, named(self, "steps", "evaluate_every", "batch", "regions_per_batch"))
 
 
 class Adapted(NamedTuple):

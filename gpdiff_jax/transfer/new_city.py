@@ -17,7 +17,7 @@ from gpdiff_jax.cities.resample import resample, select_channels
 from gpdiff_jax.cities.splits import Span, split_before
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.target import Target, split_city
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, check_at_least
 from gpdiff_jax.hypernetwork import Hypernetwork, RegionParameters, check_regions
 from gpdiff_jax.models.protocol import make_model
 from gpdiff_jax.prompts.encoders import check_parts
@@ -99,8 +99,7 @@ def prepare_new_city(
         raise InputError("the generator does not say at which interval it was trained; pre-train it again and save it")
     if channels == "each":
         raise InputError("`channels` is 'each', but a new city is forecast one channel at a time; name one")
-    if rolling_days < 0:
-        raise InputError(f"`rolling_days` must be at least 0, got {rolling_days}")
+    check_at_least(0, {"rolling_days": rolling_days})
     read = select_channels(resample(city, hypernetwork.interval_minutes), channels)[0]
     hypernetwork.check_city(label_of(read), any_kind=any_kind)
     days = hypernetwork.data.support_days if support_days is None else support_days

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, check_at_least
 from gpdiff_jax.zoo.tokens import TokenLayout, check_width, from_tokens, mask_of
 
 NORMALISATIONS = ("layer", "coordinate")
@@ -40,8 +40,7 @@ class CodecConfig:
 
     def __post_init__(self) -> None:
         check_width(self.token_width)
-        if self.components < 0:
-            raise InputError(f"`components` must be at least 0, got {self.components}")
+        check_at_least(0, {"components": self.components})
         if self.normalisation not in NORMALISATIONS:
             raise InputError(f"`normalisation` must be one of {', '.join(NORMALISATIONS)}, got {self.normalisation!r}")
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from gpdiff_jax.data.series import SeriesBank
 from gpdiff_jax.data.sources import SourceRegion, Sources
 from gpdiff_jax.data.windows import StartTable, draw_windows, gather_source
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import check_above_zero
 from gpdiff_jax.models.loss import batch_forecast, huber_sums, masked_absolute
 from gpdiff_jax.models.protocol import Model, ModelSizes
 from gpdiff_jax.training.loop import VALIDATION, steps_between_evaluations, train
@@ -38,9 +38,7 @@ class BaseConfig:
     evaluations: int = 20
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) <= 0:
-                raise InputError(f"`{field.name}` must be above 0, got {getattr(self, field.name)}")
+        check_above_zero(dataclasses.asdict(self))
 
 
 def validation_error(

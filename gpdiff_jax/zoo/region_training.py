@@ -17,7 +17,7 @@ from jaxtyping import Array, Int
 from gpdiff_jax.data.series import SeriesBank
 from gpdiff_jax.data.sources import SourceRegion
 from gpdiff_jax.data.windows import StartTable, draw_starts, draw_unseen_starts, gather_draw, gather_unseen, part_of
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, check_above_zero, check_at_least, named
 from gpdiff_jax.models.loss import anchor_loss, batch_forecast, masked_huber
 from gpdiff_jax.models.protocol import Model, ModelSizes
 from gpdiff_jax.training.optimisers import clipped_adam
@@ -59,13 +59,10 @@ class HarvestConfig:
     def __post_init__(self) -> None:
         if self.init not in INITS:
             raise InputError(f"`init` must be one of {', '.join(INITS)}, got {self.init!r}")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name not in ("init", "anchor_windows", "regions_per_batch") and value <= 0:
-                raise InputError(f"`{field.name}` must be above 0, got {value}")
-        for name in ("anchor_windows", "regions_per_batch"):
-            if (getattr(self, name) or 0) < 0:
-                raise InputError(f"`{name}` must be at least 0, got {getattr(self, name)}")
+        may_be_zero = ("anchor_windows", "regions_per_batch")
+        others = [field.name for field in dataclasses.fields(self) if field.name not in ("init", *may_be_zero)]
+        check_above_zero(named(self, *others))
+        check_at_least(0, named(self, *may_be_zero))
         if not self.averaging < 1:
             raise InputError(f"`averaging` must be below 1, got {self.averaging}")
         if self.steps % self.evaluate_every or self.steps < self.snapshots * self.evaluate_every:

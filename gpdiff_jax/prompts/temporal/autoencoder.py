@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from gpdiff_jax.cities.calendar import HARMONICS, NUM_CALENDAR
 from gpdiff_jax.cities.city import MINUTES_PER_DAY
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, check_above_zero, named
 from gpdiff_jax.models.layers import dense
 
 MOST_DAYS = 14
@@ -58,9 +58,8 @@ class TemporalConfig:
     held_out_share: float = 0.1
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if field.name not in _MAY_BE_ZERO and not getattr(self, field.name) > 0:
-                raise InputError(f"`{field.name}` must be above 0, got {getattr(self, field.name)}")
+        others = [field.name for field in dataclasses.fields(self) if field.name not in _MAY_BE_ZERO]
+        check_above_zero(named(self, *others))
         for name in ("masked_share", "held_out_share", "shifted_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"`{name}` must be in [0, 1), got {getattr(self, name)}")

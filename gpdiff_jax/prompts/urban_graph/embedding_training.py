@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, check_above_zero, check_at_least, named
 from gpdiff_jax.prompts.urban_graph.ranking import Questions, both_ways, group_questions, question_ranks, unpack
 from gpdiff_jax.prompts.urban_graph.scorers import scorer
 from gpdiff_jax.training.caches import bounded_cache
@@ -53,12 +53,10 @@ class EmbeddingConfig:
 
     def __post_init__(self) -> None:
         model = scorer(self.model)
-        for name in ("width", "relation_width", "batch", "epochs", "evaluate_every", "patience", "negatives"):
-            if getattr(self, name) < 1:
-                raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "margin", "temperature"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"`{name}` must be above 0, got {getattr(self, name)}")
+        check_at_least(
+            1, named(self, "width", "relation_width", "batch", "epochs", "evaluate_every", "patience", "negatives")
+        )
+        check_above_zero(named(self, "learning_rate", "margin", "temperature"))
         for name in ("dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"`{name}` must be in 0..1, below 1, got {getattr(self, name)}")

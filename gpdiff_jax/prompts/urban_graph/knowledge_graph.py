@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.splits import Span
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, check_at_least, named
 from gpdiff_jax.prompts.urban_graph.activity import fit_centroids, nearest_classes, relative_days
 from gpdiff_jax.prompts.urban_graph.relations import (
     degree_classes,
@@ -61,9 +61,12 @@ class KnowledgeGraphConfig:
                 raise InputError(f"relation {relation!r} is unknown; choose from {', '.join(RELATIONS)}")
             if relation in self.relations[:index]:
                 raise InputError(f"relation {relation!r} is named twice; name each once")
-        for name in ("near_neighbours", "function_classes", "classes_per_region", "flow_neighbours", "district_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        check_at_least(
+            1,
+            named(
+                self, "near_neighbours", "function_classes", "classes_per_region", "flow_neighbours", "district_size"
+            ),
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

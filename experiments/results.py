@@ -120,7 +120,8 @@ def _channel_scales(run: Run, truths: list[tuple[np.ndarray, Any]]) -> list[floa
     """What the readings of every channel are divided by, so that errors of different units can be averaged."""
     if _unit(run) != _SHARE:
         return [1.0] * len(truths)
-    return [max(float(np.nanmean(np.abs(values))), 1e-9) for values, _ in truths]
+    # A channel that reads nothing but zeros has no mean to be a share of.
+    return [float(np.nanmean(np.abs(values))) or 1.0 for values, _ in truths]
 
 
 def _region_names(run: Run, city: City, nodes: Any = None) -> list[str]:

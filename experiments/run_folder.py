@@ -15,9 +15,9 @@ import jax
 from experiments.folder_lock import lock_folder
 from experiments.settings import Settings
 from gpdiff_jax.cities import City
+from gpdiff_jax.cities.digest import city_digest
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import write_atomically
-from gpdiff_jax.training.checkpoints import digest_of
 
 _PACKAGES = ("gpdiff_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jraph", "numpy")
 
@@ -135,13 +135,6 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return versions
-
-
-def city_digest(city: City) -> str:
-    """A hash of all that a run reads of a city: names, clock, kind, readings, graph and static facts."""
-    words = (city.name, city.kind, city.node_ids, city.feature_names, city.interval_minutes, str(city.start))
-    arrays = (city.values, city.senders, city.receivers, city.weights, city.latitude, city.longitude, city.poi)
-    return digest_of(repr((*words, city.poi_names)), arrays)
 
 
 def _differences(held: Any, wanted: Any, path: str = "") -> Iterator[str]:

@@ -265,19 +265,23 @@ def stage_main(show: Callable[[Run], None]) -> Callable[[list[str]], None]:
 @contextlib.contextmanager
 def _logged(run: Run, name: str, total: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
     """Progress on the terminal, lines in log.jsonl, seconds in seconds.json; yields `report(done, metrics)`."""
-    watch = None
-    try:
-        with LogWriter(run.folder / "log.jsonl") as log, stage(name, total) as shown, stopwatch() as watch:
+    before = run.seconds
+    with LogWriter(run.folder / "log.jsonl") as log, stage(name, total) as shown, stopwatch() as watch:
 
-            def report(done: int, metrics: dict[str, Any]) -> None:
-                log.write(name, done, **metrics)
-                shown.advance(done - shown.completed, **metrics)
+        def count() -> None:
+            # As it goes, so that a process that is killed leaves what it took.
+            seconds = before | {name: before.get(name, 0.0) + watch.seconds}
+            write_json(run.folder / "seconds.json", seconds)
 
+        def report(done: int, metrics: dict[str, Any]) -> None:
+            log.write(name, done, **metrics)
+            shown.advance(done - shown.completed, **metrics)
+            count()
+
+        try:
             yield report
-    finally:
-        if watch is not None:
-            before = run.seconds
-            write_json(run.folder / "seconds.json", before | {name: before.get(name, 0.0) + watch.seconds})
+        finally:
+            count()
 
 
 def _encoder_stage(run: Run) -> PromptEncoder:
@@ -357,14 +361,14 @@ def _pretrain_stage(run: Run) -> Hypernetwork:
 
 def _mlp_stage(run: Run) -> MlpHypernetwork:
     folder, config = run.folder / "mlp_hypernetwork", run.settings.pretrain
-    zoo, space = run.zoo, run.latent_space
+    zoo = run.zoo
     if folder.is_dir():
         variables = jax.device_put(load_arrays(folder, _FORMAT, "MLP hypernetwork")[0])
-        return MlpHypernetwork(make_network(space, config), variables, space)
+        return MlpHypernetwork(make_network(run.latent_space, config), variables, run.latent_space)
     with _logged(run, "mlp", config.steps) as report:
         key = run.key("mlp_hypernetwork")
         kept: Any = {"checkpoints": run.checkpoints("mlp"), "progress": report}
-        mlp = mlp_hypernetwork(zoo, space, config, key=key, **kept)
+        mlp = mlp_hypernetwork(zoo, run.latent_space, config, key=key, **kept)
     save_arrays(folder, mlp.variables, {"format": _FORMAT})
     run.drop_checkpoints("mlp")
     return mlp

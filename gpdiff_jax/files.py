@@ -24,13 +24,11 @@ DAMAGE = (
     tokenize.TokenError,
     SyntaxError,
     EOFError,
-    OSError,
     ValueError,
     TypeError,
     KeyError,
     IndexError,
     OverflowError,
-    MemoryError,
     RuntimeError,
 )
 
@@ -78,6 +76,7 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 
     Raises:
       InputError: it is damaged, cut short, or holds pickled objects.
+      OSError: the system does not read it, which says nothing of what it holds; as little as a `MemoryError`.
     """
     try:
         # Opened here: numpy leaves a file that is no archive open.

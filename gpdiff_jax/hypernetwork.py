@@ -123,12 +123,13 @@ class Hypernetwork:
         """Parameters of the pooled base, which every generated vector differs from."""
         return from_tokens(self.codec.layout, self.codec.base)
 
-    def prompts(self, city: City, *, adaptation_only: bool = False) -> Prompts:
+    def prompts(self, city: City, *, adaptation_only: bool = False, any_kind: bool = False) -> Prompts:
         """Prompts of all regions of a city that this generator was not trained on, from its support days.
 
         Args:
           city: a one-channel city of the interval that the generator was trained with.
           adaptation_only: see `target_prompts`.
+          any_kind: take a city of another kind than those that the generator was trained on.
 
         Returns:
           float32 [1, N, E].
@@ -137,7 +138,7 @@ class Hypernetwork:
           InputError: the city has another interval or kind than those that the generator was trained on; see
             `target_prompts`.
         """
-        self.check_city(label_of(city))
+        self.check_city(label_of(city), any_kind=any_kind)
         data = self.data
         return target_prompts(
             city,

@@ -16,7 +16,7 @@ from gpdiff_jax.diffusion.denoiser_training import train_denoiser
 from gpdiff_jax.diffusion.training import PretrainConfig, ZooCodes, held_out_regions
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import Hypernetwork
-from gpdiff_jax.models.protocol import make_model
+from gpdiff_jax.models.protocol import make_model, model_text
 from gpdiff_jax.prompts.encoders import plain_encoder
 from gpdiff_jax.prompts.prompt import PromptScaler, fit_prompt_scaler, scale_prompts
 from gpdiff_jax.training.checkpoints import digest_of
@@ -175,7 +175,7 @@ def pretrain(
         raise InputError("the prompts of the zoo and of the sources have other parts; attach sources `with_prompts`")
     identity = _identity(zoo, config, key)
     place = None if folder is None else pathlib.Path(folder).expanduser().absolute()
-    if place is not None and place.is_dir():
+    if place is not None and place.is_dir() and any(place.iterdir()):
         held = Hypernetwork.load(place)
         if held.identity != identity:
             raise InputError(f"{str(place)!r} holds a generator of another zoo, settings or key; name another folder")
@@ -213,4 +213,6 @@ def _identity(zoo: ParameterZoo, config: PretrainConfig, key: Key) -> str:
     """By what a training of the generator is known."""
     config = dataclasses.replace(config, accumulate=1)  # which changes rounding alone
     arrays = (key, zoo.base, zoo.prompts.values, zoo.prompts.region_ids, zoo.validation_mae, zoo.city_index)
-    return digest_of(repr((zoo.model, zoo.names, config)), arrays)
+    sizes = zoo.sources.sizes if zoo.sources is not None else None
+    text = "" if sizes is None else model_text(make_model(zoo.model, sizes), sizes, zoo.base)
+    return digest_of(repr((zoo.model, text, zoo.names, config)), arrays)

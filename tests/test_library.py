@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import gpdiff_jax as gpd
+from gpdiff_jax.models import protocol
 from gpdiff_jax.zoo.codec import CodecConfig
 
 _DATA = gpd.DataConfig(covariates="none", variants=3, max_neighbours=3)
@@ -87,6 +88,7 @@ def test_a_city_of_another_interval_or_kind_is_no_target_of_the_generator(made, 
     flow = dataclasses.replace(target, kind="flow")
     with pytest.raises(gpd.InputError, match="is of kind flow"):
         gpd.prepare_new_city(flow, hypernetwork)
+    assert hypernetwork.prompts(flow, any_kind=True).cities[0].kind == "flow"
     told = gpd.target_prompts(flow, support_days=3)
     drawn = hypernetwork.generate(told, key=jax.random.key(2), config=_GENERATE, any_kind=True)
     jax.tree.map(np.testing.assert_array_equal, drawn.params, params.params)
@@ -149,6 +151,11 @@ class _Stop(Exception):
     pass
 
 
+def _louder(model: gpd.Model) -> gpd.Model:
+    """Another model of the same name and shapes."""
+    return model._replace(apply=lambda *seen: 1.5 * model.apply(*seen))
+
+
 def _stop_in(stage: str):
     """Progress that ends the work when it hears of a stage, and remembers what it heard."""
     heard: list[str] = []
@@ -196,6 +203,11 @@ def test_a_harvest_and_a_generator_that_were_stopped_go_on_in_their_folders(simu
     ):
         with pytest.raises(gpd.InputError, match=r"holds a harvest of other .* name another folder"):
             harvest(**change)
+    model = protocol._REGISTRY["tiny"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(protocol._REGISTRY, "tiny", lambda sizes: _louder(model(sizes)))
+        with pytest.raises(gpd.InputError, match=r"holds a harvest of other .*model.* name another folder"):
+            harvest()
     with pytest.raises(gpd.InputError, match=r"zoo' holds a zoo of other .* name another folder"):
         harvest(config=dataclasses.replace(_HARVEST, steps=20))
 
@@ -203,9 +215,10 @@ def test_a_harvest_and_a_generator_that_were_stopped_go_on_in_their_folders(simu
         raise _Stop
 
     place = tmp_path / "hypernetwork"
+    place.mkdir()  # an empty folder is where something is to be written
     with pytest.raises(_Stop):
         gpd.pretrain(zoo, key=jax.random.key(1), config=_PRETRAIN, folder=place, progress=stop)
-    assert (tmp_path / "hypernetwork.checkpoints").is_dir() and not place.exists()
+    assert (tmp_path / "hypernetwork.checkpoints").is_dir() and not any(place.iterdir())
     resumed = gpd.pretrain(zoo, key=jax.random.key(1), config=_PRETRAIN, folder=place)
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, hypernetwork.variables)
     assert [path.name for path in tmp_path.glob("hypernetwork*")] == ["hypernetwork"]

@@ -22,6 +22,7 @@ from gpdiff_jax.pretraining import encode_vectors
 from gpdiff_jax.prompts.prompt import Prompts, scale_prompts
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo.codec import Codec
+from gpdiff_jax.zoo.distances import squared_distances
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
 from gpdiff_jax.zoo.tokens import to_tokens
 
@@ -194,7 +195,7 @@ def nearest_distance(
     """
     flat = training.reshape(-1, training.shape[-1]).astype(np.float64)
     rows = codes.astype(np.float64)
-    squared = np.square(rows).sum(axis=1)[:, None] + np.square(flat).sum(axis=1)[None, :] - 2.0 * rows @ flat.T
+    squared = squared_distances(rows, flat)
     if left_out is not None:
         region = np.repeat(np.arange(len(training)), training.shape[1])
         squared = np.where(region[None, :] == left_out[:, None], np.inf, squared)

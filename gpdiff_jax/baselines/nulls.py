@@ -18,6 +18,7 @@ from gpdiff_jax.errors import check_at_least
 from gpdiff_jax.pretraining import best_tokens
 from gpdiff_jax.prompts.prompt import Prompts, in_scale, scale_of
 from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.zoo.distances import squared_distances
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
 from gpdiff_jax.zoo.tokens import TokenLayout, from_tokens, to_tokens
 
@@ -213,11 +214,7 @@ def _squared_error(examples: _Examples, rows: np.ndarray, predicted: Float[np.nd
 
 def _distances(one: Float[np.ndarray, "Q E"], other: Float[np.ndarray, "V R E"]) -> Float[np.ndarray, "V Q R"]:
     """Euclidean distances of prompts from all variants of other ones."""
-    return np.stack([np.sqrt(np.maximum(_squared_distances(one, variant), 0.0)) for variant in other])
-
-
-def _squared_distances(one: Float[np.ndarray, "Q E"], other: Float[np.ndarray, "R E"]) -> Float[np.ndarray, "Q R"]:
-    return np.square(one).sum(axis=1)[:, None] + np.square(other).sum(axis=1)[None, :] - 2.0 * one @ other.T
+    return np.stack([np.sqrt(np.maximum(squared_distances(one, variant), 0.0)) for variant in other])
 
 
 def _nearest(one: Float[np.ndarray, "Q E"], other: Float[np.ndarray, "V R E"]) -> Int[np.ndarray, " Q"]:

@@ -121,11 +121,13 @@ def edges_of(
     return senders.astype(np.int32), receivers.astype(np.int32), weights
 
 
-def check_city(city: City) -> City:
+def check_city(city: City, *, judge_extremes: bool = True) -> City:
     """Return the city unchanged if every promise of its fields holds.
 
     Args:
         city: the city to check.
+        judge_extremes: refuse a reading far beyond all that its region and its city read, as a fill value is; False
+            where somebody has said that there are none.
 
     Returns:
         The same city.
@@ -139,7 +141,8 @@ def check_city(city: City) -> City:
         _check_readings(city)
         _check_names(city)
         _check_clock(city)
-        _check_extremes(city)
+        if judge_extremes:
+            _check_extremes(city)
         _check_edges(city)
         _check_static_facts(city)
     except InputError as error:
@@ -210,7 +213,7 @@ def _check_extremes(city: City) -> None:
         raise InputError(
             f"`values` (={found.value:.7g}): {where} is far beyond the region's usual {found.usual:.4g} (99th "
             f"percentile{more}); if that stands for a missing reading, store NaN, or say by `missing_above` "
-            "(--missing_above) above which value readings are missing"
+            "(--missing_above) above which value readings are missing; what lies below that is then taken as it is"
         )
 
 

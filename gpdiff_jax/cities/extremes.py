@@ -11,6 +11,7 @@ from jaxtyping import Float
 _FAR_OF_COUNTS = 20.0
 _FAR_OF_SPEEDS = 5.0
 _FAR_FROM_CITY = 5.0
+_FAR_FROM_REGIONS = 200.0  # a region that reads so many times more than any other is filled nearly throughout
 _LEAST_READINGS = 100
 
 
@@ -27,9 +28,9 @@ class Extreme(NamedTuple):
 def find_extreme(readings: Float[np.ndarray, "T N"], *, speed: bool) -> Extreme | None:
     """The first reading that lies far beyond its region's 99th percentile and beyond the largest one of the city.
 
-    The percentile is that of the readings below the first gap in them, in order of size: an outage that is filled with
-    one value may be more than a hundredth of a region's readings. A region of fewer than a hundred readings is judged
-    by what the others of its city read.
+    The percentile is that of the positive readings below the first gap in them, in order of size: an outage that is
+    filled with one value may be more than a hundredth of a region's readings, and most readings may be zeros. A region
+    of fewer than a hundred readings, or one that is filled nearly throughout, is judged by what the others read.
 
     Args:
       readings: [T, N], NaN where missing.
@@ -46,9 +47,10 @@ def find_extreme(readings: Float[np.ndarray, "T N"], *, speed: bool) -> Extreme 
         return None
     usual = np.zeros(len(count))
     usual[judged] = [_usual(ordered[: count[node], node], far) for node in np.flatnonzero(judged)]
-    usual[~judged] = usual.max()
+    most = _below_gap(np.sort(usual[judged]), _FAR_FROM_REGIONS)[-1]
+    usual = np.where(judged, np.minimum(usual, most), most)
     with np.errstate(invalid="ignore"):
-        wrong = readings > np.maximum(far * usual, _FAR_FROM_CITY * usual.max())
+        wrong = readings > np.maximum(far * usual, _FAR_FROM_CITY * most)
     if not wrong.any():
         return None
     step, node = (int(index) for index in np.argwhere(wrong)[0])
@@ -56,10 +58,18 @@ def find_extreme(readings: Float[np.ndarray, "T N"], *, speed: bool) -> Extreme 
 
 
 def _usual(ordered: Float[np.ndarray, " X"], far: float) -> float:
-    """The 99th percentile of sorted readings below the first gap in their upper half; at least 1."""
+    """The 99th percentile of sorted readings that are above zero and below the first gap; at least 1."""
+    positive = ordered[ordered > 0]
+    if not len(positive):
+        return 1.0
+    body = _below_gap(positive, far)
+    # Of values in order no sort is needed; the lower of the two neighbours, which no fill value can pull up.
+    return max(float(body[int(0.99 * (len(body) - 1))]), 1.0)
+
+
+def _below_gap(ordered: Float[np.ndarray, " X"], far: float) -> Float[np.ndarray, " Y"]:
+    """Sorted values below the first that is so many times the one before it, in their upper half."""
     middle = len(ordered) // 2
     upper = ordered[middle:].astype(np.float64)
     gaps = np.flatnonzero(upper[1:] > far * np.maximum(upper[:-1], 1.0))
-    body = ordered[: middle + 1 + gaps[0]] if len(gaps) else ordered
-    # Of values in order no sort is needed; the lower of the two neighbours, which no fill value can pull up.
-    return max(float(body[int(0.99 * (len(body) - 1))]), 1.0)
+    return ordered[: middle + 1 + gaps[0]] if len(gaps) else ordered

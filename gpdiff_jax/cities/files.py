@@ -31,7 +31,8 @@ def load_city(path: str | os.PathLike[str], *, missing_above: float | int | None
         path: an npz file with the arrays `values` [T, N, C], `adjacency` [N, N], `interval_minutes`, `start`,
             `feature_names` [C], `node_ids` [N], `city` and `kind`, and optionally `latitude` and `longitude` [N],
             `poi` [N, K] and `poi_names` [K]. The stem of its name becomes the name of the city.
-        missing_above: readings above this value are fill values and become missing; None where there are none.
+        missing_above: readings above this value are fill values and become missing, and the others are taken as they
+            are; None refuses readings that look like fill values.
 
     Returns:
         The checked city.
@@ -41,7 +42,8 @@ def load_city(path: str | os.PathLike[str], *, missing_above: float | int | None
     """
     path = pathlib.Path(path).expanduser()
     try:
-        return check_city(_city_from_arrays(path.stem, _read_arrays(path), missing_above))
+        city = _city_from_arrays(path.stem, _read_arrays(path), missing_above)
+        return check_city(city, judge_extremes=missing_above is None)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -58,7 +60,7 @@ def save_city(path: str | os.PathLike[str], city: City) -> None:
     Raises:
         InputError: the city breaks a rule of `check_city`, or the file cannot be written.
     """
-    check_city(city)
+    check_city(city, judge_extremes=False)
     path = pathlib.Path(path).expanduser()
     arrays = {
         "values": city.values,
@@ -130,7 +132,9 @@ def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
             return {key: _read_array(archive, key) for key in _REQUIRED + _OPTIONAL if key in members}
     except InputError:
         raise
-    except DAMAGE as error:
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror or error}); check the file and its permissions") from None
+    except (*DAMAGE, MemoryError) as error:
         raise InputError(f"not a readable npz file ({type(error).__name__}); write or download it again") from None
 
 

@@ -44,7 +44,17 @@ def resample(city: City, interval_minutes: int) -> City:
     if grouped.shape[1] == 1:
         return city
     values = _combine(grouped, average=city.kind == "speed")
-    return check_city(dataclasses.replace(city, values=values, interval_minutes=interval_minutes, start=start))
+    never = np.isnan(values).all(axis=0) & ~np.isnan(grouped).all(axis=(0, 1))
+    if never.any():
+        node, channel = (int(index) for index in np.argwhere(never)[0])
+        most = int((~np.isnan(grouped[:, :, node, channel])).sum(axis=1).max())
+        raise InputError(
+            f"city {city.name!r}: region {city.node_ids[node]!r} is never observed for half of {interval_minutes} "
+            f"minutes (at most {most} of {grouped.shape[1]} readings of {city.feature_names[channel]!r}); choose a "
+            "shorter `interval_minutes`, or drop the region from the city"
+        )
+    made = dataclasses.replace(city, values=values, interval_minutes=interval_minutes, start=start)
+    return check_city(made, judge_extremes=False)
 
 
 def partial_bins(city: City, interval_minutes: int) -> PartialBins:

@@ -19,13 +19,14 @@ from gpdiff_jax.data.sources import Sources
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.losses import DiffusionBatch, DiffusionLosses, bind_functional
 from gpdiff_jax.errors import InputError, check_above_zero, named
-from gpdiff_jax.models.protocol import Model
+from gpdiff_jax.models.protocol import Model, model_text
 from gpdiff_jax.training.loop import VALIDATION, steps_between_evaluations, train
 from gpdiff_jax.training.optimisers import clipped_adam
 from gpdiff_jax.training.parallel import DEVICES, training_devices
 from gpdiff_jax.training.step import LossTerm, Part, TrainState, make_step, start_training
 from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo.codec import Codec, CodecConfig
+from gpdiff_jax.zoo.tokens import from_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +189,8 @@ def train_network(
     train_key, evaluate_key = jax.random.split(key)
     devices = training_devices(config.batch // config.accumulate, devices)
     optimiser = network_optimiser(config)
+    base = from_tokens(data.codec.layout, data.codec.base)
+    text = checkpoints and model_text(model, data.sources.sizes, base)
     return train(
         make_network_step(loss_fn, optimiser, config, len(devices)),
         start_training(variables, optimiser, averaged=True),
@@ -200,7 +203,7 @@ def train_network(
         evaluate=_make_evaluate(model, predict_fn, config, data, held_out, len(devices)) if held_out.any() else None,
         evaluate_key=evaluate_key,
         checkpoints=checkpoints,
-        settings=(model.name, dataclasses.replace(config, accumulate=1), held_out.tolist()),
+        settings=(model.name, text, dataclasses.replace(config, accumulate=1), held_out.tolist()),
         progress=progress,
     ).params
 

@@ -137,7 +137,7 @@ def read_model_file(path: str | os.PathLike[str]) -> ModelFile:
       InputError: there is no such file, it fails, or it registers none or several models; the registry is then as it
         was.
     """
-    path = pathlib.Path(path).expanduser().absolute()
+    path = pathlib.Path(path).expanduser().resolve()
     if not path.is_file():
         raise InputError(f"no model file at {str(path)!r}; --model takes one of {', '.join(model_names())}, or a file")
     digest, held = hashlib.sha256(path.read_bytes()).hexdigest(), _FILES.get(path)
@@ -232,12 +232,23 @@ def model_text(model: Model, sizes: ModelSizes, params: Params) -> str:
       params: of one region; their shapes are looked at.
 
     Returns:
-      What `init` and `apply` lower to, with their constants; the same in every process with the same versions of JAX.
+      What `init`, `apply` and `apply_batch` lower to, with their constants; the same in every process and on every
+      platform with the same versions of JAX.
     """
     inputs, key = _abstract_inputs(sizes), jax.random.key(0)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-    apply = jax.jit(model.apply).lower(shapes, *inputs)
-    return jax.jit(model.init).lower(key, *inputs).as_text() + apply.as_text()
+    calls: list[tuple[Callable[..., Any], tuple]] = [(model.init, (key, *inputs)), (model.apply, (shapes, *inputs))]
+    if model.apply_batch is not None:
+        calls.append((model.apply_batch, (shapes, *_batched(inputs))))
+    # For one platform, wherever it runs: how random numbers are made differs between them.
+    return "".join(jax.jit(call).trace(*given).lower(lowering_platforms=("cpu",)).as_text() for call, given in calls)
+
+
+def _batched(inputs: tuple[RegionGraph, Any, Any]) -> tuple[RegionGraph, Any, Any]:
+    """The same shapes with a batch of two before the last axis, as `apply_batch` takes them."""
+    graph, *seen = inputs
+    history, covariates = (jax.ShapeDtypeStruct((*x.shape[:-1], 2, x.shape[-1]), x.dtype) for x in seen)
+    return graph, history, covariates
 
 
 @bounded_cache(64)
@@ -248,7 +259,11 @@ def _make(factory: Callable[[ModelSizes], Model], sizes: ModelSizes) -> Model:
         params = abstract_params(model, sizes)
         check_leaves(params)
         model.layer_kinds(params)
-        forecast = jax.eval_shape(model.apply, params, *_abstract_inputs(sizes))
+        inputs = _abstract_inputs(sizes)
+        forecast = jax.eval_shape(model.apply, params, *inputs)
+        batch = None
+        if model.apply_batch is not None:
+            batch = jax.eval_shape(model.apply_batch, params, *_batched(inputs))
     except InputError as error:
         raise InputError(f"model {model.name!r}: {error}") from error
     except Exception as error:
@@ -258,5 +273,10 @@ def _make(factory: Callable[[ModelSizes], Model], sizes: ModelSizes) -> Model:
         raise InputError(
             f"model {model.name!r} forecasts {jax.tree.map(lambda leaf: leaf.shape, forecast)}, and must forecast "
             f"[P, C] = ({sizes.horizon}, 1)"
+        )
+    if batch is not None and getattr(batch, "shape", None) != (sizes.horizon, 2, 1):
+        raise InputError(
+            f"`apply_batch` of model {model.name!r} forecasts {jax.tree.map(lambda leaf: leaf.shape, batch)} of a "
+            f"batch of 2, and must forecast [P, B, C] = ({sizes.horizon}, 2, 1)"
         )
     return model

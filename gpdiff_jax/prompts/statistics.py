@@ -4,10 +4,11 @@ All but the level and the one-step lags are free of units and of the interval, s
 """
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from gpdiff_jax.cities.calendar import is_weekend, slot_of_day
 from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.hops import hops_between
 from gpdiff_jax.cities.profile import daily_profile, weekend_share
 from gpdiff_jax.cities.scaling import fill_from_neighbours, region_scales, silent_regions
 from gpdiff_jax.cities.splits import Span
@@ -82,6 +83,7 @@ def spatial_statistics(city: City) -> tuple[Float[np.ndarray, "N E"], tuple[str,
     degree = linked.sum(axis=1)
     triangles = ((linked @ linked.astype(np.float64)) * linked).sum(axis=1)
     hops = hops_between(linked)
+    hops = np.where(np.isinf(hops), city.num_nodes, hops)  # what no path joins is as far as can be
     distance = np.log(np.maximum(hops.mean(axis=1), 1e-9))  # a city of one region has no distance
     within_two = (hops <= 2).sum(axis=1) - 1
     columns = {
@@ -123,18 +125,6 @@ def _neighbour_mean(city: City, x: np.ndarray) -> np.ndarray:
     seen = np.isfinite(x)
     total = seen @ weights
     return np.where(total > 0, np.where(seen, x, 0.0) @ weights / np.where(total > 0, total, 1.0), np.nan)
-
-
-def hops_between(linked: Bool[np.ndarray, "N N"]) -> Float[np.ndarray, "N N"]:
-    """Shortest path lengths by breadth-first search over all regions at once; unreachable counts as N."""
-    count = len(linked)
-    hops = np.where(np.eye(count, dtype=bool), 0.0, np.inf)
-    frontier, distance = np.eye(count, dtype=bool), 0
-    while frontier.any():
-        distance += 1
-        frontier = (frontier.astype(np.float32) @ linked.astype(np.float32) > 0) & np.isinf(hops)
-        hops[frontier] = distance
-    return np.where(np.isinf(hops), count, hops)
 
 
 def kilometres_between(city: City) -> Float[np.ndarray, "N N"] | None:

@@ -5,6 +5,7 @@ Out: positions on a plane to draw it at.
 import numpy as np
 from jaxtyping import Float, Int
 
+from gpdiff_jax.cities.hops import hops_between
 from gpdiff_jax.errors import InputError
 
 _STRESS_STEPS = 60
@@ -36,7 +37,9 @@ def graph_layout(edges: Int[np.ndarray, "E 2"], regions: int) -> Float[np.ndarra
     """
     if len(edges) and (edges.min() < 0 or edges.max() >= regions):
         raise InputError(f"`edges` name regions from {edges.min()} to {edges.max()}, but there are {regions} of them")
-    hops = _hop_distances(edges, regions)
+    linked = np.zeros((regions, regions), bool)
+    linked[edges[:, 0], edges[:, 1]] = linked[edges[:, 1], edges[:, 0]] = True
+    hops = hops_between(linked)
     positions = np.zeros((regions, 2))
     parts: dict[int, list[int]] = {}
     for region in range(regions):
@@ -55,22 +58,6 @@ def graph_layout(edges: Int[np.ndarray, "E 2"], regions: int) -> Float[np.ndarra
         positions[part] += np.array([left, top - size[1]])
         left, shelf = left + float(size[0]), max(shelf, float(size[1]))
     return positions
-
-
-def _hop_distances(edges: np.ndarray, regions: int) -> np.ndarray:
-    """Breadth first from every region at once: one matrix product per hop."""
-    linked = np.zeros((regions, regions), np.float32)
-    linked[edges[:, 0], edges[:, 1]] = linked[edges[:, 1], edges[:, 0]] = 1.0
-    hops = np.full((regions, regions), np.inf)
-    np.fill_diagonal(hops, 0.0)
-    reached = np.eye(regions, dtype=np.float32)
-    for hop in range(1, regions):
-        fresh = (reached @ linked > 0) & np.isinf(hops)
-        if not fresh.any():
-            break
-        hops[fresh] = hop
-        reached = fresh.astype(np.float32)
-    return hops
 
 
 def _lay_out_part(hops: np.ndarray) -> np.ndarray:

@@ -10,11 +10,24 @@ _COMPILING = "/jax/core/compile/"
 
 
 class Stopwatch:
-    """What `stopwatch` yields; its seconds are set when the block ends."""
+    """What `stopwatch` yields: seconds of work so far, and when the block has ended, of all of it."""
 
     def __init__(self) -> None:
         """Made by `stopwatch`."""
-        self.seconds = 0.0
+        self._begin = time.monotonic()
+        self._end: float | None = None
+        self._spans: list[tuple[float, float]] = []
+
+    @property
+    def seconds(self) -> float:
+        """Seconds without compiling."""
+        end = time.monotonic() if self._end is None else self._end
+        return end - self._begin - _covered(self._spans, self._begin)
+
+    def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event.startswith(_COMPILING):
+            end = time.monotonic()
+            self._spans.append((end - duration_secs, end))
 
 
 @contextlib.contextmanager
@@ -24,20 +37,14 @@ def stopwatch() -> Iterator[Stopwatch]:
     Yields:
       The watch.
     """
-    spans: list[tuple[float, float]] = []
-
-    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event.startswith(_COMPILING):
-            end = time.monotonic()
-            spans.append((end - duration_secs, end))
-
-    watch, begin = Stopwatch(), time.monotonic()
+    watch = Stopwatch()
+    listen = watch._listen
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         yield watch
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-        watch.seconds = time.monotonic() - begin - _covered(spans, begin)
+        watch._end = time.monotonic()
 
 
 def _covered(spans: list[tuple[float, float]], begin: float) -> float:

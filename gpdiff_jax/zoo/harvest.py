@@ -266,7 +266,7 @@ def harvest_zoo(
     if config.regions_per_batch is None:
         config = dataclasses.replace(config, regions_per_batch=1 if jax.default_backend() == "cpu" else 0)
     plan = plan_chunks(sources, chunk, config.steps * config.seeds * config.data_windows)
-    if folder is not None and pathlib.Path(folder).expanduser().is_dir():
+    if folder is not None and _is_filled(pathlib.Path(folder).expanduser()):
         return load_zoo(folder, sources, of=fingerprint(model, sources, base, config, plan, key=key))
     results: dict[int, HarvestedRegion] = {}
     mine: str | None = None
@@ -281,8 +281,8 @@ def harvest_zoo(
             if facts["of"] != mine:
                 place = str(partial_folder(folder))
                 raise InputError(
-                    f"{place!r} holds chunks of a harvest of other cities, settings, model or random key; name another "
-                    "folder"
+                    f"{place!r} holds chunks of a harvest of other cities, settings, model, random key or version "
+                    "of JAX; name another folder"
                 )
     if config.regions_per_batch == 0:
         chosen = measure_regions_per_batch(model, sources, base, config, devices=devices)
@@ -308,6 +308,11 @@ def harvest_zoo(
     zoo = make_zoo(model.name, sources, base, harvested, StoredVectors(folder, tuple(rows)))
     finish_zoo(folder, zoo, rows, facts["of"])
     return zoo
+
+
+def _is_filled(folder: pathlib.Path) -> bool:
+    """Whether there is a folder with anything in it: an empty one is where something is to be written."""
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def fingerprint(

@@ -9,10 +9,11 @@ from typing import Any
 import jax
 
 from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.digest import city_digest
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.sources import Sources, prepare_sources
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models.protocol import make_model
+from gpdiff_jax.models.protocol import abstract_params, make_model, model_text
 from gpdiff_jax.prompts.encoders import PromptConfig, PromptEncoder, check_parts
 from gpdiff_jax.prompts.sources import fit_encoder, with_prompts
 from gpdiff_jax.training.checkpoints import digest_of
@@ -92,12 +93,15 @@ def harvest_cities(
             shutil.rmtree(place / "checkpoints" / stage, ignore_errors=True)
             return arrays, facts
         arrays, facts = load_arrays(place / stage, _FORMAT, stage.replace("_", " "))
-        if facts["of"] != of:
+        if facts.get("of") != of:
             raise InputError(
-                f"{str(place)!r} holds a harvest of other cities, settings, model or random key; name another folder"
+                f"{str(place)!r} holds a harvest of other cities, settings, model, random key or version of JAX; name "
+                "another folder"
             )
         return arrays, facts
 
+    text = model_text(forecaster, sources.sizes, abstract_params(forecaster, sources.sizes))
+    known = tuple(city_digest(city) for city in cities)
     encoder = None
     if prompts.needs_training:
         encoder_key = jax.random.fold_in(data_key, 1)
@@ -108,14 +112,14 @@ def harvest_cities(
             return made.arrays(), made.facts()
 
         encoder = PromptEncoder.from_arrays(
-            *stored("prompt_encoder", _digest(sources, (prompts,), encoder_key), make_encoder)
+            *stored("prompt_encoder", _digest(sources, (prompts, known), encoder_key), make_encoder)
         )
 
     def make_base(checkpoints: pathlib.Path | None) -> tuple[dict, dict]:
         kept: Any = {"checkpoints": checkpoints, "progress": reports("base")}
         return train_base(forecaster, sources, base, key=base_key, devices=devices, **kept), {}
 
-    start: Params = jax.device_put(stored("base", _digest(sources, (model, base), base_key), make_base)[0])
+    start: Params = jax.device_put(stored("base", _digest(sources, (model, text, base, known), base_key), make_base)[0])
     prompted = with_prompts(sources, cities, encoder)
     place = None if place is None else place / "zoo"
     kept: Any = {"folder": place, "devices": devices, "progress": reports("harvest")}

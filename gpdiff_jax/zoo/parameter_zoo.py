@@ -213,7 +213,8 @@ def load_zoo(
     arrays, facts = load_arrays(folder / _INDEX, _FORMAT, "index of the zoo")
     if of is not None and facts.get("of") != of:
         raise InputError(
-            f"{str(folder)!r} holds a zoo of other cities, settings, model or random key; name another folder"
+            f"{str(folder)!r} holds a zoo of other cities, settings, model, random key or version of JAX; name another "
+            "folder"
         )
     layout, what = TokenLayout.from_json(facts["layout"]), f"the zoo at {str(folder)!r}"
     check_layout(layout, make_layout(arrays["base"]), what, "its base")

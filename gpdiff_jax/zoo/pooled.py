@@ -18,7 +18,7 @@ from gpdiff_jax.data.sources import SourceRegion, Sources
 from gpdiff_jax.data.windows import StartTable, draw_windows, gather_source
 from gpdiff_jax.errors import check_above_zero
 from gpdiff_jax.models.loss import batch_forecast, huber_sums, masked_absolute
-from gpdiff_jax.models.protocol import Model, ModelSizes
+from gpdiff_jax.models.protocol import Model, ModelSizes, model_text
 from gpdiff_jax.training.loop import VALIDATION, steps_between_evaluations, train
 from gpdiff_jax.training.optimisers import clipped_adam
 from gpdiff_jax.training.parallel import DEVICES, training_devices
@@ -132,7 +132,7 @@ def train_base(
         name="pooled base",
         evaluate=_make_evaluate(model, sources.num_regions, len(devices)),
         checkpoints=checkpoints,
-        settings=(model.name, config),
+        settings=(model.name, checkpoints and model_text(model, sources.sizes, params), config),
         progress=progress,
     ).params
 

@@ -23,7 +23,7 @@ from gpdiff_jax.analysis.prediction import LeftOutCity, ParameterPrediction, Pre
 from gpdiff_jax.cities import City
 from gpdiff_jax.cities.splits import Span, split_target
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.prompts.encoders import PromptConfig, PromptEncoder
+from gpdiff_jax.prompts.encoders import PromptConfig, PromptEncoder, RegionPrompts
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.report.document import write_page
 from gpdiff_jax.report.prompts import prompt_content, prompt_parts
@@ -55,7 +55,7 @@ class _Encoder(PromptEncoder):
 
     def regions(self, city, span):
         prompts = _with_encoder(region_prompts(city, [span]))
-        return np.asarray(prompts.values)[0], prompts.names
+        return RegionPrompts(np.asarray(prompts.values)[0], prompts.names, prompts.spatial)
 
 
 def _inspect(cities: list[City]) -> Inspection:

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from gpdiff_jax.cities import City, check_city, find_cities, load_city, save_city
+from gpdiff_jax.cities import City, check_city, find_cities, load_city, resample, save_city
 from gpdiff_jax.cities.extremes import find_extreme
 from gpdiff_jax.errors import InputError
 
@@ -34,6 +34,25 @@ def test_a_region_that_is_nearly_always_empty_may_have_its_day():
     readings[100, 0] = 60.0  # sixty times its percentile, within what its city reads
     readings[200:203, 1] = 4.0 * readings[:, 1].max()
     assert find_extreme(readings, speed=False) is None
+
+
+def test_a_sensor_that_is_filled_nearly_throughout_does_not_hide_the_others():
+    readings = _counts(5)
+    readings[:240, 0] = 65535.0
+    readings[30:35, 1] = 65535.0
+    found = find_extreme(readings, speed=False)
+    assert found is not None and (found.step, found.node, found.others) == (0, 0, 244)
+    # A hub that reads a hundred times what the others do is no sensor of fill values.
+    hub = _counts(5)
+    hub[:, 0] = 100 * hub[:, 1:].max() + hub[:, 0]
+    assert find_extreme(hub, speed=False) is None
+
+
+def test_places_that_open_abruptly_and_are_closed_most_of_the_time_are_left_alone():
+    rng, hour = np.random.default_rng(0), np.arange(24 * 28) % 24
+    counts = 25 + rng.poisson(60, (len(hour), 4))
+    open_hours = (hour >= 8) & (hour < 18) & (np.arange(len(hour)) // 24 % 7 < 5)
+    assert find_extreme(np.where(open_hours[:, None], counts, 0).astype(np.float32), speed=False) is None
 
 
 def test_speeds_are_judged_more_strictly_than_counts():
@@ -70,6 +89,15 @@ def test_a_city_with_fill_values_is_refused_until_the_user_says_what_is_missing(
         assert np.isnan(read.values[50:53, 3]).all()
         read.values[50:53, 3] = city.values[50:53, 3]
         np.testing.assert_array_equal(read.values, city.values)
+    # Who says above what readings are missing has said that the others are there.
+    events = np.array(city.values)
+    events[60, 2] = 60 * events.max()
+    save_city(path, dataclasses.replace(city, values=events))
+    with pytest.raises(InputError, match="what lies below that is then taken as it is"):
+        load_city(path)
+    read = load_city(path, missing_above=1e8)
+    np.testing.assert_array_equal(read.values, events)
+    assert check_city(read, judge_extremes=False) is read and resample(read, 120).values[30, 2] > events[60, 2]
 
 
 @pytest.mark.slow

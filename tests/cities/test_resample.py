@@ -124,6 +124,13 @@ def test_a_region_whose_only_reading_is_dropped_is_named():
         resample(_city(values, start="2024-01-01T00:45"), 60)
 
 
+def test_a_region_that_is_never_observed_for_half_a_bin_is_named_with_what_it_shows():
+    values = _two_regions(*[1, _NAN, _NAN, _NAN] * 3)
+    words = r"region 'a' is never observed for half of 60 minutes \(at most 1 of 4 readings of 'in flow'\); choose"
+    with pytest.raises(InputError, match=words):
+        resample(_city(values), 60)
+
+
 def test_channels_are_selected_first_each_and_by_name():
     values = np.arange(1, 13).reshape(3, 2, 2)
     city = _city(values)

@@ -145,6 +145,22 @@ def test_a_damaged_forecast_is_named_and_made_again(finished, data_dir, tmp_path
     assert "last_value_0.npz' is damaged (" in line and line.endswith("; it is made again")
 
 
+def test_a_forecast_that_cannot_be_read_for_now_is_not_called_damaged(finished, data_dir, tmp_path, monkeypatch):
+    shutil.copytree(finished[0], tmp_path / "run")
+    run = open_run(tiny_settings(data_dir), str(tmp_path / "run"))
+    files = sorted((tmp_path / "run" / "methods").iterdir())
+    for error in (MemoryError("no memory"), OSError(5, "Input/output error")):
+
+        def load(*arguments, error=error, **options):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "load", load)
+            with pytest.raises(type(error)):
+                methods.held_methods(run)
+        assert sorted((tmp_path / "run" / "methods").iterdir()) == files
+
+
 def test_errors_of_channels_with_other_units_are_averaged_as_shares(data_dir, tmp_path):
     for name in ("crowd_0", "crowd_2"):
         city = load_city(data_dir / f"{name}.npz")

@@ -170,6 +170,15 @@ def test_a_model_that_fails_or_forecasts_another_shape_is_refused_when_it_is_mad
     def short(params, graph, history, covariates):
         return jnp.zeros((5, 1)) * params["w"][0, 0]
 
+    def right(params, graph, history, covariates):
+        return jnp.zeros((6, 1)) * params["w"][0, 0]
+
+    def batched(params, graph, history, covariates):
+        return jnp.zeros((6, 1, 1)) * params["w"][0, 0]
+
+    register_model("batched", lambda sizes: Model("batched", init, right, batched))
+    with pytest.raises(InputError, match=r"`apply_batch` of model 'batched' forecasts \(6, 1, 1\) of a batch of 2"):
+        make_model("batched", _SIZES)
     register_model("fails", lambda sizes: Model("fails", init, fails))
     register_model("short", lambda sizes: Model("short", init, short))
     with pytest.raises(InputError, match=r"model 'fails' fails at ModelSizes.*: TypeError"):

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -69,7 +70,11 @@ def test_every_array_that_a_chunk_reads_and_the_models_operations_are_in_the_fin
     def steeper(params, graph, history, covariates):
         return 1.5 * MODEL.apply(params, graph, history, covariates)
 
+    def batched(params, graph, history, covariates):
+        return jnp.zeros((6, history.shape[2], 1)) * params["bias"][0]
+
     seen.add(mark(model=MODEL._replace(apply=steeper)))  # another function, the same name
-    assert len(seen) == flipped + 6
+    seen.add(mark(model=MODEL._replace(apply_batch=batched)))
+    assert len(seen) == flipped + 7
     # The same operations are the same model, whoever wrote them.
     assert mark(model=linear()) == whole

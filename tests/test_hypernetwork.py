@@ -44,7 +44,7 @@ def _make_linear(sizes: ModelSizes) -> Model:
         del graph, covariates
         return history[0, -1, 0] * params["scale"] + params["head"]["bias"][:, None]
 
-    return Model("linear", init, apply)
+    return Model("linear", init, apply, kinds=(("head", "output"), ("scale", "temporal")))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,7 +81,7 @@ def _zoo(simulated_cities: list[City]) -> ParameterZoo:
 
 def _generator(zoo: ParameterZoo, components: int) -> Hypernetwork:
     """A generator of random weights: what it draws depends on all of them."""
-    layout = make_layout(zoo.base, 4)
+    layout = make_layout(zoo.base, 4, {"head": "output", "scale": "temporal"})
     tokens = np.asarray(jax.vmap(jax.vmap(functools.partial(to_tokens, layout)))(jax.tree.map(jnp.asarray, zoo.params)))
     tokens = tokens.reshape(32, layout.num_tokens, 4)
     codec = fit_codec(layout, np.asarray(to_tokens(layout, zoo.base)), tokens, np.ones(32), components)

@@ -91,7 +91,7 @@ def test_a_city_with_fill_values_is_refused_until_the_user_says_what_is_missing(
         np.testing.assert_array_equal(read.values, city.values)
     # Who says above what readings are missing has said that the others are there.
     events = np.array(city.values)
-    events[60, 2] = 60 * events.max()
+    events[60, 2] = 60 * np.nanmax(events)
     save_city(path, dataclasses.replace(city, values=events))
     with pytest.raises(InputError, match="what lies below that is then taken as it is"):
         load_city(path)

@@ -21,7 +21,7 @@ from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.denoiser_training import train_denoiser
 from gpdiff_jax.diffusion.training import PretrainConfig, TrainingData, ZooCodes, train_network
 from gpdiff_jax.models.protocol import abstract_params
-from gpdiff_jax.prompts import temporal
+from gpdiff_jax.prompts.temporal import encoder
 from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.urban_graph.embedding import train_embedding
 from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
@@ -119,9 +119,9 @@ def _encoder(cities: Sequence[City], sources: Sources, evaluations: int, **optio
     config = TemporalConfig(width=8, heads=2, encoder_layers=1, train_days=2, steps=_STEPS, batch=4, contrast_pairs=4)
     config = dataclasses.replace(config, evaluations=evaluations)
     spans = [split_source(city.num_steps, history=12, horizon=6).train for city in cities]
-    whole = temporal.build_patch_bank
-    with mock.patch.object(temporal, "build_patch_bank", lambda *parts, key: _wide(whole(*parts, key=key))):
-        return temporal.pretrain_encoder(cities, spans, config, key=_KEY, **options).variables
+    whole = encoder.build_patch_bank
+    with mock.patch.object(encoder, "build_patch_bank", lambda *parts, key: _wide(whole(*parts, key=key))):
+        return encoder.pretrain_encoder(cities, spans, config, key=_KEY, **options).variables
 
 
 def _embedding(cities: Sequence[City], sources: Sources, evaluations: int, **options: Any) -> Params:

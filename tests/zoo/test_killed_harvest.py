@@ -13,7 +13,7 @@ import pytest
 
 from gpdiff_jax.zoo.parameter_zoo import finished_chunks, load_zoo
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 _KILLS = 5
 
 

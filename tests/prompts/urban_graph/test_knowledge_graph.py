@@ -33,7 +33,7 @@ from gpdiff_jax.prompts.urban_graph.relations import (
 )
 from gpdiff_jax.prompts.urban_graph.triples import read_triples, split_triples, write_triples
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_ROOT = pathlib.Path(__file__).resolve().parents[3]
 _CONFIG = KnowledgeGraphConfig(function_classes=6, classes_per_region=2, district_size=4, near_neighbours=2)
 _SPAN = Span(0, 240)
 

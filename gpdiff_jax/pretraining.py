@@ -173,8 +173,8 @@ def pretrain(
         raise InputError("the zoo and the source cities name different regions; harvest again from these cities")
     if zoo.prompts.names != sources.prompts.names:
         raise InputError("the prompts of the zoo and of the sources have other parts; attach sources `with_prompts`")
-    identity = _identity(zoo, config, key)
     place = None if folder is None else pathlib.Path(folder).expanduser().absolute()
+    identity = None if place is None else _identity(zoo, config, key)
     if place is not None and place.is_dir() and any(place.iterdir()):
         held = Hypernetwork.load(place)
         if held.identity != identity:

@@ -189,8 +189,8 @@ def train_network(
     train_key, evaluate_key = jax.random.split(key)
     devices = training_devices(config.batch // config.accumulate, devices)
     optimiser = network_optimiser(config)
-    base = from_tokens(data.codec.layout, data.codec.base)
-    text = checkpoints and model_text(model, data.sources.sizes, base)
+    shapes = jax.eval_shape(partial(from_tokens, data.codec.layout), data.codec.base)
+    text = checkpoints and model_text(model, data.sources.sizes, shapes)
     return train(
         make_network_step(loss_fn, optimiser, config, len(devices)),
         start_training(variables, optimiser, averaged=True),

@@ -82,8 +82,7 @@ def spatial_statistics(city: City) -> tuple[Float[np.ndarray, "N E"], tuple[str,
     linked = weights > 0
     degree = linked.sum(axis=1)
     triangles = ((linked @ linked.astype(np.float64)) * linked).sum(axis=1)
-    hops = hops_between(linked)
-    hops = np.where(np.isinf(hops), city.num_nodes, hops)  # what no path joins is as far as can be
+    hops = hops_between(linked, apart=float(city.num_nodes))
     distance = np.log(np.maximum(hops.mean(axis=1), 1e-9))  # a city of one region has no distance
     within_two = (hops <= 2).sum(axis=1) - 1
     columns = {

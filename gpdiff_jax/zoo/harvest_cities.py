@@ -11,7 +11,7 @@ import jax
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.digest import city_digest
 from gpdiff_jax.data.config import DataConfig
-from gpdiff_jax.data.sources import Sources, prepare_sources
+from gpdiff_jax.data.sources import prepare_sources
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import abstract_params, make_model, model_text
 from gpdiff_jax.prompts.encoders import PromptConfig, PromptEncoder, check_parts
@@ -83,10 +83,15 @@ def harvest_cities(
     def reports(stage: str) -> Callable[[int, dict[str, float]], None] | None:
         return None if progress is None else functools.partial(progress, stage)
 
-    def stored(stage: str, of: str, make: Callable[[pathlib.Path | None], tuple[dict, dict]]) -> tuple[dict, dict]:
+    def stored(
+        stage: str, settings: tuple, own_key: Key, make: Callable[[pathlib.Path | None], tuple[dict, dict]]
+    ) -> tuple[dict, dict]:
         """What a stage made before, or makes now: arrays and facts."""
         if place is None:
             return make(None)
+        text = model_text(forecaster, sources.sizes, abstract_params(forecaster, sources.sizes))
+        words = (settings, text, sources.names, sources.config, [city_digest(city) for city in cities])
+        of = digest_of(repr(words), (own_key, sources))
         if not (place / stage).is_dir():
             arrays, facts = make(place / "checkpoints" / stage)
             save_arrays(place / stage, arrays, {"format": _FORMAT, "of": of, **facts})
@@ -100,8 +105,6 @@ def harvest_cities(
             )
         return arrays, facts
 
-    text = model_text(forecaster, sources.sizes, abstract_params(forecaster, sources.sizes))
-    known = tuple(city_digest(city) for city in cities)
     encoder = None
     if prompts.needs_training:
         encoder_key = jax.random.fold_in(data_key, 1)
@@ -111,20 +114,14 @@ def harvest_cities(
             made = fit_encoder(sources, cities, prompts, key=encoder_key, **kept)
             return made.arrays(), made.facts()
 
-        encoder = PromptEncoder.from_arrays(
-            *stored("prompt_encoder", _digest(sources, (prompts, known), encoder_key), make_encoder)
-        )
+        encoder = PromptEncoder.from_arrays(*stored("prompt_encoder", (prompts,), encoder_key, make_encoder))
 
     def make_base(checkpoints: pathlib.Path | None) -> tuple[dict, dict]:
         kept: Any = {"checkpoints": checkpoints, "progress": reports("base")}
         return train_base(forecaster, sources, base, key=base_key, devices=devices, **kept), {}
 
-    start: Params = jax.device_put(stored("base", _digest(sources, (model, text, base, known), base_key), make_base)[0])
+    start: Params = jax.device_put(stored("base", (model, base), base_key, make_base)[0])
     prompted = with_prompts(sources, cities, encoder)
     place = None if place is None else place / "zoo"
     kept: Any = {"folder": place, "devices": devices, "progress": reports("harvest")}
     return harvest_zoo(forecaster, prompted, start, config, key=region_key, **kept)
-
-
-def _digest(sources: Sources, settings: tuple, key: Key) -> str:
-    return digest_of(repr((settings, sources.names, sources.config)), (key, sources))

@@ -8,10 +8,11 @@ from jaxtyping import Float, Int
 
 from gpdiff_jax.cities.calendar import slot_of_day
 from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.hops import hops_between
 from gpdiff_jax.cities.profile import daily_profile
 from gpdiff_jax.cities.scaling import region_scales
 from gpdiff_jax.cities.splits import Span
-from gpdiff_jax.prompts.statistics import hops_between, kilometres_between
+from gpdiff_jax.prompts.statistics import kilometres_between
 
 # Degree over the mean degree of the city: where one class ends and the next begins.
 DEGREE_BOUNDS = (0.5, 0.8, 1.25, 2.0)
@@ -127,7 +128,7 @@ def district_clusters(city: City, size: int) -> Int[np.ndarray, " N"]:
     """
     distance = kilometres_between(city)
     if distance is None:
-        distance = hops_between(_linked(city))
+        distance = hops_between(_linked(city), apart=float(city.num_nodes))
     centres = [int(np.argmin(distance.sum(axis=1)))]
     for _ in range(max(1, round(city.num_nodes / size)) - 1):
         centres.append(int(np.argmax(distance[:, centres].min(axis=1))))

@@ -7,15 +7,15 @@ where the folder does not hold it.
 """
 
 from experiments import command_line
-from experiments.results import evaluate, results_table
-from experiments.stages import Run, stage_main
+from experiments.run_flags import run_main
+from gpdiff_jax import Run
 
 
 def show(run: Run) -> None:
     """Writes the results and prints the table of methods."""
-    print(results_table(evaluate(run)))
+    print(run.table())
     print(run.folder / "report.html")
 
 
 if __name__ == "__main__":
-    command_line.run(stage_main(show))
+    command_line.run(run_main(show))

@@ -7,18 +7,17 @@ where the folder does not hold it.
 """
 
 from experiments import command_line
-from experiments.methods import held_methods, method_forecast
-from experiments.stages import Run, stage_main
+from experiments.run_flags import run_main
+from gpdiff_jax import Run
 
 
 def show(run: Run) -> None:
     """Fine-tunes what the folder does not hold yet, and prints what the validation day chose."""
-    held_methods(run)
     for method in run.settings.methods:
         if not method.endswith("_few_shot") and method != "target_only":
             continue
         for channel, city in enumerate(run.target_cities):
-            result = method_forecast(run, channel, method)
+            result = run.forecast(method, channel)
             print(
                 f"{city.name} {method}: learning rate {result.learning_rate}, {result.steps} steps, "
                 f"validation MAE {result.validation_mae}"
@@ -26,4 +25,4 @@ def show(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(stage_main(show))
+    command_line.run(run_main(show))

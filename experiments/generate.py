@@ -14,7 +14,8 @@ from absl import flags
 
 from experiments import command_line
 from experiments.new_city import check_flags, new_city_main
-from experiments.stages import Run, stage_main
+from experiments.run_flags import run_main
+from gpdiff_jax import Run
 
 
 def show(run: Run) -> None:
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> None:
     """A stage of a run, or with --hypernetwork a new city."""
     check_flags()
     if flags.FLAGS.hypernetwork is None:
-        stage_main(show)(argv)
+        run_main(show)(argv)
     else:
         new_city_main()
 

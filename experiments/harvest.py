@@ -8,7 +8,8 @@ The first stage of `python -m experiments.transfer`, with the same flags and the
 import numpy as np
 
 from experiments import command_line
-from experiments.stages import Run, stage_main
+from experiments.run_flags import run_main
+from gpdiff_jax import Run
 
 
 def show(run: Run) -> None:
@@ -20,4 +21,4 @@ def show(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(stage_main(show))
+    command_line.run(run_main(show))

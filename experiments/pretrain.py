@@ -7,7 +7,8 @@ folder holds no zoo.
 """
 
 from experiments import command_line
-from experiments.stages import Run, stage_main
+from experiments.run_flags import run_main
+from gpdiff_jax import Run
 
 
 def show(run: Run) -> None:
@@ -17,4 +18,4 @@ def show(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(stage_main(show))
+    command_line.run(run_main(show))

@@ -11,16 +11,16 @@ GPDiff (Yuan et al., ICLR 2024, arXiv 2402.11922).
 import time
 
 from experiments import command_line
-from experiments.results import evaluate, results_table
-from experiments.stages import Run, stage_main
+from experiments.run_flags import run_main
+from gpdiff_jax import Run
 
 
 def show(run: Run) -> None:
     """Runs what the output folder does not hold yet, and prints the table of methods."""
     begin = time.monotonic()
-    print(results_table(evaluate(run)))
+    print(run.table())
     print(f"{run.folder / 'report.html'} ({time.monotonic() - begin:.0f} s)")
 
 
 if __name__ == "__main__":
-    command_line.run(stage_main(show))
+    command_line.run(run_main(show))

@@ -1,5 +1,6 @@
 """GPDiff in JAX: generates forecasters for the regions of cities that have almost no data."""
 
+from gpdiff_jax.analysis.diagnostics import DiagnosticsConfig
 from gpdiff_jax.cities import (
     City,
     SimulationConfig,
@@ -32,6 +33,8 @@ from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
 from gpdiff_jax.prompts.urban_graph.knowledge_graph import KnowledgeGraphConfig
 from gpdiff_jax.report import render_report
+from gpdiff_jax.run.run import Run
+from gpdiff_jax.run.settings import Settings
 from gpdiff_jax.training.caches import clear_caches
 from gpdiff_jax.training.compilation_cache import enable_compilation_cache
 from gpdiff_jax.transfer.adapt import AdaptConfig
@@ -58,6 +61,7 @@ __all__ = [
     "CodecConfig",
     "DataConfig",
     "DenoiserConfig",
+    "DiagnosticsConfig",
     "EmbeddingConfig",
     "GenerateConfig",
     "HarvestConfig",
@@ -72,6 +76,8 @@ __all__ = [
     "PromptConfig",
     "Prompts",
     "RegionParameters",
+    "Run",
+    "Settings",
     "SimulationConfig",
     "TemporalConfig",
     "check_city",

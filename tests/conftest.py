@@ -30,6 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     hands_out = config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
     if not hands_out:
         config.pluginmanager.import_plugin("tests.world")
+        config.pluginmanager.import_plugin("tests.finished")
     if config.getoption("--compilations"):
         config.pluginmanager.import_plugin("tests.compilations")
 

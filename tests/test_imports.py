@@ -10,7 +10,7 @@ import gpdiff_jax
 _LIBRARY = pathlib.Path(gpdiff_jax.__file__).parent
 # City -> what a model sees -> prompts -> zoo -> diffusion -> hypernetwork -> forecasts; a line may import those above.
 _LINES = (
-    ("typing", "errors", "files"),
+    ("typing", "errors", "files", "folder_lock"),
     ("training",),
     ("cities",),
     ("models",),
@@ -23,9 +23,10 @@ _LINES = (
     ("baselines",),
     ("analysis",),
     ("report",),
+    ("run",),
 )
 _ORDER = {name: number for number, line in enumerate(_LINES) for name in line}
-_WITHOUT_JAX = ("cities", "files", "errors")
+_WITHOUT_JAX = ("cities", "files", "errors", "folder_lock")
 
 
 def _imported(path: pathlib.Path) -> set[str]:

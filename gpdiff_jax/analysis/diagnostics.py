@@ -39,7 +39,7 @@ class DiagnosticsConfig:
         check_at_least(1, named(self, "shuffles", "variants"))
 
 
-class ToldTarget(NamedTuple):
+class PromptedTarget(NamedTuple):
     """A target of the generator: its windows, its prompts, and the key that its parameters are drawn with."""
 
     name: str
@@ -52,7 +52,7 @@ def diagnose(
     zoo: ParameterZoo,
     hypernetwork: Hypernetwork,
     held_out: Bool[np.ndarray, " R"],
-    targets: Sequence[ToldTarget],
+    targets: Sequence[PromptedTarget],
     *,
     key: Key,
     config: DiagnosticsConfig = DiagnosticsConfig(),

@@ -11,7 +11,7 @@ import pytest
 
 from gpdiff_jax.analysis.diagnostics import (
     DiagnosticsConfig,
-    ToldTarget,
+    PromptedTarget,
     compare_codes,
     diagnose,
     effective_rank,
@@ -191,7 +191,7 @@ def _target(simulated_cities: list[City]) -> Target:
 
 def _diagnose(zoo: ParameterZoo, target: Target, follows: str) -> dict[str, Any]:
     told = np.stack([np.arange(8, dtype=np.float32), np.zeros(8, np.float32)], axis=1)
-    asked = ToldTarget("c", target, Prompts(jnp.asarray(told[None]), target.region_ids, _NAMES), jax.random.key(1))
+    asked = PromptedTarget("c", target, Prompts(jnp.asarray(told[None]), target.region_ids, _NAMES), jax.random.key(1))
     return diagnose(zoo, _generator(zoo, follows), _HELD_OUT, [asked], key=jax.random.key(0), config=_CONFIG)
 
 

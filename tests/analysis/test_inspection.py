@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.run_folder import write_json
 from gpdiff_jax.analysis.inspection import (
     Inspection,
     InspectionConfig,
@@ -23,6 +22,7 @@ from gpdiff_jax.analysis.prediction import LeftOutCity, ParameterPrediction, Pre
 from gpdiff_jax.cities import City
 from gpdiff_jax.cities.splits import Span, split_target
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import write_json
 from gpdiff_jax.prompts.encoders import PromptConfig, PromptEncoder, RegionPrompts
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.report.document import write_page

@@ -6,7 +6,8 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments.settings import Settings, settings_from_flags
+from experiments.run_flags import settings_from_flags
+from gpdiff_jax import Settings
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.zoo.codec import CodecConfig
 

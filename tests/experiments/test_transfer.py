@@ -16,20 +16,21 @@ import numpy as np
 import pytest
 
 from experiments import inspect_prompts
-from experiments.diagnose import measure
-from experiments.results import evaluate, results_table
-from experiments.settings import DEFAULT_METHODS
-from experiments.stages import generate_key, open_run, stage_main
+from experiments.run_flags import run_main
 from experiments.transfer import show
+from gpdiff_jax import Run
 from gpdiff_jax.analysis.diagnostics import DiagnosticsConfig
 from gpdiff_jax.cities import load_city
 from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.prompts.encoders import PromptConfig
 from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
+from gpdiff_jax.run.results import results_table
+from gpdiff_jax.run.settings import DEFAULT_METHODS
+from gpdiff_jax.run.stages import generate_key
 from gpdiff_jax.training.progress import read_log
 from tests.commands import run_here
-from tests.experiments.runs import tiny_settings
+from tests.runs import tiny_settings
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _GPDIFF = ("gpdiff_zero_shot", "gpdiff_few_shot")
@@ -117,17 +118,17 @@ def test_a_finished_run_is_read_back_without_training(finished, data_dir, tmp_pa
         raise AssertionError("a finished stage ran again")
 
     for name in ("stages.train_base", "stages.harvest_zoo", "stages.pretrain", "methods.zero_shot", "methods.few_shot"):
-        monkeypatch.setattr(f"experiments.{name}", refuse)
-    assert evaluate(open_run(tiny_settings(data_dir), str(tmp_path / "run"))) == content
+        monkeypatch.setattr(f"gpdiff_jax.run.{name}", refuse)
+    assert Run.open(tmp_path / "run", tiny_settings(data_dir)).evaluate() == content
 
 
 @pytest.mark.slow
 def test_a_run_is_diagnosed_and_the_page_says_what_each_number_means(finished, data_dir, tmp_path):
     folder, _ = finished
     shutil.copytree(folder, tmp_path / "run")
-    run = open_run(tiny_settings(data_dir), str(tmp_path / "run"))
+    run = Run.open(tmp_path / "run", tiny_settings(data_dir))
     config = DiagnosticsConfig(generate=run.settings.generate, shuffles=2, variants=2)
-    content = measure(run, config)
+    content = run.diagnose(config)
     assert json.loads((tmp_path / "run" / "diagnostics.json").read_text()) == content
     assert [group["regions"] for group in content["groups"].values()] == [14, 2, 8]
     assert list(content["groups"]) == ["training", "held_out", "crowd_2"]
@@ -150,9 +151,9 @@ def test_prompts_of_all_parts_are_kept_with_the_generator(data_dir, tmp_path):
         embedding=EmbeddingConfig(width=6, relation_width=3, epochs=3),
     )
     settings = tiny_settings(data_dir, prompts=prompts)
-    run = open_run(settings, str(tmp_path / "run"))
+    run = Run.open(tmp_path / "run", settings)
     made = run.generated.params[0]
-    again = open_run(settings, str(tmp_path / "run"))
+    again = Run.open(tmp_path / "run", settings)
     np.testing.assert_array_equal(again.prompted.prompts.values, run.prompted.prompts.values)
     # A city that comes later needs the generator and its own file, nothing else.
     loaded = Hypernetwork.load(tmp_path / "run" / "hypernetwork")
@@ -173,7 +174,7 @@ def test_prompts_of_all_parts_are_kept_with_the_generator(data_dir, tmp_path):
 
 def test_a_finished_run_shows_its_prompts(finished, data_dir, tmp_path, capsys):
     shutil.copytree(finished[0], tmp_path / "run")
-    inspect_prompts.show(open_run(tiny_settings(data_dir), str(tmp_path / "run")))
+    inspect_prompts.show(Run.open(tmp_path / "run", tiny_settings(data_dir)))
     content = json.loads((tmp_path / "run" / "prompts.json").read_text())
     assert len(content["regions"]) == 24 and len(content["prediction"]["predicted"]) == 2 * 5
     assert len(content["neighbours"]) == 6 and str(tmp_path / "run" / "prompts.html") in capsys.readouterr().out
@@ -181,7 +182,7 @@ def test_a_finished_run_shows_its_prompts(finished, data_dir, tmp_path, capsys):
 
 def _transfer(*words: str, cwd: pathlib.Path, elsewhere: bool = False) -> subprocess.CompletedProcess[str]:
     if not elsewhere:
-        return run_here(stage_main(show), *words, cwd=cwd)
+        return run_here(run_main(show), *words, cwd=cwd)
     return subprocess.run(
         [sys.executable, "-m", "experiments.transfer", *words],
         capture_output=True,
@@ -213,21 +214,21 @@ def _mistakes(tmp_path_factory, data_dir: pathlib.Path, finished) -> pathlib.Pat
     [
         (["--data_dir=nowhere"], "nowhere"),
         (["--target=atlantis"], "'atlantis'.*crowd_0"),
-        (["--target=crowd_0"], "--target 'crowd_0' is also a source"),
+        (["--target=crowd_0"], "target 'crowd_0' is also a source"),
         (["--support_days=12"], r"`support_days` \(=12\) is longer than the 9.8 days .* use at most 9"),
         (["--interval_minutes=7"], r"`interval_minutes` \(=7\)"),
         (["--interval_minutes=90"], r"`interval_minutes` \(=90\) must be a multiple of the 60 minutes"),
         (["--out_dir=foreign"], "'foreign' holds 'thesis.tex' but no run"),
-        (["--out_dir=file/run"], "--out_dir 'file/run' cannot be written"),
+        (["--out_dir=file/run"], "folder 'file/run' cannot be written"),
         (["--out_dir=other"], "'other' holds a run with other settings"),
         (["--history=3"], "history of at least 7 steps, got 3"),
         (["--guidance=11"], "--guidance=11"),
         (
             ["--methods=default,zoo_men_few_shot"],
-            "--methods names 'zoo_men_few_shot', .* zoo_mean_few_shot",
+            "`methods` names 'zoo_men_few_shot', .* zoo_mean_few_shot",
         ),
         (["--sources=crowd_0,cut"], "cut.npz"),
-        (["--sources=crowd_0,crowd_0"], "--sources names 'crowd_0' twice"),
+        (["--sources=crowd_0,crowd_0"], "`sources` names 'crowd_0' twice"),
         (["--sources=crowd_0,copy"], "source 'copy' holds readings of the target 'crowd_2': its region 'r.' from 2024"),
         (["--channels=riders"], r"`channels` \(=riders\)|`channels` \(='riders'\)"),
     ],

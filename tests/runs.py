@@ -3,12 +3,12 @@
 import dataclasses
 import pathlib
 
-from experiments.settings import Settings
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.hypernetwork import GenerateConfig
 from gpdiff_jax.prompts.encoders import PromptConfig
+from gpdiff_jax.run.settings import Settings
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.zoo.codec import CodecConfig
 from gpdiff_jax.zoo.pooled import BaseConfig

@@ -13,14 +13,13 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments.results import evaluate
-from experiments.settings import settings_from_flags
-from experiments.stages import Run, open_run
+from experiments.run_flags import settings_from_flags
+from gpdiff_jax import Run
 from gpdiff_jax.cities import City, load_city, save_city
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models import protocol
 from gpdiff_jax.training.progress import read_log
-from tests.experiments.runs import tiny_settings, without_seconds
+from tests.runs import tiny_settings, without_seconds
 
 
 @pytest.mark.parametrize(
@@ -43,7 +42,7 @@ def test_a_killed_run_that_goes_on_ends_with_the_same_numbers(finished, data_dir
     with (half / "log.jsonl").open("a") as log:
         log.write('{"time": 1')
     (half / ".metrics.json.x").write_text("{")
-    resumed = evaluate(open_run(tiny_settings(data_dir), str(half)))
+    resumed = Run.open(half, tiny_settings(data_dir)).evaluate()
     assert without_seconds(resumed) == without_seconds(content)
     with np.load(half / "forecasts.npz") as now, np.load(folder / "forecasts.npz") as then:
         for name in then.files:
@@ -59,7 +58,7 @@ def test_a_stage_that_was_damaged_is_refused_by_name(finished, data_dir, tmp_pat
         if path.is_file():
             path.unlink()
     with pytest.raises(InputError, match=r"zoo/index' is no index of the zoo: it holds .*"):
-        evaluate(open_run(tiny_settings(data_dir), str(half)))
+        Run.open(half, tiny_settings(data_dir)).evaluate()
 
 
 _POINTS = {"poi": np.ones((8, 1), np.float32), "poi_names": ("cafe",)}
@@ -85,7 +84,7 @@ def test_a_run_is_not_continued_with_other_readings_or_facts(finished, data_dir,
     save_city(other / "crowd_1.npz", dataclasses.replace(city, **change(city)))
     shutil.copytree(folder, tmp_path / "run")
     with pytest.raises(InputError, match=r"holds a run on other readings or facts of city 'crowd_1'; name another"):
-        open_run(tiny_settings(other), str(tmp_path / "run"))
+        Run.open(tmp_path / "run", tiny_settings(other))
 
 
 def test_a_run_goes_on_from_another_place_with_other_devices_and_says_that_versions_differ(
@@ -102,7 +101,7 @@ def test_a_run_goes_on_from_another_place_with_other_devices_and_says_that_versi
         pretrain=dataclasses.replace(settings.pretrain, accumulate=2),
     )
     capsys.readouterr()
-    assert evaluate(open_run(settings, str(tmp_path / "run"))) == content
+    assert Run.open(tmp_path / "run", settings).evaluate() == content
     assert "versions" not in capsys.readouterr().err
     path = tmp_path / "run" / "config.json"
     config = json.loads(path.read_text())
@@ -110,13 +109,11 @@ def test_a_run_goes_on_from_another_place_with_other_devices_and_says_that_versi
     assert not any("regions_per_batch" in config["flags"][name] for name in ("harvest", "adapt", "target_only"))
     config["versions"]["jax"] = "0.0.1"
     path.write_text(json.dumps(config))
-    open_run(settings, str(tmp_path / "run"))
+    Run.open(tmp_path / "run", settings)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "versions" in line]
     assert re.fullmatch(r"this run was begun with other versions \(jax 0.0.1, now [\d.]+\); its parts may differ", line)
     with pytest.raises(InputError, match=r"a run with other settings \(base.steps 20, now 21\); name another folder"):
-        open_run(
-            dataclasses.replace(settings, base=dataclasses.replace(settings.base, steps=21)), str(tmp_path / "run")
-        )
+        Run.open(tmp_path / "run", dataclasses.replace(settings, base=dataclasses.replace(settings.base, steps=21)))
 
 
 def test_another_programs_folder_is_left_alone(data_dir, tmp_path):
@@ -124,7 +121,7 @@ def test_another_programs_folder_is_left_alone(data_dir, tmp_path):
     with pytest.raises(
         InputError, match=r"holds a config\.json that no run of this program wrote; name an empty"
     ) as raised:
-        open_run(tiny_settings(data_dir), str(tmp_path))
+        Run.open(tmp_path, tiny_settings(data_dir))
     assert "delete" not in str(raised.value) and "remove" not in str(raised.value)
 
 
@@ -139,7 +136,7 @@ def test_a_run_is_not_continued_with_another_model_file(finished, data_dir, tmp_
     assert settings.model_file_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     shutil.copytree(finished[0], tmp_path / "run")
     with pytest.raises(InputError, match=rf"model_file_sha256 None, now {settings.model_file_sha256}"):
-        open_run(tiny_settings(data_dir, model_file_sha256=settings.model_file_sha256), str(tmp_path / "run"))
+        Run.open(tmp_path / "run", tiny_settings(data_dir, model_file_sha256=settings.model_file_sha256))
 
 
 def test_the_targets_readings_are_in_nothing_that_is_trained_before_it(finished, data_dir, tmp_path):

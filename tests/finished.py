@@ -1,6 +1,6 @@
 """In: simulated cities. Out: their files, and one finished run of them, made once for all processes that run tests.
 
-What imports JAX is imported in the fixtures: this file may be read before `tests.world` sets JAX up.
+A plugin of every process that runs tests.
 """
 
 import dataclasses
@@ -12,6 +12,9 @@ import shutil
 
 import numpy as np
 import pytest
+
+from gpdiff_jax import Run, save_city
+from tests.runs import tiny_settings
 
 
 @pytest.fixture(scope="session", name="shared")
@@ -26,8 +29,6 @@ def _shared(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="session", name="data_dir")
 def _data_dir(shared: pathlib.Path, simulated_cities: list) -> pathlib.Path:
     """Files of three cities; the target has a region that shows nothing in the support days."""
-    from gpdiff_jax.cities import save_city
-
     folder = shared / "cities"
     folder.mkdir(exist_ok=True)
     for city in simulated_cities:
@@ -41,15 +42,11 @@ def _data_dir(shared: pathlib.Path, simulated_cities: list) -> pathlib.Path:
 @pytest.fixture(scope="session", name="finished")
 def _finished(shared: pathlib.Path, data_dir: pathlib.Path) -> tuple[pathlib.Path, dict]:
     """The folder of a finished run, to be copied before it is opened, and what its metrics.json holds."""
-    from experiments.results import evaluate
-    from experiments.stages import open_run
-    from tests.experiments.runs import tiny_settings
-
     folder, done = shared / "whole", shared / "whole.json"
     with (shared / "whole.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.exists():
-            content = evaluate(open_run(tiny_settings(data_dir), str(shared / "made")))
+            content = Run.open(shared / "made", tiny_settings(data_dir)).evaluate()
             # The process that made it keeps its folder locked; a copy is nobody's.
             shutil.copytree(shared / "made", folder)
             done.write_text(json.dumps(content))

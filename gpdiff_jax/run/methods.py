@@ -6,12 +6,12 @@ import sys
 import jax
 import numpy as np
 
-from experiments.settings import METHODS
-from experiments.stages import Run
 from gpdiff_jax.baselines import nulls, rules
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import read_npz, write_npz
 from gpdiff_jax.prompts.prompt import Prompts
+from gpdiff_jax.run.settings import METHODS
+from gpdiff_jax.run.stages import Stages
 from gpdiff_jax.training.progress import LogWriter, stage
 from gpdiff_jax.training.stopwatch import stopwatch
 from gpdiff_jax.transfer.adapt import AdaptConfig
@@ -43,7 +43,7 @@ def training_stages(method: str) -> tuple[str, ...]:
     return _STAGES.get(family_of(method), ("prompt_encoder", "prompts", "base", "harvest"))
 
 
-def held_methods(run: Run) -> list[str]:
+def held_methods(run: Stages) -> list[str]:
     """The methods whose forecasts the folder of a run holds for every channel, in the order of `METHODS`.
 
     A file that is damaged is named on standard error and removed, so that it is made again.
@@ -57,7 +57,7 @@ def held_methods(run: Run) -> list[str]:
     return [name for name in METHODS if all(_path(run, c, name).exists() for c in range(len(run.targets)))]
 
 
-def method_forecast(run: Run, channel: int, method: str) -> MethodForecast:
+def method_forecast(run: Stages, channel: int, method: str) -> MethodForecast:
     """The test forecasts of one method for one channel; read from the folder if they were made before.
 
     Args:
@@ -88,11 +88,11 @@ def _read(path: pathlib.Path) -> MethodForecast:
     return MethodForecast(fields["forecast"], fields.get("spread"), curves=fields.get("curves"), **scalars)
 
 
-def _path(run: Run, channel: int, method: str) -> pathlib.Path:
+def _path(run: Stages, channel: int, method: str) -> pathlib.Path:
     return run.folder / "methods" / f"{method}_{channel}.npz"
 
 
-def _make_forecast(run: Run, channel: int, method: str) -> MethodForecast:
+def _make_forecast(run: Stages, channel: int, method: str) -> MethodForecast:
     target, city = run.targets[channel], run.target_cities[channel]
     if method in _RULES:
         windows = {"history": run.settings.data.history, "horizon": run.settings.data.horizon}
@@ -125,7 +125,7 @@ def _make_forecast(run: Run, channel: int, method: str) -> MethodForecast:
     return result._replace(seconds=result.seconds + making)
 
 
-def _log_curves(run: Run, method: str, config: AdaptConfig, result: MethodForecast) -> None:
+def _log_curves(run: Stages, method: str, config: AdaptConfig, result: MethodForecast) -> None:
     """One line for every validation error that the choice of learning rate and steps rests on."""
     with LogWriter(run.folder / "log.jsonl") as log:
         for rate, curve in zip(config.learning_rates, [] if result.curves is None else result.curves, strict=False):
@@ -134,7 +134,7 @@ def _log_curves(run: Run, method: str, config: AdaptConfig, result: MethodForeca
                 log.write("adapt", step, method=method, learning_rate=rate, validation_loss=error)
 
 
-def _starts(run: Run, channel: int, family: str, for_choice: bool) -> tuple[Params, float]:
+def _starts(run: Stages, channel: int, family: str, for_choice: bool) -> tuple[Params, float]:
     """Start parameters of every target region, leaves [K, R, ...], made once; and the seconds that making them took."""
     key = (channel, family, for_choice)
     if family == "gpdiff":
@@ -145,7 +145,7 @@ def _starts(run: Run, channel: int, family: str, for_choice: bool) -> tuple[Para
     return run.starts[key]
 
 
-def _make_starts(run: Run, channel: int, family: str, for_choice: bool) -> tuple[Params, float]:
+def _make_starts(run: Stages, channel: int, family: str, for_choice: bool) -> tuple[Params, float]:
     regions = run.targets[channel].num_regions
     if family == "target_only":
         with stopwatch() as watch:
@@ -167,7 +167,7 @@ def _make_starts(run: Run, channel: int, family: str, for_choice: bool) -> tuple
     return starts, watch.seconds
 
 
-def _by_rule(run: Run, family: str, prompts: Prompts) -> Params:
+def _by_rule(run: Stages, family: str, prompts: Prompts) -> Params:
     """Parameters of a null hypothesis that gives every region one vector, leaves [R, ...]."""
     if family == "mlp_hypernetwork":
         return run.mlp.params(prompts)
@@ -179,7 +179,7 @@ def _by_rule(run: Run, family: str, prompts: Prompts) -> Params:
     return rule(run.zoo, prompts)
 
 
-def _random_starts(run: Run, channel: int) -> Params:
+def _random_starts(run: Stages, channel: int) -> Params:
     target = run.targets[channel]
 
     @jax.jit

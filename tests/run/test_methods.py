@@ -8,24 +8,24 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import methods
-from experiments.results import evaluate
-from experiments.settings import DEFAULT_METHODS, METHODS, choose_methods
-from experiments.stages import Run, generate_key, open_run
+from gpdiff_jax import Run
 from gpdiff_jax.cities import load_city, save_city
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.run import methods
+from gpdiff_jax.run.settings import DEFAULT_METHODS, METHODS, choose_methods
+from gpdiff_jax.run.stages import generate_key
 from gpdiff_jax.training.progress import read_log
 from gpdiff_jax.training.storage import load_arrays
-from tests.experiments.runs import tiny_settings, without_seconds
+from tests.runs import tiny_settings, without_seconds
 
 
 def test_a_finished_run_that_is_asked_for_more_methods_makes_only_those(finished, data_dir, tmp_path, monkeypatch):
     folder, content = finished
     shutil.copytree(folder, tmp_path / "run")
     made = []
-    monkeypatch.setattr("experiments.methods._make_forecast", _watched(made))
+    monkeypatch.setattr("gpdiff_jax.run.methods._make_forecast", _watched(made))
     asked = tiny_settings(data_dir, methods=METHODS)
-    more = evaluate(open_run(asked, str(tmp_path / "run")))
+    more = Run.open(tmp_path / "run", asked).evaluate()
     assert sorted(made) == sorted(set(METHODS) - set(DEFAULT_METHODS)) and tuple(more["methods"]) == METHODS
     assert {name: more["methods"][name] for name in DEFAULT_METHODS} == content["methods"]
     assert (tmp_path / "run" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
@@ -40,9 +40,9 @@ def test_a_finished_run_that_is_asked_for_more_methods_makes_only_those(finished
     assert [line["step"] for line in log if line["stage"] == "mlp"] == [2, 4]
     # Asked for less, it still shows what it holds, and the network that was trained is read back.
     (tmp_path / "run" / "methods" / "mlp_hypernetwork_zero_shot_0.npz").unlink()
-    monkeypatch.setattr("experiments.stages.mlp_hypernetwork", None)
+    monkeypatch.setattr("gpdiff_jax.run.stages.mlp_hypernetwork", None)
     fewer = tiny_settings(data_dir, methods=("mlp_hypernetwork_zero_shot",))
-    again = evaluate(open_run(fewer, str(tmp_path / "run")))
+    again = Run.open(tmp_path / "run", fewer).evaluate()
     assert without_seconds(again) == without_seconds(more)
 
 
@@ -61,9 +61,8 @@ def test_a_run_without_gpdiff_among_its_methods_has_its_tables_and_its_page(fini
     shutil.copytree(folder, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "methods")
     (tmp_path / "run" / "report.html").unlink()
-    few = evaluate(
-        open_run(tiny_settings(data_dir, methods=("last_value", "historical_average")), str(tmp_path / "run"))
-    )
+    rules = tiny_settings(data_dir, methods=("last_value", "historical_average"))
+    few = Run.open(tmp_path / "run", rules).evaluate()
     assert list(few["methods"]) == ["historical_average", "last_value"]
     assert few["methods"]["last_value"]["mae"] == content["methods"]["last_value"]["mae"]
     with np.load(tmp_path / "run" / "forecasts.npz") as held:
@@ -73,7 +72,7 @@ def test_a_run_without_gpdiff_among_its_methods_has_its_tables_and_its_page(fini
 
 def test_rules_that_train_nothing_train_nothing(data_dir, tmp_path, capsys):
     folder = tmp_path / "run"
-    content = evaluate(open_run(tiny_settings(data_dir, methods=("last_value", "historical_average")), str(folder)))
+    content = Run.open(folder, tiny_settings(data_dir, methods=("last_value", "historical_average"))).evaluate()
     assert list(content["methods"]) == ["historical_average", "last_value"]
     assert all(entry["training_seconds"] == 0 for entry in content["methods"].values())
     made = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
@@ -82,7 +81,7 @@ def test_rules_that_train_nothing_train_nothing(data_dir, tmp_path, capsys):
     }
     assert "nothing was generated in this run" in (folder / "report.html").read_text()
     # A null hypothesis needs the zoo, and no generator.
-    evaluate(open_run(tiny_settings(data_dir, methods=("zoo_mean_zero_shot",)), str(folder)))
+    Run.open(folder, tiny_settings(data_dir, methods=("zoo_mean_zero_shot",))).evaluate()
     assert (folder / "zoo").is_dir() and not (folder / "hypernetwork").exists()
 
 
@@ -103,7 +102,7 @@ def test_what_is_chosen_on_the_validation_day_starts_from_prompts_that_do_not_kn
     finished, data_dir, tmp_path, monkeypatch
 ):
     shutil.copytree(finished[0], tmp_path / "run")
-    run, given = open_run(tiny_settings(data_dir), str(tmp_path / "run")), {}
+    run, given = Run.open(tmp_path / "run", tiny_settings(data_dir)), {}
 
     def watched(model, target, params, config, **options):
         given[method] = (params, options["choice_params"])
@@ -137,9 +136,9 @@ def test_a_damaged_forecast_is_named_and_made_again(finished, data_dir, tmp_path
         whole[len(whole) // 3] ^= 0xFF
         path.write_bytes(whole[:200] if damage == "cut" else whole)
     with pytest.raises(InputError, match=r"methods/last_value_0.npz' is damaged"):
-        methods.method_forecast(open_run(tiny_settings(data_dir), str(tmp_path / "run")), 0, "last_value")
+        methods.method_forecast(Run.open(tmp_path / "run", tiny_settings(data_dir)), 0, "last_value")
     capsys.readouterr()
-    again = evaluate(open_run(tiny_settings(data_dir), str(tmp_path / "run")))
+    again = Run.open(tmp_path / "run", tiny_settings(data_dir)).evaluate()
     assert without_seconds(again) == without_seconds(content)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
     assert "last_value_0.npz' is damaged (" in line and line.endswith("; it is made again")
@@ -147,7 +146,7 @@ def test_a_damaged_forecast_is_named_and_made_again(finished, data_dir, tmp_path
 
 def test_a_forecast_that_cannot_be_read_for_now_is_not_called_damaged(finished, data_dir, tmp_path, monkeypatch):
     shutil.copytree(finished[0], tmp_path / "run")
-    run = open_run(tiny_settings(data_dir), str(tmp_path / "run"))
+    run = Run.open(tmp_path / "run", tiny_settings(data_dir))
     files = sorted((tmp_path / "run" / "methods").iterdir())
     for error in (MemoryError("no memory"), OSError(5, "Input/output error")):
 
@@ -167,7 +166,7 @@ def test_errors_of_channels_with_other_units_are_averaged_as_shares(data_dir, tm
         values = np.concatenate([city.values, 100 * city.values], axis=2)
         save_city(tmp_path / f"{name}.npz", dataclasses.replace(city, values=values, feature_names=("people", "grams")))
     settings = tiny_settings(tmp_path, sources=("crowd_0",), channels="each", methods=("last_value",))
-    content = evaluate(open_run(settings, str(tmp_path / "run")))
+    content = Run.open(tmp_path / "run", settings).evaluate()
     people, grams = (content["channels"][name]["methods"]["last_value"] for name in ("people", "grams"))
     np.testing.assert_allclose(grams["mae"], 100 * np.asarray(people["mae"]), rtol=1e-4)
     assert content["channels"]["people"]["unit"] == "people per 60 min"
@@ -182,7 +181,7 @@ def test_methods_are_chosen_by_name_or_by_set():
     chosen = choose_methods(["zoo_mean_few_shot", "last_value", "last_value"])
     assert chosen == ("last_value", "zoo_mean_few_shot")
     assert choose_methods(["default", "zoo_mean_few_shot"]) == (*DEFAULT_METHODS, "zoo_mean_few_shot")
-    with pytest.raises(InputError, match="--methods is empty; name default"):
+    with pytest.raises(InputError, match="`methods` is empty; name default"):
         choose_methods([])
-    with pytest.raises(InputError, match="--methods names 'magic', which is no method; --help lists them"):
+    with pytest.raises(InputError, match="`methods` names 'magic', which is no method; use default, all, or some of"):
         choose_methods(["magic"])

@@ -1,4 +1,4 @@
-"""In: the settings of a run and its folder. Out: the stages of the main job, each left in the folder when it is done.
+"""In: the settings of a run, its folder and its cities. Out: its stages, each left in the folder when it is done.
 
 A stage that the folder holds already is read, not run again; so a killed run goes on from its last finished stage.
 """
@@ -15,32 +15,22 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from absl import flags
 
-from experiments.folder_lock import refuse_if_locked
-from experiments.run_folder import open_run_folder, write_json
-from experiments.settings import Settings, settings_from_flags
 from gpdiff_jax.baselines.mlp_hypernetwork import MlpHypernetwork, make_network, mlp_hypernetwork
-from gpdiff_jax.cities import City, find_cities, partial_bins, resample, select_channels, simulate_cities
-from gpdiff_jax.cities.overlap import find_overlap
+from gpdiff_jax.cities import City
 from gpdiff_jax.data.sources import Sources, prepare_sources
 from gpdiff_jax.data.target import Target, prepare_targets
-from gpdiff_jax.diffusion.conditioning import check_conditioning
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import write_json
 from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.models import Model, make_model
-from gpdiff_jax.models.protocol import abstract_params
 from gpdiff_jax.pretraining import LatentSpace, fit_latent_space, pretrain
-from gpdiff_jax.prompts.encoders import SPATIAL_OF_PART, PromptEncoder, check_parts, plain_encoder
+from gpdiff_jax.prompts.encoders import PromptEncoder, plain_encoder
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.prompts.sources import PromptedSources, attach_prompts, fit_encoder, with_prompts
-from gpdiff_jax.training.compilation_cache import enable_compilation_cache
-from gpdiff_jax.training.parallel import use_every_core
+from gpdiff_jax.run.settings import Settings
 from gpdiff_jax.training.progress import LogWriter, stage
 from gpdiff_jax.training.stopwatch import stopwatch
 from gpdiff_jax.training.storage import load_arrays, save_arrays
-from gpdiff_jax.transfer.evaluate import step_names
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo.harvest import harvest_zoo
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo, load_zoo
@@ -51,8 +41,8 @@ _MOST_NAMED = 5
 
 
 @dataclasses.dataclass
-class Run:
-    """One run: its settings, folder and cities; what the stages make is read or made when first asked for."""
+class Stages:
+    """A run's settings, folder and cities; what its stages make is read or made when first asked for."""
 
     settings: Settings
     folder: pathlib.Path
@@ -165,105 +155,8 @@ class Generated(NamedTuple):
     seconds: dict[int, float]  # that generating them took
 
 
-def open_run(settings: Settings, out_dir: str) -> Run:
-    """Reads or simulates the cities of a run and checks that every part of the protocol can be kept.
-
-    Args:
-      settings: of the run.
-      out_dir: its folder, opened only when the cities have passed.
-
-    Returns:
-      The run; nothing is trained yet.
-
-    Raises:
-      InputError: a city that cannot be read, or that is too short, too coarse or empty for the settings.
-    """
-    refuse_if_locked(out_dir)
-    if settings.simulation is not None:
-        cities = simulate_cities(settings.simulation, seed=settings.seed)
-    else:
-        names = [*settings.sources, settings.target]
-        cities = find_cities(settings.data_dir or "", names, missing_above=settings.missing_above)
-    chosen = [select_channels(resample(city, settings.interval_minutes), settings.channels) for city in cities]
-    sources = [city for channels in chosen[:-1] for city in channels]
-    for source in sources:
-        for target in chosen[-1]:
-            _refuse_copy(source, target)
-    run = Run(settings, pathlib.Path(out_dir).expanduser().absolute(), sources, chosen[-1])
-    # Both are checked before the first minute of training.
-    _ = run.targets, run.sources, run.model
-    layers = run.model.layer_kinds(abstract_params(run.model, run.sources.sizes)).values()
-    parts = sum((SPATIAL_OF_PART[part] for part in settings.prompts.parts), ())
-    check_conditioning(settings.pretrain.denoiser.conditioning, parts, tuple(layers))
-    seen = [spans[0] for spans in run.sources.spans] + [target.split.support for target in run.targets]
-    for city, span in zip([*run.source_cities, *run.target_cities], seen, strict=True):
-        check_parts(settings.prompts, city, span)
-    open_run_folder(out_dir, settings, [*run.source_cities, *run.target_cities])
-    kinds = sorted({city.kind for city in sources})
-    if run.target_cities[0].kind not in kinds:
-        print(
-            f"the target {settings.target!r} is of kind {run.target_cities[0].kind} and the sources are of kind "
-            f"{', '.join(kinds)}: what they teach may not hold there",
-            file=sys.stderr,
-        )
-    for city in cities:
-        tell_partial_bins(city, settings.interval_minutes)
-    for city, target in zip(run.target_cities, run.targets, strict=True):
-        for node in target.silent:
-            print(
-                f"region {city.node_ids[node]!r} has no visible reading; it takes its neighbours' statistics",
-                file=sys.stderr,
-            )
-        if not target.can_choose:
-            print(f"{city.name} leaves nothing to choose on; few-shot will equal zero-shot", file=sys.stderr)
-    return run
-
-
-def tell_partial_bins(city: City, interval_minutes: int) -> None:
-    """Says on standard error how many bins of a city were observed in part, if any."""
-    bins = partial_bins(city, interval_minutes)
-    if bins.missing or bins.completed:
-        scaled = "" if city.kind == "speed" else ", their counts scaled to the full bin"
-        print(
-            f"{city.name}: of {bins.total} readings of {interval_minutes} minutes, {bins.missing} were observed for "
-            f"less than half and are missing, {bins.completed} for less than all{scaled}",
-            file=sys.stderr,
-        )
-
-
-def _refuse_copy(source: City, target: City) -> None:
-    """Raises `InputError` where a source holds readings of the target, which would tell the hidden days."""
-    found = find_overlap(target, source)
-    if found is not None:
-        there, here = step_names(source, np.asarray([found.other_step])), step_names(target, np.asarray([found.step]))
-        raise InputError(
-            f"source {source.name!r} holds readings of the target {target.name!r}: its region "
-            f"{source.node_ids[found.other_node]!r} from {there[0]} on is region {target.node_ids[found.node]!r} from "
-            f"{here[0]} on; it would tell what is hidden, leave it out of --sources"
-        )
-
-
-def stage_main(show: Callable[[Run], None]) -> Callable[[list[str]], None]:
-    """Makes the `main` of a stage's module.
-
-    Args:
-      show: prints what the stage made; asking the run for it makes it, if the folder does not hold it.
-
-    Returns:
-      `main(argv)` that parses the flags and opens the run.
-    """
-
-    def main(argv: list[str]) -> None:
-        del argv
-        use_every_core()
-        enable_compilation_cache()
-        show(open_run(settings_from_flags(), flags.FLAGS.out_dir))
-
-    return main
-
-
 @contextlib.contextmanager
-def _logged(run: Run, name: str, total: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
+def _logged(run: Stages, name: str, total: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
     """Progress on the terminal, lines in log.jsonl, seconds in seconds.json; yields `report(done, metrics)`."""
     before = run.seconds
     with LogWriter(run.folder / "log.jsonl") as log, stage(name, total) as shown, stopwatch() as watch:
@@ -284,7 +177,7 @@ def _logged(run: Run, name: str, total: int) -> Iterator[Callable[[int, dict[str
             count()
 
 
-def _encoder_stage(run: Run) -> PromptEncoder:
+def _encoder_stage(run: Stages) -> PromptEncoder:
     config, folder = run.settings.prompts, run.folder / "prompt_encoder"
     if not config.needs_training:
         return plain_encoder()
@@ -300,7 +193,7 @@ def _encoder_stage(run: Run) -> PromptEncoder:
     return encoder
 
 
-def _prompts_stage(run: Run) -> PromptedSources:
+def _prompts_stage(run: Stages) -> PromptedSources:
     folder = run.folder / "prompts"
     if not run.settings.prompts.needs_training:
         return with_prompts(run.sources, run.source_cities)
@@ -320,7 +213,7 @@ def _prompts_stage(run: Run) -> PromptedSources:
     return sources
 
 
-def _base_stage(run: Run) -> Params:
+def _base_stage(run: Stages) -> Params:
     folder = run.folder / "base"
     if folder.is_dir():
         return jax.device_put(load_arrays(folder, _FORMAT, "base")[0])
@@ -332,7 +225,7 @@ def _base_stage(run: Run) -> Params:
     return base
 
 
-def _harvest_stage(run: Run) -> ParameterZoo:
+def _harvest_stage(run: Stages) -> ParameterZoo:
     folder = run.folder / "zoo"
     if folder.is_dir():
         return load_zoo(folder, run.prompted)
@@ -350,7 +243,7 @@ def _harvest_stage(run: Run) -> ParameterZoo:
         return harvest_zoo(run.model, sources, base, config, key=key, folder=folder, progress=report)
 
 
-def _pretrain_stage(run: Run) -> Hypernetwork:
+def _pretrain_stage(run: Stages) -> Hypernetwork:
     folder = run.folder / "hypernetwork"
     if folder.is_dir():
         return Hypernetwork.load(folder)
@@ -359,7 +252,7 @@ def _pretrain_stage(run: Run) -> Hypernetwork:
         return pretrain(zoo, key=run.key("pretrain"), config=config, folder=folder, progress=report)
 
 
-def _mlp_stage(run: Run) -> MlpHypernetwork:
+def _mlp_stage(run: Stages) -> MlpHypernetwork:
     folder, config = run.folder / "mlp_hypernetwork", run.settings.pretrain
     zoo = run.zoo
     if folder.is_dir():
@@ -374,12 +267,12 @@ def _mlp_stage(run: Run) -> MlpHypernetwork:
     return mlp
 
 
-def generate_key(run: Run, channel: int) -> Key:
+def generate_key(run: Stages, channel: int) -> Key:
     """The key that a channel's parameters are drawn with."""
     return jax.random.fold_in(run.key("generate"), channel + 1)
 
 
-def _generate_stage(run: Run, name: str, prompts: dict[int, Prompts]) -> Generated:
+def _generate_stage(run: Stages, name: str, prompts: dict[int, Prompts]) -> Generated:
     folder = run.folder / name
     if folder.is_dir():
         arrays, facts = load_arrays(folder, _FORMAT, "generated parameters")

@@ -5,15 +5,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.methods import held_methods, method_forecast, training_stages
-from experiments.run_folder import write_csv, write_json
-from experiments.settings import METHODS
-from experiments.stages import Run
 from gpdiff_jax.analysis.metrics import REGION_COLUMNS, method_entry, region_rows
 from gpdiff_jax.cities.city import City
-from gpdiff_jax.files import write_npz
+from gpdiff_jax.files import write_csv, write_json, write_npz
 from gpdiff_jax.pretraining import best_tokens
 from gpdiff_jax.report import render_report
+from gpdiff_jax.run.methods import held_methods, method_forecast, training_stages
+from gpdiff_jax.run.settings import METHODS
+from gpdiff_jax.run.stages import Stages
 from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, window_start_names
 from gpdiff_jax.zoo.tokens import to_tokens
 
@@ -21,7 +20,7 @@ _GENERATED = ("gpdiff_zero_shot", "gpdiff_few_shot")
 _SILENT_NOTE = "no visible reading: generated from its neighbours' statistics"
 
 
-def evaluate(run: Run) -> dict[str, Any]:
+def evaluate(run: Stages) -> dict[str, Any]:
     """Makes the forecasts of every chosen method that the folder does not hold yet, and writes all results.
 
     What the folder holds of other methods stays among the results.
@@ -41,7 +40,9 @@ def evaluate(run: Run) -> dict[str, Any]:
     truth = np.concatenate([values for values, _ in truths], axis=1)
     content = _describe(run)
     seconds = run.seconds
-    training = {method: sum(seconds.get(name, 0.0) for name in training_stages(method)) for method in results}
+    training = {
+        method: sum((seconds.get(name, 0.0) for name in training_stages(method)), start=0.0) for method in results
+    }
     scales = _channel_scales(run, truths)
     content["methods"] = {
         method: _entry(
@@ -85,7 +86,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     return content
 
 
-def _describe(run: Run) -> dict[str, Any]:
+def _describe(run: Stages) -> dict[str, Any]:
     city, settings = run.target_cities[0], run.settings
     return {
         "target": settings.target or city.name,
@@ -110,13 +111,13 @@ def _describe(run: Run) -> dict[str, Any]:
 _SHARE = "share of the channel's mean reading"
 
 
-def _unit(run: Run) -> str:
+def _unit(run: Stages) -> str:
     """The unit of the errors over all channels: their own, or none where they differ."""
     units = {city.unit for city in run.target_cities}
     return units.pop() if len(units) == 1 else _SHARE
 
 
-def _channel_scales(run: Run, truths: list[tuple[np.ndarray, Any]]) -> list[float]:
+def _channel_scales(run: Stages, truths: list[tuple[np.ndarray, Any]]) -> list[float]:
     """What the readings of every channel are divided by, so that errors of different units can be averaged."""
     if _unit(run) != _SHARE:
         return [1.0] * len(truths)
@@ -124,7 +125,7 @@ def _channel_scales(run: Run, truths: list[tuple[np.ndarray, Any]]) -> list[floa
     return [float(np.nanmean(np.abs(values))) or 1.0 for values, _ in truths]
 
 
-def _region_names(run: Run, city: City, nodes: Any = None) -> list[str]:
+def _region_names(run: Stages, city: City, nodes: Any = None) -> list[str]:
     """Ids of nodes, with their channel where there are several."""
     chosen = range(city.num_nodes) if nodes is None else nodes
     suffix = f":{city.feature_names[0]}" if len(run.target_cities) > 1 else ""
@@ -146,7 +147,7 @@ def _entry(
     )
 
 
-def _forecast_arrays(run: Run, results: dict[str, list[MethodForecast]], truth: np.ndarray) -> dict[str, np.ndarray]:
+def _forecast_arrays(run: Stages, results: dict[str, list[MethodForecast]], truth: np.ndarray) -> dict[str, np.ndarray]:
     arrays = {
         "window_start": np.asarray(window_start_names(run.target_cities[0], run.targets[0])),
         "node_ids": np.asarray([name for city in run.target_cities for name in _region_names(run, city)]),
@@ -163,7 +164,7 @@ def _forecast_arrays(run: Run, results: dict[str, list[MethodForecast]], truth: 
     return arrays
 
 
-def _report_arrays(run: Run) -> dict[str, np.ndarray]:
+def _report_arrays(run: Stages) -> dict[str, np.ndarray]:
     """Where regions lie, and the first two principal components of the zoo with what was generated among them."""
     city = run.target_cities[0]
     arrays = {"senders": city.senders, "receivers": city.receivers}
@@ -177,7 +178,7 @@ def _report_arrays(run: Run) -> dict[str, np.ndarray]:
     return arrays | places | {"zoo_city": np.zeros(0, "U1"), "projection_variance": np.zeros(2)}
 
 
-def _projections(run: Run) -> dict[str, np.ndarray]:
+def _projections(run: Stages) -> dict[str, np.ndarray]:
     codec = run.hypernetwork.codec
     layout = codec.layout
     spread, base = np.asarray(codec.spread), np.asarray(codec.base)

@@ -10,15 +10,15 @@ import sys
 
 import pytest
 
-from experiments.folder_lock import lock_folder, refuse_if_locked
-from experiments.run_folder import claim_folder
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.folder_lock import lock_folder, locked_folder, refuse_if_locked, unlock_folder
+from gpdiff_jax.run.folder import claim_folder
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
 _HOLD = """
 import pathlib, sys, time
-from experiments.folder_lock import lock_folder
-lock_folder(pathlib.Path(sys.argv[1]), sys.argv[1])
+from gpdiff_jax.folder_lock import lock_folder
+lock_folder(pathlib.Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
 """
@@ -32,17 +32,17 @@ def test_another_process_is_named_and_a_killed_one_leaves_no_lock(tmp_path):
             assert other.stdout is not None and other.stdout.readline() == "held\n"
             words = rf"is in use by another run \(process {other.pid} on .* since .*\); wait for it to end, or name"
             with pytest.raises(InputError, match=words):
-                lock_folder(tmp_path, "here")
+                lock_folder(tmp_path)
             with pytest.raises(InputError, match=words):
                 claim_folder(str(tmp_path), "mark", "run")
             with pytest.raises(InputError, match=re.escape(f"process {other.pid}")):
-                refuse_if_locked(str(tmp_path))
+                refuse_if_locked(tmp_path)
         finally:
             other.send_signal(signal.SIGKILL)
         other.wait()
     assert (tmp_path / ".lock").exists()
-    refuse_if_locked(str(tmp_path))
-    lock_folder(tmp_path, "here")
+    refuse_if_locked(tmp_path)
+    lock_folder(tmp_path)
 
 
 def test_one_process_may_come_back_to_its_folder_and_to_a_new_one_of_its_name(tmp_path):
@@ -50,7 +50,26 @@ def test_one_process_may_come_back_to_its_folder_and_to_a_new_one_of_its_name(tm
     for _ in range(2):
         folder.mkdir()
         for _ in range(2):
-            lock_folder(folder, "run")
+            lock_folder(folder)
         shutil.rmtree(folder)
-    refuse_if_locked(str(folder))
+    refuse_if_locked(folder)
     assert not folder.exists()
+
+
+def test_a_lock_that_is_given_back_is_free_for_others(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+    code = _HOLD.replace("time.sleep(60)", "")
+
+    def other() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+
+    with locked_folder(tmp_path):
+        with locked_folder(tmp_path):
+            pass
+        assert "is in use by another run" in other().stderr
+    assert other().stdout == "held\n"
+    assert lock_folder(tmp_path) and not lock_folder(tmp_path)
+    unlock_folder(tmp_path)
+    unlock_folder(tmp_path)
+    assert lock_folder(tmp_path)

@@ -1,4 +1,4 @@
-"""In: a folder that a process writes into. Out: nobody else does, until the process ends; or who does, in one line.
+"""In: a folder that a process writes into. Out: no other process does meanwhile; or which one does, in one line.
 
 The lock is the operating system's (`flock`): it ends with its process, however that ends, so none is ever stale. Where
 a file system has no such locks, the process that is named in the file counts while it is alive on this machine.
@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import socket
+from collections.abc import Iterator
 
 from gpdiff_jax.errors import InputError
 
@@ -19,22 +20,24 @@ _NAME = ".lock"
 _held: dict[pathlib.Path, int] = {}  # descriptors of this process's locks, which close with it
 
 
-def lock_folder(folder: pathlib.Path, out_dir: str) -> None:
-    """Locks a folder for this process.
+def lock_folder(folder: pathlib.Path) -> bool:
+    """Locks a folder for this process, until `unlock_folder` or the end of the process.
 
     Args:
-      folder: that exists.
-      out_dir: how the user named it, for the message.
+      folder: an existing folder.
+
+    Returns:
+      True, or False where this process held the lock already.
 
     Raises:
       InputError: another process holds it; names that.
     """
     path = folder.resolve() / _NAME
     if path in _held and _is_open(_held[path], path):
-        return
+        return False
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _acquire(descriptor, out_dir)
+        _acquire(descriptor, folder)
         me = {
             "process": os.getpid(),
             "host": socket.gethostname(),
@@ -46,16 +49,34 @@ def lock_folder(folder: pathlib.Path, out_dir: str) -> None:
         os.close(descriptor)
         raise
     _held[path] = descriptor
+    return True
 
 
-def refuse_if_locked(out_dir: str) -> None:
-    """Raises `InputError` at once where another process writes into a folder; makes nothing."""
-    folder = pathlib.Path(out_dir).expanduser().absolute()
+def unlock_folder(folder: pathlib.Path) -> None:
+    """Gives a folder's lock back; does nothing where this process holds none."""
+    descriptor = _held.pop(folder.resolve() / _NAME, None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked_folder(folder: pathlib.Path) -> Iterator[None]:
+    """Holds a folder's lock for the length of a `with` block; see `lock_folder`."""
+    is_new = lock_folder(folder)
+    try:
+        yield
+    finally:
+        if is_new:
+            unlock_folder(folder)
+
+
+def refuse_if_locked(folder: pathlib.Path) -> None:
+    """Raises `InputError` at once where another process writes into a folder; makes no folder and no file."""
     if (folder / _NAME).is_file():
-        lock_folder(folder, out_dir)
+        lock_folder(folder)
 
 
-def _acquire(descriptor: int, out_dir: str) -> None:
+def _acquire(descriptor: int, folder: pathlib.Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -65,7 +86,7 @@ def _acquire(descriptor: int, out_dir: str) -> None:
                 f"process {owner['process']} on {owner['host']} since {owner['since']}" if owner else "another process"
             )
             raise InputError(
-                f"--out_dir {out_dir!r} is in use by another run ({who}); wait for it to end, or name another folder"
+                f"folder {str(folder)!r} is in use by another run ({who}); wait for it to end, or name another folder"
             ) from error
 
 

@@ -1,0 +1,221 @@
+"""In: the flags of a run. Out: its `Settings`, and the `main` of every module that works on a run.
+
+Importing this module defines the flags that all stages of a run share.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from gpdiff_jax.data.config import SCALINGS
+from gpdiff_jax.data.region_graphs import PICKS
+from gpdiff_jax.diffusion.conditioning import STRATEGIES
+from gpdiff_jax.diffusion.denoiser import DTYPES
+from gpdiff_jax.diffusion.objectives import OBJECTIVES
+from gpdiff_jax.diffusion.samplers import SAMPLERS
+from gpdiff_jax.diffusion.schedules import SCHEDULES
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.models import model_names
+from gpdiff_jax.prompts.encoders import PARTS
+from gpdiff_jax.run.run import Run
+from gpdiff_jax.run.settings import METHODS, PRESETS, Settings, choose_methods
+from gpdiff_jax.training.compilation_cache import enable_compilation_cache
+from gpdiff_jax.training.parallel import use_every_core
+from gpdiff_jax.zoo.codec import NORMALISATIONS
+
+flags.DEFINE_string("data_dir", None, "folder with one NAME.npz per city; without it, cities are simulated")
+flags.DEFINE_list("sources", None, "names of the source cities, separated by commas; needs --data_dir")
+flags.DEFINE_string("target", None, "name of the target city; needs --data_dir")
+flags.DEFINE_integer("interval_minutes", 60, "common interval that every city is resampled to", 1, 1440)
+flags.DEFINE_integer("support_days", 3, "visible days of the target city, right before its test span", 1, 365)
+flags.DEFINE_enum("covariates", "profile", ["none", "calendar", "profile"], "what a forecaster sees beside the history")
+flags.DEFINE_string("channels", "first", "first, each, or the name of a channel")
+flags.DEFINE_float(
+    "missing_above", None, "the value above which readings are missing, where files hold fill values", 0.0
+)
+flags.DEFINE_string(
+    "model",
+    "stgcn",
+    f"the forecaster to harvest and generate: {', '.join(model_names())}, or a Python file that registers one",
+)
+flags.DEFINE_integer("seed", 0, "seed of everything random", 0, 2**31 - 1)
+flags.DEFINE_enum(
+    "preset",
+    None,
+    list(PRESETS),
+    "sizes: tiny to check the path, demo for some dozens of regions, small for hundreds on two CPU cores; demo is the "
+    "default for simulated cities, small with --data_dir",
+)
+flags.DEFINE_string("out_dir", "runs/transfer", "folder of the run; a run that it holds is continued")
+flags.DEFINE_integer("history", 12, "steps that a forecaster sees", 1, 1000)
+flags.DEFINE_integer("horizon", 6, "steps that it forecasts", 1, 1000)
+flags.DEFINE_integer("max_neighbours", 8, "most neighbours in a region graph", 0, 1000)
+flags.DEFINE_enum("pick_neighbours", "weight", list(PICKS), "which neighbours a crowded region keeps")
+flags.DEFINE_enum("scaling", "support", list(SCALINGS), "what scales a source region: windows like the support, or all")
+flags.DEFINE_integer("samples", None, "parameter sets drawn per region; the preset's if not given", 1, 1000)
+flags.DEFINE_integer("base_steps", None, "training steps of the pooled base; the preset's if not given", 1)
+flags.DEFINE_integer("region_steps", None, "most training steps of a region; the preset's if not given", 1)
+flags.DEFINE_integer("pretrain_steps", None, "training steps of the generator; the preset's if not given", 1)
+flags.DEFINE_integer("adapt_steps", None, "most fine-tuning steps; the preset's if not given", 1)
+flags.DEFINE_integer("harvest_seeds", 1, "times that every region is trained, with other batches", 1, 1000)
+flags.DEFINE_integer("data_windows", 1, "stretches of its training span, on each of which a region is trained", 1, 1000)
+flags.DEFINE_integer(
+    "regions_per_batch",
+    None,
+    "regions trained side by side: 1 suits a CPU, many an accelerator; 0 measures it for the harvest; not given, 1 on "
+    "a CPU and measured elsewhere",
+    0,
+)
+flags.DEFINE_list(
+    "prompts",
+    ["statistics"],
+    f"parts of the prompt, of {', '.join(PARTS)}; the last two are encoders trained on the source cities",
+)
+flags.DEFINE_float("guidance", 1.0, "0 ignores the prompt, 1 follows it, more exaggerates it", 0.0, 10.0)
+flags.DEFINE_string(
+    "token_width",
+    None,
+    "parameters per token, at least 1, or gcd for the published rule, the greatest common divisor of the sizes of all "
+    "layers; the preset's if not given",
+)
+flags.DEFINE_integer(
+    "components",
+    None,
+    "principal components of every layer that are diffused, 0 for the tokens themselves; the preset's if not given",
+    0,
+)
+flags.DEFINE_enum(
+    "normalisation", "layer", list(NORMALISATIONS), "what divides the tokens: a spread per layer or per coordinate"
+)
+flags.DEFINE_integer("accumulate", 1, "parts that a batch of the generator is worked on in, to save memory", 1)
+flags.DEFINE_enum(
+    "dtype", "auto", list(DTYPES), "what the generator computes in; auto is bfloat16 on accelerators, float32 on a CPU"
+)
+flags.DEFINE_enum("conditioning", "adaptive_norm", list(STRATEGIES), "where the generator's tokens hear the prompt")
+flags.DEFINE_enum("schedule", "cosine", list(SCHEDULES), "how signal turns to noise on the way that is diffused")
+flags.DEFINE_enum(
+    "objective",
+    "v",
+    list(OBJECTIVES),
+    "what the generator predicts; eps needs --schedule linear, v any but rectified_flow",
+)
+flags.DEFINE_float("min_snr_gamma", 0.0, "above 0, min-SNR weights of the token loss; the usual value is 5", 0.0)
+flags.DEFINE_bool("functional_by_signal", False, "weigh the functional loss by how much of a noisy code is signal")
+flags.DEFINE_enum("sampler", "ddim", list(SAMPLERS), "how parameters are drawn; euler needs --schedule rectified_flow")
+flags.DEFINE_integer("sampler_steps", None, "steps of the sampler; the preset's if not given", 1, 100_000)
+flags.DEFINE_float("functional_weight", None, "weight of the functional loss; the preset's if not given", 0.0)
+flags.DEFINE_list(
+    "methods",
+    ["default"],
+    "what is compared: default, all (with every null hypothesis, each also fine-tuned), or names separated by commas, "
+    f"of {', '.join(METHODS)}; a finished run makes only what it lacks",
+)
+flags.DEFINE_bool("refit", True, "after the choice on the validation day, fine-tune on all support days")
+
+
+def _replace(config: Any, **changes: Any) -> Any:
+    """The configuration with those changes that were asked for."""
+    return dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _token_width(word: str | None) -> int | str | None:
+    """A number where it is one; the codec refuses other words than its own."""
+    return int(word) if word and word.isdecimal() else word
+
+
+def settings_from_flags() -> Settings:
+    """Turns the parsed flags into settings.
+
+    Raises:
+      InputError: flags that do not go together, or a component refuses its values.
+    """
+    values = flags.FLAGS
+    if values.data_dir is None:
+        for name in ("sources", "target"):
+            if getattr(values, name) is not None:
+                raise InputError(f"--{name} (={getattr(values, name)}) needs --data_dir, the folder of the city files")
+        where = {}
+    else:
+        for name in ("sources", "target"):
+            if not getattr(values, name):
+                raise InputError(f"--data_dir needs --{name}: the name of a file in it without .npz")
+        folder = str(pathlib.Path(values.data_dir))
+        where = {"data_dir": folder, "sources": tuple(values.sources), "target": values.target}
+    same = ("interval_minutes", "channels", "seed", "missing_above")  # as the flags are named, so are the settings
+    settings = Settings.from_preset(
+        values.preset or ("demo" if values.data_dir is None else "small"),
+        model=values.model,
+        methods=choose_methods(values.methods),
+        **where,
+        **{name: getattr(values, name) for name in same},
+    )
+    data = ("covariates", "support_days", "history", "horizon", "max_neighbours", "pick_neighbours", "scaling")
+    adapt = {"steps": values.adapt_steps, "refit": values.refit, "regions_per_batch": values.regions_per_batch or None}
+    pretrain = settings.pretrain
+    denoiser = _replace(
+        pretrain.denoiser,
+        conditioning=values.conditioning,
+        schedule=values.schedule,
+        objective=values.objective,
+        dtype=values.dtype,
+    )
+    codec = _replace(
+        pretrain.codec,
+        token_width=_token_width(values.token_width),
+        components=values.components,
+        normalisation=values.normalisation,
+    )
+    return dataclasses.replace(
+        settings,
+        data=_replace(settings.data, **{name: getattr(values, name) for name in data}),
+        prompts=_replace(settings.prompts, parts=tuple(values.prompts)),
+        base=_replace(settings.base, steps=values.base_steps),
+        harvest=_replace(
+            settings.harvest,
+            steps=values.region_steps,
+            regions_per_batch=values.regions_per_batch,
+            seeds=values.harvest_seeds,
+            data_windows=values.data_windows,
+        ),
+        pretrain=_replace(
+            pretrain,
+            denoiser=denoiser,
+            codec=codec,
+            steps=values.pretrain_steps,
+            accumulate=values.accumulate,
+            functional_weight=values.functional_weight,
+            min_snr_gamma=values.min_snr_gamma,
+            functional_by_signal=values.functional_by_signal,
+        ),
+        generate=_replace(
+            settings.generate,
+            samples=values.samples,
+            guidance=values.guidance,
+            sampler=values.sampler,
+            steps=values.sampler_steps,
+        ),
+        adapt=_replace(settings.adapt, **adapt),
+        target_only=_replace(settings.target_only, **adapt),
+    )
+
+
+def run_main(show: Callable[[Run], None]) -> Callable[[list[str]], None]:
+    """Makes the `main` of a module that works on a run.
+
+    Args:
+      show: prints what the module is for; asking the run for it makes it, if the folder does not hold it.
+
+    Returns:
+      `main(argv)` that parses the flags and opens the run.
+    """
+
+    def main(argv: list[str]) -> None:
+        del argv
+        use_every_core()
+        enable_compilation_cache()
+        show(Run.open(flags.FLAGS.out_dir, settings_from_flags()))
+
+    return main

@@ -1,0 +1,1 @@
+"""A run: stages that resume, methods that are compared, and results, in one folder."""

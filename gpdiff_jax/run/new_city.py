@@ -1,0 +1,101 @@
+"""In: a new city, its generated parameters and its forecasts. Out: a folder of them, and a table to print."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from gpdiff_jax.analysis.metrics import mae
+from gpdiff_jax.files import write_json, write_npz
+from gpdiff_jax.hypernetwork import RegionParameters
+from gpdiff_jax.transfer.evaluate import MethodForecast
+from gpdiff_jax.transfer.new_city import NewCity, save_parameters
+
+_MOST_ROWS = 10
+
+
+def write_forecasts(
+    folder: pathlib.Path,
+    new_city: NewCity,
+    parameters: RegionParameters,
+    made: MethodForecast,
+    facts: Mapping[str, Any],
+) -> None:
+    """Writes generate.json, parameters/ and forecast.npz.
+
+    Args:
+      folder: that this process has claimed.
+      new_city: the city.
+      parameters: generated for its regions.
+      made: its forecasts by them.
+      facts: what generate.json says beside what is known of the city and its forecasts.
+    """
+    silent = [new_city.city.node_ids[node] for node in new_city.target.silent]
+    known = {"silent_regions": silent, "device_kind": jax.devices()[0].device_kind}
+    # First the mark by which the folder is known, should it be written half.
+    write_json(folder / "generate.json", _summary(new_city, made) | known | dict(facts))
+    save_parameters(folder / "parameters", parameters, new_city)
+    write_npz(folder / "forecast.npz", _arrays(new_city, made))
+
+
+def _horizon_minutes(new_city: NewCity) -> list[int]:
+    return [new_city.city.interval_minutes * step for step in range(1, new_city.data.horizon + 1)]
+
+
+def _summary(new_city: NewCity, made: MethodForecast) -> dict[str, Any]:
+    city, truth = new_city.city, new_city.truth
+    observed = np.isfinite(truth)
+    begin, end = new_city.support
+    return {
+        "city": city.name,
+        "kind": city.kind,
+        "channel": city.feature_names[0],
+        "unit": city.unit,
+        "interval_minutes": city.interval_minutes,
+        "regions": city.num_nodes,
+        "support_days": new_city.data.support_days,
+        "support": [begin, end],
+        "windows": len(truth),
+        "window_start": [new_city.window_starts[0], new_city.window_starts[-1]],
+        "horizon_minutes": _horizon_minutes(new_city),
+        "forecast_mean": made.forecast.mean(axis=(0, 1)).tolist(),
+        "spread_mean": None if made.spread is None else made.spread.mean(axis=(0, 1)).tolist(),
+        "mae": mae(made.forecast, truth, axis=(0, 1)).tolist() if observed.any(axis=(0, 1)).all() else None,
+    }
+
+
+def _arrays(new_city: NewCity, made: MethodForecast) -> dict[str, np.ndarray]:
+    city = new_city.city
+    arrays = {
+        "forecast": made.forecast,
+        "window_start": np.asarray(new_city.window_starts),
+        "node_ids": np.asarray(city.node_ids),
+        "horizon_minutes": np.asarray(_horizon_minutes(new_city)),
+        "unit": np.asarray(city.unit),
+        "truth": new_city.truth,
+    }
+    return arrays if made.spread is None else arrays | {"spread": made.spread}
+
+
+def forecast_table(new_city: NewCity, made: MethodForecast) -> str:
+    """The last window's forecasts of some regions, and the error of all windows where it is known, as plain text."""
+    summary = _summary(new_city, made)
+    first, last = summary["window_start"]
+    windows = f"from {first}" if summary["windows"] == 1 else f"{summary['windows']} windows, {first} to {last}"
+    lines = [
+        f"{summary['city']}: {summary['regions']} regions, seen from {' to '.join(summary['support'])}",
+        f"{summary['unit']}, forecast {windows}" + ("; the last:" if summary["windows"] > 1 else ""),
+        f"{'region':24s}" + "".join(f"{f'+{minutes} min':>18s}" for minutes in summary["horizon_minutes"]),
+    ]
+    for node, name in list(enumerate(new_city.city.node_ids))[:_MOST_ROWS]:
+        cells = [f"{value:.4g}" for value in made.forecast[-1, node]]
+        if made.spread is not None:
+            cells = [f"{cell} ± {value:.2g}" for cell, value in zip(cells, made.spread[-1, node], strict=True)]
+        lines.append(f"{name:24.24s}" + "".join(f"{cell:>18s}" for cell in cells))
+    if summary["regions"] > _MOST_ROWS:
+        lines.append(f"and {summary['regions'] - _MOST_ROWS} more regions in forecast.npz")
+    if summary["mae"] is not None:
+        lines.append(f"{'mean absolute error':24s}" + "".join(f"{value:18.4g}" for value in summary["mae"]))
+    return "\n".join(lines)

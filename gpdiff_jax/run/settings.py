@@ -1,0 +1,188 @@
+"""In: the sizes of a preset and what a user changes. Out: one frozen `Settings`, the configuration of a whole run."""
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from gpdiff_jax.cities import SimulationConfig
+from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.diffusion.conditioning import check_conditioning
+from gpdiff_jax.diffusion.denoiser import DenoiserConfig
+from gpdiff_jax.diffusion.samplers import check_sampler
+from gpdiff_jax.diffusion.training import PretrainConfig
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.hypernetwork import GenerateConfig
+from gpdiff_jax.models import read_model_file
+from gpdiff_jax.prompts.encoders import SPATIAL_OF_PART, PromptConfig
+from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
+from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
+from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.zoo.pooled import BaseConfig
+from gpdiff_jax.zoo.region_training import HarvestConfig
+
+PRESETS = ("tiny", "demo", "small")
+DEFAULT_METHODS = (
+    "historical_average",
+    "last_value",
+    "target_only",
+    "pooled_zero_shot",
+    "pooled_few_shot",
+    "ridge_hypernetwork_zero_shot",
+    "ridge_hypernetwork_few_shot",
+    "gpdiff_zero_shot",
+    "gpdiff_few_shot",
+)
+_NULLS = ("zoo_mean", "nearest_prompt", "nearest_plus_noise", "kernel_average", "mlp_hypernetwork")
+METHODS = (*DEFAULT_METHODS, *(f"{null}_{shots}" for null in _NULLS for shots in ("zero_shot", "few_shot")))
+
+# Settings that say how and from where a run is computed; what is missing above a value is in the readings.
+_EXECUTION = (
+    ("data_dir",),
+    ("missing_above",),
+    ("harvest", "regions_per_batch"),
+    ("adapt", "regions_per_batch"),
+    ("target_only", "regions_per_batch"),
+    ("pretrain", "accumulate"),
+)
+
+
+def _from_random_weights(**changes: Any) -> AdaptConfig:
+    """From random weights every choice of rate and steps is larger, and there is nothing to stay near."""
+    sizes = {"learning_rates": (1e-3, 3e-3, 1e-2), "steps": 240, "evaluate_every": 20}
+    return AdaptConfig(**{**sizes, **changes}, stay_near=False, blind_learning_rate=3e-3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A run: where its cities are, and the configuration of every component; `small` is the default of every size.
+
+    `data_dir` holds one NAME.npz for each of `sources` and for `target`. It is None where the cities are simulated, as
+    `simulation` says, or given to `Run.open` from memory.
+
+    Raises:
+      InputError: two settings that do not go together, a city that is named twice, or a method that is none.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> cities = {"data_dir": "data", "sources": ("bay", "york"), "target": "hangzhou"}
+      >>> settings = gpd.Settings.from_preset("small", **cities, seed=1, methods=("pooled_few_shot", "gpdiff_few_shot"))
+      >>> settings.data.support_days
+      3
+    """
+
+    data_dir: str | None = None
+    sources: tuple[str, ...] = ()
+    target: str = ""
+    interval_minutes: int = 60
+    channels: str = "first"
+    model: str = "stgcn"
+    model_file_sha256: str | None = None  # of a model of the user's own: with another file it is another run
+    seed: int = 0
+    simulation: SimulationConfig | None = None
+    data: DataConfig = DataConfig()
+    prompts: PromptConfig = PromptConfig()
+    base: BaseConfig = BaseConfig()
+    harvest: HarvestConfig = HarvestConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    generate: GenerateConfig = GenerateConfig()
+    adapt: AdaptConfig = AdaptConfig()
+    target_only: AdaptConfig = _from_random_weights()
+    missing_above: float | None = None
+    methods: tuple[str, ...] = DEFAULT_METHODS
+
+    def __post_init__(self) -> None:
+        for name in self.sources:
+            if self.sources.count(name) > 1:
+                raise InputError(f"`sources` names {name!r} twice; name every city once")
+        if self.target in self.sources:
+            raise InputError(f"target {self.target!r} is also a source; a target must not be trained on, leave it out")
+        check_sampler(self.generate.sampler, self.pretrain.denoiser.schedule)
+        parts = sum((SPATIAL_OF_PART[part] for part in self.prompts.parts), ())
+        check_conditioning(self.pretrain.denoiser.conditioning, parts)
+        choose_methods(self.methods)
+
+    @classmethod
+    def from_preset(cls, preset: str, *, model: str = "stgcn", **changes: Any) -> "Settings":
+        """The settings that a preset stands for.
+
+        Args:
+          preset: sizes: "tiny" to check the path, "demo" for some dozens of regions, "small" for hundreds on two cores.
+          model: name of a registered model, or a Python file that registers one; the file is read.
+          **changes: fields of `Settings` to be others than the preset's. Without `sources`, cities are simulated.
+
+        Returns:
+          The settings.
+
+        Raises:
+          InputError: there is no such preset, or see `Settings` and `read_model_file`.
+        """
+        if preset not in PRESETS:
+            raise InputError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
+        if model.endswith(".py"):
+            model, changes["model_file_sha256"] = read_model_file(model)
+        if "sources" not in changes:
+            changes.setdefault("simulation", SimulationConfig(interval_minutes=changes.get("interval_minutes", 60)))
+        return cls(model=model, **{**_SIZES[preset], **changes})
+
+    def computed(self) -> dict[str, Any]:
+        """What makes a run this one, as plain JSON values: what is computed.
+
+        Not the methods, more of which may be asked for later, nor how it is computed, see `execution`.
+        """
+        settings = dataclasses.asdict(self)
+        for path in (("methods",), *_EXECUTION):
+            *outer, last = path
+            functools.reduce(dict.__getitem__, outer, settings).pop(last)
+        return settings
+
+    def execution(self) -> dict[str, Any]:
+        """How a run is computed, and from where, by the names of the settings; another way gives the same results."""
+        settings = dataclasses.asdict(self)
+        return {".".join(path): functools.reduce(dict.__getitem__, path, settings) for path in _EXECUTION}
+
+
+_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "data": DataConfig(variants=4),
+        "prompts": PromptConfig(
+            temporal=TemporalConfig(width=16, heads=2, encoder_layers=1, steps=20, batch=16, evaluations=2),
+            embedding=EmbeddingConfig(width=8, relation_width=4, epochs=5),
+        ),
+        "base": BaseConfig(steps=100, regions=16, evaluations=2),
+        "harvest": HarvestConfig(steps=40, evaluate_every=20, snapshots=2),
+        "pretrain": PretrainConfig(
+            denoiser=DenoiserConfig(width=32, layers=1), steps=40, batch=8, windows=4, evaluations=2
+        ),
+        "generate": GenerateConfig(samples=2, steps=5),
+        "adapt": AdaptConfig(learning_rates=(1e-3,), steps=20),
+        "target_only": AdaptConfig(learning_rates=(3e-3,), steps=40, stay_near=False, blind_learning_rate=3e-3),
+    },
+    "demo": {
+        "base": BaseConfig(steps=500, evaluations=10),
+        "harvest": HarvestConfig(steps=160),
+        "pretrain": PretrainConfig(denoiser=DenoiserConfig(width=64, layers=2), steps=500, evaluations=10),
+        "adapt": AdaptConfig(steps=80),
+        "target_only": _from_random_weights(steps=160),
+    },
+    "small": {},
+}
+
+
+def choose_methods(words: Sequence[str]) -> tuple[str, ...]:
+    """The methods that a list of names, "default" and "all" stands for, in the order of `METHODS`.
+
+    Raises:
+      InputError: it is empty or names something else.
+    """
+    sets = {"default": DEFAULT_METHODS, "all": METHODS} | {name: (name,) for name in METHODS}
+    if not words:
+        raise InputError(f"`methods` is empty; name default, all, or some of {', '.join(METHODS)}")
+    for word in words:
+        if word not in sets:
+            near = difflib.get_close_matches(word, sets, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"use default, all, or some of {', '.join(METHODS)}"
+            raise InputError(f"`methods` names {word!r}, which is no method; {hint}")
+    chosen = {name for word in words for name in sets[word]}
+    return tuple(name for name in METHODS if name in chosen)

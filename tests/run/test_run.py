@@ -1,0 +1,73 @@
+"""In: cities in memory and settings. Out: a run from Python that is the run of the command line."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+import gpdiff_jax as gpd
+from gpdiff_jax.models import protocol
+from tests.runs import tiny_settings, without_seconds
+
+
+def _cities(data_dir) -> list[gpd.City]:
+    return [gpd.load_city(data_dir / f"crowd_{k}.npz") for k in range(3)]
+
+
+def test_cities_from_memory_are_those_of_the_files(finished, data_dir, tmp_path):
+    folder, content = finished
+    shutil.copytree(folder, tmp_path / "run")
+    settings = dataclasses.replace(tiny_settings(data_dir), data_dir=None)
+    with gpd.Run.open(tmp_path / "run", settings, cities=_cities(data_dir)) as run:
+        assert run.evaluate() == content
+        assert run.table().splitlines()[1].split()[0] in content["methods"]
+        made = run.forecast("gpdiff_few_shot")
+        with np.load(folder / "forecasts.npz") as held:
+            np.testing.assert_array_equal(made.forecast, held["gpdiff_few_shot"])
+        for method, channel, words in [("magic", 0, "`method` must be one of"), ("last_value", 1, "below 1, got 1")]:
+            with pytest.raises(gpd.InputError, match=words):
+                run.forecast(method, channel)
+
+
+def test_a_run_that_is_made_from_memory_has_the_numbers_of_the_files(finished, data_dir, tmp_path):
+    _, content = finished
+    settings = dataclasses.replace(tiny_settings(data_dir, methods=("last_value", "pooled_zero_shot")), data_dir=None)
+    made = gpd.Run.open(tmp_path / "run", settings, cities=_cities(data_dir)).evaluate()
+    assert made["methods"].keys() == {"last_value", "pooled_zero_shot"}
+    for name, entry in without_seconds(made)["methods"].items():
+        assert entry == without_seconds(content)["methods"][name]
+
+
+def test_cities_that_are_not_those_of_the_settings_are_refused(data_dir, tmp_path):
+    cities, settings = _cities(data_dir), dataclasses.replace(tiny_settings(data_dir), data_dir=None)
+    swapped = [cities[0], cities[2], cities[1]]
+    with pytest.raises(
+        gpd.InputError, match="`cities` are crowd_0, crowd_2, crowd_1, but the settings name crowd_0, crow"
+    ):
+        gpd.Run.open(tmp_path / "run", settings, cities=swapped)
+    with pytest.raises(gpd.InputError, match="the settings name no `data_dir`; give the folder of the city files, or"):
+        gpd.Run.open(tmp_path / "run", settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_preset_takes_a_model_of_ones_own_and_refuses_what_does_not_go_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(protocol, "_REGISTRY", dict(protocol._REGISTRY))
+    (tmp_path / "own.py").write_text("import gpdiff_jax as gpd\ngpd.register_model('own', lambda sizes: None)\n")
+    settings = gpd.Settings.from_preset("tiny", model=str(tmp_path / "own.py"), seed=3)
+    assert (settings.model, settings.seed, settings.data.variants) == ("own", 3, 4)
+    assert settings.simulation == gpd.SimulationConfig() and len(settings.model_file_sha256) == 64
+    assert gpd.Settings.from_preset("small", data_dir="d", sources=("a",), target="b").simulation is None
+    for changes, words in [
+        ({"sources": ("a", "a"), "target": "b"}, "`sources` names 'a' twice"),
+        ({"sources": ("a", "b"), "target": "b"}, "target 'b' is also a source"),
+        (
+            {"methods": ("gpdiff_few",)},
+            "`methods` names 'gpdiff_few', which is no method; did you mean gpdiff_few_shot",
+        ),
+        ({"generate": gpd.GenerateConfig(sampler="euler")}, "`sampler` 'euler' needs schedule 'rectified_flow'"),
+    ]:
+        with pytest.raises(gpd.InputError, match=words):
+            gpd.Settings.from_preset("tiny", **changes)
+    with pytest.raises(gpd.InputError, match="`preset` must be one of tiny, demo, small, got 'huge'"):
+        gpd.Settings.from_preset("huge")

@@ -1,10 +1,10 @@
 """Knowledge graph embeddings: triples per second and filtered MRR, on public sets beside PyKEEN and on cities.
 
-    python -m benchmarks.embedding [--quick] [--peer pykeen] [--models tucker,rotate] [--sets umls,kinships,nations]
+    python -m benchmarks.embedding [--quick] [--peer pykeen] [--sets umls,kinships,nations]
     python -m benchmarks.embedding --sets cities [--later hangzhou_metro,nyc_bike_2016] [--seeds 3]
 
-The public sets are the text files that the `pykeen` package ships, so they need it. The peer trains PyKEEN's model of
-the same name with the same width, epochs, batch, learning rate and kind of loss. Neither stops early, so that both see
+The public sets are the text files that the `pykeen` package ships, so they need it. The peer trains PyKEEN's TuckER
+with the same width, epochs, batch, learning rate and kind of loss. Neither stops early, so that both see
 the same number of triples; a rate counts every triple once per epoch, though it is asked for both its ends.
 
 The set `cities` is the urban knowledge graph of the cities in the folder that GPDIFF_DATA names, or of simulated ones:
@@ -44,14 +44,12 @@ from gpdiff_jax.prompts.urban_graph.knowledge_graph import (
     join_graphs,
 )
 from gpdiff_jax.prompts.urban_graph.ranking import rank_by_frequency
-from gpdiff_jax.prompts.urban_graph.scorers import scorer, scorer_names
 from gpdiff_jax.prompts.urban_graph.triples import split_triples
 
 _PUBLIC = ("umls", "kinships", "nations")
 
 flags.DEFINE_bool("quick", False, "one small set and few epochs; ends within two minutes")
 flags.DEFINE_enum("peer", None, ["pykeen"], "what to run beside it")
-flags.DEFINE_list("models", list(scorer_names()), "models to measure on the public sets; cities take the first")
 flags.DEFINE_list("sets", ["cities"], f"cities, and public sets among {', '.join(_PUBLIC)}")
 flags.DEFINE_list("later", ["hangzhou_metro", "nyc_bike_2016", "melbourne_pedestrians"], "cities to fold in later")
 flags.DEFINE_integer("seeds", 1, "seeds, each of another split and another start", 1)
@@ -86,31 +84,21 @@ def _public_set(name: str) -> tuple[KnowledgeGraph, Parts]:
     return graph, (train, validation, test)
 
 
-def _public_config(model: str) -> EmbeddingConfig:
-    """The same for a model and its peer."""
-    one_to_all = scorer(model).scores_all
-    return EmbeddingConfig(
-        model=model,
-        width=64,
-        relation_width=32,
-        batch=128,
-        learning_rate=3e-3 if one_to_all else 1e-2,
-        epochs=5 if flags.FLAGS.quick else flags.FLAGS.epochs,
-        dropout=0.3 if model == "tucker" else 0.0,  # PyKEEN's others have none
-        negatives=32,
-    )
+def _public_config() -> EmbeddingConfig:
+    """The same for the library and its peer."""
+    return EmbeddingConfig(width=64, relation_width=32, epochs=5 if flags.FLAGS.quick else flags.FLAGS.epochs)
 
 
-def _measure_public(name: str, model: str, seed: int) -> None:
+def _measure_public(name: str, seed: int) -> None:
     graph, (train, _, test) = _public_set(name)
-    config = _public_config(model)
+    config = _public_config()
     seconds = []
     for _ in range(2):  # the second does not compile
         begin = time.perf_counter()
         made = jax.block_until_ready(train_embedding(graph, config, key=jax.random.key(seed), train=train))
         seconds.append(time.perf_counter() - begin)
     rate, ranking = config.epochs * len(train) / seconds[1], evaluate_embedding(made, graph, test, graph.triples)
-    case = f"{name}_{model}_{config.width}_{config.epochs}epochs_seed{seed}"
+    case = f"{name}_tucker_{config.width}_{config.epochs}epochs_seed{seed}"
     print_line("embedding", case, "compilation", seconds[0] - seconds[1], "s")
     peer_rate = peer_mrr = {}
     if flags.FLAGS.peer:
@@ -143,12 +131,12 @@ def _measure_cities(seed: int) -> None:
     spans = [split_source(city.num_steps, history=12, horizon=6).train for city in sources]
     graph = build_knowledge_graph(sources, spans)
     train, validation, test = split_triples(graph.triples, validation=0.05, test=0.1, key=jax.random.key(seed))
-    config = EmbeddingConfig(model=flags.FLAGS.models[0], epochs=5 if flags.FLAGS.quick else flags.FLAGS.epochs)
+    config = EmbeddingConfig(epochs=5 if flags.FLAGS.quick else flags.FLAGS.epochs)
     begin, key = time.perf_counter(), jax.random.key(100 + seed)
     made = jax.block_until_ready(train_embedding(graph, config, key=key, train=train, validation=validation))
     seconds = time.perf_counter() - begin
     epochs = int(np.isfinite(made.validation_mrr).sum()) * config.evaluate_every
-    case = f"sources_{config.model}_{config.width}_seed{seed}"
+    case = f"sources_tucker_{config.width}_seed{seed}"
     print_line("embedding", case, "rate", epochs * len(train) / seconds, "triples/s")
     _print_relations(case, _ranks(made, graph, test, {"frequency": train}))
     answers: list[_Answers] = []
@@ -162,7 +150,7 @@ def _measure_cities(seed: int) -> None:
         seen, held = (translate_triples(rows, own, *names) for rows in (shown, held))
         everything = np.concatenate([translate_triples(train, graph, *names), seen])
         answers += _ranks(grown, joined, held, {"frequency": everything, "frequency_own_city": seen})
-    _print_relations(f"folded_in_{config.model}_{config.width}_seed{seed}", answers)
+    _print_relations(f"folded_in_tucker_{config.width}_seed{seed}", answers)
 
 
 class _Answers(NamedTuple):
@@ -204,15 +192,14 @@ def _print_relations(case: str, answers: list[_Answers]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Measures every set, model and seed."""
+    """Measures every set and seed."""
     del argv
     for seed in range(flags.FLAGS.seeds):
         for name in flags.FLAGS.sets:
             if name == "cities":
                 _measure_cities(seed)
-                continue
-            for model in flags.FLAGS.models:
-                _measure_public(name, model, seed)
+            else:
+                _measure_public(name, seed)
 
 
 if __name__ == "__main__":

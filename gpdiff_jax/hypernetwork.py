@@ -30,7 +30,7 @@ from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo.codec import Codec
 from gpdiff_jax.zoo.tokens import TokenLayout, check_layout, from_tokens, make_layout
 
-_FORMAT = 3
+_FORMAT = 4
 # Draws that a device makes at a time; with another number they would differ by rounding.
 _DRAWS_ON_CPU = 32
 _DRAWS = 256

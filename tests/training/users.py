@@ -128,7 +128,7 @@ def _embedding(cities: Sequence[City], sources: Sources, evaluations: int, **opt
     del sources
     graph = build_knowledge_graph(cities[:1], [Span(0, 72)])
     sizes: Any = {"width": 4, "relation_width": 2, "batch": 16, "evaluate_every": 1, "patience": 100}
-    # As many batches of questions, of both sides, as make twenty steps or more.
+    # As many batches of queries, of both sides, as make twenty steps or more.
     triples = graph.triples[: 8 * _STEPS]
     config = EmbeddingConfig(epochs=evaluations, **sizes)
     return train_embedding(graph, config, key=_KEY, train=triples, validation=triples[:9], **options).params

@@ -16,15 +16,14 @@ from jaxtyping import Array, Float, Int
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.prompts.urban_graph.embedding_training import (
     EmbeddingConfig,
-    make_lessons,
-    num_rows,
-    pad_lessons,
+    make_query_answers,
+    pad_query_answers,
     padded_size,
     train_rows,
 )
 from gpdiff_jax.prompts.urban_graph.knowledge_graph import KnowledgeGraph
 from gpdiff_jax.prompts.urban_graph.ranking import Ranking, rank_triples
-from gpdiff_jax.prompts.urban_graph.scorers import scorer
+from gpdiff_jax.prompts.urban_graph.tucker import init_tucker
 from gpdiff_jax.typing import Device, Key, Params
 
 _STEPS_AT_ONCE = 50  # of folding in
@@ -34,8 +33,8 @@ _STEPS_AT_ONCE = 50  # of folding in
 class Embedding:
     """A trained embedding: vectors of entities and relations, and what they are called."""
 
-    params: Params  # "entities" float32 [entities, width], and the model's own
-    validation_mrr: jax.Array  # float32 [evaluations], NaN after training has stopped, and without validation
+    params: Params  # see `tucker.init_tucker`
+    validation_mrr: Float[Array, " evaluations"]  # NaN after training has stopped, and without validation
     entities: tuple[str, ...] = flax.struct.field(pytree_node=False)
     relations: tuple[str, ...] = flax.struct.field(pytree_node=False)
     config: EmbeddingConfig = flax.struct.field(pytree_node=False)
@@ -67,7 +66,7 @@ def train_embedding(
 
     Args:
       graph: names, and the numbers that triples use.
-      config: the model and its training.
+      config: sizes and training.
       key: random key.
       train: int32 [X, 3], the triples to learn from; None for all of the graph's.
       validation: int32 [Y, 3], held-out triples for early stopping; None trains all epochs.
@@ -86,15 +85,16 @@ def train_embedding(
         raise InputError("the knowledge graph has no triple to train on; give it more relations")
     init_key, train_key = jax.random.split(key)
     num_entities, num_relations = len(graph.entities), len(graph.relations)
-    init = jax.jit(scorer(config.model).init, static_argnums=(1, 2, 3, 4, 5))
-    params = init(init_key, num_entities, num_relations, config.width, config.relation_width, config.margin)
-    lessons = make_lessons(train, train, num_entities, num_relations)
-    exam = None
+    init = jax.jit(init_tucker, static_argnums=(1, 2, 3, 4))
+    params = init(init_key, num_entities, num_relations, config.width, config.relation_width)
+    rows = make_query_answers(train, train, num_entities, num_relations)
+    held_out = None
     if validation is not None and len(validation):
-        exam = make_lessons(validation, np.concatenate([train, validation]), num_entities, num_relations)
-    trained = train_rows(config, params, {}, lessons, exam, key=train_key, devices=devices, checkpoints=checkpoints)
-    history = np.full(1 if exam is None else -(-config.epochs // config.evaluate_every), np.nan, np.float32)
-    if exam is not None:
+        known = np.concatenate([train, validation])
+        held_out = make_query_answers(validation, known, num_entities, num_relations)
+    trained = train_rows(config, params, {}, rows, held_out, key=train_key, devices=devices, checkpoints=checkpoints)
+    history = np.full(1 if held_out is None else -(-config.epochs // config.evaluate_every), np.nan, np.float32)
+    if held_out is not None:
         history[: len(trained.validation)] = -trained.validation
     return Embedding(trained.params, jax.device_put(history), graph.entities, graph.relations, config)
 
@@ -136,7 +136,7 @@ def fold_in(
     translated = translated[(translated[:, 1] >= 0) & (translated[:, [0, 2]] >= first).any(axis=1)]
     if len(translated) == 0:
         raise InputError("no new entity is in a triple of a relation that the embedding knows; give the graph more")
-    # Known and new entities, questions and answers are padded to few sizes, each with its own: windows of one city, and
+    # Known and new entities, queries and answers are padded to few sizes, each with its own: windows of one city, and
     # most cities, then share one compiled program.
     ends = translated[:, [0, 2]]
     translated[:, [0, 2]] = np.where(ends < first, ends, ends + (old_size - first))
@@ -145,17 +145,17 @@ def fold_in(
     init_key, train_key = jax.random.split(key)
     rows = _start_of(new, embedding, new_size, init_key)
     config = dataclasses.replace(embedding.config, epochs=epochs)
-    lessons = make_lessons(translated, translated, old_size + new_size, num_relations, exist)
+    training = make_query_answers(translated, translated, old_size + new_size, num_relations, exist)
     known = np.asarray(embedding.params["entities"])
     frozen = {**embedding.params, "entities": np.pad(known, ((0, old_size - first), (0, 0)))}
     trained = train_rows(
         config,
         {"entities": rows},
         frozen,
-        pad_lessons(lessons),
+        pad_query_answers(training),
         None,
         key=train_key,
-        real_rows=num_rows(config, lessons),
+        num_queries=len(training.queries.heads),
         steps_at_once=_STEPS_AT_ONCE,
     )
     added = np.asarray(trained.params["entities"])[: len(new)]
@@ -170,7 +170,7 @@ def evaluate_embedding(
     known: Int[np.ndarray, "Y 3"],
     groups: Int[np.ndarray, " entities"] | None = None,
 ) -> Ranking:
-    """Filtered ranks of triples, asked for their tail and for their head.
+    """Filtered ranks of triples, as queries for their tail and for their head.
 
     Args:
       embedding: the trained or folded-in embedding; all its entities can be an answer.
@@ -189,14 +189,14 @@ def evaluate_embedding(
     """
     if len(triples) == 0:
         raise InputError("`triples` is empty; give at least one to rank")
-    names, config = (embedding.entities, embedding.relations), embedding.config
-    asked, true = translate_triples(triples, graph, *names), translate_triples(known, graph, *names)
-    if (asked < 0).any():
-        head, middle, tail = triples[np.argmax((asked < 0).any(axis=1))].tolist()
+    names = (embedding.entities, embedding.relations)
+    ranked, true = translate_triples(triples, graph, *names), translate_triples(known, graph, *names)
+    if (ranked < 0).any():
+        head, middle, tail = triples[np.argmax((ranked < 0).any(axis=1))].tolist()
         named = f"({graph.entities[head]}, {graph.relations[middle]}, {graph.entities[tail]})"
         raise InputError(f"the triple {named} names what the embedding does not hold; fold its city in or leave it out")
     true = true[(true >= 0).all(axis=1)]
-    return rank_triples(config.model, embedding.params, config.margin, asked, true, len(embedding.relations), groups)
+    return rank_triples(embedding.params, ranked, true, len(embedding.relations), groups)
 
 
 def translate_triples(

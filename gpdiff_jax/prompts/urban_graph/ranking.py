@@ -6,9 +6,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from gpdiff_jax.prompts.urban_graph.scorers import score_all, scorer
+from gpdiff_jax.prompts.urban_graph.tucker import score_all
 from gpdiff_jax.typing import Params
 
 HITS = (1, 3, 10)
@@ -16,19 +16,19 @@ _CHUNK = 64  # queries scored at once
 
 
 @flax.struct.dataclass
-class Questions:
+class Queries:
     """Q queries, each a head and a relation, with all their known answers packed eight to a byte."""
 
-    heads: jax.Array  # int32 [Q]
-    relations: jax.Array  # int32 [Q], doubled
-    answers: jax.Array  # uint8 [Q, ceil(entities / 8)]
+    heads: Int[Array, "*D Q"]
+    relations: Int[Array, "*D Q"]  # doubled
+    answers: UInt8[Array, "*D Q bytes"]  # ceil(entities / 8) bytes
 
 
 class Ranking(NamedTuple):
     """Filtered ranks of triples from both sides, in the order of the triples."""
 
-    tail_ranks: np.ndarray  # float32 [X], mean of the optimistic and the pessimistic rank; 1 is best
-    head_ranks: np.ndarray  # float32 [X]
+    tail_ranks: Float[np.ndarray, " X"]  # mean of the optimistic and the pessimistic rank; 1 is best
+    head_ranks: Float[np.ndarray, " X"]
 
     @property
     def mrr(self) -> float:
@@ -50,33 +50,33 @@ def both_ways(triples: Int[np.ndarray, "X 3"], num_relations: int) -> Int[np.nda
     return np.concatenate([triples, turned]).astype(np.int32)
 
 
-def group_questions(
-    asked: Int[np.ndarray, "X 3"], known: Int[np.ndarray, "Y 3"], num_entities: int
-) -> tuple[Questions, Int[np.ndarray, " X"]]:
+def group_queries(
+    triples: Int[np.ndarray, "X 3"], known: Int[np.ndarray, "Y 3"], num_entities: int
+) -> tuple[Queries, Int[np.ndarray, " X"]]:
     """Finds the different queries of triples, and all their known answers.
 
     Args:
-      asked: int32 [X, 3], doubled.
+      triples: int32 [X, 3], doubled.
       known: int32 [Y, 3], doubled; all triples held to be true.
       num_entities: how many can be an answer.
 
     Returns:
-      Q questions, and for every asked triple the number of its question.
+      Q queries, and for every triple the number of its query.
     """
-    base = int(max(asked[:, 1].max(initial=0), known[:, 1].max(initial=0))) + 1
-    codes, question = np.unique(asked[:, 0].astype(np.int64) * base + asked[:, 1], return_inverse=True)
-    packed = np.zeros((len(codes), -(-num_entities // 8)), np.uint8)
-    code = known[:, 0].astype(np.int64) * base + known[:, 1]
-    place = np.minimum(np.searchsorted(codes, code), max(len(codes) - 1, 0))
-    hit = codes[place] == code if len(codes) else np.zeros(len(code), bool)
+    count = int(max(triples[:, 1].max(initial=0), known[:, 1].max(initial=0))) + 1
+    numbers, query = np.unique(triples[:, 0].astype(np.int64) * count + triples[:, 1], return_inverse=True)
+    packed = np.zeros((len(numbers), -(-num_entities // 8)), np.uint8)
+    number = known[:, 0].astype(np.int64) * count + known[:, 1]
+    place = np.minimum(np.searchsorted(numbers, number), max(len(numbers) - 1, 0))
+    hit = numbers[place] == number if len(numbers) else np.zeros(len(number), bool)
     tail = known[hit, 2]
     np.bitwise_or.at(packed, (place[hit], tail >> 3), np.left_shift(1, tail & 7).astype(np.uint8))
-    heads, relations = (codes // base).astype(np.int32), (codes % base).astype(np.int32)
-    return Questions(*jax.device_put((heads, relations, packed))), question.reshape(-1)
+    heads, relations = (numbers // count).astype(np.int32), (numbers % count).astype(np.int32)
+    return Queries(*jax.device_put((heads, relations, packed))), query.reshape(-1)
 
 
 def unpack(answers: Array, num_entities: int) -> Bool[Array, "B entities"]:
-    """The answers of B questions, from eight to a byte to one each."""
+    """The answers of B queries, from eight to a byte to one each."""
     bits = (answers[:, :, None] >> jnp.arange(8, dtype=jnp.uint8)[None, None]) & jnp.uint8(1)
     return bits.reshape(len(answers), -1)[:, :num_entities].astype(bool)
 
@@ -91,7 +91,7 @@ def filtered_ranks(
 
     Args:
       scores: the higher the likelier.
-      truth: number of the answer that is asked for.
+      truth: number of the right answer.
       others: entities left out of the ranking; the truth itself never is.
 
     Returns:
@@ -104,45 +104,45 @@ def filtered_ranks(
     return 1.0 + 0.5 * (above + not_below).astype(jnp.float32)
 
 
-def question_ranks(
-    model: str, params: Params, margin: float, questions: Questions, question: Array, truth: Array, groups: Array | None
+def query_ranks(
+    params: Params,
+    queries: Queries,
+    query: Int[Array, " X"],
+    truth: Int[Array, " X"],
+    groups: Int[Array, " entities"] | None,
 ) -> Float[Array, " X"]:
     """Filtered ranks of X answers; pure, for use inside a compiled loop.
 
     Args:
-      model: name of the scorer.
       params: of the embedding.
-      margin: of its configuration.
-      questions: with the answers to leave out.
-      question: int32 [X], question of every answer.
-      truth: int32 [X], the answer asked for.
-      groups: int32 [entities] or None; if given, only entities of the truth's own group are its rivals.
+      queries: with the answers to leave out.
+      query: number of every answer's query.
+      truth: number of the right answer.
+      groups: if not None, only entities of the truth's own group are its rivals.
 
     Returns:
       Ranks [X].
     """
-    chosen, num_entities = scorer(model), params["entities"].shape[0]
+    num_entities = params["entities"].shape[0]
 
     def rank(row: tuple[jax.Array, jax.Array]) -> jax.Array:
-        asked, answer = row
-        scores = score_all(chosen, params, questions.heads[asked], questions.relations[asked], margin)
-        others = unpack(questions.answers[asked], num_entities)
+        chosen, answer = row
+        scores = score_all(params, queries.heads[chosen], queries.relations[chosen])
+        others = unpack(queries.answers[chosen], num_entities)
         if groups is not None:
             others = others | (groups[None] != groups[answer][:, None])
         return filtered_ranks(scores, answer, others)
 
     count = len(truth)
     filled = jnp.minimum(jnp.arange(-(-count // _CHUNK) * _CHUNK), count - 1).reshape(-1, _CHUNK)
-    return jax.lax.map(rank, (question[filled], truth[filled])).reshape(-1)[:count]
+    return jax.lax.map(rank, (query[filled], truth[filled])).reshape(-1)[:count]
 
 
-_compiled_ranks = jax.jit(question_ranks, static_argnames=("model", "margin"))
+_compiled_ranks = jax.jit(query_ranks)
 
 
 def rank_triples(
-    model: str,
     params: Params,
-    margin: float,
     triples: Int[np.ndarray, "X 3"],
     known: Int[np.ndarray, "Y 3"],
     num_relations: int,
@@ -150,12 +150,10 @@ def rank_triples(
 ) -> Ranking:
     """Filtered ranks of triples from both sides; see `evaluate_embedding` for a trained one."""
     num_entities = params["entities"].shape[0]
-    asked = both_ways(triples, num_relations)
-    questions, question = group_questions(asked, both_ways(known, num_relations), num_entities)
-    truth, kinds = jnp.asarray(asked[:, 2]), None if groups is None else jnp.asarray(groups)
-    ranks = np.asarray(
-        _compiled_ranks(model, params, margin, questions, jnp.asarray(question.astype(np.int32)), truth, kinds)
-    )
+    rows = both_ways(triples, num_relations)
+    queries, query = group_queries(rows, both_ways(known, num_relations), num_entities)
+    truth, kinds = jnp.asarray(rows[:, 2]), None if groups is None else jnp.asarray(groups)
+    ranks = np.asarray(_compiled_ranks(params, queries, jnp.asarray(query.astype(np.int32)), truth, kinds))
     return Ranking(ranks[: len(triples)], ranks[len(triples) :])
 
 
@@ -183,15 +181,15 @@ def rank_by_frequency(
     counts = np.zeros((2 * num_relations, num_entities), np.float32)
     doubled = both_ways(train, num_relations)
     np.add.at(counts, (doubled[:, 1], doubled[:, 2]), 1.0)
-    asked = both_ways(triples, num_relations)
-    questions, question = group_questions(asked, both_ways(known, num_relations), num_entities)
+    rows = both_ways(triples, num_relations)
+    queries, query = group_queries(rows, both_ways(known, num_relations), num_entities)
     ranks = [np.zeros(0, np.float32)]
-    for rows in np.array_split(np.arange(len(asked)), max(1, len(asked) // 1024)):
-        truth = asked[rows, 2]
-        others = np.asarray(unpack(questions.answers[question[rows]], num_entities))
+    for part in np.array_split(np.arange(len(rows)), max(1, len(rows) // 1024)):
+        truth = rows[part, 2]
+        others = np.asarray(unpack(queries.answers[query[part]], num_entities))
         if groups is not None:
             others = others | (groups[None] != groups[truth][:, None])
-        scores = jnp.asarray(counts[asked[rows, 1]])
+        scores = jnp.asarray(counts[rows[part, 1]])
         ranks.append(np.asarray(filtered_ranks(scores, jnp.asarray(truth), jnp.asarray(others))))
     joined = np.concatenate(ranks)
     return Ranking(joined[: len(triples)], joined[len(triples) :])

@@ -116,11 +116,15 @@ def _print_errors(city: City, days: int, errors: np.ndarray) -> None:
 def _print_recall(city: City, days: int, recalls: Sequence[dict[str, np.ndarray]]) -> None:
     for index, rank in enumerate(_RANKS):
         values = {name: np.asarray([recall[name][index] for recall in recalls]) for name in recalls[0]}
-        base = float(values["statistics"].mean())
+        reference = float(values["statistics"].mean())
         for name, value in values.items():
             more = {"deviation": float(value.std())}
             if name != "statistics":
-                more |= {"peer": "statistics", "peer_value": base, "ratio": float(value.mean()) / max(base, 1e-9)}
+                more |= {
+                    "peer": "statistics",
+                    "peer_value": reference,
+                    "ratio": float(value.mean()) / max(reference, 1e-9),
+                }
             case = f"{city.name}_{days}_days_{name}"
             print_line("prompts", case, f"recall@{rank}", float(value.mean()), "1", **more)
 

@@ -23,7 +23,7 @@ def show(run: Run) -> None:
     print(f"size of generated to harvested: {groups['held_out']['rms'] / groups['held_out']['harvested_rms']:.2f}")
     for name, part in content["response"].items():
         print(f"{name}: error {_text(part['error'])}, with shuffled prompts {_text(part['rise'])} % more")
-    print(f"held_out: base {_text(held_out['base'])}, harvested {_text(held_out['harvested'])}")
+    print(f"held_out: pooled {_text(held_out['pooled'])}, harvested {_text(held_out['harvested'])}")
     print(run.folder / "diagnostics.html")
 
 

@@ -1,4 +1,4 @@
-"""Trains the pooled base and every region of the source cities; leaves the parameter zoo in the output folder.
+"""Trains the pooled model and every region of the source cities; leaves the parameter zoo in the output folder.
 
 The first stage of `python -m experiments.transfer`, with the same flags and the same folder.
 
@@ -13,7 +13,7 @@ from gpdiff_jax import Run
 
 
 def show(run: Run) -> None:
-    """Harvests what the folder does not hold yet, and says what the regions gained over the base."""
+    """Harvests what the folder does not hold yet, and says what the regions gained over the pooled model."""
     zoo = run.zoo
     gain = 1.0 - np.nanmean(zoo.validation_mae[:, 0]) / np.nanmean(zoo.start_mae)
     print(f"{run.folder / 'zoo'}: {zoo.num_regions} regions x {zoo.validation_mae.shape[1]} parameter vectors")

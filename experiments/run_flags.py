@@ -56,7 +56,7 @@ flags.DEFINE_integer("max_neighbours", 8, "most neighbours in a region graph", 0
 flags.DEFINE_enum("pick_neighbours", "weight", list(PICKS), "which neighbours a crowded region keeps")
 flags.DEFINE_enum("scaling", "support", list(SCALINGS), "what scales a source region: windows like the support, or all")
 flags.DEFINE_integer("samples", None, "parameter sets drawn per region; the preset's if not given", 1, 1000)
-flags.DEFINE_integer("base_steps", None, "training steps of the pooled base; the preset's if not given", 1)
+flags.DEFINE_integer("pooled_steps", None, "training steps of the pooled model; the preset's if not given", 1)
 flags.DEFINE_integer("region_steps", None, "most training steps of a region; the preset's if not given", 1)
 flags.DEFINE_integer("pretrain_steps", None, "training steps of the generator; the preset's if not given", 1)
 flags.DEFINE_integer("adapt_steps", None, "most fine-tuning steps; the preset's if not given", 1)
@@ -172,7 +172,7 @@ def settings_from_flags() -> Settings:
         settings,
         data=_replace(settings.data, **{name: getattr(values, name) for name in data}),
         prompts=_replace(settings.prompts, parts=tuple(values.prompts)),
-        base=_replace(settings.base, steps=values.base_steps),
+        pooled=_replace(settings.pooled, steps=values.pooled_steps),
         harvest=_replace(
             settings.harvest,
             steps=values.region_steps,

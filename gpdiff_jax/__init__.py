@@ -50,12 +50,11 @@ from gpdiff_jax.transfer.new_city import (
 from gpdiff_jax.zoo.codec import CodecConfig
 from gpdiff_jax.zoo.harvest_cities import harvest_cities
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo, load_zoo, save_zoo
-from gpdiff_jax.zoo.pooled import BaseConfig
+from gpdiff_jax.zoo.pooled import PooledConfig
 from gpdiff_jax.zoo.region_training import HarvestConfig
 
 __all__ = [
     "AdaptConfig",
-    "BaseConfig",
     "City",
     "CityParameters",
     "CodecConfig",
@@ -72,6 +71,7 @@ __all__ = [
     "ModelSizes",
     "NewCity",
     "ParameterZoo",
+    "PooledConfig",
     "PretrainConfig",
     "PromptConfig",
     "Prompts",

@@ -97,7 +97,7 @@ def check_regions(parameters: RegionParameters, city: City) -> None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Hypernetwork:
-    """Everything that a new city needs: the denoiser, the codec with the base, what makes prompts and their scale."""
+    """Everything that a new city needs: denoiser, codec with the pooled model, what makes prompts, and their scale."""
 
     model_name: str
     sizes: ModelSizes
@@ -119,9 +119,9 @@ class Hypernetwork:
         return make_model(self.model_name, self.sizes)
 
     @property
-    def base(self) -> Params:
-        """Parameters of the pooled base, which every generated vector differs from."""
-        return from_tokens(self.codec.layout, self.codec.base)
+    def pooled(self) -> Params:
+        """Parameters of the pooled model, which every generated vector differs from."""
+        return from_tokens(self.codec.layout, self.codec.pooled)
 
     def prompts(self, city: City, *, adaptation_only: bool = False, any_kind: bool = False) -> Prompts:
         """Prompts of all regions of a city that this generator was not trained on, from its support days.
@@ -232,13 +232,13 @@ class Hypernetwork:
         arrays = {
             "variables": self.variables,
             "codec": {
-                "base": self.codec.base,
+                "pooled": self.codec.pooled,
                 "mean": self.codec.mean,
                 "spread": self.codec.spread,
                 "basis": {str(layer): rows for layer, rows in enumerate(self.codec.basis) if len(rows)},
             },
             "prompts": {"mean": self.prompt_scaler.mean, "std": self.prompt_scaler.std},
-            "base": self.base,
+            "pooled": self.pooled,
             "prompt_encoder": self.prompt_encoder.arrays(),
         }
         facts = {
@@ -263,15 +263,15 @@ class Hypernetwork:
         """Reads a generator back.
 
         Raises:
-          InputError: there is none, or it is damaged, or of another format; or its layout is not that of its base or,
-            as far as the model is registered, of the model as it is today.
+          InputError: there is none, or it is damaged, or of another format; or its layout is not that of its pooled
+            model or, as far as the model is registered, of the model as it is today.
         """
         arrays, facts = load_arrays(pathlib.Path(folder), _FORMAT, "hypernetwork")
         arrays = jax.device_put(arrays)
         sizes = ModelSizes(**facts["sizes"])
         layout, what = TokenLayout.from_json(facts["layout"]), f"the hypernetwork at {str(folder)!r}"
         own_kinds = dict(zip(layout.layers, layout.kinds, strict=True))
-        check_layout(layout, make_layout(arrays["base"], layout.width, own_kinds), what, "its base")
+        check_layout(layout, make_layout(arrays["pooled"], layout.width, own_kinds), what, "its pooled model")
         if facts["model"] in model_names():
             model = make_model(facts["model"], sizes)
             today = abstract_params(model, sizes)
@@ -323,7 +323,7 @@ def _stored_codec(arrays: dict, layout: TokenLayout, components: bool) -> Codec:
     entries = [layout.layer_of_token.count(layer) * layout.width for layer in rows]
     found = arrays.get("basis") or {}
     basis = tuple(found.get(str(layer), jnp.zeros((0, entries[layer]))) for layer in rows)
-    return Codec(base=arrays["base"], mean=arrays["mean"], spread=arrays["spread"], basis=basis, layout=layout)
+    return Codec(pooled=arrays["pooled"], mean=arrays["mean"], spread=arrays["spread"], basis=basis, layout=layout)
 
 
 class _Draws(NamedTuple):

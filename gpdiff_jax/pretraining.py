@@ -101,13 +101,13 @@ def fit_latent_space(zoo: ParameterZoo, config: PretrainConfig, *, key: Key) -> 
     """
     if zoo.sources is None:
         raise InputError("the zoo has no sources attached; load it with `load_zoo(folder, sources)`")
-    kinds = make_model(zoo.model, zoo.sources.sizes).layer_kinds(zoo.base)
-    layout = make_layout(zoo.base, config.codec.token_width, kinds)
+    kinds = make_model(zoo.model, zoo.sources.sizes).layer_kinds(zoo.pooled)
+    layout = make_layout(zoo.pooled, config.codec.token_width, kinds)
     held_out = held_out_regions(zoo.sources, config.held_out_share, key=jax.random.split(key)[0])
     odds = region_odds(zoo.city_index, held_out)
     tokens, weights = _sample_tokens(zoo, layout, odds)
-    base = _tokens(layout, jax.tree.map(lambda leaf: np.asarray(leaf)[None], zoo.base))[0]
-    codec = fit_codec(layout, base, tokens, weights, config.codec.components, config.codec.normalisation)
+    pooled = _tokens(layout, jax.tree.map(lambda leaf: np.asarray(leaf)[None], zoo.pooled))[0]
+    codec = fit_codec(layout, pooled, tokens, weights, config.codec.components, config.codec.normalisation)
     return LatentSpace(codec, fit_prompt_scaler(zoo.prompts, zoo.city_index), held_out, odds)
 
 
@@ -212,7 +212,7 @@ def pretrain(
 def _identity(zoo: ParameterZoo, config: PretrainConfig, key: Key) -> str:
     """By what a training of the generator is known."""
     config = dataclasses.replace(config, accumulate=1)  # which changes rounding alone
-    arrays = (key, zoo.base, zoo.prompts.values, zoo.prompts.region_ids, zoo.validation_mae, zoo.city_index)
+    arrays = (key, zoo.pooled, zoo.prompts.values, zoo.prompts.region_ids, zoo.validation_mae, zoo.city_index)
     sizes = zoo.sources.sizes if zoo.sources is not None else None
-    text = "" if sizes is None else model_text(make_model(zoo.model, sizes), sizes, zoo.base)
+    text = "" if sizes is None else model_text(make_model(zoo.model, sizes), sizes, zoo.pooled)
     return digest_of(repr((zoo.model, text, zoo.names, config)), arrays)

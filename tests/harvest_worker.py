@@ -25,9 +25,9 @@ def main(folder: pathlib.Path) -> None:
     data = DataConfig(covariates="calendar", variants=2, max_neighbours=3)
     sources = with_prompts(prepare_sources(cities, data, key=jax.random.key(0), validation_windows=12), cities)
     model = make_model("stid", sources.sizes)
-    base = initial_params(model, sources.graphs, sources.sizes, key=jax.random.key(1))
+    pooled = initial_params(model, sources.graphs, sources.sizes, key=jax.random.key(1))
     print("harvesting", flush=True)
-    harvest_zoo(model, sources, base, _CONFIG, key=jax.random.key(2), folder=folder, chunk=2)
+    harvest_zoo(model, sources, pooled, _CONFIG, key=jax.random.key(2), folder=folder, chunk=2)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from gpdiff_jax.prompts.encoders import PromptConfig
 from gpdiff_jax.run.settings import Settings
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.zoo.codec import CodecConfig
-from gpdiff_jax.zoo.pooled import BaseConfig
+from gpdiff_jax.zoo.pooled import PooledConfig
 from gpdiff_jax.zoo.region_training import HarvestConfig
 
 
@@ -29,7 +29,7 @@ def tiny_settings(data_dir: pathlib.Path, **change) -> Settings:
         simulation=None,
         data=DataConfig(variants=3, max_neighbours=3),
         prompts=PromptConfig(),
-        base=BaseConfig(steps=20, regions=4, windows=4, evaluations=2),
+        pooled=PooledConfig(steps=20, regions=4, windows=4, evaluations=2),
         harvest=HarvestConfig(steps=8, windows=4, evaluate_every=4, snapshots=2, anchor_windows=0),
         pretrain=PretrainConfig(
             denoiser=DenoiserConfig(width=16, layers=1, heads=2, prompt_bottleneck=8),

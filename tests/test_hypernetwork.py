@@ -60,12 +60,14 @@ def _zoo(simulated_cities: list[City]) -> ParameterZoo:
     cities = simulated_cities[:2]
     sources = with_prompts(prepare_sources(cities, data, key=jax.random.key(0), validation_windows=4), cities)
     rng = np.random.default_rng(0)
-    base = {"head": {"bias": jnp.zeros(6)}, "scale": jnp.ones((6, 1))}
+    pooled = {"head": {"bias": jnp.zeros(6)}, "scale": jnp.ones((6, 1))}
     return ParameterZoo(
         model="linear",
-        base=base,
+        pooled=pooled,
         vectors=HeldVectors(
-            jax.tree.map(lambda leaf: np.asarray(leaf) + rng.normal(size=(16, 2, *leaf.shape)).astype(np.float32), base)
+            jax.tree.map(
+                lambda leaf: np.asarray(leaf) + rng.normal(size=(16, 2, *leaf.shape)).astype(np.float32), pooled
+            )
         ),
         validation_mae=np.ones((16, 2), np.float32),
         start_mae=np.ones(16, np.float32),
@@ -81,10 +83,10 @@ def _zoo(simulated_cities: list[City]) -> ParameterZoo:
 
 def _generator(zoo: ParameterZoo, components: int) -> Hypernetwork:
     """A generator of random weights: what it draws depends on all of them."""
-    layout = make_layout(zoo.base, 4, {"head": "output", "scale": "temporal"})
+    layout = make_layout(zoo.pooled, 4, {"head": "output", "scale": "temporal"})
     tokens = np.asarray(jax.vmap(jax.vmap(functools.partial(to_tokens, layout)))(jax.tree.map(jnp.asarray, zoo.params)))
     tokens = tokens.reshape(32, layout.num_tokens, 4)
-    codec = fit_codec(layout, np.asarray(to_tokens(layout, zoo.base)), tokens, np.ones(32), components)
+    codec = fit_codec(layout, np.asarray(to_tokens(layout, zoo.pooled)), tokens, np.ones(32), components)
     rows, width = codec.mask().shape
     example = jnp.zeros((rows, width)), jnp.zeros(()), zoo.prompts.values[0, 0], jnp.ones(())
     init = Denoiser(_DENOISER, codec.layer_of_code, width).init
@@ -127,7 +129,7 @@ def test_a_saved_generator_draws_the_same_bit_for_bit(tmp_path, zoo, told, hyper
     for name in ("model_name", "sizes", "data", "denoiser_config", "prompt_names"):
         assert getattr(read, name) == getattr(hypernetwork, name), name
     assert read.codec.layout == hypernetwork.codec.layout
-    for one, other in zip(jax.tree.leaves(read.base), jax.tree.leaves(zoo.base), strict=True):
+    for one, other in zip(jax.tree.leaves(read.pooled), jax.tree.leaves(zoo.pooled), strict=True):
         np.testing.assert_array_equal(one, other)
     assert json.loads(read.summary()) == json.loads(hypernetwork.summary())
 
@@ -135,7 +137,7 @@ def test_a_saved_generator_draws_the_same_bit_for_bit(tmp_path, zoo, told, hyper
 def test_what_is_drawn_fits_the_model_and_depends_on_the_key_and_the_prompt(hypernetwork, zoo, told):
     drawn = hypernetwork.generate(told, key=jax.random.key(2), config=_GENERATE)
     assert (drawn.model, drawn.data) == ("linear", hypernetwork.data)
-    for leaf, like in zip(jax.tree.leaves(drawn.params), jax.tree.leaves(zoo.base), strict=True):
+    for leaf, like in zip(jax.tree.leaves(drawn.params), jax.tree.leaves(zoo.pooled), strict=True):
         assert leaf.shape == (3, 8, *like.shape) and np.isfinite(leaf).all()
     values = _leaves(hypernetwork, told)
     assert all((values[k] != values[j]).any() for k in range(3) for j in range(k))

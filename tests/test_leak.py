@@ -80,11 +80,11 @@ def _hypernetwork(city: City, model: Model, encoder: PromptEncoder) -> Hypernetw
     target = prepare_target(city, _DATA)
     start = functools.partial(initial_params, model, target.graphs, target.sizes)
     shapes = jax.eval_shape(lambda: start(key=jax.random.key(0)))
-    base = _random(shapes, 0.1, seed=100)
-    zoo = [jax.tree.map(np.add, base, _random(shapes, 0.05, seed=seed)) for seed in range(6)]
-    layout = make_layout(base, 512)
+    pooled = _random(shapes, 0.1, seed=100)
+    zoo = [jax.tree.map(np.add, pooled, _random(shapes, 0.05, seed=seed)) for seed in range(6)]
+    layout = make_layout(pooled, 512)
     tokens = np.stack([to_tokens(layout, params) for params in zoo])
-    codec = fit_codec(layout, np.asarray(to_tokens(layout, base)), tokens, np.ones(6), 4)
+    codec = fit_codec(layout, np.asarray(to_tokens(layout, pooled)), tokens, np.ones(6), 4)
     config = DenoiserConfig(width=8, layers=1, heads=2, prompt_bottleneck=4)
     rows, width = codec.mask().shape
     told = region_prompts(city, [target.split.support], encoder)

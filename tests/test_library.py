@@ -11,7 +11,7 @@ from gpdiff_jax.models import protocol
 from gpdiff_jax.zoo.codec import CodecConfig
 
 _DATA = gpd.DataConfig(covariates="none", variants=3, max_neighbours=3)
-_BASE = gpd.BaseConfig(steps=30, regions=8, windows=4, evaluations=2)
+_POOLED = gpd.PooledConfig(steps=30, regions=8, windows=4, evaluations=2)
 _HARVEST = gpd.HarvestConfig(steps=10, windows=4, evaluate_every=5, snapshots=2)
 _PRETRAIN = gpd.PretrainConfig(
     denoiser=gpd.DenoiserConfig(width=16, layers=1, heads=2, prompt_bottleneck=8),
@@ -27,7 +27,7 @@ _GENERATE = gpd.GenerateConfig(samples=2, steps=3)
 @pytest.fixture(scope="module", name="made")
 def _made(simulated_cities: list[gpd.City]):
     *sources, target = simulated_cities
-    zoo = gpd.harvest_cities(sources, model="tiny", key=jax.random.key(0), data=_DATA, base=_BASE, config=_HARVEST)
+    zoo = gpd.harvest_cities(sources, model="tiny", key=jax.random.key(0), data=_DATA, pooled=_POOLED, config=_HARVEST)
     hypernetwork = gpd.pretrain(zoo, key=jax.random.key(1), config=_PRETRAIN)
     params = hypernetwork.generate(gpd.target_prompts(target, support_days=3), key=jax.random.key(2), config=_GENERATE)
     forecast = gpd.forecast(params, target)
@@ -51,9 +51,9 @@ def test_the_zoo_holds_every_source_region_and_its_own_gain(made, simulated_citi
     assert zoo.num_regions == sum(city.num_nodes for city in simulated_cities[:-1]) == 16
     assert zoo.model == params.model == "tiny" and hypernetwork.interval_minutes == 60
     assert (zoo.validation_mae[:, 0] <= zoo.validation_mae[:, 1]).all()
-    for leaf, drawn in zip(jax.tree.leaves(zoo.base), jax.tree.leaves(params.params), strict=True):
+    for leaf, drawn in zip(jax.tree.leaves(zoo.pooled), jax.tree.leaves(params.params), strict=True):
         assert drawn.shape == (2, 8, *leaf.shape)
-    for one, other in zip(jax.tree.leaves(hypernetwork.base), jax.tree.leaves(zoo.base), strict=True):
+    for one, other in zip(jax.tree.leaves(hypernetwork.pooled), jax.tree.leaves(zoo.pooled), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -178,17 +178,17 @@ def test_a_harvest_and_a_generator_that_were_stopped_go_on_in_their_folders(simu
             "model": "tiny",
             "key": jax.random.key(0),
             "data": _DATA,
-            "base": _BASE,
+            "pooled": _POOLED,
             "config": _HARVEST,
         } | change
         return gpd.harvest_cities(sources, folder=folder, progress=progress, **settings), heard
 
     with pytest.raises(_Stop):
-        harvest("base")
-    assert (folder / "checkpoints" / "base").is_dir() and not (folder / "base").exists()
+        harvest("pooled")
+    assert (folder / "checkpoints" / "pooled").is_dir() and not (folder / "pooled").exists()
     with pytest.raises(_Stop):
         harvest("harvest")
-    assert (folder / "base").is_dir() and (folder / "zoo.partial").is_dir()
+    assert (folder / "pooled").is_dir() and (folder / "zoo.partial").is_dir()
     # What is done is not done again, and the result is that of a harvest in one piece.
     zoo, heard = harvest()
     assert set(heard) <= {"harvest"} and zoo.sources is not None
@@ -198,7 +198,7 @@ def test_a_harvest_and_a_generator_that_were_stopped_go_on_in_their_folders(simu
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
     for change in (
         {"key": jax.random.key(1)},
-        {"base": dataclasses.replace(_BASE, steps=31)},
+        {"pooled": dataclasses.replace(_POOLED, steps=31)},
         {"data": gpd.DataConfig()},
     ):
         with pytest.raises(gpd.InputError, match=r"holds a harvest of other .* name another folder"):

@@ -2,8 +2,8 @@
 
 A linear rule makes this much of a prompt: a generator has to reach it. Every source city is left out in turn; the
 components of the parameters, the scale of the prompts, the regression and its penalty come from the other cities. Not
-so the base and the encoders of the temporal and the spatial part: they were trained on all source cities, the left-out
-one too, the encoders without any parameters to predict.
+so the pooled model and the encoders of the temporal and the spatial part: they were trained on all source cities, the
+left-out one too, the encoders without any parameters to predict.
 """
 
 import dataclasses
@@ -83,7 +83,7 @@ class ParameterPrediction:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Space:
-    """Leading components of the differences from the base, fitted on some regions."""
+    """Leading components of the differences from the pooled model, fitted on some regions."""
 
     mean: Float[np.ndarray, " X"]
     directions: Float[np.ndarray, "K X"]  # of unit length
@@ -105,12 +105,12 @@ def predict_parameters(
     """Predicts the parameters of every source city from its prompts, by what the other cities show.
 
     From each part of the prompt, and from all of them, ridge regression predicts the leading principal components of
-    the differences from the base (best snapshot of every region). Its penalty is chosen by leaving out one of the
-    remaining cities in turn. A left-out region's prompt is that of its first window. Every city weighs the same.
+    the differences from the pooled model (best snapshot of every region). Its penalty is chosen by leaving out one of
+    the remaining cities in turn. A left-out region's prompt is that of its first window. Every city weighs the same.
 
-    Beside them stand "base_unchanged", "zoo_mean" of the other cities, "projection" of a region's own parameters on the
-    components, nearer to which no prediction of components can come (in parameters; errors need not follow), and its
-    "own_parameters".
+    Beside them stand "pooled_unchanged", "zoo_mean" of the other cities, "projection" of a region's own parameters on
+    the components, nearer to which no prediction of components can come (in parameters; errors need not follow), and
+    its "own_parameters".
 
     Args:
       zoo: with its sources attached; of its prompts, the names say which columns belong to which part.
@@ -140,7 +140,7 @@ def predict_parameters(
         space = _fit_space(differences[~rows], city_weights(known), config)
         codes = space.codes(differences)
         scaled = in_scale(unscaled, scale_of(unscaled[:, ~rows], known)).astype(np.float64)
-        here = {"base_unchanged": space.codes(np.zeros((rows.sum(), differences.shape[1])))}
+        here = {"pooled_unchanged": space.codes(np.zeros((rows.sum(), differences.shape[1])))}
         here["zoo_mean"] = np.zeros_like(codes[rows])
         for part, columns in parts.items():
             own = unscaled[:, ~rows][:, :, columns]
@@ -161,10 +161,10 @@ def predict_parameters(
     model = make_model(zoo.model, sources.sizes)
     errors = {}
     for name, codes in made.items():
-        # The base and a region's own parameters lie outside the components; all else is made of them.
+        # The pooled model and a region's own parameters lie outside the components; all else is made of them.
         vectors = differences if name == "own_parameters" else np.zeros_like(differences, np.float32)
         for city, space, values in zip(cities, spaces, codes, strict=True):
-            if name not in ("base_unchanged", "own_parameters"):
+            if name not in ("pooled_unchanged", "own_parameters"):
                 vectors[zoo.city_index == city] = space.differences(values)
         errors[name] = _errors(model, zoo, sources, vectors)
     predicted = []
@@ -193,13 +193,13 @@ def explained_variance(true: Float[np.ndarray, "R K"], made: Float[np.ndarray, "
 
 
 def _differences(zoo: ParameterZoo) -> Float[np.ndarray, "R X"]:
-    """Best vector of every region, flat, less the base."""
-    base = np.asarray(ravel_pytree(jax.tree.map(jnp.asarray, zoo.base))[0])
-    vectors = np.zeros((zoo.num_regions, len(base)), np.float32)
+    """Best vector of every region, flat, less the pooled model."""
+    pooled = np.asarray(ravel_pytree(jax.tree.map(jnp.asarray, zoo.pooled))[0])
+    vectors = np.zeros((zoo.num_regions, len(pooled)), np.float32)
     for rows, params in zoo.vectors.parts():
         leaves = [np.asarray(leaf)[:, 0].reshape(len(rows), -1) for leaf in jax.tree.leaves(params)]
         vectors[rows] = np.concatenate(leaves, axis=1)
-    return vectors.astype(np.float64) - base
+    return vectors.astype(np.float64) - pooled
 
 
 def _fit_space(
@@ -220,9 +220,9 @@ def _fit_space(
 def _errors(
     model: Model, zoo: ParameterZoo, sources: Sources, differences: Float[np.ndarray, "R X"]
 ) -> Float[np.ndarray, " R"]:
-    """Validation errors of all regions with the base plus these differences as parameters."""
-    base, unravel = ravel_pytree(jax.tree.map(jnp.asarray, zoo.base))
-    params = jax.vmap(unravel)(base[None] + jnp.asarray(differences, jnp.float32))
+    """Validation errors of all regions with the pooled model plus these differences as parameters."""
+    pooled, unravel = ravel_pytree(jax.tree.map(jnp.asarray, zoo.pooled))
+    params = jax.vmap(unravel)(pooled[None] + jnp.asarray(differences, jnp.float32))
     return np.asarray(_validation_errors(model, params, sources))
 
 

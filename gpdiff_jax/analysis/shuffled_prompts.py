@@ -60,7 +60,7 @@ def source_response(
     Returns:
       `error`, `spread` (deviation of the forecasts over the samples), `shuffled` and `rise` (per cent, with
       `rise_deviation` over the shuffles) with the prompts of other regions of the same city, the same three as
-      `..._across` with those of any other region, `base` of the pooled base, `harvested` of the region's own vector.
+      `..._across` with those of any other region, `pooled` of the pooled model, `harvested` of the region's own vector.
       Where nothing was observed, all are None.
     """
     sources = zoo.sources
@@ -94,11 +94,11 @@ def source_response(
     layout = hypernetwork.codec.layout
     own = jnp.asarray(best_tokens(zoo, layout)[rows])
     harvested = _repeated(jax.vmap(partial(from_tokens, layout))(own), config.samples)
-    base = _repeated(_everywhere(hypernetwork.base, len(rows)), config.samples)
+    pooled = _repeated(_everywhere(hypernetwork.pooled, len(rows)), config.samples)
     found: dict[str, float | None] = {
         "error": error,
         "spread": spread if config.samples > 1 else None,
-        "base": measure(lambda _: base)[0],
+        "pooled": measure(lambda _: pooled)[0],
         "harvested": measure(lambda _: harvested)[0],
     }
     for suffix, groups in (("", zoo.city_index), ("_across", np.zeros(zoo.num_regions, int))):
@@ -129,11 +129,11 @@ def target_response(
       shuffle_key: key of the shuffles.
 
     Returns:
-      `error`, `spread`, `shuffled`, `rise`, `rise_deviation` and `base` as of `source_response`; None where the support
-      days hold no whole window.
+      `error`, `spread`, `shuffled`, `rise`, `rise_deviation` and `pooled` as of `source_response`; None where the
+      support days hold no whole window.
     """
     if len(target.support_starts) == 0:
-        return dict.fromkeys(("error", "spread", "base", "shuffled", "rise", "rise_deviation"))
+        return dict.fromkeys(("error", "spread", "pooled", "shuffled", "rise", "rise_deviation"))
 
     def measure(params: Params) -> tuple[float, float]:
         sums = np.asarray(_target_errors(hypernetwork.model, target, params), np.float64).sum(axis=0)
@@ -147,7 +147,7 @@ def target_response(
     error, spread = told_by(np.arange(regions))
     orders = [shuffle(np.zeros(regions, int), key=jax.random.fold_in(shuffle_key, k)) for k in range(shuffles)]
     found: dict[str, float | None] = {"error": error, "spread": spread if config.samples > 1 else None}
-    found["base"] = measure(_repeated(_everywhere(hypernetwork.base, regions), config.samples))[0]
+    found["pooled"] = measure(_repeated(_everywhere(hypernetwork.pooled, regions), config.samples))[0]
     return _measured(found | _rise([told_by(order)[0] for order in orders], error, ""))
 
 

@@ -29,8 +29,8 @@ class _Examples(NamedTuple):
     """What a rule may look at: prompts of the source regions and how their parameters differ from the pooled ones."""
 
     layout: TokenLayout
-    base: Float[np.ndarray, " X"]
-    differences: Float[np.ndarray, "R X"]  # of the best vectors from the base
+    pooled: Float[np.ndarray, " X"]
+    differences: Float[np.ndarray, "R X"]  # of the best vectors from the pooled model
     prompts: Float[np.ndarray, "V R E"]  # unscaled
     city_index: Int[np.ndarray, " R"]
     weights: Float[np.ndarray, " R"]  # every city the same total
@@ -162,7 +162,7 @@ def kernel_average(zoo: ParameterZoo, prompts: Prompts) -> tuple[Params, float]:
 
 
 def ridge_hypernetwork(zoo: ParameterZoo, prompts: Prompts) -> tuple[Params, float]:
-    """Parameters by ridge regression from the prompt to the difference from the base.
+    """Parameters by ridge regression from the prompt to the difference from the pooled model.
 
     The penalty is the one with the lowest squared error of the parameters on source cities left out in turn (on source
     regions left out in five folds where there is one city only). Every city weighs the same.
@@ -182,15 +182,15 @@ def ridge_hypernetwork(zoo: ParameterZoo, prompts: Prompts) -> tuple[Params, flo
 
 def _examples(zoo: ParameterZoo) -> _Examples:
     layout = zoo.layout
-    base = np.asarray(to_tokens(layout, zoo.base)).reshape(-1)
-    differences = best_tokens(zoo, layout).reshape(zoo.num_regions, -1) - base
+    pooled = np.asarray(to_tokens(layout, zoo.pooled)).reshape(-1)
+    differences = best_tokens(zoo, layout).reshape(zoo.num_regions, -1) - pooled
     prompts, cities = np.asarray(zoo.prompts.values), zoo.city_index
-    return _Examples(layout, base, differences, prompts, cities, city_weights(cities))
+    return _Examples(layout, pooled, differences, prompts, cities, city_weights(cities))
 
 
 def _params(examples: _Examples, differences: Float[np.ndarray, "Q X"]) -> Params:
-    """Parameters, leaves [Q, ...], that differ so from the base."""
-    tokens = (examples.base + differences).reshape(-1, examples.layout.num_tokens, examples.layout.width)
+    """Parameters, leaves [Q, ...], that differ so from the pooled model."""
+    tokens = (examples.pooled + differences).reshape(-1, examples.layout.num_tokens, examples.layout.width)
     return _read_tokens(examples.layout, tokens.astype(np.float32))
 
 

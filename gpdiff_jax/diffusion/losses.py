@@ -60,8 +60,8 @@ def functional_losses(
 ) -> Float[Array, " B"]:
     """Forecast loss of generated parameters on windows of their own region, seen through the prompt's variant.
 
-    With profile covariates, on the kind of day that a city never shows, the base's own forecast stands for the truth:
-    see `draw_unseen`.
+    With profile covariates, on the kind of day that a city never shows, the pooled model's own forecast stands for the
+    truth: see `draw_unseen`.
 
     Args:
       model: the forecaster.
@@ -76,7 +76,7 @@ def functional_losses(
       float32 [B], Huber loss in standard deviations.
     """
     bank, table = sources.bank, sources.train
-    anchor = from_tokens(codec.layout, codec.base)
+    anchor = from_tokens(codec.layout, codec.pooled)
 
     def one(code: jax.Array, region: jax.Array, variant: jax.Array, key: Key) -> jax.Array:
         graph = jax.tree.map(lambda leaf: leaf[region], sources.graphs)

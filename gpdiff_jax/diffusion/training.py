@@ -189,7 +189,7 @@ def train_network(
     train_key, evaluate_key = jax.random.split(key)
     devices = training_devices(config.batch // config.accumulate, devices)
     optimiser = network_optimiser(config)
-    shapes = jax.eval_shape(partial(from_tokens, data.codec.layout), data.codec.base)
+    shapes = jax.eval_shape(partial(from_tokens, data.codec.layout), data.codec.pooled)
     text = checkpoints and model_text(model, data.sources.sizes, shapes)
     return train(
         make_network_step(loss_fn, optimiser, config, len(devices)),

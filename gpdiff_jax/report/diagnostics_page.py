@@ -79,7 +79,7 @@ _ERROR_ROWS = (
         "What own prompts are worth, the city's part too.",
     ),
     ("rise_deviation_across", "Deviation of that rise", "{:.1f} %", "Over the shuffles."),
-    ("base", "Error of the base", "{:.4g}", "One parameter vector for all; a generator should be below it."),
+    ("pooled", "Error of the pooled model", "{:.4g}", "One parameter vector for all; a generator should be below it."),
     (
         "harvested",
         "Error of the harvested vectors",

@@ -234,7 +234,7 @@ def loss_figure(curves: Sequence[Curve], *, name: str, title: str, x_label: str,
 def projection_figure(
     zoo: Mapping[str, Float[np.ndarray, "M 2"]],
     generated: Float[np.ndarray, "G 2"],
-    base: Float[np.ndarray, "1 2"] | None,
+    pooled: Float[np.ndarray, "1 2"] | None,
     variance: Sequence[float],
     *,
     name: str,
@@ -242,12 +242,13 @@ def projection_figure(
     own_label: str = "generated",
     marks: Sequence[tuple[str, float, float]] = (),
 ) -> str:
-    """Draws the points of each city or class in a colour, those in question as open diamonds and the base as a cross.
+    """Draws the points of each city or class in a colour, those in question as open diamonds, the pooled model as a
+    cross.
 
     Args:
         zoo: the projected parameters (or prompts) of each source city, or of each class.
         generated: those of the target's regions.
-        base: that of the shared base model, or None.
+        pooled: that of the pooled model, or None.
         variance: the share of variance that each of the two axes holds.
         name: as in `horizon_figure`.
         alt: as in `horizon_figure`.
@@ -284,8 +285,8 @@ def projection_figure(
         for letter, x, y in marks:
             place = {"xytext": (5, 4), "textcoords": "offset points"}
             axes.annotate(letter, (x, y), color=INK, fontweight="bold", fontsize=12, zorder=6, **place)
-        if base is not None:
-            axes.scatter(*base.T, s=90, color=INK, marker="x", linewidths=2.6, label="base", zorder=5)
+        if pooled is not None:
+            axes.scatter(*pooled.T, s=90, color=INK, marker="x", linewidths=2.6, label="pooled", zorder=5)
         axes.set_xlabel(f"component 1 ({100 * variance[0]:.0f} % of the variance)")
         axes.set_ylabel(f"component 2 ({100 * variance[1]:.0f} %)")
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))

@@ -15,7 +15,7 @@ from gpdiff_jax.report import figures, markup
 from gpdiff_jax.report.markup import escape
 
 _PREDICTORS = {
-    "base_unchanged": "Base unchanged",
+    "pooled_unchanged": "Pooled model unchanged",
     "zoo_mean": "Mean of the other cities",
     "projection": "Own parameters, projected on the components",
     "own_parameters": "Own parameters",
@@ -165,12 +165,12 @@ def _prediction(prediction: ParameterPrediction | None) -> str:
         return markup.missing("a source city is left out in turn, and this run has only one")
     parts = [
         "<p>Every source city is left out in turn; ridge regression from a part of the prompt, fitted on the other "
-        "cities, predicts the leading principal components of its regions' parameters (differences from the base). "
-        "R² is the share of the components' variance among the city's regions that is explained, below 0 where "
+        "cities, predicts the leading principal components of its regions' parameters (differences from the pooled "
+        "model). R² is the share of the components' variance among the city's regions that is explained, below 0 where "
         "their mean would do better; within the city, it is the share once both means are taken out. MAE is the error "
         "of the forecasts with the predicted parameters on the left-out city's validation windows, in standard "
-        "deviations. The base and the encoders of the run were trained on all its source cities, the left-out one too "
-        "(the encoders without supervision), so these numbers flatter them.</p>"
+        "deviations. The pooled model and the encoders of the run were trained on all its source cities, the left-out "
+        "one too (the encoders without supervision), so these numbers flatter them.</p>"
     ]
     names = list(dict.fromkeys(one.predictor for one in prediction.predicted))
     rows = []
@@ -194,14 +194,14 @@ def _prediction(prediction: ParameterPrediction | None) -> str:
 
 
 def _by_city(prediction: ParameterPrediction) -> str:
-    base = {one.city: one.mae for one in prediction.predicted if one.predictor == "base_unchanged"}
+    pooled = {one.city: one.mae for one in prediction.predicted if one.predictor == "pooled_unchanged"}
     rows = []
     for one in prediction.predicted:
-        change = markup.cell(100 * (one.mae / base[one.city] - 1) if base[one.city] else None, "+.1f", " %")
+        change = markup.cell(100 * (one.mae / pooled[one.city] - 1) if pooled[one.city] else None, "+.1f", " %")
         penalty = markup.cell(one.penalty, "g")
         cells = f"{_numbers(one.r2, one.r2_within, one.mae)}{change}{penalty}"
         rows.append(f"<tr>{_first(one.city)}{_words(part_label(one.predictor))}{cells}</tr>")
-    heads = ["Left out", "Predictor", "R²", "R² within the city", "MAE", "Against the base", "Penalty"]
+    heads = ["Left out", "Predictor", "R²", "R² within the city", "MAE", "Against the pooled model", "Penalty"]
     return markup.table(heads, rows, "Prediction by left-out city", box="tall")
 
 

@@ -39,7 +39,7 @@ class Atlas:
     zoo_projection: np.ndarray  # float32 [M, 2]
     zoo_city: tuple[str, ...]  # M
     generated_projection: np.ndarray  # float32 [G, 2]
-    base_projection: np.ndarray  # float32 [1, 2] or [0, 2]
+    pooled_projection: np.ndarray  # float32 [1, 2] or [0, 2]
     projection_variance: tuple[float, float]
 
 
@@ -144,7 +144,7 @@ def _read_atlas(path: pathlib.Path) -> Atlas:
         coordinates = np.stack([arrays["longitude"], arrays["latitude"]], axis=1).astype(np.float64)
     edges = np.stack([arrays["senders"], arrays["receivers"]], axis=1)
     zoo, city = arrays["zoo_projection"], arrays["zoo_city"]
-    for name in ("zoo_projection", "generated_projection", "base_projection"):
+    for name in ("zoo_projection", "generated_projection", "pooled_projection"):
         if arrays[name].ndim != 2 or arrays[name].shape[1] != 2:
             raise InputError(f"{name} {arrays[name].shape} must be [any, 2]")
     if len(zoo) != len(city):
@@ -158,6 +158,6 @@ def _read_atlas(path: pathlib.Path) -> Atlas:
         zoo_projection=zoo,
         zoo_city=tuple(map(str, city)),
         generated_projection=arrays["generated_projection"],
-        base_projection=arrays["base_projection"],
+        pooled_projection=arrays["pooled_projection"],
         projection_variance=(float(variance[0]), float(variance[1])),
     )

@@ -16,8 +16,8 @@ from gpdiff_jax.report.results import Forecasts, Results
 _WEEK_HOURS = 7 * 24
 _QUANTILES = (("A good region", 0.1), ("A median region", 0.5), ("A bad region", 0.9))
 _STAGES = {
-    "base": ("The pooled base model", ("train_loss", "validation_loss")),
-    "harvest": ("Harvest, region by region", ("base_validation_loss", "validation_loss")),
+    "pooled": ("The pooled model", ("train_loss", "validation_loss")),
+    "harvest": ("Harvest, region by region", ("start_validation_loss", "validation_loss")),
     "pretrain": ("The diffusion model", ("loss", "token_loss", "functional_loss", "validation_loss")),
     "mlp": ("The MLP hypernetwork", ("loss", "token_loss", "functional_loss", "validation_loss")),
     "adapt": ("Fine-tuning on the support days", ("validation_loss",)),
@@ -358,7 +358,7 @@ def _parameters(results: Results) -> str:
     drawing = figures.projection_figure(
         zoo,
         atlas.generated_projection,
-        atlas.base_projection if len(atlas.base_projection) else None,
+        atlas.pooled_projection if len(atlas.pooled_projection) else None,
         atlas.projection_variance,
         name="parameters",
         alt=f"Scatter of the parameters of {len(zoo)} source cities and of the generated ones on two components.",

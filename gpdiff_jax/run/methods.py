@@ -25,9 +25,9 @@ _SCALARS = ("seconds", "learning_rate", "steps", "validation_mae")
 _BLIND = ("pooled", "target_only", "zoo_mean")
 _STAGES = {
     "target_only": (),
-    "pooled": ("base",),
-    "gpdiff": ("prompt_encoder", "prompts", "base", "harvest", "pretrain"),
-    "mlp_hypernetwork": ("prompt_encoder", "prompts", "base", "harvest", "mlp"),
+    "pooled": ("pooled",),
+    "gpdiff": ("prompt_encoder", "prompts", "pooled", "harvest", "pretrain"),
+    "mlp_hypernetwork": ("prompt_encoder", "prompts", "pooled", "harvest", "mlp"),
 }
 
 
@@ -40,7 +40,7 @@ def training_stages(method: str) -> tuple[str, ...]:
     """The stages that a method needs before it looks at the target, by the names that they are logged under."""
     if method in _RULES:
         return ()
-    return _STAGES.get(family_of(method), ("prompt_encoder", "prompts", "base", "harvest"))
+    return _STAGES.get(family_of(method), ("prompt_encoder", "prompts", "pooled", "harvest"))
 
 
 def held_methods(run: Stages) -> list[str]:
@@ -152,7 +152,7 @@ def _make_starts(run: Stages, channel: int, family: str, for_choice: bool) -> tu
             own = _random_starts(run, channel)
         return jax.tree.map(lambda leaf: np.asarray(leaf)[None], own), watch.seconds
     if family == "pooled":
-        return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (1, regions, *leaf.shape)), run.base), 0.0
+        return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (1, regions, *leaf.shape)), run.pooled), 0.0
     # What is trained on the sources is trained before the watch runs.
     prompts = (run.choice_prompts if for_choice else run.target_prompts)[channel]
     _ = run.mlp if family == "mlp_hypernetwork" else run.zoo

@@ -174,19 +174,19 @@ def _report_arrays(run: Stages) -> dict[str, np.ndarray]:
         return arrays | _projections(run)
     # A run without GPDiff among its methods has generated nothing.
     none = np.zeros((0, 2), np.float32)
-    places = {f"{name}_projection": none for name in ("zoo", "generated", "base")}
+    places = {f"{name}_projection": none for name in ("zoo", "generated", "pooled")}
     return arrays | places | {"zoo_city": np.zeros(0, "U1"), "projection_variance": np.zeros(2)}
 
 
 def _projections(run: Stages) -> dict[str, np.ndarray]:
     codec = run.hypernetwork.codec
     layout = codec.layout
-    spread, base = np.asarray(codec.spread), np.asarray(codec.base)
-    zoo = ((best_tokens(run.zoo, layout) - base) / spread).reshape(run.zoo.num_regions, -1)
+    spread, pooled = np.asarray(codec.spread), np.asarray(codec.pooled)
+    zoo = ((best_tokens(run.zoo, layout) - pooled) / spread).reshape(run.zoo.num_regions, -1)
     centre = zoo.mean(axis=0)
     _, singular, axes = np.linalg.svd(zoo - centre, full_matrices=False)
     generated = jax.vmap(jax.vmap(lambda params: to_tokens(layout, params)))(run.generated.params[0])
-    drawn = ((np.asarray(generated) - base) / spread).reshape(-1, zoo.shape[1])
+    drawn = ((np.asarray(generated) - pooled) / spread).reshape(-1, zoo.shape[1])
 
     def project(rows: np.ndarray) -> np.ndarray:
         return ((rows - centre) @ axes[:2].T).astype(np.float32)
@@ -195,7 +195,7 @@ def _projections(run: Stages) -> dict[str, np.ndarray]:
         "zoo_projection": project(zoo),
         "zoo_city": np.asarray([name.split("/", 1)[0] for name in run.zoo.names]),
         "generated_projection": project(drawn),
-        "base_projection": project(np.zeros((1, zoo.shape[1]))),
+        "pooled_projection": project(np.zeros((1, zoo.shape[1]))),
         "projection_variance": np.square(singular[:2]) / max(float(np.square(singular).sum()), 1e-12),
     }
 

@@ -19,7 +19,7 @@ from gpdiff_jax.prompts.encoders import SPATIAL_OF_PART, PromptConfig
 from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
 from gpdiff_jax.transfer.adapt import AdaptConfig
-from gpdiff_jax.zoo.pooled import BaseConfig
+from gpdiff_jax.zoo.pooled import PooledConfig
 from gpdiff_jax.zoo.region_training import HarvestConfig
 
 PRESETS = ("tiny", "demo", "small")
@@ -83,7 +83,7 @@ class Settings:
     simulation: SimulationConfig | None = None
     data: DataConfig = DataConfig()
     prompts: PromptConfig = PromptConfig()
-    base: BaseConfig = BaseConfig()
+    pooled: PooledConfig = PooledConfig()
     harvest: HarvestConfig = HarvestConfig()
     pretrain: PretrainConfig = PretrainConfig()
     generate: GenerateConfig = GenerateConfig()
@@ -150,7 +150,7 @@ _SIZES: dict[str, dict[str, Any]] = {
             temporal=TemporalConfig(width=16, heads=2, encoder_layers=1, steps=20, batch=16, evaluations=2),
             embedding=EmbeddingConfig(width=8, relation_width=4, epochs=5),
         ),
-        "base": BaseConfig(steps=100, regions=16, evaluations=2),
+        "pooled": PooledConfig(steps=100, regions=16, evaluations=2),
         "harvest": HarvestConfig(steps=40, evaluate_every=20, snapshots=2),
         "pretrain": PretrainConfig(
             denoiser=DenoiserConfig(width=32, layers=1), steps=40, batch=8, windows=4, evaluations=2
@@ -160,7 +160,7 @@ _SIZES: dict[str, dict[str, Any]] = {
         "target_only": AdaptConfig(learning_rates=(3e-3,), steps=40, stay_near=False, blind_learning_rate=3e-3),
     },
     "demo": {
-        "base": BaseConfig(steps=500, evaluations=10),
+        "pooled": PooledConfig(steps=500, evaluations=10),
         "harvest": HarvestConfig(steps=160),
         "pretrain": PretrainConfig(denoiser=DenoiserConfig(width=64, layers=2), steps=500, evaluations=10),
         "adapt": AdaptConfig(steps=80),

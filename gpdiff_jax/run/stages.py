@@ -34,7 +34,7 @@ from gpdiff_jax.training.storage import load_arrays, save_arrays
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo.harvest import harvest_zoo
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo, load_zoo
-from gpdiff_jax.zoo.pooled import train_base
+from gpdiff_jax.zoo.pooled import train_pooled
 
 _FORMAT = 1
 _MOST_NAMED = 5
@@ -106,9 +106,9 @@ class Stages:
         return make_model(self.settings.model, self.sources.sizes)
 
     @functools.cached_property
-    def base(self) -> Params:
-        """The pooled base."""
-        return _base_stage(self)
+    def pooled(self) -> Params:
+        """The pooled model."""
+        return _pooled_stage(self)
 
     @functools.cached_property
     def zoo(self) -> ParameterZoo:
@@ -213,23 +213,23 @@ def _prompts_stage(run: Stages) -> PromptedSources:
     return sources
 
 
-def _base_stage(run: Stages) -> Params:
-    folder = run.folder / "base"
+def _pooled_stage(run: Stages) -> Params:
+    folder = run.folder / "pooled"
     if folder.is_dir():
-        return jax.device_put(load_arrays(folder, _FORMAT, "base")[0])
-    with _logged(run, "base", run.settings.base.steps) as report:
-        kept, config = run.checkpoints("base"), run.settings.base
-        base = train_base(run.model, run.sources, config, key=run.key("base"), checkpoints=kept, progress=report)
-    save_arrays(folder, base, {"format": _FORMAT})
-    run.drop_checkpoints("base")
-    return base
+        return jax.device_put(load_arrays(folder, _FORMAT, "pooled")[0])
+    with _logged(run, "pooled", run.settings.pooled.steps) as report:
+        kept, config = run.checkpoints("pooled"), run.settings.pooled
+        pooled = train_pooled(run.model, run.sources, config, key=run.key("base"), checkpoints=kept, progress=report)
+    save_arrays(folder, pooled, {"format": _FORMAT})
+    run.drop_checkpoints("pooled")
+    return pooled
 
 
 def _harvest_stage(run: Stages) -> ParameterZoo:
     folder = run.folder / "zoo"
     if folder.is_dir():
         return load_zoo(folder, run.prompted)
-    base, sources = run.base, run.prompted
+    pooled, sources = run.pooled, run.prompted
     alone = sources.unvalidated
     if alone:
         shown = ", ".join(map(repr, alone[:_MOST_NAMED])) + (", ..." if len(alone) > _MOST_NAMED else "")
@@ -240,7 +240,7 @@ def _harvest_stage(run: Stages) -> ParameterZoo:
         )
     with _logged(run, "harvest", sources.num_regions) as report:
         config, key = run.settings.harvest, run.key("harvest")
-        return harvest_zoo(run.model, sources, base, config, key=key, folder=folder, progress=report)
+        return harvest_zoo(run.model, sources, pooled, config, key=key, folder=folder, progress=report)
 
 
 def _pretrain_stage(run: Stages) -> Hypernetwork:

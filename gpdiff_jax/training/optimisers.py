@@ -1,4 +1,4 @@
-"""In: a learning rate. Out: Adam on clipped gradients, the optimiser that base, regions, generator and tuning share."""
+"""In: a learning rate. Out: Adam on clipped gradients, the optimiser that all trainings share."""
 
 import jax
 import optax

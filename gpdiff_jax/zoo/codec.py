@@ -53,8 +53,8 @@ class Codec:
     the zoo's spread along it, and none for a layer that does not vary; without, it is empty.
     """
 
-    base: jax.Array  # float32 [L, W], tokens of the base parameters
-    mean: jax.Array  # float32 [L, W], mean difference to the base over the zoo
+    pooled: jax.Array  # float32 [L, W], tokens of the pooled parameters
+    mean: jax.Array  # float32 [L, W], mean difference to the pooled model over the zoo
     spread: jax.Array  # float32 [L, W], what the differences are divided by, 1 on padding
     basis: tuple[jax.Array, ...]
     layout: TokenLayout = flax.struct.field(pytree_node=False)
@@ -80,7 +80,7 @@ class Codec:
 
     def encode(self, tokens: Float[Array, "L W"]) -> Float[Array, "rows width"]:
         """Tokens of one parameter vector to its code; padding is not looked at."""
-        difference = jnp.where(self.layout.mask() > 0, (tokens - self.base - self.mean) / self.spread, 0.0)
+        difference = jnp.where(self.layout.mask() > 0, (tokens - self.pooled - self.mean) / self.spread, 0.0)
         if not self.basis:
             return difference
         rows = []
@@ -97,12 +97,12 @@ class Codec:
         Padding of the code is not looked at.
         """
         if not self.basis:
-            return self.base + self.mean + jnp.where(self.mask() > 0, code * self.spread, 0.0)
+            return self.pooled + self.mean + jnp.where(self.mask() > 0, code * self.spread, 0.0)
         parts = [
             (code[layer, : basis.shape[0]] @ basis).reshape(-1, self.layout.width)
             for layer, basis in enumerate(self.basis)
         ]
-        return self.base + self.mean + jnp.concatenate(parts)
+        return self.pooled + self.mean + jnp.concatenate(parts)
 
     def params(self, code: Float[Array, "rows width"]) -> dict:
         """The parameter pytree of a code."""
@@ -115,7 +115,7 @@ class Codec:
 
 def fit_codec(
     layout: TokenLayout,
-    base: Float[np.ndarray, "L W"],
+    pooled: Float[np.ndarray, "L W"],
     tokens: Float[np.ndarray, "X L W"],
     weights: Float[np.ndarray, " X"],
     components: int,
@@ -125,7 +125,7 @@ def fit_codec(
 
     Args:
       layout: of the tokens.
-      base: [L, W], tokens of the base parameters.
+      pooled: [L, W], tokens of the pooled parameters.
       tokens: [X, L, W], the zoo.
       weights: [X], weight of each vector, so that every city counts alike.
       components: most components per layer; 0 for none.
@@ -135,7 +135,7 @@ def fit_codec(
       The codec.
     """
     share = weights / weights.sum()
-    differences = tokens - base
+    differences = tokens - pooled
     mean = np.einsum("x,xlw->lw", share, differences)
     deviations = differences - mean
     variance = np.einsum("x,xlw->lw", share, np.square(deviations))
@@ -144,7 +144,7 @@ def fit_codec(
     for index in range(len(layout.layers)):
         own, live = layer == index, mask[layer == index] > 0
         overall = np.sqrt(variance[own][live].mean())
-        size = np.sqrt(np.square((base + mean)[own][live], dtype=np.float64).mean())
+        size = np.sqrt(np.square((pooled + mean)[own][live], dtype=np.float64).mean())
         least = max(_LEAST_OF_SIZE * size, 1e-8)
         scale = np.full(live.shape, max(overall, least))
         if normalisation == "coordinate":
@@ -154,7 +154,7 @@ def fit_codec(
             rows = (np.sqrt(share)[:, None, None] * deviations[:, own] / spread[own]).reshape(len(tokens), -1)
             directions = principal_directions(rows, components) if overall > least else rows[:0]
             basis.append(directions * spread[own].reshape(1, -1))
-    arrays = {"base": base, "mean": mean, "spread": spread, "basis": tuple(basis)}
+    arrays = {"pooled": pooled, "mean": mean, "spread": spread, "basis": tuple(basis)}
     return Codec(**jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), arrays)), layout=layout)
 
 

@@ -1,4 +1,4 @@
-"""In: source cities and a model. Out: the parameter zoo, a few vectors per region, each grown from one pooled base.
+"""In: source cities and a model. Out: the parameter zoo, a few vectors per region, each grown from one pooled model.
 
 The region axis is added here: regions of like size in buckets, buckets in chunks, a chunk spread over the devices.
 """
@@ -102,7 +102,7 @@ def plan_chunks(sources: Sources, size: int, steps: int) -> list[Chunk]:
 def harvest_chunks(
     model: Model,
     sources: Sources,
-    base: Params,
+    pooled: Params,
     config: HarvestConfig,
     chunks: Sequence[Chunk],
     *,
@@ -114,7 +114,7 @@ def harvest_chunks(
     Args:
       model: the forecaster.
       sources: the source regions.
-      base: the pooled base.
+      pooled: the pooled model.
       config: steps and sizes; `regions_per_batch` above 0.
       chunks: of `plan_chunks`, all or some; what a region is trained beside does not depend on which.
       key: random key of the harvest.
@@ -132,7 +132,7 @@ def harvest_chunks(
         name = sources.names[int(np.flatnonzero(short)[0])]
         raise InputError(f"`data_windows` (={config.data_windows}) is more than the windows of {name!r}; ask for fewer")
     start_key, train_key = jax.random.split(key)
-    shared = SharedData(sources.bank, sources.train, base, start_key, train_key, Pace.of(config))
+    shared = SharedData(sources.bank, sources.train, pooled, start_key, train_key, Pace.of(config))
 
     spread = RowSpread(_make_train_rows(model, sources.sizes, _without_pace(config)), shared, devices)
     # On the host, where a chunk is cut out without a program of its own.
@@ -197,7 +197,7 @@ def _finished(chunk: Chunk, pending: PendingRows, sources: Sources) -> tuple[Chu
 def measure_regions_per_batch(
     model: Model,
     sources: Sources,
-    base: Params,
+    pooled: Params,
     config: HarvestConfig,
     *,
     candidates: Sequence[int] = (1, 8, 64, 256),
@@ -208,7 +208,7 @@ def measure_regions_per_batch(
     Args:
       model: the forecaster.
       sources: the source regions.
-      base: the pooled base.
+      pooled: the pooled model.
       config: of the harvest.
       candidates: numbers of regions to try; those above the number of regions are left out.
       devices: see `harvest_chunks`.
@@ -225,7 +225,7 @@ def measure_regions_per_batch(
         chunk = plan_chunks(sources, count * num_devices, steps=0)[-1]
         for _ in range(2):  # the first call compiles
             begin = time.perf_counter()
-            list(harvest_chunks(model, sources, base, short, [chunk], key=jax.random.key(0), devices=devices))
+            list(harvest_chunks(model, sources, pooled, short, [chunk], key=jax.random.key(0), devices=devices))
             seconds[count] = (time.perf_counter() - begin) / len(chunk.rows)
     return min(seconds, key=lambda count: seconds[count])
 
@@ -233,7 +233,7 @@ def measure_regions_per_batch(
 def harvest_zoo(
     model: Model,
     sources: PromptedSources,
-    base: Params,
+    pooled: Params,
     config: HarvestConfig,
     *,
     key: Key,
@@ -247,7 +247,7 @@ def harvest_zoo(
     Args:
       model: the forecaster.
       sources: the source regions.
-      base: the pooled base.
+      pooled: the pooled model.
       config: steps and sizes.
       key: random key.
       folder: where the zoo is written, chunk by chunk; a harvest that was stopped goes on after the last chunk that it
@@ -267,7 +267,7 @@ def harvest_zoo(
         config = dataclasses.replace(config, regions_per_batch=1 if jax.default_backend() == "cpu" else 0)
     plan = plan_chunks(sources, chunk, config.steps * config.seeds * config.data_windows)
     if folder is not None and _is_filled(pathlib.Path(folder).expanduser()):
-        return load_zoo(folder, sources, of=fingerprint(model, sources, base, config, plan, key=key))
+        return load_zoo(folder, sources, of=fingerprint(model, sources, pooled, config, plan, key=key))
     results: dict[int, HarvestedRegion] = {}
     mine: str | None = None
     if folder is not None:
@@ -277,7 +277,7 @@ def harvest_zoo(
             results[index] = result._replace(params={})  # what lies on disk need not stay in memory
             if config.regions_per_batch == 0:
                 config = dataclasses.replace(config, regions_per_batch=facts["regions_per_batch"])
-            mine = mine or fingerprint(model, sources, base, config, plan, key=key)
+            mine = mine or fingerprint(model, sources, pooled, config, plan, key=key)
             if facts["of"] != mine:
                 place = str(partial_folder(folder))
                 raise InputError(
@@ -285,15 +285,15 @@ def harvest_zoo(
                     "of JAX; name another folder"
                 )
     if config.regions_per_batch == 0:
-        chosen = measure_regions_per_batch(model, sources, base, config, devices=devices)
+        chosen = measure_regions_per_batch(model, sources, pooled, config, devices=devices)
         config = dataclasses.replace(config, regions_per_batch=chosen)
     facts = {
-        "of": mine or fingerprint(model, sources, base, config, plan, key=key),
+        "of": mine or fingerprint(model, sources, pooled, config, plan, key=key),
         "regions_per_batch": config.regions_per_batch,
     }
     missing = [one for one in plan if one.index not in results]
     done = sources.num_regions - sum(len(one.rows) for one in missing)
-    for one, result in harvest_chunks(model, sources, base, config, missing, key=key, devices=devices):
+    for one, result in harvest_chunks(model, sources, pooled, config, missing, key=key, devices=devices):
         if folder is not None:
             save_chunk(folder, one.index, result, facts)
         done += len(one.rows)
@@ -304,8 +304,8 @@ def harvest_zoo(
     order = np.argsort(np.concatenate(rows))
     harvested = jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *(results[one.index] for one in plan))
     if folder is None:
-        return make_zoo(model.name, sources, base, harvested)
-    zoo = make_zoo(model.name, sources, base, harvested, StoredVectors(folder, tuple(rows)))
+        return make_zoo(model.name, sources, pooled, harvested)
+    zoo = make_zoo(model.name, sources, pooled, harvested, StoredVectors(folder, tuple(rows)))
     finish_zoo(folder, zoo, rows, facts["of"])
     return zoo
 
@@ -316,14 +316,14 @@ def _is_filled(folder: pathlib.Path) -> bool:
 
 
 def fingerprint(
-    model: Model, sources: Sources, base: Params, config: HarvestConfig, plan: Sequence[Chunk], *, key: Key
+    model: Model, sources: Sources, pooled: Params, config: HarvestConfig, plan: Sequence[Chunk], *, key: Key
 ) -> str:
     """Tells one harvest from another, so that chunks of two are never put into one zoo.
 
     Args:
       model: the forecaster; the operations that it stands for count, not its name alone.
       sources: the source regions; every array that a chunk reads counts.
-      base: the pooled base.
+      pooled: the pooled model.
       config: steps and sizes.
       plan: which regions are trained together.
       key: random key of the harvest.
@@ -331,10 +331,10 @@ def fingerprint(
     Returns:
       A hash.
     """
-    arrays = (key, base, sources.bank, sources.train, sources.regions, [one.rows for one in plan])
+    arrays = (key, pooled, sources.bank, sources.train, sources.regions, [one.rows for one in plan])
     # How many are trained side by side changes rounding alone.
     config = dataclasses.replace(config, regions_per_batch=None)
-    words = (model.name, model_text(model, sources.sizes, base), config, sources.names, sources.config)
+    words = (model.name, model_text(model, sources.sizes, pooled), config, sources.names, sources.config)
     return digest_of(repr(words), arrays)
 
 
@@ -343,7 +343,7 @@ def chunk_metrics(result: HarvestedRegion) -> dict[str, float]:
     known = np.isfinite(result.start_mae)
     errors = {
         "validation_loss": result.validation_mae[known, 0],
-        "base_validation_loss": result.start_mae[known],
+        "start_validation_loss": result.start_mae[known],
     }
     means = {name: float(values.mean()) for name, values in errors.items() if len(values)}
     return means | {"steps": float(result.step[:, 0].mean())}

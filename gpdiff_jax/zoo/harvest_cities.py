@@ -21,7 +21,7 @@ from gpdiff_jax.training.storage import load_arrays, save_arrays
 from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo.harvest import harvest_zoo
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
-from gpdiff_jax.zoo.pooled import BaseConfig, train_base
+from gpdiff_jax.zoo.pooled import PooledConfig, train_pooled
 from gpdiff_jax.zoo.region_training import HarvestConfig
 
 _FORMAT = 1
@@ -36,7 +36,7 @@ def harvest_cities(
     model: str = "stgcn",
     key: Key,
     data: DataConfig = DataConfig(),
-    base: BaseConfig = BaseConfig(),
+    pooled: PooledConfig = PooledConfig(),
     config: HarvestConfig = HarvestConfig(),
     prompts: PromptConfig = PromptConfig(),
     folder: str | pathlib.Path | None = None,
@@ -50,13 +50,13 @@ def harvest_cities(
       model: name of a registered model.
       key: random key.
       data: windows, covariates and graphs.
-      base: training of the pooled model.
+      pooled: training of the pooled model.
       config: training of the regions.
       prompts: parts of the prompts; with others than statistics, their encoders are trained on the cities too.
       folder: where everything is kept as it comes: a harvest that was stopped goes on where it was, and a finished one
         is read. None keeps all in memory.
       devices: to spread the work over; None for all that suit each stage.
-      progress: see `Progress`; its stages are "prompt_encoder", "base" and "harvest".
+      progress: see `Progress`; its stages are "prompt_encoder", "pooled" and "harvest".
 
     Returns:
       The zoo, with the sources attached for `pretrain`.
@@ -71,7 +71,7 @@ def harvest_cities(
       >>> cities = [gpd.load_city(path) for path in paths]  # doctest: +SKIP
       >>> zoo = gpd.harvest_cities(cities, key=jax.random.key(0), folder="zoo")  # doctest: +SKIP
     """
-    data_key, base_key, region_key = jax.random.split(key, 3)
+    data_key, pooled_key, region_key = jax.random.split(key, 3)
     sources = prepare_sources(cities, data, key=data_key)
     for city, spans in zip(cities, sources.spans, strict=True):
         check_parts(prompts, city, spans[0])
@@ -116,11 +116,11 @@ def harvest_cities(
 
         encoder = PromptEncoder.from_arrays(*stored("prompt_encoder", (prompts,), encoder_key, make_encoder))
 
-    def make_base(checkpoints: pathlib.Path | None) -> tuple[dict, dict]:
-        kept: Any = {"checkpoints": checkpoints, "progress": reports("base")}
-        return train_base(forecaster, sources, base, key=base_key, devices=devices, **kept), {}
+    def make_pooled(checkpoints: pathlib.Path | None) -> tuple[dict, dict]:
+        kept: Any = {"checkpoints": checkpoints, "progress": reports("pooled")}
+        return train_pooled(forecaster, sources, pooled, key=pooled_key, devices=devices, **kept), {}
 
-    start: Params = jax.device_put(stored("base", (model, base), base_key, make_base)[0])
+    start: Params = jax.device_put(stored("pooled", (model, pooled), pooled_key, make_pooled)[0])
     prompted = with_prompts(sources, cities, encoder)
     place = None if place is None else place / "zoo"
     kept: Any = {"folder": place, "devices": devices, "progress": reports("harvest")}

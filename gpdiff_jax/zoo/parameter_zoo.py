@@ -24,7 +24,7 @@ from gpdiff_jax.typing import Params
 from gpdiff_jax.zoo.region_training import HarvestedRegion
 from gpdiff_jax.zoo.tokens import TokenLayout, check_layout, make_layout
 
-_FORMAT = 5
+_FORMAT = 6
 _INDEX = "index"
 
 
@@ -54,10 +54,10 @@ class StoredVectors:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ParameterZoo:
-    """M parameter vectors for each of R source regions, the best of each region first, grown from one base."""
+    """M parameter vectors for each of R source regions, the best of each region first, grown from one pooled model."""
 
     model: str
-    base: Params
+    pooled: Params
     vectors: HeldVectors | StoredVectors
     validation_mae: np.ndarray  # float32 [R, M], scaled; NaN for a region without a reading to validate on
     start_mae: np.ndarray  # float32 [R], of where each region started
@@ -77,7 +77,7 @@ class ParameterZoo:
     @property
     def layout(self) -> TokenLayout:
         """Where every parameter lies in tokens of the published width."""
-        return make_layout(self.base)
+        return make_layout(self.pooled)
 
     @property
     def params(self) -> Params:
@@ -88,14 +88,18 @@ class ParameterZoo:
 
 
 def make_zoo(
-    model: str, sources: PromptedSources, base: Params, harvested: HarvestedRegion, vectors: StoredVectors | None = None
+    model: str,
+    sources: PromptedSources,
+    pooled: Params,
+    harvested: HarvestedRegion,
+    vectors: StoredVectors | None = None,
 ) -> ParameterZoo:
     """Puts harvested regions beside their prompts.
 
     Args:
       model: name of the forecaster.
       sources: what was harvested.
-      base: the pooled base.
+      pooled: the pooled model.
       harvested: of all regions, stacked; its parameters are not looked at where `vectors` are given.
       vectors: the parameters, if they lie elsewhere.
 
@@ -104,7 +108,7 @@ def make_zoo(
     """
     return ParameterZoo(
         model=model,
-        base=base,
+        pooled=pooled,
         vectors=HeldVectors(harvested.params) if vectors is None else vectors,
         **{name: np.asarray(getattr(harvested, name)) for name in _PROVENANCE},
         prompts=sources.prompts,
@@ -167,7 +171,7 @@ def finish_zoo(
     """
     partial = partial_folder(folder)
     arrays = {
-        "base": zoo.base,
+        "pooled": zoo.pooled,
         **{name: getattr(zoo, name) for name in _PROVENANCE},
         "prompts": zoo.prompts.values,
         "region_ids": zoo.prompts.region_ids,
@@ -217,7 +221,7 @@ def load_zoo(
             "folder"
         )
     layout, what = TokenLayout.from_json(facts["layout"]), f"the zoo at {str(folder)!r}"
-    check_layout(layout, make_layout(arrays["base"]), what, "its base")
+    check_layout(layout, make_layout(arrays["pooled"]), what, "its pooled model")
     if sources is not None and facts["model"] in model_names():
         today = abstract_params(make_model(facts["model"], sources.sizes), sources.sizes)
         check_layout(layout, make_layout(today), what, f"the model {facts['model']!r}")
@@ -227,7 +231,7 @@ def load_zoo(
     stored = Prompts(values, region_ids, *named, spatial=tuple(facts.get("prompt_spatial", ())))
     return ParameterZoo(
         model=facts["model"],
-        base=arrays["base"],
+        pooled=arrays["pooled"],
         vectors=StoredVectors(folder, rows),
         **{name: np.asarray(arrays[name]) for name in _PROVENANCE},
         prompts=stored if sources is None else sources.prompts,

@@ -1,4 +1,4 @@
-"""In: source regions and a model. Out: the pooled base, one parameter vector trained on all of them together."""
+"""In: source regions and a model. Out: the pooled model, one parameter vector trained on all of them together."""
 
 import dataclasses
 import pathlib
@@ -28,8 +28,8 @@ from gpdiff_jax.zoo.tokens import make_layout
 
 
 @dataclasses.dataclass(frozen=True)
-class BaseConfig:
-    """How the pooled base is trained: `regions` x `windows` windows a step, cosine decay, best validation kept."""
+class PooledConfig:
+    """How the pooled model is trained: `regions` x `windows` windows a step, cosine decay, best validation kept."""
 
     steps: int = 2000
     regions: int = 64
@@ -80,17 +80,17 @@ def _initial_params(model: Model, sizes: ModelSizes, graphs: RegionGraph, key: K
     return model.init(key, graph, *zeros)
 
 
-class BaseData(NamedTuple):
-    """What every step of training the pooled base reads."""
+class PooledData(NamedTuple):
+    """What every step of training the pooled model reads."""
 
     sources: Sources
     odds: jax.Array  # float32 [R], how often a region is drawn, and how much it counts in the validation
 
 
-def train_base(
+def train_pooled(
     model: Model,
     sources: Sources,
-    config: BaseConfig,
+    config: PooledConfig,
     *,
     key: Key,
     devices: Sequence[Device] | None = None,
@@ -122,14 +122,14 @@ def train_base(
     city = np.asarray(sources.city_index)
     odds = (1.0 / np.bincount(city).astype(np.float32))[city]
     return train(
-        make_base_step(model, optimiser, config, len(devices)),
+        make_pooled_step(model, optimiser, config, len(devices)),
         start_training(params, optimiser),
-        BaseData(sources, jax.device_put(odds)),
+        PooledData(sources, jax.device_put(odds)),
         key=train_key,
         steps=config.steps,
         evaluate_every=steps_between_evaluations(config.steps, config.evaluations),
         devices=devices,
-        name="pooled base",
+        name="pooled model",
         evaluate=_make_evaluate(model, sources.num_regions, len(devices)),
         checkpoints=checkpoints,
         settings=(model.name, checkpoints and model_text(model, sources.sizes, params), config),
@@ -137,10 +137,10 @@ def train_base(
     ).params
 
 
-def make_base_step(
-    model: Model, optimiser: optax.GradientTransformation, config: BaseConfig, num_devices: int
-) -> Callable[[TrainState, BaseData, Key], tuple[TrainState, dict[str, jax.Array]]]:
-    """One step of training the pooled base, for `loop.train`: `regions` random regions, `windows` windows of each.
+def make_pooled_step(
+    model: Model, optimiser: optax.GradientTransformation, config: PooledConfig, num_devices: int
+) -> Callable[[TrainState, PooledData, Key], tuple[TrainState, dict[str, jax.Array]]]:
+    """One step of training the pooled model, for `loop.train`: `regions` random regions, `windows` windows of each.
 
     Args:
       model: the forecaster.
@@ -152,7 +152,9 @@ def make_base_step(
       See `step.make_step`.
     """
 
-    def sums(params: Params, data: BaseData, part: Part, key: Key) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    def sums(
+        params: Params, data: PooledData, part: Part, key: Key
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         sources = data.sources
         region_key, window_key = jax.random.split(key)
         drawn = jax.random.categorical(region_key, jnp.log(data.odds), shape=(config.regions,))
@@ -169,11 +171,11 @@ def make_base_step(
 
 def _make_evaluate(
     model: Model, num_regions: int, num_devices: int
-) -> Callable[[Params, BaseData, Key], dict[str, jax.Array]]:
+) -> Callable[[Params, PooledData, Key], dict[str, jax.Array]]:
     """The validation error, every city with the same weight; the devices share the regions."""
     share = -(-num_regions // num_devices)
 
-    def evaluate(params: Params, data: BaseData, key: Key) -> dict[str, jax.Array]:
+    def evaluate(params: Params, data: PooledData, key: Key) -> dict[str, jax.Array]:
         del key
         sources = data.sources
         mine = share * jax.lax.axis_index(DEVICES) + jnp.arange(share, dtype=jnp.int32)

@@ -31,16 +31,16 @@ INITS = ("pooled", "shared", "random")
 class HarvestConfig:
     """How the regions are trained, one by one.
 
-    `init` says where a region starts: "pooled" the base trained on all regions, "shared" one random draw for all,
-    "random" a draw of its own. Every region is trained `seeds` x `data_windows` times: with other batches, and on each
-    of so many equal stretches of its training span alone. A training stops after `patience` evaluations without a
+    `init` says where a region starts: "pooled" the parameters trained on all regions, "shared" one random draw for
+    all, "random" a draw of its own. Every region is trained `seeds` x `data_windows` times: with other batches, and on
+    each of so many equal stretches of its training span alone. A training stops after `patience` evaluations without a
     better validation error and keeps its best `snapshots`; one of a region without a reading to validate on takes all
-    steps and keeps its last. What is evaluated and kept is a running average of the
-    parameters over about 1 / (1 - `averaging`) steps. Where a city shows no weekend at all (or no weekday),
-    `anchor_windows` windows a step hold the region to what its start says of such days, which its own readings would
-    let drift; 0 lets it. That takes profile covariates: without them the start knows nothing of the region that is
-    worth holding to. `regions_per_batch` regions are trained side by side: 1 suits a CPU's cache, many an accelerator,
-    and 0 measures what suits the device; None is 1 on a CPU, and elsewhere measured by `harvest_zoo`.
+    steps and keeps its last. What is evaluated and kept is a running average of the parameters over about 1 / (1 -
+    `averaging`) steps. Where a city shows no weekend at all (or no weekday), `anchor_windows` windows a step hold the
+    region to what its start says of such days, which its own readings would let drift; 0 lets it. That takes profile
+    covariates: without them the start knows nothing of the region that is worth holding to. `regions_per_batch` regions
+    are trained side by side: 1 suits a CPU's cache, many an accelerator, and 0 measures what suits the device; None is
+    1 on a CPU, and elsewhere measured by `harvest_zoo`.
     """
 
     init: str = "pooled"
@@ -109,7 +109,7 @@ class SharedData(NamedTuple):
 
     bank: SeriesBank
     train: StartTable
-    base: Params
+    pooled: Params
     start_key: Key
     train_key: Key
     pace: Pace
@@ -132,7 +132,7 @@ def make_region_trainer(
 
     def start_of(shared: SharedData, region: SourceRegion, seed: Int[Array, ""]) -> Params:
         if config.init == "pooled":
-            return shared.base
+            return shared.pooled
         own = jax.random.fold_in(shared.start_key, seed)
         if config.init == "random":
             own = jax.random.fold_in(own, region.region_id)

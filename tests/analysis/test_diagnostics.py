@@ -150,7 +150,7 @@ def _zoo(simulated_cities: list[City]) -> ParameterZoo:
     told = np.repeat(np.stack([place, np.asarray(sources.city_index, np.float32)], axis=1)[None], 3, axis=0)
     return ParameterZoo(
         model="teller",
-        base={"place": np.full(1, 7.5, np.float32)},
+        pooled={"place": np.full(1, 7.5, np.float32)},
         vectors=HeldVectors({"place": np.stack([place, place + 0.1], axis=1)[..., None]}),
         validation_mae=np.ones((16, 2), np.float32),
         start_mae=np.ones(16, np.float32),
@@ -165,7 +165,7 @@ def _zoo(simulated_cities: list[City]) -> ParameterZoo:
 
 
 def _generator(zoo: ParameterZoo, follows: str) -> _Known:
-    layout = make_layout(zoo.base, 2)
+    layout = make_layout(zoo.pooled, 2)
     tokens = np.asarray(jax.vmap(functools.partial(to_tokens, layout))({"place": zoo.params["place"][:, 0]}))
     assert zoo.sources is not None
     return _Known(
@@ -174,7 +174,7 @@ def _generator(zoo: ParameterZoo, follows: str) -> _Known:
         data=_DATA,
         denoiser_config=DenoiserConfig(),
         variables={},
-        codec=fit_codec(layout, np.asarray(to_tokens(layout, zoo.base)), tokens, np.ones(16), 0),
+        codec=fit_codec(layout, np.asarray(to_tokens(layout, zoo.pooled)), tokens, np.ones(16), 0),
         prompt_scaler=PromptScaler(jnp.zeros(2), jnp.full(2, 4.0)),
         prompt_names=_NAMES,
         follows=follows,
@@ -200,7 +200,7 @@ def test_a_generator_that_follows_its_prompt_loses_when_prompts_are_shuffled(zoo
     held_out, aimed = found["response"]["held_out"], found["response"]["c"]
     for part in (held_out, aimed):
         assert part["rise"] > 500 and part["shuffled"] == pytest.approx(part["error"] * (1 + part["rise"] / 100))
-        assert part["rise_deviation"] > 0 and part["base"] > 10 * part["error"]
+        assert part["rise_deviation"] > 0 and part["pooled"] > 10 * part["error"]
     # Regions of the other city are further away in the list.
     assert held_out["rise_across"] > held_out["rise"]
     assert held_out["harvested"] == pytest.approx(held_out["error"], rel=1e-4)
@@ -219,7 +219,7 @@ def test_a_generator_that_ignores_its_prompt_does_not(zoo, target):
     found = _diagnose(zoo, target, "nothing")
     for part in found["response"].values():
         assert part["rise"] == part["rise_deviation"] == 0 and part["shuffled"] == part["error"]
-        assert part["error"] == pytest.approx(part["base"], rel=1e-5)
+        assert part["error"] == pytest.approx(part["pooled"], rel=1e-5)
     assert found["response"]["held_out"]["rise_across"] == 0
     assert all(group["correlation"] is None and group["effective_rank"] == 0 for group in found["groups"].values())
 

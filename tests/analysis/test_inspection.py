@@ -161,7 +161,7 @@ def test_the_page_names_every_city_and_nothing_in_it_is_taken_for_html(inspectio
     rows = [
         Predicted(city, name, float("nan") if name == "all" else -0.25, 0.5, 0.125, penalty)
         for city in ("crowd_0", _BAD)
-        for name, penalty in (("base_unchanged", None), ("statistics", 10.0), ("all", 3.0), ("own_parameters", None))
+        for name, penalty in (("pooled_unchanged", None), ("statistics", 10.0), ("all", 3.0), ("own_parameters", None))
     ]
     prediction = ParameterPrediction(cities, tuple(rows))
     parts = prompt_parts(renamed, prediction, target="crowd_2", badges=["seed 0", _BAD])
@@ -169,7 +169,7 @@ def test_the_page_names_every_city_and_nothing_in_it_is_taken_for_html(inspectio
     reader = _Reader()
     reader.feed(text)
     assert [tag for tag, _ in reader.tags].count("script") == 1 and _BAD in reader.words
-    for city in ("crowd_0", "crowd_2", "Statistics", "Temporal encoder", "Base unchanged", "Own parameters"):
+    for city in ("crowd_0", "crowd_2", "Statistics", "Temporal encoder", "Pooled model unchanged", "Own parameters"):
         assert city in reader.words
     assert all(name in reader.words for row in renamed.neighbours for name in [renamed.names[row]])
     # Two pictures per part, one small line per region and neighbour.

@@ -38,8 +38,8 @@ def _zoo(simulated_cities) -> ParameterZoo:
         simulated_cities,
     )
     model = make_model("stid", sources.sizes)
-    base = initial_params(model, sources.graphs, sources.sizes, key=jax.random.key(1))
-    flat, unravel = ravel_pytree(base)
+    pooled = initial_params(model, sources.graphs, sources.sizes, key=jax.random.key(1))
+    flat, unravel = ravel_pytree(pooled)
     rng = np.random.default_rng(0)
     regions = sources.num_regions
     told = rng.normal(size=(1, regions, 5)).astype(np.float32)
@@ -48,7 +48,7 @@ def _zoo(simulated_cities) -> ParameterZoo:
     best = jax.vmap(unravel)(jnp.asarray(vectors, jnp.float32))
     return ParameterZoo(
         model="stid",
-        base=base,
+        pooled=pooled,
         vectors=HeldVectors(jax.tree.map(lambda leaf: np.stack([leaf, leaf + 1], axis=1), best)),
         validation_mae=np.ones((regions, 2), np.float32),
         start_mae=np.ones(regions, np.float32),
@@ -88,7 +88,7 @@ def test_the_part_that_holds_the_parameters_predicts_them_and_noise_does_not(fou
     for name in ("projection", "own_parameters"):
         assert all(row.r2 == pytest.approx(1) == row.r2_within for row in _of(found, name))
     # What is the same for all regions of a city tells none apart, and is further off than their mean.
-    for name in ("base_unchanged", "zoo_mean"):
+    for name in ("pooled_unchanged", "zoo_mean"):
         assert all(row.r2 < 0 and row.r2_within == pytest.approx(0, abs=1e-6) for row in _of(found, name))
         assert all(row.penalty is None for row in _of(found, name))
 
@@ -105,8 +105,8 @@ def test_errors_are_those_of_the_forecasters_with_these_parameters(zoo, found):
     for row in range(zoo.num_regions):
         region = jax.tree.map(lambda leaf, row=row: leaf[row], sources.regions)
         own.append(float(error(jax.tree.map(lambda leaf, row=row: jnp.asarray(leaf[row]), best), sources, region)))
-        unchanged.append(float(error(zoo.base, sources, region)))
-    for name, errors in (("own_parameters", own), ("base_unchanged", unchanged)):
+        unchanged.append(float(error(zoo.pooled, sources, region)))
+    for name, errors in (("own_parameters", own), ("pooled_unchanged", unchanged)):
         expected = np.asarray(errors).reshape(3, 8).mean(axis=1)
         np.testing.assert_allclose([row.mae for row in _of(found, name)], expected, rtol=1e-4)
     # The truth lies in the plane of the components, and what is found from the temporal part lies near it.
@@ -157,7 +157,7 @@ def test_parameters_of_the_left_out_city_change_nothing_that_is_predicted_for_it
 
     params = jax.tree.map(moved, zoo.params)
     other = predict_parameters(dataclasses.replace(zoo, vectors=HeldVectors(params)))
-    for name in (*_PARTS, "base_unchanged", "zoo_mean"):
+    for name in (*_PARTS, "pooled_unchanged", "zoo_mean"):
         before, after = _of(found, name), _of(other, name)
         assert after[1].mae == before[1].mae and after[1].penalty == before[1].penalty, name
     assert _of(other, "own_parameters")[1].mae != _of(found, "own_parameters")[1].mae

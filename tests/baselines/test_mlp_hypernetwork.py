@@ -74,11 +74,11 @@ def _problem(sources: Sources) -> tuple[ParameterZoo, LatentSpace]:
         "bias": (0.3 * told[0, :, :1] * np.ones((16, 6))).astype(np.float32)[:, None],
         "scale": (0.5 + 0.3 * told[0, :, 1:2] * np.ones((16, 6))).astype(np.float32)[:, None],
     }
-    base = {"bias": jnp.zeros(6), "scale": jnp.full(6, 0.5)}
+    pooled = {"bias": jnp.zeros(6), "scale": jnp.full(6, 0.5)}
     names = ("a", "b", "c", "d")
     zoo = ParameterZoo(
         model="linear",
-        base=base,
+        pooled=pooled,
         vectors=HeldVectors(params),
         validation_mae=np.ones((16, 1), np.float32),
         start_mae=np.ones(16, np.float32),

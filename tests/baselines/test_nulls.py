@@ -22,7 +22,7 @@ def _problem(cities: int, *, noise: float = 0.0, regions: int = 200):
     told = rng.normal(size=(regions + 20, _ENTRIES))
     slope, shift = rng.normal(size=(_ENTRIES, _OUT)), rng.normal(size=_OUT)
     params = told @ slope + shift + noise * rng.normal(size=(regions + 20, _OUT))
-    base = {"a": {"x": np.full(2, 0.5, np.float32)}, "b": np.full((3, 1), -1.0, np.float32)}
+    pooled = {"a": {"x": np.full(2, 0.5, np.float32)}, "b": np.full((3, 1), -1.0, np.float32)}
 
     def tree(rows: np.ndarray) -> dict:
         rows = rows.astype(np.float32)
@@ -33,7 +33,7 @@ def _problem(cities: int, *, noise: float = 0.0, regions: int = 200):
     names = tuple(f"p{k}" for k in range(_ENTRIES))
     zoo = ParameterZoo(
         model="linear",
-        base=base,
+        pooled=pooled,
         vectors=HeldVectors(snapshots),
         validation_mae=np.ones((regions, 2), np.float32),
         start_mae=np.ones(regions, np.float32),
@@ -71,12 +71,12 @@ def test_the_solution_is_the_weighted_ridge_regression():
     rows = np.concatenate(
         [root * np.append(told, np.ones((len(told), 1)), axis=1), np.sqrt(penalty) * np.eye(_ENTRIES, _ENTRIES + 1)]
     )
-    base = np.array([0.5, 0.5, -1, -1, -1])
-    solution = np.linalg.lstsq(rows, np.concatenate([root * (wanted - base), np.zeros((_ENTRIES, _OUT))]), rcond=None)[
-        0
-    ]
+    pooled = np.array([0.5, 0.5, -1, -1, -1])
+    solution = np.linalg.lstsq(
+        rows, np.concatenate([root * (wanted - pooled), np.zeros((_ENTRIES, _OUT))]), rcond=None
+    )[0]
     asked = np.asarray(scale_prompts(target, scaler), np.float64)[0]
-    expected = base + np.append(asked, np.ones((20, 1)), axis=1) @ solution
+    expected = pooled + np.append(asked, np.ones((20, 1)), axis=1) @ solution
     np.testing.assert_allclose(np.asarray(params["a"]["x"]), expected[:, :2], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(np.asarray(params["b"])[:, :, 0], expected[:, 2:], rtol=1e-4, atol=1e-4)
 
@@ -142,7 +142,7 @@ def test_the_nearest_prompts_parameters_are_those_of_one_region():
     got = nearest_prompt(zoo, target)
     chosen = [min(range(13), key=lambda region: _shortest(query, told, region)) for query in asked]
     assert len(set(chosen)) > 3
-    # Through the difference from the base and back: one rounding.
+    # Through the difference from the pooled model and back: one rounding.
     np.testing.assert_allclose(_rows(got), _rows(zoo.params)[chosen, 0], rtol=1e-6, atol=1e-6)
     # A prompt of the zoo, in any variant, finds its own region.
     own = dataclasses.replace(target, values=zoo.prompts.values[2:], region_ids=zoo.prompts.region_ids)

@@ -22,18 +22,18 @@ _CONFIG = DenoiserConfig(width=8, layers=1, heads=2, prompt_bottleneck=4)
 
 def _codec(components: int, still: tuple[str, ...] = ("head",), width: int = 4) -> Codec:
     rng = np.random.default_rng(0)
-    base = {name: rng.normal(size=size).astype(np.float32) for name, size in _SIZES.items()}
+    pooled = {name: rng.normal(size=size).astype(np.float32) for name, size in _SIZES.items()}
     trees = [
         {
             name: leaf + (name not in still) * rng.normal(size=leaf.shape).astype(np.float32)
-            for name, leaf in base.items()
+            for name, leaf in pooled.items()
         }
         for _ in range(6)
     ]
     kinds = {"gate": "temporal", "graph": "graph", "head": "output"}
-    layout = make_layout(base, width, kinds_of_layers(tuple(kinds.items()), base))
+    layout = make_layout(pooled, width, kinds_of_layers(tuple(kinds.items()), pooled))
     tokens = np.stack([to_tokens(layout, tree) for tree in trees])
-    return fit_codec(layout, np.asarray(to_tokens(layout, base)), tokens, np.ones(6), components)
+    return fit_codec(layout, np.asarray(to_tokens(layout, pooled)), tokens, np.ones(6), components)
 
 
 @pytest.fixture(scope="module", name="made", params=[0, 4])
@@ -131,9 +131,9 @@ def test_rows_are_told_apart_by_kind_alone(made):
 def test_codes_that_attention_cannot_hold_or_that_hold_nothing_are_refused():
     with pytest.raises(InputError, match="the parameter vectors of the zoo are all the same"):
         make_denoiser(_CONFIG, _codec(4, still=tuple(_SIZES)), _PROMPT)
-    base = {"gate": np.zeros(9001, np.float32)}
-    layout = make_layout(base, 2)
-    tokens = np.asarray(to_tokens(layout, base))
+    pooled = {"gate": np.zeros(9001, np.float32)}
+    layout = make_layout(pooled, 2)
+    tokens = np.asarray(to_tokens(layout, pooled))
     with pytest.raises(
         InputError, match=r"`token_width` \(=2\) makes 4501 tokens, more than 4096; choose a larger one"
     ):

@@ -72,10 +72,10 @@ def _toy(sources: Sources) -> tuple[ZooCodes, Codec, np.ndarray]:
         {"bias": 0.3 * p[0] * np.ones(6, np.float32), "scale": 0.5 + 0.3 * p[1] * np.ones(6, np.float32)}
         for p in prompt[0]
     ]
-    base = {"bias": np.zeros(6, np.float32), "scale": np.full(6, 0.5, np.float32)}
-    layout = make_layout(base, 8)
+    pooled = {"bias": np.zeros(6, np.float32), "scale": np.full(6, 0.5, np.float32)}
+    layout = make_layout(pooled, 8)
     tokens = np.stack([to_tokens(layout, jax.tree.map(lambda leaf: leaf.astype(np.float32), v)) for v in vectors])
-    codec = fit_codec(layout, np.asarray(to_tokens(layout, base)), tokens, np.ones(len(tokens)), 0)
+    codec = fit_codec(layout, np.asarray(to_tokens(layout, pooled)), tokens, np.ones(len(tokens)), 0)
     codes = jnp.stack([codec.encode(jnp.asarray(t)) for t in tokens])[:, None]
     held_out = held_out_regions(sources, 0.2, key=jax.random.key(1))
     odds = jnp.asarray(np.where(held_out, 0.0, 1.0), jnp.float32)

@@ -72,9 +72,9 @@ def _folder(tmp_path_factory, simulated_cities: list[gpd.City]):
 
 
 def _generator(city: gpd.City) -> gpd.Hypernetwork:
-    base = {"bias": jnp.zeros(6), "scale": jnp.ones((6, 1))}
-    layout, rng = make_layout(base, 4), np.random.default_rng(0)
-    flat = np.asarray(to_tokens(layout, base))
+    pooled = {"bias": jnp.zeros(6), "scale": jnp.ones((6, 1))}
+    layout, rng = make_layout(pooled, 4), np.random.default_rng(0)
+    flat = np.asarray(to_tokens(layout, pooled))
     codec = fit_codec(layout, flat, flat + 0.3 * rng.normal(size=(16, *flat.shape)).astype(np.float32), np.ones(16), 0)
     told = gpd.target_prompts(city, support_days=3)
     config = gpd.DenoiserConfig(width=8, layers=1, heads=2, prompt_bottleneck=4)

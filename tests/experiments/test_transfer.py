@@ -91,9 +91,9 @@ def test_every_other_file_of_a_run_is_there_and_readable(finished):
     config = json.loads((folder / "config.json").read_text())
     assert config["seed"] == 0 and config["device_count"] >= 1 and {"jax", "flax", "optax"} <= set(config["versions"])
     log = read_log(folder / "log.jsonl")
-    assert {line["stage"] for line in log} == {"base", "harvest", "pretrain", "generate", "adapt"}
-    steps = [line["step"] for line in log if line["stage"] == "base"]
-    assert steps == [10, 20] and all("train_loss" in line for line in log if line["stage"] == "base")
+    assert {line["stage"] for line in log} == {"pooled", "harvest", "pretrain", "generate", "adapt"}
+    steps = [line["step"] for line in log if line["stage"] == "pooled"]
+    assert steps == [10, 20] and all("train_loss" in line for line in log if line["stage"] == "pooled")
     page = (folder / "report.html").read_text()
     assert "<html" in page and "crowd_2" in page and "gpdiff_few_shot" in page.replace(" ", "_").lower()
     with np.load(folder / "report.npz", allow_pickle=False) as held:
@@ -117,7 +117,13 @@ def test_a_finished_run_is_read_back_without_training(finished, data_dir, tmp_pa
     def refuse(*arguments, **options):
         raise AssertionError("a finished stage ran again")
 
-    for name in ("stages.train_base", "stages.harvest_zoo", "stages.pretrain", "methods.zero_shot", "methods.few_shot"):
+    for name in (
+        "stages.train_pooled",
+        "stages.harvest_zoo",
+        "stages.pretrain",
+        "methods.zero_shot",
+        "methods.few_shot",
+    ):
         monkeypatch.setattr(f"gpdiff_jax.run.{name}", refuse)
     assert Run.open(tmp_path / "run", tiny_settings(data_dir)).evaluate() == content
 

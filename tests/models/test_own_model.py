@@ -55,9 +55,9 @@ def test_the_model_of_the_readme_is_harvested(tmp_path: pathlib.Path, simulated_
         simulated_cities[:1],
     )
     model = make_model(name, sources.sizes)
-    base = initial_params(model, sources.graphs, sources.sizes, key=jax.random.key(1))
+    pooled = initial_params(model, sources.graphs, sources.sizes, key=jax.random.key(1))
     config = HarvestConfig(steps=40, evaluate_every=20, snapshots=2, learning_rate=1e-2)
-    zoo = harvest_zoo(model, sources, base, config, key=jax.random.key(2))
+    zoo = harvest_zoo(model, sources, pooled, config, key=jax.random.key(2))
     assert (zoo.validation_mae[:, 0] < zoo.start_mae).all()
 
 

@@ -14,8 +14,8 @@ _GROUP = {
     "harvested_rms": 1.0, "harvested_effective_rank": 20.0, "harvested_nearest": 5.0, "harvested_correlation": 0.3,
 }  # fmt: skip
 _PART = {
-    "error": 0.4, "spread": 0.08, "base": 0.5, "harvested": 0.3, "shuffled": 0.44, "rise": 10.0, "rise_deviation": 1.0,
-    "shuffled_across": 0.5, "rise_across": 25.0, "rise_deviation_across": 2.0,
+    "error": 0.4, "spread": 0.08, "pooled": 0.5, "harvested": 0.3, "shuffled": 0.44, "rise": 10.0,
+    "rise_deviation": 1.0, "shuffled_across": 0.5, "rise_across": 25.0, "rise_deviation_across": 2.0,
 }  # fmt: skip
 _CONTENT = {
     "target": "a<b>", "unit": "km/h", "seed": 3, "covariates": "none", "samples": 5, "steps": 20, "guidance": 1.0,
@@ -26,7 +26,7 @@ _CONTENT = {
     },
     "response": {
         "held_out": _PART,
-        "a<b>": {"error": 12.5, "spread": None, "base": 20.0, "shuffled": 12.0, "rise": -4.0, "rise_deviation": None},
+        "a<b>": {"error": 12.5, "spread": None, "pooled": 20.0, "shuffled": 12.0, "rise": -4.0, "rise_deviation": None},
     },
 }  # fmt: skip
 

@@ -25,7 +25,7 @@ _METHODS = {
     "pooled_zero_shot": 1.25,
     "pooled_few_shot": 1.08,
     "meta_learned_few_shot": 1.1,
-    "base_unchanged_zero_shot": 1.24,
+    "pooled_unchanged_zero_shot": 1.24,
     "zoo_mean_few_shot": 1.15,
     "nearest_prompt_few_shot": 1.17,
     "mlp_hypernetwork_few_shot": 1.06,
@@ -104,15 +104,15 @@ def write_run(folder, *, regions=60, windows=168, located=True, names=None, cale
     np.savez(
         folder / "report.npz",
         senders=np.repeat(np.arange(regions), 2).astype(np.int32), receivers=nearest.ravel().astype(np.int32),
-        zoo_projection=zoo, zoo_city=np.repeat(content["sources"], 80), base_projection=np.zeros((1, 2)),
+        zoo_projection=zoo, zoo_city=np.repeat(content["sources"], 80), pooled_projection=np.zeros((1, 2)),
         generated_projection=rng.normal(size=(regions, 2)) * 1.5, projection_variance=np.array([0.41, 0.17]),
         **coordinates,
     )  # fmt: skip
     with LogWriter(folder / "log.jsonl", clock=lambda: 1.7e9) as log:
         for step in range(0, 2000, 20):
-            log.write("base", step, train_loss=0.3 + np.exp(-step / 300), validation_loss=0.35 + np.exp(-step / 300))
+            log.write("pooled", step, train_loss=0.3 + np.exp(-step / 300), validation_loss=0.35 + np.exp(-step / 300))
         for chunk in range(9):
-            log.write("harvest", 500, chunk=chunk, validation_loss=0.3 - 0.01 * chunk, base_validation_loss=0.4)
+            log.write("harvest", 500, chunk=chunk, validation_loss=0.3 - 0.01 * chunk, start_validation_loss=0.4)
         for step in range(0, 5000, 10):
             loss = 0.2 + np.exp(-step / 900) + 0.03 * abs(rng.normal())
             log.write("pretrain", step, loss=2 * loss, token_loss=loss, functional_loss=0.8 * loss, grad_norm=1.0)

@@ -112,8 +112,8 @@ def test_a_run_goes_on_from_another_place_with_other_devices_and_says_that_versi
     Run.open(tmp_path / "run", settings)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "versions" in line]
     assert re.fullmatch(r"this run was begun with other versions \(jax 0.0.1, now [\d.]+\); its parts may differ", line)
-    with pytest.raises(InputError, match=r"a run with other settings \(base.steps 20, now 21\); name another folder"):
-        Run.open(tmp_path / "run", dataclasses.replace(settings, base=dataclasses.replace(settings.base, steps=21)))
+    with pytest.raises(InputError, match=r"a run with other settings \(pooled.steps 20, now 21\); name another folder"):
+        Run.open(tmp_path / "run", dataclasses.replace(settings, pooled=dataclasses.replace(settings.pooled, steps=21)))
 
 
 def test_another_programs_folder_is_left_alone(data_dir, tmp_path):

@@ -88,12 +88,12 @@ def test_rules_that_train_nothing_train_nothing(data_dir, tmp_path, capsys):
 def test_seconds_hold_what_a_method_needs_and_training_is_told_apart(finished):
     folder, content = finished
     stages = json.loads((folder / "seconds.json").read_text())
-    assert set(stages) == {"base", "harvest", "pretrain", "generate"} and min(stages.values()) > 0
+    assert set(stages) == {"pooled", "harvest", "pretrain", "generate"} and min(stages.values()) > 0
     training = {name: entry["training_seconds"] for name, entry in content["methods"].items()}
     assert training["last_value"] == training["target_only"] == 0
-    assert training["pooled_zero_shot"] == stages["base"]
-    assert training["ridge_hypernetwork_few_shot"] == pytest.approx(stages["base"] + stages["harvest"])
-    assert training["gpdiff_zero_shot"] == pytest.approx(stages["base"] + stages["harvest"] + stages["pretrain"])
+    assert training["pooled_zero_shot"] == stages["pooled"]
+    assert training["ridge_hypernetwork_few_shot"] == pytest.approx(stages["pooled"] + stages["harvest"])
+    assert training["gpdiff_zero_shot"] == pytest.approx(stages["pooled"] + stages["harvest"] + stages["pretrain"])
     generating = load_arrays(folder / "generated", 1, "generated parameters")[1]["seconds"]["0"]
     assert content["methods"]["gpdiff_zero_shot"]["seconds"] > generating > 0
 

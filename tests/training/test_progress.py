@@ -83,7 +83,7 @@ def test_metrics_are_read_only_when_shown():
             return 1.0
 
     clock, console = _Clock(), _console(force_terminal=False)
-    with progress.stage("base", 30, console=console, clock=clock) as stage:
+    with progress.stage("pooled", 30, console=console, clock=clock) as stage:
         for _ in range(30):
             clock.now += 1.0
             stage.advance(loss=Number())
@@ -101,14 +101,18 @@ def test_terminal_gets_a_bar_that_ends_full():
 def test_log_lines_hold_plain_finite_values(tmp_path):
     path = tmp_path / "deep" / "log.jsonl"
     with progress.LogWriter(path, clock=lambda: 12.34567) as log:
-        log.write("base", np.int64(3), loss=jnp.float32(0.1), bad=math.inf, worse=jnp.array([1.0, np.nan]), method="m")
-        log.write("base", 4, half=jnp.bfloat16(0.5), count=np.int32(7), nothing=None, on=True, deep={"a": (1, np.nan)})
+        log.write(
+            "pooled", np.int64(3), loss=jnp.float32(0.1), bad=math.inf, worse=jnp.array([1.0, np.nan]), method="m"
+        )
+        log.write(
+            "pooled", 4, half=jnp.bfloat16(0.5), count=np.int32(7), nothing=None, on=True, deep={"a": (1, np.nan)}
+        )
         # Flushed line by line: another process sees them while the log is open.
         seen = path.read_text().splitlines()
     assert [json.loads(line, parse_constant=pytest.fail) for line in seen] == progress.read_log(path)
     assert progress.read_log(path) == [
-        {"time": 12.346, "stage": "base", "step": 3, "loss": 0.1, "bad": None, "worse": [1.0, None], "method": "m"},
-        {"time": 12.346, "stage": "base", "step": 4, "half": 0.5, "count": 7, "nothing": None, "on": True}
+        {"time": 12.346, "stage": "pooled", "step": 3, "loss": 0.1, "bad": None, "worse": [1.0, None], "method": "m"},
+        {"time": 12.346, "stage": "pooled", "step": 4, "half": 0.5, "count": 7, "nothing": None, "on": True}
         | {"deep": {"a": [1, None]}},
     ]
 
@@ -117,13 +121,13 @@ def test_log_lines_hold_plain_finite_values(tmp_path):
 def test_a_line_cut_by_a_kill_is_dropped_and_the_rest_kept(tmp_path, cut):
     path = tmp_path / "log.jsonl"
     with progress.LogWriter(path) as log:
-        log.write("base", 1, loss=1.0, note="Zürich")
-        log.write("base", 2, loss=0.5, note="Zürich")
+        log.write("pooled", 1, loss=1.0, note="Zürich")
+        log.write("pooled", 2, loss=0.5, note="Zürich")
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
     assert [record["step"] for record in progress.read_log(path)] == [1]
     with progress.LogWriter(path) as log:
-        log.write("base", 2, loss=0.5, note="Zürich")
+        log.write("pooled", 2, loss=0.5, note="Zürich")
     assert [record["step"] for record in progress.read_log(path)] == [1, 2]
 
 

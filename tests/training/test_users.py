@@ -20,7 +20,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("mlp", "encoder")]
 
 
-@pytest.mark.parametrize("name", ["base", "denoiser", "embedding", *_LONG])
+@pytest.mark.parametrize("name", ["pooled", "denoiser", "embedding", *_LONG])
 def test_one_device_and_two_train_the_same_parameters_in_float64(name, simulated_cities):
     cities = simulated_cities[:2]
     sources = prepare(cities)

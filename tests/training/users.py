@@ -31,7 +31,7 @@ from gpdiff_jax.training.optimisers import clipped_adam
 from gpdiff_jax.training.step import of_type, start_training
 from gpdiff_jax.typing import Params
 from gpdiff_jax.zoo.codec import CodecConfig, fit_codec
-from gpdiff_jax.zoo.pooled import BaseConfig, BaseData, make_base_step
+from gpdiff_jax.zoo.pooled import PooledConfig, PooledData, make_pooled_step
 from gpdiff_jax.zoo.tokens import make_layout
 from tests.tiny import make_tiny
 
@@ -61,20 +61,20 @@ def _pretrain(evaluations: int) -> PretrainConfig:
     return PretrainConfig(denoiser, CodecConfig(components=4), _STEPS, evaluations=evaluations, **sizes)
 
 
-def _base(cities: Sequence[City], sources: Sources, evaluations: int, devices: list, **options: Any) -> Params:
+def _pooled(cities: Sequence[City], sources: Sources, evaluations: int, devices: list, **options: Any) -> Params:
     del cities
     model, optimiser = make_tiny(sources.sizes), clipped_adam(1e-2)
     shapes, rng = abstract_params(model, sources.sizes), np.random.default_rng(0)
     start = jax.tree.map(lambda leaf: (0.1 * rng.normal(size=leaf.shape)).astype(_dtype()), shapes)
     return train(
-        make_base_step(model, optimiser, BaseConfig(regions=4, windows=2), len(devices)),
+        make_pooled_step(model, optimiser, PooledConfig(regions=4, windows=2), len(devices)),
         start_training(start, optimiser),
-        BaseData(_wide(sources), jax.device_put(np.ones(sources.num_regions, np.float32))),
+        PooledData(_wide(sources), jax.device_put(np.ones(sources.num_regions, np.float32))),
         key=_KEY,
         steps=_STEPS,
         evaluate_every=_STEPS // evaluations,
         devices=devices,
-        name="base",
+        name="pooled",
         **options,
     ).params
 
@@ -134,5 +134,5 @@ def _embedding(cities: Sequence[City], sources: Sources, evaluations: int, **opt
     return train_embedding(graph, config, key=_KEY, train=triples, validation=triples[:9], **options).params
 
 
-USERS = {"base": _base, "denoiser": _denoiser, "mlp": _mlp, "encoder": _encoder, "embedding": _embedding}
+USERS = {"pooled": _pooled, "denoiser": _denoiser, "mlp": _mlp, "encoder": _encoder, "embedding": _embedding}
 """From cities, their sources, a number of evaluations, devices and checkpoints to parameters."""

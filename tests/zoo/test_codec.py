@@ -32,22 +32,22 @@ def _tree(seed: int, scale: float = 1.0) -> dict:
 
 @pytest.fixture(scope="module", name="zoo")
 def _zoo() -> tuple[TokenLayout, np.ndarray, np.ndarray]:
-    """A layout, the base's tokens, and the tokens of seven vectors around it."""
-    base = _tree(100, 10.0)
-    layout = make_layout(base, 4)
-    trees = [jax.tree.map(np.add, base, _tree(seed)) for seed in range(7)]
-    return layout, np.asarray(to_tokens(layout, base)), np.stack([to_tokens(layout, tree) for tree in trees])
+    """A layout, the pooled model's tokens, and the tokens of seven vectors around it."""
+    pooled = _tree(100, 10.0)
+    layout = make_layout(pooled, 4)
+    trees = [jax.tree.map(np.add, pooled, _tree(seed)) for seed in range(7)]
+    return layout, np.asarray(to_tokens(layout, pooled)), np.stack([to_tokens(layout, tree) for tree in trees])
 
 
 def _centred(zoo) -> np.ndarray:
-    _, base, tokens = zoo
-    mean = sum(w * (t - base) for w, t in zip(_WEIGHTS, tokens, strict=True)) / _WEIGHTS.sum()
-    return tokens - base - mean
+    _, pooled, tokens = zoo
+    mean = sum(w * (t - pooled) for w, t in zip(_WEIGHTS, tokens, strict=True)) / _WEIGHTS.sum()
+    return tokens - pooled - mean
 
 
 def test_without_components_every_layer_is_scaled_by_its_own_spread(zoo):
-    layout, base, tokens = zoo
-    codec = fit_codec(layout, base, tokens, _WEIGHTS, 0)
+    layout, pooled, tokens = zoo
+    codec = fit_codec(layout, pooled, tokens, _WEIGHTS, 0)
     deviations = _centred(zoo)
     for layer in range(3):
         entries = (layout.layer_tokens() == layer)[:, None] & (layout.mask() > 0)
@@ -62,14 +62,14 @@ def test_without_components_every_layer_is_scaled_by_its_own_spread(zoo):
 
 
 def test_by_coordinate_each_is_scaled_by_its_own_spread_and_a_constant_one_stays(zoo):
-    layout, base, tokens = zoo
+    layout, pooled, tokens = zoo
     tokens, layer = tokens.copy(), layout.layer_tokens()[:, None]
-    tokens[:, 0, 1] = base[0, 1]  # constant, and the base's
-    tokens[:, 1, 2] = 7.3  # constant, and not the base's
-    tokens[:, layer[:, 0] == 1] = base[layer[:, 0] == 1] + np.float32(0.1)  # a whole layer
-    plain = fit_codec(layout, base, tokens, _WEIGHTS, 0)
-    codec = fit_codec(layout, base, tokens, _WEIGHTS, 0, "coordinate")
-    own = np.sqrt(np.average(np.square(_centred((layout, base, tokens))), axis=0, weights=_WEIGHTS))
+    tokens[:, 0, 1] = pooled[0, 1]  # constant, and the pooled model's
+    tokens[:, 1, 2] = 7.3  # constant, and not the pooled model's
+    tokens[:, layer[:, 0] == 1] = pooled[layer[:, 0] == 1] + np.float32(0.1)  # a whole layer
+    plain = fit_codec(layout, pooled, tokens, _WEIGHTS, 0)
+    codec = fit_codec(layout, pooled, tokens, _WEIGHTS, 0, "coordinate")
+    own = np.sqrt(np.average(np.square(_centred((layout, pooled, tokens))), axis=0, weights=_WEIGHTS))
     varies = own > 1e-6
     assert varies.sum() == layout.mask().sum() - 7 and (layer != 1)[varies.any(axis=1)].all()
     np.testing.assert_allclose(np.asarray(codec.spread)[varies], own[varies], rtol=1e-4)
@@ -85,8 +85,8 @@ def test_by_coordinate_each_is_scaled_by_its_own_spread_and_a_constant_one_stays
 
 
 def test_components_by_coordinate_are_those_of_the_correlations(zoo):
-    layout, base, tokens = zoo
-    codec = fit_codec(layout, base, tokens, _WEIGHTS, 2, "coordinate")
+    layout, pooled, tokens = zoo
+    codec = fit_codec(layout, pooled, tokens, _WEIGHTS, 2, "coordinate")
     share, spread = _WEIGHTS / _WEIGHTS.sum(), np.asarray(codec.spread)
     for layer, basis in enumerate(codec.basis):
         own = layout.layer_tokens() == layer
@@ -107,8 +107,8 @@ def test_components_by_coordinate_are_those_of_the_correlations(zoo):
     ("components", "normalisation"), [(0, "layer"), (0, "coordinate"), (7, "coordinate"), (50, "layer")]
 )
 def test_encode_and_decode_are_inverse_on_the_zoo(zoo, components, normalisation):
-    layout, base, tokens = zoo
-    codec = fit_codec(layout, base, tokens, _WEIGHTS, components, normalisation)
+    layout, pooled, tokens = zoo
+    codec = fit_codec(layout, pooled, tokens, _WEIGHTS, components, normalisation)
     for vector in tokens:
         code = codec.encode(jnp.asarray(vector))
         assert code.shape == codec.mask().shape
@@ -121,8 +121,8 @@ def test_encode_and_decode_are_inverse_on_the_zoo(zoo, components, normalisation
 
 
 def test_components_are_the_principal_ones_of_each_layer_and_codes_have_unit_size(zoo):
-    layout, base, tokens = zoo
-    codec = fit_codec(layout, base, tokens, _WEIGHTS, 2)
+    layout, pooled, tokens = zoo
+    codec = fit_codec(layout, pooled, tokens, _WEIGHTS, 2)
     deviations, share = _centred(zoo).astype(np.float64), _WEIGHTS / _WEIGHTS.sum()
     codes = np.stack([codec.encode(jnp.asarray(vector)) for vector in tokens])
     assert codes.shape == (7, 3, 2) and codec.layer_of_code == (0, 1, 2)
@@ -133,15 +133,15 @@ def test_components_are_the_principal_ones_of_each_layer_and_codes_have_unit_siz
         power = np.linalg.eigvalsh(rows.T @ (share[:, None] * rows))[::-1]
         np.testing.assert_allclose(np.square(basis).sum(axis=1), power[:2], rtol=1e-3)
         # Of all two-dimensional views of the layer, the code keeps the most: what is lost is the other powers' sum.
-        kept = np.stack([np.asarray(codec.decode(jnp.asarray(code))) for code in codes]) - base - (tokens - base)
+        kept = np.stack([np.asarray(codec.decode(jnp.asarray(code))) for code in codes]) - pooled - (tokens - pooled)
         lost = np.square(kept[:, layout.layer_tokens() == layer]).reshape(7, -1).sum(axis=1)
         np.testing.assert_allclose((share * lost).sum(), power[2:].sum(), rtol=1e-2, atol=1e-9)
 
 
 def test_a_layer_with_fewer_directions_is_padded_and_a_zoo_without_any_still_decodes(zoo):
-    layout, base, tokens = zoo
-    frozen = np.where((layout.layer_tokens() == 1)[:, None], base, tokens)
-    codec = fit_codec(layout, base, frozen, _WEIGHTS, 4)
+    layout, pooled, tokens = zoo
+    frozen = np.where((layout.layer_tokens() == 1)[:, None], pooled, tokens)
+    codec = fit_codec(layout, pooled, frozen, _WEIGHTS, 4)
     assert codec.mask().sum(axis=1).tolist() == [4, 0, 4]
     np.testing.assert_allclose(
         codec.decode(codec.encode(jnp.asarray(frozen[0])))[layout.layer_tokens() == 1],
@@ -149,16 +149,16 @@ def test_a_layer_with_fewer_directions_is_padded_and_a_zoo_without_any_still_dec
         rtol=1e-6,
     )
     assert codec.filled == (4, 0, 4)
-    # Away from the base as well, where the mean is not exact.
-    still = fit_codec(layout, base, np.stack([base + layout.mask() * np.float32(0.1)] * 3), np.ones(3), 4)
+    # Away from the pooled model as well, where the mean is not exact.
+    still = fit_codec(layout, pooled, np.stack([pooled + layout.mask() * np.float32(0.1)] * 3), np.ones(3), 4)
     assert still.mask().shape == (3, 1) and not still.mask().any()
-    np.testing.assert_allclose(still.decode(jnp.ones((3, 1))), base + 0.1 * layout.mask(), rtol=1e-6)
+    np.testing.assert_allclose(still.decode(jnp.ones((3, 1))), pooled + 0.1 * layout.mask(), rtol=1e-6)
 
 
 def test_params_of_a_code_are_the_pytree_and_jit_vmap_and_a_loop_agree(zoo):
-    layout, base, tokens = zoo
-    codec = fit_codec(layout, base, tokens, _WEIGHTS, 3)
-    codes = encode_zoo(codec, jnp.asarray(tokens[:6].reshape(3, 2, *base.shape))).reshape(6, *codec.mask().shape)
+    layout, pooled, tokens = zoo
+    codec = fit_codec(layout, pooled, tokens, _WEIGHTS, 3)
+    codes = encode_zoo(codec, jnp.asarray(tokens[:6].reshape(3, 2, *pooled.shape))).reshape(6, *codec.mask().shape)
     loop = np.stack([Codec.encode(codec, jnp.asarray(vector)) for vector in tokens[:6]])
     np.testing.assert_allclose(codes, loop, rtol=1e-5, atol=1e-5)
     decode = jax.jit(jax.vmap(functools.partial(Codec.decode, codec)))

@@ -20,30 +20,30 @@ def _sources(simulated_cities: list[City]) -> Sources:
     return prepare(simulated_cities[:2])
 
 
-@pytest.fixture(scope="module", name="base")
-def _base(sources: Sources) -> dict:
+@pytest.fixture(scope="module", name="pooled")
+def _pooled(sources: Sources) -> dict:
     params = initial_params(MODEL, sources.graphs, sources.sizes, key=jax.random.key(3))
     return jax.tree.map(lambda leaf: 0.3 * leaf, params)
 
 
-def test_chunks_of_another_harvest_are_refused(tmp_path, sources, base):
+def test_chunks_of_another_harvest_are_refused(tmp_path, sources, pooled):
     folder = tmp_path / "zoo"
 
     def stop(done: int, metrics: dict) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        harvest_zoo(MODEL, sources, base, CONFIG, key=KEY, chunk=5, folder=folder, progress=stop)
+        harvest_zoo(MODEL, sources, pooled, CONFIG, key=KEY, chunk=5, folder=folder, progress=stop)
     with pytest.raises(InputError, match=r"zoo.partial' holds chunks of a harvest of other .* name another folder"):
         other = dataclasses.replace(CONFIG, learning_rate=1e-3)
-        harvest_zoo(MODEL, sources, base, other, key=KEY, chunk=5, folder=folder)
+        harvest_zoo(MODEL, sources, pooled, other, key=KEY, chunk=5, folder=folder)
 
 
-def test_every_array_that_a_chunk_reads_and_the_models_operations_are_in_the_fingerprint(sources, base):
+def test_every_array_that_a_chunk_reads_and_the_models_operations_are_in_the_fingerprint(sources, pooled):
     plan = plan_chunks(sources, 5, 10**6)
 
-    def mark(sources=sources, base=base, model=MODEL, config=CONFIG, plan=plan, key=KEY) -> str:
-        return fingerprint(model, sources, base, config, plan, key=key)
+    def mark(sources=sources, pooled=pooled, model=MODEL, config=CONFIG, plan=plan, key=KEY) -> str:
+        return fingerprint(model, sources, pooled, config, plan, key=key)
 
     whole = mark()
     assert whole == mark()
@@ -62,8 +62,8 @@ def test_every_array_that_a_chunk_reads_and_the_models_operations_are_in_the_fin
             seen.add(mark(sources=sources.replace(**{name: changed})))
     flipped = sum(np.size(leaf) > 0 for leaf in jax.tree.leaves(read))
     assert flipped > 20 and len(seen) == flipped + 1
-    other = jax.tree.map(lambda leaf: leaf + 1e-6, base)
-    for change in ({"base": other}, {"key": jax.random.key(1)}, {"plan": plan[:-1]}):
+    other = jax.tree.map(lambda leaf: leaf + 1e-6, pooled)
+    for change in ({"pooled": other}, {"key": jax.random.key(1)}, {"plan": plan[:-1]}):
         seen.add(mark(**change))
     seen.add(mark(config=dataclasses.replace(CONFIG, steps=30)))
 

@@ -17,7 +17,7 @@ from gpdiff_jax.models.loss import batch_forecast
 from gpdiff_jax.prompts.sources import with_prompts
 from gpdiff_jax.zoo.harvest import harvest_chunks, harvest_zoo, plan_chunks, size_buckets
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo, finished_chunks, load_zoo, save_zoo
-from gpdiff_jax.zoo.pooled import BaseConfig, initial_params, train_base, validation_error
+from gpdiff_jax.zoo.pooled import PooledConfig, initial_params, train_pooled, validation_error
 from tests.zoo.linear import CONFIG, DATA, KEY, MODEL, prepare
 
 
@@ -26,20 +26,20 @@ def _sources(simulated_cities: list[City]) -> Sources:
     return prepare(simulated_cities[:2])
 
 
-@pytest.fixture(scope="module", name="base")
-def _base(sources: Sources) -> dict:
+@pytest.fixture(scope="module", name="pooled")
+def _pooled(sources: Sources) -> dict:
     params = initial_params(MODEL, sources.graphs, sources.sizes, key=jax.random.key(3))
     return jax.tree.map(lambda leaf: 0.3 * leaf, params)
 
 
-def _harvest(sources: Sources, base: dict, chunk: int = 32, folder=None, **change) -> ParameterZoo:
+def _harvest(sources: Sources, pooled: dict, chunk: int = 32, folder=None, **change) -> ParameterZoo:
     config = dataclasses.replace(CONFIG, **change)
-    return harvest_zoo(MODEL, sources, base, config, key=KEY, chunk=chunk, folder=folder)
+    return harvest_zoo(MODEL, sources, pooled, config, key=KEY, chunk=chunk, folder=folder)
 
 
 @pytest.fixture(scope="module", name="harvested")
-def _harvested(sources: Sources, base: dict) -> ParameterZoo:
-    return _harvest(sources, base)
+def _harvested(sources: Sources, pooled: dict) -> ParameterZoo:
+    return _harvest(sources, pooled)
 
 
 def _assert_same(got: ParameterZoo, want: ParameterZoo, rows: list[int], *, atol: float = 0.0) -> None:
@@ -49,18 +49,18 @@ def _assert_same(got: ParameterZoo, want: ParameterZoo, rows: list[int], *, atol
             np.testing.assert_allclose(one, other[rows], rtol=0, atol=atol, err_msg=name)
 
 
-def test_a_regions_result_does_not_depend_on_the_size_of_a_chunk(sources, base, harvested):
+def test_a_regions_result_does_not_depend_on_the_size_of_a_chunk(sources, pooled, harvested):
     # The last chunk has a single region.
-    _assert_same(_harvest(sources, base, chunk=5), harvested, list(range(16)))
+    _assert_same(_harvest(sources, pooled, chunk=5), harvested, list(range(16)))
 
 
-def test_a_regions_result_does_not_depend_on_the_other_cities_or_their_order(simulated_cities, base, harvested):
+def test_a_regions_result_does_not_depend_on_the_other_cities_or_their_order(simulated_cities, pooled, harvested):
     first, second = simulated_cities[:2]
-    _assert_same(_harvest(prepare([second, first]), base), harvested, [*range(8, 16), *range(8)])
-    _assert_same(_harvest(prepare([second]), base), harvested, list(range(8, 16)))
+    _assert_same(_harvest(prepare([second, first]), pooled), harvested, [*range(8, 16), *range(8)])
+    _assert_same(_harvest(prepare([second]), pooled), harvested, list(range(8, 16)))
 
 
-def test_a_regions_result_does_not_depend_on_a_region_that_is_left_out(simulated_cities, base):
+def test_a_regions_result_does_not_depend_on_a_region_that_is_left_out(simulated_cities, pooled):
     first, second = simulated_cities[:2]
     # No region hears the silent one: it is cut off from the graph.
     linked = (second.senders != 3) & (second.receivers != 3)
@@ -69,19 +69,19 @@ def test_a_regions_result_does_not_depend_on_a_region_that_is_left_out(simulated
     )
     values = np.array(second.values)
     values[: round(0.8 * len(values)), 3] = np.nan
-    whole = _harvest(prepare([first, cut]), base)
+    whole = _harvest(prepare([first, cut]), pooled)
     sources = prepare([first, dataclasses.replace(cut, values=values)])
     assert sources.num_regions == 15
-    without = _harvest(sources, base)
+    without = _harvest(sources, pooled)
     _assert_same(without, whole, [k for k in range(16) if k != 11])
     assert np.isfinite(without.validation_mae).all()
 
 
-def test_regions_trained_side_by_side_agree_with_those_trained_alone(sources, base, harvested):
-    _assert_same(_harvest(sources, base, regions_per_batch=4), harvested, list(range(16)), atol=1e-4)
+def test_regions_trained_side_by_side_agree_with_those_trained_alone(sources, pooled, harvested):
+    _assert_same(_harvest(sources, pooled, regions_per_batch=4), harvested, list(range(16)), atol=1e-4)
 
 
-def test_snapshots_are_sorted_and_their_errors_are_those_of_their_parameters(sources, harvested, base):
+def test_snapshots_are_sorted_and_their_errors_are_those_of_their_parameters(sources, harvested, pooled):
     errors = harvested.validation_mae
     assert errors.shape == (16, 2) and (np.diff(errors, axis=1) >= 0).all()
     assert (harvested.step % 6 == 0).all() and (harvested.step > 0).all() and (harvested.step <= 24).all()
@@ -89,16 +89,16 @@ def test_snapshots_are_sorted_and_their_errors_are_those_of_their_parameters(sou
     measure = jax.jit(functools.partial(validation_error, MODEL, bank=sources.bank, table=sources.train))
     for region in (0, 9, 15):
         own = jax.tree.map(lambda leaf, r=region: leaf[r], sources.regions)
-        assert float(measure(base, region=own)) == pytest.approx(harvested.start_mae[region], rel=1e-5)
+        assert float(measure(pooled, region=own)) == pytest.approx(harvested.start_mae[region], rel=1e-5)
         for snapshot in range(2):
             params = jax.tree.map(lambda leaf, r=region, s=snapshot: jnp.asarray(leaf[r, s]), harvested.params)
             assert float(measure(params, region=own)) == pytest.approx(errors[region, snapshot], rel=1e-5)
     assert errors[:, 0].mean() < harvested.start_mae.mean()
 
 
-def test_more_snapshots_keep_the_better_ones(sources, base, harvested):
-    more = _harvest(sources, base, snapshots=4, patience=100)
-    fewer = _harvest(sources, base, snapshots=2, patience=100)
+def test_more_snapshots_keep_the_better_ones(sources, pooled, harvested):
+    more = _harvest(sources, pooled, snapshots=4, patience=100)
+    fewer = _harvest(sources, pooled, snapshots=2, patience=100)
     np.testing.assert_array_equal(more.validation_mae[:, :2], fewer.validation_mae)
     assert (more.validation_mae[:, 0] <= harvested.validation_mae[:, 0]).all()
     # All four evaluations are among the four snapshots.
@@ -106,13 +106,13 @@ def test_more_snapshots_keep_the_better_ones(sources, base, harvested):
 
 
 @pytest.mark.parametrize("init", ["shared", "random"])
-def test_regions_may_start_from_one_draw_or_from_their_own(sources, base, init):
+def test_regions_may_start_from_one_draw_or_from_their_own(sources, pooled, init):
     # A learning rate of almost nothing leaves them where they start.
-    made = _harvest(sources, base, init=init, learning_rate=1e-12)
+    made = _harvest(sources, pooled, init=init, learning_rate=1e-12)
     starts = made.params["kernel"][:, 0]
     apart = np.abs(starts[:, None] - starts[None]).max(axis=(2, 3))[~np.eye(16, dtype=bool)]
     assert (apart.max() < 1e-6) if init == "shared" else (apart.min() > 0.1)
-    assert np.abs(starts - np.asarray(base["kernel"])).max() > 0.05
+    assert np.abs(starts - np.asarray(pooled["kernel"])).max() > 0.05
 
 
 def test_a_region_is_held_to_its_start_on_the_kind_of_day_that_its_city_never_shows(simulated_cities):
@@ -120,64 +120,64 @@ def test_a_region_is_held_to_its_start_on_the_kind_of_day_that_its_city_never_sh
     week = dataclasses.replace(city, values=city.values[:144], start=np.datetime64("2024-01-01T00:00", "m"))
     data = dataclasses.replace(DATA, covariates="profile", support_days=1)
     sources = with_prompts(prepare_sources([week], data, key=jax.random.key(0)), [week])
-    base = {"bias": jnp.zeros(6), "kernel": 0.03 * jax.random.normal(KEY, (6, 46))}
+    pooled = {"bias": jnp.zeros(6), "kernel": 0.03 * jax.random.normal(KEY, (6, 46))}
     np.testing.assert_array_equal(sources.train.unseen, 1.0)
 
     @jax.jit
     def moved(params, region):
-        """How far the forecasts of weekends have gone from the base's."""
+        """How far the forecasts of weekends have gone from the pooled model's."""
         graph = jax.tree.map(lambda leaf: leaf[region], sources.graphs)
         windows = draw_unseen(sources.bank, sources.train, graph.nodes, 100, key=jax.random.key(1))
-        gone = jnp.abs(batch_forecast(MODEL, params, graph, windows) - batch_forecast(MODEL, base, graph, windows))
+        gone = jnp.abs(batch_forecast(MODEL, params, graph, windows) - batch_forecast(MODEL, pooled, graph, windows))
         return (gone * windows.mask).sum() / windows.mask.sum()
 
     distance = {}
     for count in (0, 8):
-        made = _harvest(sources, base, anchor_windows=count)
+        made = _harvest(sources, pooled, anchor_windows=count)
         last = [jax.tree.map(lambda leaf, r=region: jnp.asarray(leaf[r, 0]), made.params) for region in range(8)]
         distance[count] = np.array([moved(params, jnp.int32(region)) for region, params in enumerate(last)])
         assert (made.validation_mae[:, 0] < made.start_mae).mean() > 0.5
     assert distance[8].mean() < 0.7 * distance[0].mean()
 
 
-def test_a_region_that_nobody_can_validate_takes_all_steps_and_pulls_no_mean(simulated_cities, base, harvested):
+def test_a_region_that_nobody_can_validate_takes_all_steps_and_pulls_no_mean(simulated_cities, pooled, harvested):
     first, second = simulated_cities[:2]
     values = np.array(second.values)
     values[round(0.8 * len(values)) :, 3] = np.nan
     sources = prepare([first, dataclasses.replace(second, values=values)])
     assert sources.unvalidated == ["crowd_1/r3"]
-    made = _harvest(sources, base, patience=1)
+    made = _harvest(sources, pooled, patience=1)
     others = np.arange(16) != 11
     assert np.isnan(made.validation_mae[11]).all() and np.isnan(made.start_mae[11])
     assert np.isfinite(made.validation_mae[others]).all() and np.isfinite(made.start_mae[others]).all()
     np.testing.assert_array_equal(made.step[11], [24, 18])  # the last snapshots, the very last first
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(made.params))
     # What is trained is what a region with readings trains, whose last steps are kept.
-    long = _harvest(prepare([first, second]), base, patience=100, snapshots=4)
+    long = _harvest(prepare([first, second]), pooled, patience=100, snapshots=4)
     last = int(np.flatnonzero(long.step[11] == 24)[0])
     np.testing.assert_allclose(made.params["kernel"][11, 0], long.params["kernel"][11, last], rtol=0, atol=1e-6)
     said: list[dict[str, float]] = []
-    harvest_zoo(MODEL, sources, base, CONFIG, key=KEY, progress=lambda done, metrics: said.append(metrics))
-    assert said[-1]["validation_loss"] == pytest.approx(_harvest(sources, base).validation_mae[others, 0].mean())
+    harvest_zoo(MODEL, sources, pooled, CONFIG, key=KEY, progress=lambda done, metrics: said.append(metrics))
+    assert said[-1]["validation_loss"] == pytest.approx(_harvest(sources, pooled).validation_mae[others, 0].mean())
     model, log = make_model("tiny", sources.sizes), []
-    config = BaseConfig(steps=2, regions=8, windows=4, evaluations=1)
-    train_base(model, sources, config, key=KEY, progress=lambda done, metrics: log.append(metrics))
+    config = PooledConfig(steps=2, regions=8, windows=4, evaluations=1)
+    train_pooled(model, sources, config, key=KEY, progress=lambda done, metrics: log.append(metrics))
     assert np.isfinite(log[-1]["validation_loss"])
 
 
-def test_a_region_whose_error_is_not_finite_is_named(sources, base):
-    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, base)
+def test_a_region_whose_error_is_not_finite_is_named(sources, pooled):
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, pooled)
     with pytest.raises(FloatingPointError, match="the training of region 'crowd_0/r0' left the finite numbers"):
         _harvest(sources, broken)
 
 
-def test_a_zoo_comes_back_from_disk_bit_for_bit(tmp_path, sources, base, harvested):
+def test_a_zoo_comes_back_from_disk_bit_for_bit(tmp_path, sources, pooled, harvested):
     zoo = harvested
     save_zoo(tmp_path / "zoo", zoo)
     read = load_zoo(tmp_path / "zoo", sources)
     assert (read.model, read.names, read.prompts.names) == (zoo.model, zoo.names, zoo.prompts.names)
     assert read.sources is sources and read.num_regions == 16
-    for name in ("base", "params", "validation_mae", "start_mae", "step", "seed", "data_window", "city_index"):
+    for name in ("pooled", "params", "validation_mae", "start_mae", "step", "seed", "data_window", "city_index"):
         for got, want in zip(jax.tree.leaves(getattr(read, name)), jax.tree.leaves(getattr(zoo, name)), strict=True):
             np.testing.assert_array_equal(got, want)
     np.testing.assert_array_equal(read.prompts.values, zoo.prompts.values)
@@ -217,7 +217,7 @@ def test_every_region_is_in_one_chunk_that_its_graph_fits(sources):
         assert (np.asarray(sources.graphs.n_edge)[chunk.rows, 0] < chunk.num_edges).all()
 
 
-def test_results_do_not_depend_on_how_graphs_are_padded(sources, base, harvested):
+def test_results_do_not_depend_on_how_graphs_are_padded(sources, pooled, harvested):
     wide = [chunk._replace(num_nodes=9, num_edges=40) for chunk in plan_chunks(sources, 16, 10**6)]
     graphs = sources.graphs
     pad = functools.partial(np.pad, mode="edge")
@@ -227,20 +227,20 @@ def test_results_do_not_depend_on_how_graphs_are_padded(sources, base, harvested
         receivers=pad(graphs.receivers, ((0, 0), (0, 40))),
         edges=np.pad(graphs.edges, ((0, 0), (0, 40))),
     )
-    made = list(harvest_chunks(MODEL, sources.replace(graphs=widened), base, CONFIG, wide, key=KEY))
+    made = list(harvest_chunks(MODEL, sources.replace(graphs=widened), pooled, CONFIG, wide, key=KEY))
     for chunk, result in made:
         assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
         jax.tree.map(assert_close, result.params, jax.tree.map(lambda leaf, c=chunk: leaf[c.rows], harvested.params))
 
 
-def test_two_devices_make_the_same_as_one(sources, base, harvested):
+def test_two_devices_make_the_same_as_one(sources, pooled, harvested):
     devices = jax.local_devices()
     assert len(devices) == 2
-    alone = harvest_zoo(MODEL, sources, base, CONFIG, key=KEY, chunk=7, devices=devices[:1])
+    alone = harvest_zoo(MODEL, sources, pooled, CONFIG, key=KEY, chunk=7, devices=devices[:1])
     _assert_same(alone, harvested, list(range(16)))
 
 
-def test_in_float64_batch_chunk_bucket_and_devices_change_nothing(sources, base):
+def test_in_float64_batch_chunk_bucket_and_devices_change_nothing(sources, pooled):
     """Beyond rounding: what float32 hides behind 1e-4 has to vanish."""
 
     def widen(tree):
@@ -249,7 +249,7 @@ def test_in_float64_batch_chunk_bucket_and_devices_change_nothing(sources, base)
         )
 
     with jax.enable_x64(True):
-        wide, start = widen(sources), widen(base)
+        wide, start = widen(sources), widen(pooled)
         made = []
         for side_by_side, size, devices, steps in ((1, 16, 1, 10), (4, 3, 2, 10**6)):
             config = dataclasses.replace(CONFIG, regions_per_batch=side_by_side)
@@ -262,8 +262,8 @@ def test_in_float64_batch_chunk_bucket_and_devices_change_nothing(sources, base)
     jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-9, atol=1e-9), *made)
 
 
-def test_seeds_and_stretches_of_time_are_vectors_of_their_own_with_where_they_came_from(sources, base, harvested):
-    made = _harvest(sources, base, seeds=2, data_windows=2, steps=12)
+def test_seeds_and_stretches_of_time_are_vectors_of_their_own_with_where_they_came_from(sources, pooled, harvested):
+    made = _harvest(sources, pooled, seeds=2, data_windows=2, steps=12)
     assert made.validation_mae.shape == (16, 8) and (np.diff(made.validation_mae, axis=1) >= 0).all()
     for region in range(16):
         runs = list(zip(made.seed[region].tolist(), made.data_window[region].tolist(), strict=True))
@@ -271,12 +271,12 @@ def test_seeds_and_stretches_of_time_are_vectors_of_their_own_with_where_they_ca
     flat = made.params["kernel"].reshape(16, 8, -1)
     assert all(len(np.unique(rows, axis=0)) == 8 for rows in flat)
     with pytest.raises(InputError, match=r"`data_windows` \(=1000\) is more than the windows of 'crowd_0/r0'"):
-        _harvest(sources, base, data_windows=1000)
+        _harvest(sources, pooled, data_windows=1000)
 
 
-def test_a_harvest_goes_on_after_its_last_chunk_with_the_same_bits(tmp_path, sources, base, harvested):
+def test_a_harvest_goes_on_after_its_last_chunk_with_the_same_bits(tmp_path, sources, pooled, harvested):
     folder = tmp_path / "zoo"
-    whole = _harvest(sources, base, chunk=5, folder=folder)
+    whole = _harvest(sources, pooled, chunk=5, folder=folder)
     _assert_same(whole, harvested, list(range(16)))
     _assert_same(load_zoo(folder, sources), harvested, list(range(16)))
     assert not folder.with_name("zoo.partial").exists()
@@ -292,20 +292,20 @@ def test_a_harvest_goes_on_after_its_last_chunk_with_the_same_bits(tmp_path, sou
             raise _Stop
 
     with pytest.raises(_Stop):
-        harvest_zoo(MODEL, sources, base, CONFIG, key=KEY, chunk=5, folder=stopped, progress=stop)
+        harvest_zoo(MODEL, sources, pooled, CONFIG, key=KEY, chunk=5, folder=stopped, progress=stop)
     assert len(finished_chunks(stopped)) == 2 and not stopped.exists()
     # What a killed writer leaves behind is not taken for a chunk.
     (stopped.with_name("stopped.partial") / "chunk_000002.orbax-checkpoint-tmp").mkdir()
     later: list[int] = []
     harvest_zoo(
-        MODEL, sources, base, CONFIG, key=KEY, chunk=5, folder=stopped, progress=lambda done, _: later.append(done)
+        MODEL, sources, pooled, CONFIG, key=KEY, chunk=5, folder=stopped, progress=lambda done, _: later.append(done)
     )
     assert later[0] > written[-1] and later[-1] == 16
     _assert_same(load_zoo(stopped, sources), whole, list(range(16)))
 
 
-def test_what_suits_the_device_is_measured(sources, base, harvested):
-    made = _harvest(sources, base, regions_per_batch=0)
+def test_what_suits_the_device_is_measured(sources, pooled, harvested):
+    made = _harvest(sources, pooled, regions_per_batch=0)
     _assert_same(made, harvested, list(range(16)), atol=1e-4)
 
 

@@ -9,7 +9,7 @@ from gpdiff_jax.cities import City
 from gpdiff_jax.data.sources import Sources
 from gpdiff_jax.data.windows import gather_source
 from gpdiff_jax.models import make_model
-from gpdiff_jax.zoo.pooled import BaseConfig, train_base, validation_error
+from gpdiff_jax.zoo.pooled import PooledConfig, train_pooled, validation_error
 from tests.zoo.linear import prepare
 
 
@@ -22,8 +22,8 @@ def test_a_trained_base_beats_the_mean(sources):
     """To know the last readings is worth more than to forecast the mean."""
     model = make_model("tiny", sources.sizes)
     log: list[tuple[int, dict[str, float]]] = []
-    config = BaseConfig(steps=60, regions=8, windows=8, learning_rate=5e-3, evaluations=3)
-    base = train_base(
+    config = PooledConfig(steps=60, regions=8, windows=8, learning_rate=5e-3, evaluations=3)
+    pooled = train_pooled(
         model, sources, config, key=jax.random.key(0), progress=lambda done, metrics: log.append((done, metrics))
     )
     assert [done for done, _ in log] == [20, 40, 60]
@@ -40,7 +40,7 @@ def test_a_trained_base_beats_the_mean(sources):
 
         return jax.lax.map(one, sources.regions)
 
-    trained, of_mean = (np.asarray(error) for error in errors(base))
+    trained, of_mean = (np.asarray(error) for error in errors(pooled))
     assert trained.mean() < 0.9 * of_mean.mean()
     # What is returned is the best that was seen, and both cities count alike in it.
     assert trained.reshape(2, 8).mean(axis=1).mean() == pytest.approx(best, rel=1e-4)

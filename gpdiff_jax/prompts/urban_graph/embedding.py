@@ -34,7 +34,7 @@ class Embedding:
     """A trained embedding: vectors of entities and relations, and what they are called."""
 
     params: Params  # see `tucker.init_tucker`
-    validation_mrr: Float[Array, " evaluations"]  # NaN after training has stopped, and without validation
+    validation_mrr: Float[Array, "*devices evaluations"]  # NaN after training has stopped, and without validation
     entities: tuple[str, ...] = flax.struct.field(pytree_node=False)
     relations: tuple[str, ...] = flax.struct.field(pytree_node=False)
     config: EmbeddingConfig = flax.struct.field(pytree_node=False)

@@ -19,9 +19,9 @@ _CHUNK = 64  # queries scored at once
 class Queries:
     """Q queries, each a head and a relation, with all their known answers packed eight to a byte."""
 
-    heads: Int[Array, "*D Q"]
-    relations: Int[Array, "*D Q"]  # doubled
-    answers: UInt8[Array, "*D Q bytes"]  # ceil(entities / 8) bytes
+    heads: Int[Array, "*devices Q"]
+    relations: Int[Array, "*devices Q"]  # doubled
+    answers: UInt8[Array, "*devices Q bytes"]  # ceil(entities / 8) bytes
 
 
 class Ranking(NamedTuple):

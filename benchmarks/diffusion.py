@@ -34,7 +34,7 @@ from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.sources import prepare_sources
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, make_denoiser
 from gpdiff_jax.diffusion.losses import DiffusionBatch, bind_functional, make_diffusion_loss
-from gpdiff_jax.diffusion.training import PretrainConfig, TrainingData, ZooCodes, draw_batch, make_network_step
+from gpdiff_jax.diffusion.training import PretrainConfig, TrainingData, ZooLatents, draw_batch, make_network_step
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models import make_model
@@ -127,7 +127,7 @@ def _measure_ceiling(on_cpu: bool) -> float:
 
 
 def _simulated() -> tuple[TrainingData, Prompts]:
-    """Sources, codes of random parameters, and their codec; and the prompts of the sources."""
+    """Sources, latents of random parameters, and their codec; and the prompts of the sources."""
     cities = simulate_cities(SimulationConfig(cities=2, regions=48, days=28), seed=0)
     sources, config = (
         with_prompts(prepare_sources(cities, DataConfig(), key=jax.random.key(0)), cities),
@@ -141,14 +141,14 @@ def _simulated() -> tuple[TrainingData, Prompts]:
     codec = fit_codec(layout, tokens[0], tokens, np.ones(len(tokens)), config.codec.components)
     prompts = scale_prompts(sources.prompts, fit_prompt_scaler(sources.prompts, np.asarray(sources.city_index)))
     x0 = encode_zoo(codec, jnp.asarray(tokens)[:, None])
-    codes = ZooCodes(x0, prompts, jnp.ones(sources.num_regions), sources.prompts.spatial)
-    return TrainingData(sources, codes, codec), sources.prompts
+    latents = ZooLatents(x0, prompts, jnp.ones(sources.num_regions), sources.prompts.spatial)
+    return TrainingData(sources, latents, codec), sources.prompts
 
 
-def _random_codes(shape: tuple[int, ...]) -> ZooCodes:
+def _random_codes(shape: tuple[int, ...]) -> ZooLatents:
     keys = jax.random.split(jax.random.key(1))
     x0 = jax.random.normal(keys[0], (64, 1, *shape))
-    return ZooCodes(x0, jax.random.normal(keys[1], (1, 64, _PROMPT_WIDTH)), jnp.ones(64))
+    return ZooLatents(x0, jax.random.normal(keys[1], (1, 64, _PROMPT_WIDTH)), jnp.ones(64))
 
 
 def _our_steps(

@@ -73,7 +73,7 @@ class Layer(nn.Module):
 
 
 class TorchDenoiser(nn.Module):
-    """The Transformer over L tokens of width W of B regions, told by prompts of E entries."""
+    """The Transformer over L tokens of width W of B regions, conditioned on prompts of E entries."""
 
     def __init__(self, config: DenoiserConfig, tokens: int, token_width: int, prompt_width: int) -> None:
         """Makes the layers."""
@@ -91,11 +91,13 @@ class TorchDenoiser(nn.Module):
         self.out_norm = AdaptiveNorm(width)
         self.tokens_out = nn.Linear(width, token_width)
 
-    def forward(self, x_t: torch.Tensor, t: torch.Tensor, prompt: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
-        """Returns v [B, L, W]; t and given are [B], the prompt is [B, E]."""
+    def forward(
+        self, x_t: torch.Tensor, t: torch.Tensor, prompt: torch.Tensor, prompt_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns v [B, L, W]; t and prompt_mask are [B], the prompt is [B, E]."""
         angles = t[:, None] * self.frequencies
         step = self.time(torch.cat([angles.sin(), angles.cos()], dim=-1))
-        condition = step + given[:, None] * self.prompt(prompt) + (1 - given[:, None]) * self.null
+        condition = step + prompt_mask[:, None] * self.prompt(prompt) + (1 - prompt_mask[:, None]) * self.null
         x = self.tokens_in(x_t) + self.code
         for layer in self.layers:
             x = layer(x, condition)
@@ -114,8 +116,8 @@ def load_flax(
       kind_of_token: index of every token's kind in `models.kinds.LAYER_KINDS`.
     """
     held = jax.tree.map(np.asarray, variables)
-    codes = held["place_code"] + held["layer_code"][list(layer_of_token)] + held["kind_code"][list(kind_of_token)]
-    state = {"null": held["condition"]["prompt_null"], "code": codes, "frequencies": network.frequencies.numpy()}
+    positions = held["place_code"] + held["layer_code"][list(layer_of_token)] + held["kind_code"][list(kind_of_token)]
+    state = {"null": held["condition"]["prompt_null"], "code": positions, "frequencies": network.frequencies.numpy()}
 
     def put(name: str, layer: dict) -> None:
         state[f"{name}.weight"], state[f"{name}.bias"] = layer["kernel"].T, layer["bias"]
@@ -170,12 +172,12 @@ def make_torch_step(
 
     def loss_of(x0: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
         t = torch.rand(len(x0), device=device)
-        given = (torch.rand(len(x0), device=device) >= 0.15).float()
+        prompt_mask = (torch.rand(len(x0), device=device) >= 0.15).float()
         noise = torch.randn_like(x0)
         angle = (0.5 * math.pi * t)[:, None, None]
         alpha, sigma = angle.cos(), angle.sin()
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            v = network(alpha * x0 + sigma * noise, t, prompt, given).float()
+            v = network(alpha * x0 + sigma * noise, t, prompt, prompt_mask).float()
         return (v - (alpha * noise - sigma * x0)).square().mean()
 
     loss_fn = torch.compile(loss_of) if compiled else loss_of

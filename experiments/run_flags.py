@@ -94,7 +94,7 @@ flags.DEFINE_integer("accumulate", 1, "parts that a batch of the generator is wo
 flags.DEFINE_enum(
     "dtype", "auto", list(DTYPES), "what the generator computes in; auto is bfloat16 on accelerators, float32 on a CPU"
 )
-flags.DEFINE_enum("conditioning", "adaptive_norm", list(STRATEGIES), "where the generator's tokens hear the prompt")
+flags.DEFINE_enum("conditioning", "adaptive_norm", list(STRATEGIES), "where the prompt enters the generator")
 flags.DEFINE_enum("schedule", "cosine", list(SCHEDULES), "how signal turns to noise on the way that is diffused")
 flags.DEFINE_enum(
     "objective",
@@ -103,7 +103,7 @@ flags.DEFINE_enum(
     "what the generator predicts; eps needs --schedule linear, v any but rectified_flow",
 )
 flags.DEFINE_float("min_snr_gamma", 0.0, "above 0, min-SNR weights of the token loss; the usual value is 5", 0.0)
-flags.DEFINE_bool("functional_by_signal", False, "weigh the functional loss by how much of a noisy code is signal")
+flags.DEFINE_bool("functional_by_signal", False, "weigh the functional loss by how much of a noisy latent is signal")
 flags.DEFINE_enum("sampler", "ddim", list(SAMPLERS), "how parameters are drawn; euler needs --schedule rectified_flow")
 flags.DEFINE_integer("sampler_steps", None, "steps of the sampler; the preset's if not given", 1, 100_000)
 flags.DEFINE_float("functional_weight", None, "weight of the functional loss; the preset's if not given", 0.0)

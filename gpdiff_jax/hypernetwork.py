@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, UInt32
 
 from gpdiff_jax.cities.city import City, CityLabel, label_of
 from gpdiff_jax.data.config import DataConfig
@@ -208,18 +209,18 @@ class Hypernetwork:
             raise InputError(f"the prompts and the generator differ in {odd[:3]}; make the prompts with this version")
         check_sampler(config.sampler, self.denoiser_config.schedule)
         denoiser = make_denoiser(self.denoiser_config, self.codec, self.prompt_spatial)
-        told = np.asarray(scale_prompts(prompts, self.prompt_scaler))[0]
-        count, given = len(told), np.ones(len(told)) if prompts.told is None else np.asarray(prompts.told)
+        scaled = np.asarray(scale_prompts(prompts, self.prompt_scaler))[0]
+        count, mask = len(scaled), np.ones(len(scaled)) if prompts.mask is None else np.asarray(prompts.mask)
         # A row is one draw: K draws of all regions, one after another.
-        rows = _Draws(
-            sample=np.repeat(np.arange(config.samples), count),
-            region_id=np.tile(np.asarray(prompts.region_ids), config.samples),
-            prompt=np.tile(told, (config.samples, 1)),
-            given=np.tile(given.astype(np.float32), config.samples),
+        columns: Any = (
+            np.repeat(np.arange(config.samples), count),
+            np.tile(np.asarray(prompts.region_ids), config.samples),
+            np.tile(scaled, (config.samples, 1)),
+            np.tile(mask.astype(np.float32), config.samples),
         )
         draw = _make_draw(cast(Hashable, denoiser), config.sampler, config.steps, config.guidance)
         size = _DRAWS_ON_CPU if jax.default_backend() == "cpu" else _DRAWS
-        params = map_chunks(draw, (self.variables, self.codec, key), rows, size=size, devices=devices)
+        params = map_chunks(draw, (self.variables, self.codec, key), _Draws(*columns), size=size, devices=devices)
         stacked = jax.device_put(
             jax.tree.map(lambda leaf: leaf.reshape(config.samples, count, *leaf.shape[1:]), params)
         )
@@ -329,10 +330,10 @@ def _stored_codec(arrays: dict, layout: TokenLayout, components: bool) -> Codec:
 class _Draws(NamedTuple):
     """X draws, each of one sample of one region; on the host or on the device."""
 
-    sample: Any  # int [X]
-    region_id: Any  # uint32 [X]
-    prompt: Any  # float32 [X, E]
-    given: Any  # float32 [X], 0 where the generator is told nothing
+    sample: Int[Array, " X"]
+    region_id: UInt32[Array, " X"]
+    prompt: Float[Array, "X E"]
+    prompt_mask: Float[Array, " X"]  # 0 where the prompt is dropped
 
 
 @bounded_cache(32)
@@ -342,17 +343,19 @@ def _make_draw(
     """Parameters of X draws; the noise of each comes from its sample's number and its region's id."""
 
     def draw(shared: tuple[Params, Codec, Key], draws: _Draws) -> Params:
-        (variables, codec, key), count = shared, draws.given.shape[0]
+        (variables, codec, key), count = shared, draws.prompt_mask.shape[0]
         mask = jnp.asarray(codec.mask())
         own_keys = jax.vmap(lambda *ids: functools.reduce(jax.random.fold_in, ids, key))(draws.sample, draws.region_id)
 
         def denoise_fn(x_t: jax.Array, t: jax.Array) -> Denoised:
             time = jnp.broadcast_to(t, (count,))
-            told = denoise(denoiser, variables, x_t, time, draws.prompt, draws.given)
+            prediction = denoise(denoiser, variables, x_t, time, draws.prompt, draws.prompt_mask)
             if guidance != 1.0:
-                without = denoise(denoiser, variables, x_t, time, draws.prompt, jnp.zeros(count))
-                told = guided(told, without, guidance)
-            return denoised(denoiser.config.objective, SCHEDULES[denoiser.config.schedule](t), x_t, told * mask[None])
+                unconditional = denoise(denoiser, variables, x_t, time, draws.prompt, jnp.zeros(count))
+                prediction = guided(prediction, unconditional, guidance)
+            return denoised(
+                denoiser.config.objective, SCHEDULES[denoiser.config.schedule](t), x_t, prediction * mask[None]
+            )
 
         def normal(keys: Key) -> jax.Array:
             return jax.vmap(lambda key: jax.random.normal(key, mask.shape))(keys) * mask[None]
@@ -363,7 +366,7 @@ def _make_draw(
         def fresh(step: jax.Array) -> jax.Array:
             return normal(jax.vmap(lambda own: jax.random.fold_in(own, step))(step_keys))
 
-        codes = sample(sampler, denoiser.config.schedule, denoise_fn, normal(start_keys), steps, fresh)
-        return jax.vmap(codec.params)(codes)
+        latents = sample(sampler, denoiser.config.schedule, denoise_fn, normal(start_keys), steps, fresh)
+        return jax.vmap(codec.params)(latents)
 
     return draw

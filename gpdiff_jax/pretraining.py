@@ -1,4 +1,4 @@
-"""In: a parameter zoo. Out: its codes and prompts, the training set of a generator; and the trained generator."""
+"""In: a parameter zoo. Out: its latents and prompts, the training set of a generator; and the trained generator."""
 
 import dataclasses
 import pathlib
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gpdiff_jax.cities.city import MINUTES_PER_DAY
 from gpdiff_jax.diffusion.denoiser_training import train_denoiser
-from gpdiff_jax.diffusion.training import PretrainConfig, ZooCodes, held_out_regions
+from gpdiff_jax.diffusion.training import PretrainConfig, ZooLatents, held_out_regions
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.models.protocol import make_model, model_text
@@ -25,7 +25,7 @@ from gpdiff_jax.zoo.codec import Codec, encode_zoo, fit_codec
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
 from gpdiff_jax.zoo.tokens import TokenLayout, make_layout, to_tokens
 
-_MOST_VECTORS = 2048  # that the statistics of the codes are made from
+_MOST_VECTORS = 2048  # that the statistics of the codec are made from
 
 
 def best_tokens(zoo: ParameterZoo, layout: TokenLayout) -> Float[np.ndarray, "R L W"]:
@@ -63,16 +63,16 @@ def _sample_tokens(
     return tokens, odds[chosen // vectors]
 
 
-def encode_vectors(zoo: ParameterZoo, codec: Codec) -> Float[np.ndarray, "R M rows width"]:
-    """Codes of all M vectors of every region of a zoo, a part of the zoo at a time."""
-    codes = np.zeros((*zoo.validation_mae.shape, *codec.mask().shape), np.float32)
+def encode_vectors(zoo: ParameterZoo, codec: Codec) -> Float[np.ndarray, "R M Z D"]:
+    """Latents of all M vectors of every region of a zoo, a part of the zoo at a time."""
+    latents = np.zeros((*zoo.validation_mae.shape, *codec.mask().shape), np.float32)
     for rows, params in zoo.vectors.parts():
-        codes[rows] = np.asarray(_encode(codec, params))
-    return codes
+        latents[rows] = np.asarray(_encode(codec, params))
+    return latents
 
 
 @jax.jit
-def _encode(codec: Codec, params: Params) -> Float[Array, "X M rows width"]:
+def _encode(codec: Codec, params: Params) -> Float[Array, "X M Z D"]:
     return encode_zoo(codec, jax.vmap(jax.vmap(partial(to_tokens, codec.layout)))(params))
 
 
@@ -111,9 +111,9 @@ def fit_latent_space(zoo: ParameterZoo, config: PretrainConfig, *, key: Key) -> 
     return LatentSpace(codec, fit_prompt_scaler(zoo.prompts, zoo.city_index), held_out, odds)
 
 
-def encode_training_set(zoo: ParameterZoo, space: LatentSpace) -> ZooCodes:
+def encode_training_set(zoo: ParameterZoo, space: LatentSpace) -> ZooLatents:
     """Latents and scaled prompts of a zoo, a region drawn as often as the space's odds say."""
-    return ZooCodes(
+    return ZooLatents(
         x0=jax.device_put(encode_vectors(zoo, space.codec)),
         prompts=scale_prompts(zoo.prompts, space.prompt_scaler),
         odds=jax.device_put(space.odds.astype(np.float32)),

@@ -1,11 +1,14 @@
 """In: nothing. Out: the shape letters of the project and the array aliases that use them.
 
-Axes always come in the order D, R, B, then the rest.
+Axes always come in the order devices, R, B, then the rest.
 
-    D devices           R regions          B batch             S test windows      K generated samples
+    R regions           B batch            S test windows      K generated samples   M harvested vectors of a region
     N nodes of a region graph (centre first)                   E prompt width (edges, in a city's graph)
-    H history steps     P horizon steps    C channels          F covariates        T series length
-    L tokens            W token width      V random windows of a source region (variants)
+    H history steps     P horizon steps    C channels          F covariates          T series length
+    L tokens            W token width      Z rows of a latent  D entries of its row
+    V random windows of a source region (variants)             X, Y whatever else there is several of
+
+What is spread over devices has one more axis in front, `*devices`.
 """
 
 from typing import Any

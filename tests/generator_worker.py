@@ -21,8 +21,8 @@ def main(folder: pathlib.Path, devices: int) -> None:
     with np.load(folder / "prompts.npz") as held:
         values, region_ids = jnp.asarray(held["values"]), jnp.asarray(held["region_ids"])
     names = hypernetwork.prompt_names
-    told = Prompts(values, region_ids, names, tuple("" for _ in names))
-    drawn = hypernetwork.generate(told, key=jax.random.key(2), config=GenerateConfig(samples=3, steps=4))
+    prompts = Prompts(values, region_ids, names, tuple("" for _ in names))
+    drawn = hypernetwork.generate(prompts, key=jax.random.key(2), config=GenerateConfig(samples=3, steps=4))
     leaves = jax.tree.leaves(drawn.params)
     np.savez(folder / f"drawn_{devices}.npz", **{str(place): np.asarray(leaf) for place, leaf in enumerate(leaves)})
 

@@ -89,7 +89,7 @@ def _generator(zoo: ParameterZoo, components: int) -> Hypernetwork:
     codec = fit_codec(layout, np.asarray(to_tokens(layout, zoo.pooled)), tokens, np.ones(32), components)
     rows, width = codec.mask().shape
     example = jnp.zeros((rows, width)), jnp.zeros(()), zoo.prompts.values[0, 0], jnp.ones(())
-    init = Denoiser(_DENOISER, codec.layer_of_code, width).init
+    init = Denoiser(_DENOISER, codec.layer_of_row, width).init
     shapes = jax.eval_shape(init, jax.random.key(0), *example)["params"]
     rng = np.random.default_rng(1)
     return Hypernetwork(
@@ -109,23 +109,25 @@ def _hypernetwork(zoo: ParameterZoo) -> Hypernetwork:
     return _generator(zoo, 5)
 
 
-@pytest.fixture(scope="module", name="told")
+@pytest.fixture(scope="module", name="prompts")
 def _told(simulated_cities: list[City]) -> Prompts:
     return target_prompts(simulated_cities[2], support_days=3)
 
 
-def _leaves(hypernetwork: Hypernetwork, told: Prompts, config: GenerateConfig = _GENERATE, seed: int = 2) -> np.ndarray:
+def _leaves(
+    hypernetwork: Hypernetwork, prompts: Prompts, config: GenerateConfig = _GENERATE, seed: int = 2
+) -> np.ndarray:
     """All generated parameters as [K, R, ...] in one row per region."""
-    params = hypernetwork.generate(told, key=jax.random.key(seed), config=config).params
+    params = hypernetwork.generate(prompts, key=jax.random.key(seed), config=config).params
     return np.concatenate([np.asarray(leaf).reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(params)], axis=2)
 
 
 @pytest.mark.parametrize("components", [5, 0])
-def test_a_saved_generator_draws_the_same_bit_for_bit(tmp_path, zoo, told, hypernetwork, components):
+def test_a_saved_generator_draws_the_same_bit_for_bit(tmp_path, zoo, prompts, hypernetwork, components):
     hypernetwork = hypernetwork if components else _generator(zoo, 0)
     hypernetwork.save(tmp_path / "made")
     read = Hypernetwork.load(tmp_path / "made")
-    np.testing.assert_array_equal(_leaves(read, told), _leaves(hypernetwork, told))
+    np.testing.assert_array_equal(_leaves(read, prompts), _leaves(hypernetwork, prompts))
     for name in ("model_name", "sizes", "data", "denoiser_config", "prompt_names"):
         assert getattr(read, name) == getattr(hypernetwork, name), name
     assert read.codec.layout == hypernetwork.codec.layout
@@ -134,34 +136,34 @@ def test_a_saved_generator_draws_the_same_bit_for_bit(tmp_path, zoo, told, hyper
     assert json.loads(read.summary()) == json.loads(hypernetwork.summary())
 
 
-def test_what_is_drawn_fits_the_model_and_depends_on_the_key_and_the_prompt(hypernetwork, zoo, told):
-    drawn = hypernetwork.generate(told, key=jax.random.key(2), config=_GENERATE)
+def test_what_is_drawn_fits_the_model_and_depends_on_the_key_and_the_prompt(hypernetwork, zoo, prompts):
+    drawn = hypernetwork.generate(prompts, key=jax.random.key(2), config=_GENERATE)
     assert (drawn.model, drawn.data) == ("linear", hypernetwork.data)
     for leaf, like in zip(jax.tree.leaves(drawn.params), jax.tree.leaves(zoo.pooled), strict=True):
         assert leaf.shape == (3, 8, *like.shape) and np.isfinite(leaf).all()
-    values = _leaves(hypernetwork, told)
+    values = _leaves(hypernetwork, prompts)
     assert all((values[k] != values[j]).any() for k in range(3) for j in range(k))
-    np.testing.assert_array_equal(_leaves(hypernetwork, told), values)
-    assert (_leaves(hypernetwork, told, seed=3) != values).any()
-    moved = dataclasses.replace(told, values=told.values.at[0, 4].multiply(0.5))
+    np.testing.assert_array_equal(_leaves(hypernetwork, prompts), values)
+    assert (_leaves(hypernetwork, prompts, seed=3) != values).any()
+    moved = dataclasses.replace(prompts, values=prompts.values.at[0, 4].multiply(0.5))
     changed = _leaves(hypernetwork, moved)
     assert (changed[:, 4] != values[:, 4]).any()
     # A region hears its own prompt alone.
     np.testing.assert_array_equal(np.delete(changed, 4, axis=1), np.delete(values, 4, axis=1))
 
 
-def test_a_null_prompt_is_what_guidance_pushes_away_from(hypernetwork, told):
-    without = _leaves(hypernetwork, told, dataclasses.replace(_GENERATE, guidance=0.0))
-    np.testing.assert_allclose(_leaves(hypernetwork, told.null), without, rtol=1e-5, atol=1e-6)
-    assert (_leaves(hypernetwork, told) != without).any(axis=(0, 2)).all()
+def test_a_null_prompt_is_what_guidance_pushes_away_from(hypernetwork, prompts):
+    without = _leaves(hypernetwork, prompts, dataclasses.replace(_GENERATE, guidance=0.0))
+    np.testing.assert_allclose(_leaves(hypernetwork, prompts.null), without, rtol=1e-5, atol=1e-6)
+    assert (_leaves(hypernetwork, prompts) != without).any(axis=(0, 2)).all()
     # Nothing of a null prompt is looked at, region by region.
-    half = dataclasses.replace(told, told=jnp.arange(8) < 4)
+    half = dataclasses.replace(prompts, mask=jnp.arange(8) < 4)
     drawn = _leaves(hypernetwork, half)
-    np.testing.assert_array_equal(drawn[:, 4:], _leaves(hypernetwork, told.null)[:, 4:])
-    np.testing.assert_array_equal(drawn[:, :4], _leaves(hypernetwork, told)[:, :4])
+    np.testing.assert_array_equal(drawn[:, 4:], _leaves(hypernetwork, prompts.null)[:, 4:])
+    np.testing.assert_array_equal(drawn[:, :4], _leaves(hypernetwork, prompts)[:, :4])
 
 
-def test_the_noise_of_a_draw_and_that_of_its_steps_have_keys_of_their_own(hypernetwork, told, monkeypatch):
+def test_the_noise_of_a_draw_and_that_of_its_steps_have_keys_of_their_own(hypernetwork, prompts, monkeypatch):
     """The key that is folded with the number of a step draws nothing itself."""
     codec, key = hypernetwork.codec, jax.random.key(2)
     mask = jnp.asarray(codec.mask())
@@ -171,7 +173,7 @@ def test_the_noise_of_a_draw_and_that_of_its_steps_have_keys_of_their_own(hypern
             return noise if what == "start" else fresh(jnp.int32(what))
 
         monkeypatch.setattr("gpdiff_jax.hypernetwork.sample", sample)
-        return _leaves(hypernetwork, told)
+        return _leaves(hypernetwork, prompts)
 
     parts = {}
     for what in ("start", 0, 1):
@@ -185,22 +187,24 @@ def test_the_noise_of_a_draw_and_that_of_its_steps_have_keys_of_their_own(hypern
         return codec.params(jax.random.normal(own, mask.shape) * mask)
 
     parts["unsplit"] = np.concatenate(
-        [np.asarray(leaf).reshape(1, 1, -1) for leaf in jax.tree.leaves(directly(told.region_ids[0]))], axis=2
+        [np.asarray(leaf).reshape(1, 1, -1) for leaf in jax.tree.leaves(directly(prompts.region_ids[0]))], axis=2
     )
     rows = [part[0, 0] for part in parts.values()]
     assert all((one != other).any() for k, one in enumerate(rows) for other in rows[:k])
 
 
-def test_a_regions_draws_do_not_depend_on_the_regions_beside_it(hypernetwork, told):
+def test_a_regions_draws_do_not_depend_on_the_regions_beside_it(hypernetwork, prompts):
     rows = np.array([6, 1, 3])
-    some = dataclasses.replace(told, values=told.values[:, rows], region_ids=told.region_ids[rows])
-    np.testing.assert_allclose(_leaves(hypernetwork, some), _leaves(hypernetwork, told)[:, rows], rtol=1e-4, atol=1e-5)
+    some = dataclasses.replace(prompts, values=prompts.values[:, rows], region_ids=prompts.region_ids[rows])
+    np.testing.assert_allclose(
+        _leaves(hypernetwork, some), _leaves(hypernetwork, prompts)[:, rows], rtol=1e-4, atol=1e-5
+    )
 
 
-def test_saved_on_one_number_of_devices_and_loaded_on_another_it_draws_the_same_bits(tmp_path, hypernetwork, told):
-    many = jnp.tile(told.values, (1, 12, 1))  # 96 regions, so that every device gets a chunk
+def test_saved_on_one_number_of_devices_and_loaded_on_another_it_draws_the_same_bits(tmp_path, hypernetwork, prompts):
+    many = jnp.tile(prompts.values, (1, 12, 1))  # 96 regions, so that every device gets a chunk
     ids = jnp.arange(many.shape[1], dtype=jnp.uint32)
-    drawn = hypernetwork.generate(Prompts(many, ids, told.names), key=jax.random.key(2), config=_GENERATE).params
+    drawn = hypernetwork.generate(Prompts(many, ids, prompts.names), key=jax.random.key(2), config=_GENERATE).params
     hypernetwork.save(tmp_path / "made")
     np.savez(tmp_path / "prompts.npz", values=many, region_ids=ids)
     for devices in (1, 4):
@@ -212,30 +216,30 @@ def test_saved_on_one_number_of_devices_and_loaded_on_another_it_draws_the_same_
                 np.testing.assert_array_equal(held[str(place)], leaf)
 
 
-def test_more_samples_begin_with_the_same_ones(hypernetwork, told):
-    more = _leaves(hypernetwork, told, dataclasses.replace(_GENERATE, samples=5))
-    np.testing.assert_array_equal(more[:3], _leaves(hypernetwork, told))
+def test_more_samples_begin_with_the_same_ones(hypernetwork, prompts):
+    more = _leaves(hypernetwork, prompts, dataclasses.replace(_GENERATE, samples=5))
+    np.testing.assert_array_equal(more[:3], _leaves(hypernetwork, prompts))
 
 
-def test_without_guidance_the_prompt_is_not_heard_and_with_more_it_is_heard_more(hypernetwork, told):
-    other = dataclasses.replace(told, values=told.values * 0.5 + 1.0)
+def test_without_guidance_the_prompt_is_not_heard_and_with_more_it_is_heard_more(hypernetwork, prompts):
+    other = dataclasses.replace(prompts, values=prompts.values * 0.5 + 1.0)
 
     def gap(guidance: float) -> float:
         config = dataclasses.replace(_GENERATE, guidance=guidance)
-        return float(np.abs(_leaves(hypernetwork, told, config) - _leaves(hypernetwork, other, config)).mean())
+        return float(np.abs(_leaves(hypernetwork, prompts, config) - _leaves(hypernetwork, other, config)).mean())
 
     assert gap(0.0) == 0.0
     assert 0 < gap(1.0) < gap(2.0)
 
 
-def test_prompts_with_other_entries_are_refused_by_name(hypernetwork, told):
-    named = dataclasses.replace(told, names=("profile_99h", *told.names[1:]))
+def test_prompts_with_other_entries_are_refused_by_name(hypernetwork, prompts):
+    named = dataclasses.replace(prompts, names=("profile_99h", *prompts.names[1:]))
     with pytest.raises(InputError, match=r"differ in \['profile_00h', 'profile_99h'\]; make the prompts"):
         hypernetwork.generate(named, key=jax.random.key(0))
 
 
-def test_prompts_in_another_order_are_refused_in_words_that_say_so(hypernetwork, told):
-    swapped = dataclasses.replace(told, names=(told.names[1], told.names[0], *told.names[2:]))
+def test_prompts_in_another_order_are_refused_in_words_that_say_so(hypernetwork, prompts):
+    swapped = dataclasses.replace(prompts, names=(prompts.names[1], prompts.names[0], *prompts.names[2:]))
     with pytest.raises(InputError, match="profile_0"):
         hypernetwork.generate(swapped, key=jax.random.key(0))
 
@@ -270,7 +274,7 @@ def test_a_folder_that_holds_no_generator_is_refused(tmp_path, hypernetwork):
     ids=lambda value: value if isinstance(value, str) else " ".join(str(part) for part in value.values()),
 )
 def test_other_kinds_of_generators_are_trained_saved_loaded_and_drawn_from(
-    tmp_path, zoo, told, denoiser, training, sampler
+    tmp_path, zoo, prompts, denoiser, training, sampler
 ):
     config = PretrainConfig(
         denoiser=dataclasses.replace(_DENOISER, **denoiser),
@@ -285,17 +289,17 @@ def test_other_kinds_of_generators_are_trained_saved_loaded_and_drawn_from(
     read = Hypernetwork.load(tmp_path / "made")
     assert read.denoiser_config == config.denoiser
     how = dataclasses.replace(_GENERATE, sampler=sampler)
-    drawn = _leaves(made, told, how)
-    np.testing.assert_array_equal(_leaves(read, told, how), drawn)
-    assert np.isfinite(drawn).all() and (_leaves(made, told, how, seed=3) != drawn).any()
+    drawn = _leaves(made, prompts, how)
+    np.testing.assert_array_equal(_leaves(read, prompts, how), drawn)
+    assert np.isfinite(drawn).all() and (_leaves(made, prompts, how, seed=3) != drawn).any()
     # A region's draws, noise between the steps among them, come from its own id, not from its place.
-    backwards = dataclasses.replace(told, values=told.values[:, ::-1], region_ids=told.region_ids[::-1])
+    backwards = dataclasses.replace(prompts, values=prompts.values[:, ::-1], region_ids=prompts.region_ids[::-1])
     np.testing.assert_allclose(_leaves(made, backwards, how), drawn[:, ::-1], rtol=1e-3, atol=1e-4)
 
 
-def test_a_sampler_that_does_not_go_with_the_schedule_is_refused(hypernetwork, told):
+def test_a_sampler_that_does_not_go_with_the_schedule_is_refused(hypernetwork, prompts):
     with pytest.raises(InputError, match="`sampler` 'euler' needs schedule 'rectified_flow', got 'cosine'"):
-        hypernetwork.generate(told, key=jax.random.key(0), config=GenerateConfig(sampler="euler"))
+        hypernetwork.generate(prompts, key=jax.random.key(0), config=GenerateConfig(sampler="euler"))
 
 
 def test_a_zoo_without_its_sources_or_with_others_is_refused(zoo):

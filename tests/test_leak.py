@@ -87,9 +87,9 @@ def _hypernetwork(city: City, model: Model, encoder: PromptEncoder) -> Hypernetw
     codec = fit_codec(layout, np.asarray(to_tokens(layout, pooled)), tokens, np.ones(6), 4)
     config = DenoiserConfig(width=8, layers=1, heads=2, prompt_bottleneck=4)
     rows, width = codec.mask().shape
-    told = region_prompts(city, [target.split.support], encoder)
-    denoiser = Denoiser(config, codec.layer_of_code, width)
-    example = jnp.zeros((rows, width)), jnp.zeros(()), told.values[0, 0], jnp.ones(())
+    described = region_prompts(city, [target.split.support], encoder)
+    denoiser = Denoiser(config, codec.layer_of_row, width)
+    example = jnp.zeros((rows, width)), jnp.zeros(()), described.values[0, 0], jnp.ones(())
     weights = jax.eval_shape(denoiser.init, jax.random.key(1), *example)["params"]
     return Hypernetwork(
         model_name="tiny",
@@ -98,9 +98,9 @@ def _hypernetwork(city: City, model: Model, encoder: PromptEncoder) -> Hypernetw
         denoiser_config=config,
         variables=_random(weights, 0.5, seed=2),
         codec=codec,
-        prompt_scaler=PromptScaler(told.values[0].mean(axis=0), told.values[0].std(axis=0) + 0.1),
-        prompt_names=told.names,
-        prompt_spatial=told.spatial,
+        prompt_scaler=PromptScaler(described.values[0].mean(axis=0), described.values[0].std(axis=0) + 0.1),
+        prompt_names=described.names,
+        prompt_spatial=described.spatial,
         prompt_encoder=encoder,
     )
 
@@ -111,8 +111,8 @@ def _transfer(model: Model, hypernetwork: Hypernetwork):
 
     def transfer(city: City) -> dict[str, np.ndarray]:
         target = prepare_target(city, _DATA)
-        told = hypernetwork.prompts(city)
-        drawn = hypernetwork.generate(told, key=jax.random.key(3), config=GenerateConfig(samples=2, steps=2))
+        described = hypernetwork.prompts(city)
+        drawn = hypernetwork.generate(described, key=jax.random.key(3), config=GenerateConfig(samples=2, steps=2))
         without = zero_shot(model, target, drawn.params)
         tuned = few_shot(model, target, drawn.params, _ADAPT, key=jax.random.key(4))
         window = {"history": _DATA.history, "horizon": _DATA.horizon}
@@ -122,7 +122,7 @@ def _transfer(model: Model, hypernetwork: Hypernetwork):
             "zero-shot spread": without.spread,
             "few-shot": tuned.forecast,
             "few-shot spread": tuned.spread,
-            **{f"{part} of the prompts": told.values[:, :, entries] for part, entries in told.parts.items()},
+            **{f"{part} of the prompts": described.values[:, :, entries] for part, entries in described.parts.items()},
             "parameters": jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(drawn.params)]),
             "choice": np.asarray([tuned.learning_rate, tuned.steps, tuned.validation_mae]),
             "curves": tuned.curves,
@@ -186,8 +186,10 @@ def test_a_sources_validation_span_shapes_neither_prompts_nor_scales_nor_trainin
     np.testing.assert_array_equal(*(sources.prompts.values for sources in made))
     again = fit_encoder(made[1], changed, _PROMPTS, key=jax.random.key(5))
     jax.tree.map(np.testing.assert_array_equal, again.arrays(), encoder.arrays())
-    told = [with_prompts(sources, each, encoder).prompts for sources, each in zip(made, (cities, changed), strict=True)]
-    np.testing.assert_array_equal(told[0].values, told[1].values)
+    described = [
+        with_prompts(sources, each, encoder).prompts for sources, each in zip(made, (cities, changed), strict=True)
+    ]
+    np.testing.assert_array_equal(described[0].values, described[1].values)
     assert made[0].spans == made[1].spans and made[0].names == made[1].names
     draw = jax.jit(draw_windows, static_argnums=3)
     for region in (0, 11):

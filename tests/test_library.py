@@ -89,8 +89,8 @@ def test_a_city_of_another_interval_or_kind_is_no_target_of_the_generator(made, 
     with pytest.raises(gpd.InputError, match="is of kind flow"):
         gpd.prepare_new_city(flow, hypernetwork)
     assert hypernetwork.prompts(flow, any_kind=True).cities[0].kind == "flow"
-    told = gpd.target_prompts(flow, support_days=3)
-    drawn = hypernetwork.generate(told, key=jax.random.key(2), config=_GENERATE, any_kind=True)
+    prompts = gpd.target_prompts(flow, support_days=3)
+    drawn = hypernetwork.generate(prompts, key=jax.random.key(2), config=_GENERATE, any_kind=True)
     jax.tree.map(np.testing.assert_array_equal, drawn.params, params.params)
     assert gpd.prepare_new_city(flow, hypernetwork, any_kind=True).city.kind == "flow"
 
@@ -157,15 +157,15 @@ def _louder(model: gpd.Model) -> gpd.Model:
 
 
 def _stop_in(stage: str):
-    """Progress that ends the work when it hears of a stage, and remembers what it heard."""
-    heard: list[str] = []
+    """Progress that ends the work when it hears of a stage, and remembers what it stages."""
+    stages: list[str] = []
 
     def progress(name: str, done: int, metrics: dict) -> None:
-        heard.append(name)
+        stages.append(name)
         if name == stage:
             raise _Stop
 
-    return progress, heard
+    return progress, stages
 
 
 def test_a_harvest_and_a_generator_that_were_stopped_go_on_in_their_folders(simulated_cities, made, tmp_path):
@@ -173,7 +173,7 @@ def test_a_harvest_and_a_generator_that_were_stopped_go_on_in_their_folders(simu
     sources, folder = simulated_cities[:-1], tmp_path / "harvest"
 
     def harvest(stage: str = "", **change):
-        progress, heard = _stop_in(stage)
+        progress, stages = _stop_in(stage)
         settings = {
             "model": "tiny",
             "key": jax.random.key(0),
@@ -181,7 +181,7 @@ def test_a_harvest_and_a_generator_that_were_stopped_go_on_in_their_folders(simu
             "pooled": _POOLED,
             "config": _HARVEST,
         } | change
-        return gpd.harvest_cities(sources, folder=folder, progress=progress, **settings), heard
+        return gpd.harvest_cities(sources, folder=folder, progress=progress, **settings), stages
 
     with pytest.raises(_Stop):
         harvest("pooled")
@@ -190,11 +190,11 @@ def test_a_harvest_and_a_generator_that_were_stopped_go_on_in_their_folders(simu
         harvest("harvest")
     assert (folder / "pooled").is_dir() and (folder / "zoo.partial").is_dir()
     # What is done is not done again, and the result is that of a harvest in one piece.
-    zoo, heard = harvest()
-    assert set(heard) <= {"harvest"} and zoo.sources is not None
+    zoo, stages = harvest()
+    assert set(stages) <= {"harvest"} and zoo.sources is not None
     jax.tree.map(np.testing.assert_array_equal, zoo.params, whole.params)
-    again, heard = harvest()
-    assert heard == []
+    again, stages = harvest()
+    assert stages == []
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
     for change in (
         {"key": jax.random.key(1)},

@@ -1,7 +1,7 @@
 """In: a trained generator, its zoo and the prompts of targets. Out: numbers that say whether it generates.
 
-A generator may collapse to an average, copy its training set or ignore its prompt, and still forecast fairly. Codes are
-compared in the directions that the generator can draw, in units of the zoo's spread along them.
+A generator may collapse to an average, copy its training set or ignore its prompt, and still forecast fairly. Latents
+are compared in the directions that the generator can draw, in units of the zoo's spread along them.
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ def diagnose(
 
     Returns:
       Numbers ready for JSON, None where one does not exist:
-      `groups`, of the regions trained on, those held out, and every target: see `compare_codes`;
+      `groups`, of the regions trained on, those held out, and every target: see `compare_latents`;
       `response`, of those held out and every target: see `shuffled_prompts`.
 
     Raises:
@@ -85,12 +85,12 @@ def diagnose(
     codec, generate = hypernetwork.codec, partial(hypernetwork.generate, config=config.generate)
     vectors = _live(codec, encode_vectors(zoo, codec))
     draw_key, shuffle_key = jax.random.split(key)
-    told = dataclasses.replace(zoo.prompts, values=zoo.prompts.values[:1])
-    drawn = _codes(codec, generate(told, key=draw_key).params)
+    first = dataclasses.replace(zoo.prompts, values=zoo.prompts.values[:1])
+    drawn = _latents(codec, generate(first, key=draw_key).params)
     scaled = np.asarray(scale_prompts(zoo.prompts, hypernetwork.prompt_scaler)[0], np.float64)
     groups = {}
     for name, rows in (("training", ~held_out), ("held_out", held_out)):
-        groups[name] = compare_codes(
+        groups[name] = compare_latents(
             drawn[:, rows], scaled[rows], vectors[~held_out], vectors[rows, 0], own=name == "training"
         )
     response = {
@@ -100,9 +100,9 @@ def diagnose(
         )
     }  # fmt: skip
     for name, target, prompts, target_key in targets:
-        asked = np.asarray(scale_prompts(prompts, hypernetwork.prompt_scaler)[0], np.float64)
-        codes = _codes(codec, generate(prompts, key=target_key).params)
-        groups[name] = compare_codes(codes, asked, vectors[~held_out], None, own=False)
+        described = np.asarray(scale_prompts(prompts, hypernetwork.prompt_scaler)[0], np.float64)
+        latents = _latents(codec, generate(prompts, key=target_key).params)
+        groups[name] = compare_latents(latents, described, vectors[~held_out], None, own=False)
         response[name] = target_response(
             hypernetwork, target, prompts, config.generate, config.shuffles,
             draw_key=target_key, shuffle_key=shuffle_key,
@@ -113,88 +113,88 @@ def diagnose(
         "guidance": config.generate.guidance,
         "shuffles": config.shuffles,
         "variants": min(config.variants, zoo.prompts.values.shape[0]),
-        "code_width": vectors.shape[-1],
+        "latent_width": vectors.shape[-1],
         "groups": groups,
         "response": response,
     }
 
 
-def compare_codes(
-    drawn: Float[np.ndarray, "K R D"],
+def compare_latents(
+    drawn: Float[np.ndarray, "K R Y"],
     prompts: Float[np.ndarray, "R E"],
-    training: Float[np.ndarray, "T M D"],
-    harvested: Float[np.ndarray, "R D"] | None,
+    training: Float[np.ndarray, "T M Y"],
+    harvested: Float[np.ndarray, "R Y"] | None,
     *,
     own: bool,
 ) -> dict[str, float | int | None]:
-    """Compares generated codes with harvested ones.
+    """Compares generated latents with harvested ones.
 
     Args:
-      drawn: K generated codes for each of R regions.
+      drawn: K generated latents for each of R regions.
       prompts: what they were generated from, scaled.
-      training: M codes for each of the T regions that the generator was trained on.
-      harvested: the best code of each of the R regions, or None where none was harvested.
-      own: the R regions are the T ones; a harvested code's neighbours are then those of other regions.
+      training: M latents for each of the T regions that the generator was trained on.
+      harvested: the best latent of each of the R regions, or None where none was harvested.
+      own: the R regions are the T ones; a harvested latent's neighbours are then those of other regions.
 
     Returns:
       For the drawn ones, and as `harvested_...` for the harvested: `rms`; `effective_rank` (of one sample per region);
-      `nearest`, the median distance to the nearest training code; `correlation` of prompt and code distances; and
+      `nearest`, the median distance to the nearest training latent; `correlation` of prompt and latent distances; and
       `sample_rms`, what separates the samples of one region.
     """
     same = np.arange(len(training)) if own else None
     pairs = [("", drawn)] if harvested is None else [("", drawn), ("harvested_", harvested[None])]
     found: dict[str, float | int | None] = {"regions": drawn.shape[1]}
-    for prefix, codes in pairs:
-        flat = codes.reshape(-1, codes.shape[-1])
+    for prefix, latents in pairs:
+        flat = latents.reshape(-1, latents.shape[-1])
         left_out = same if prefix else None
         found |= {
             f"{prefix}rms": root_mean_square(flat),
-            f"{prefix}effective_rank": effective_rank(codes[0]),
+            f"{prefix}effective_rank": effective_rank(latents[0]),
             f"{prefix}nearest": float(np.median(nearest_distance(flat, training, left_out))),
-            f"{prefix}correlation": pairwise_correlation(prompts, codes[0]),
+            f"{prefix}correlation": pairwise_correlation(prompts, latents[0]),
         }
     return found | {"sample_rms": root_mean_square(drawn - drawn.mean(axis=0)) if len(drawn) > 1 else None}
 
 
-def root_mean_square(codes: Float[np.ndarray, "*X"]) -> float:
+def root_mean_square(latents: Float[np.ndarray, "*X"]) -> float:
     """Root of the mean square of all entries."""
-    return float(np.sqrt(np.square(codes, dtype=np.float64).mean()))
+    return float(np.sqrt(np.square(latents, dtype=np.float64).mean()))
 
 
-def effective_rank(codes: Float[np.ndarray, "R D"]) -> float:
-    """How many directions codes spread over: the exponential of the entropy of their normalised singular values.
+def effective_rank(latents: Float[np.ndarray, "R Y"]) -> float:
+    """How many directions latents spread over: the exponential of the entropy of their normalised singular values.
 
-    Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007, of centred codes.
+    Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007, of centred latents.
 
     Args:
-      codes: one per region.
+      latents: one per region.
 
     Returns:
-      Between 1 and min(R - 1, D); 0 where all codes are the same.
+      Between 1 and min(R - 1, Y); 0 where all latents are the same.
     """
-    rows = codes.astype(np.float64)
+    rows = latents.astype(np.float64)
     singular = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False)
-    # What rounding leaves of equal codes is no direction.
+    # What rounding leaves of equal latents is no direction.
     singular = singular[singular > 1e-6 * np.abs(rows).max()]
     share = singular / singular.sum()
     return float(np.exp(-(share * np.log(share)).sum())) if len(share) else 0.0
 
 
 def nearest_distance(
-    codes: Float[np.ndarray, "X D"], training: Float[np.ndarray, "T M D"], left_out: np.ndarray | None = None
+    latents: Float[np.ndarray, "X Y"], training: Float[np.ndarray, "T M Y"], left_out: np.ndarray | None = None
 ) -> Float[np.ndarray, " X"]:
-    """Euclidean distance of every code from the nearest one of the training set.
+    """Euclidean distance of every latent from the nearest one of the training set.
 
     Args:
-      codes: any.
-      training: M codes of each of T regions.
-      left_out: int [X], a region of the training set for every code, whose codes do not count; None for none.
+      latents: any.
+      training: M latents of each of T regions.
+      left_out: int [X], a region of the training set for every latent, whose latents do not count; None for none.
 
     Returns:
       [X]; exactly 0 for a copy.
     """
     flat = training.reshape(-1, training.shape[-1]).astype(np.float64)
-    rows = codes.astype(np.float64)
+    rows = latents.astype(np.float64)
     squared = squared_distances(rows, flat)
     if left_out is not None:
         region = np.repeat(np.arange(len(training)), training.shape[1])
@@ -203,7 +203,7 @@ def nearest_distance(
     return np.linalg.norm(rows - flat[squared.argmin(axis=1)], axis=1)
 
 
-def pairwise_correlation(one: Float[np.ndarray, "R E"], other: Float[np.ndarray, "R D"]) -> float | None:
+def pairwise_correlation(one: Float[np.ndarray, "R E"], other: Float[np.ndarray, "R Y"]) -> float | None:
     """Correlation of the distances between all pairs of regions in two descriptions of them.
 
     Mantel, "The Detection of Disease Clustering and a Generalized Regression Approach", 1967.
@@ -231,13 +231,13 @@ def _pairwise(rows: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(squared[:, None] + squared[None, :] - 2.0 * rows @ rows.T, 0.0))
 
 
-def _live(codec: Codec, codes: np.ndarray) -> np.ndarray:
-    """Codes [..., D] without their padding."""
-    return codes[..., codec.mask() > 0]
+def _live(codec: Codec, latents: np.ndarray) -> np.ndarray:
+    """Latents [..., Y] without their padding."""
+    return latents[..., codec.mask() > 0]
 
 
-def _codes(codec: Codec, params: Params) -> Float[np.ndarray, "K R D"]:
-    """Codes of generated parameters, leaves [K, R, ...]."""
+def _latents(codec: Codec, params: Params) -> Float[np.ndarray, "K R Y"]:
+    """Latents of generated parameters, leaves [K, R, ...]."""
     return _live(codec, np.asarray(_encode(codec, params)))
 
 

@@ -89,11 +89,11 @@ class _Space:
     directions: Float[np.ndarray, "K X"]  # of unit length
     variance: float
 
-    def codes(self, differences: Float[np.ndarray, "R X"]) -> Float[np.ndarray, "R K"]:
+    def components(self, differences: Float[np.ndarray, "R X"]) -> Float[np.ndarray, "R K"]:
         return (differences - self.mean) @ self.directions.T
 
-    def differences(self, codes: Float[np.ndarray, "R K"]) -> Float[np.ndarray, "R X"]:
-        return self.mean + codes @ self.directions
+    def differences(self, components: Float[np.ndarray, "R K"]) -> Float[np.ndarray, "R X"]:
+        return self.mean + components @ self.directions
 
 
 def predict_parameters(
@@ -131,39 +131,39 @@ def predict_parameters(
     differences, parts = _differences(zoo), parts_of_prompts(zoo.prompts.names)
     unscaled = np.asarray(zoo.prompts.values)
     spaces: list[_Space] = []
-    made: dict[str, list[np.ndarray]] = {}  # per predictor, the codes of every left-out city
+    made: dict[str, list[np.ndarray]] = {}  # per predictor, the components of every left-out city
     penalties: dict[tuple[int, str], float] = {}
     found = []
     for done, city in enumerate(cities, start=1):
         rows = zoo.city_index == city
         known = zoo.city_index[~rows]
         space = _fit_space(differences[~rows], city_weights(known), config)
-        codes = space.codes(differences)
+        components = space.components(differences)
         scaled = in_scale(unscaled, scale_of(unscaled[:, ~rows], known)).astype(np.float64)
-        here = {"pooled_unchanged": space.codes(np.zeros((rows.sum(), differences.shape[1])))}
-        here["zoo_mean"] = np.zeros_like(codes[rows])
+        here = {"pooled_unchanged": space.components(np.zeros((rows.sum(), differences.shape[1])))}
+        here["zoo_mean"] = np.zeros_like(components[rows])
         for part, columns in parts.items():
             own = unscaled[:, ~rows][:, :, columns]
-            penalties[city, part] = choose_penalty(own, codes[~rows], known, _PENALTIES)
+            penalties[city, part] = choose_penalty(own, components[~rows], known, _PENALTIES)
             weights, penalty = city_weights(known), penalties[city, part]
-            solution = solve_ridge(scaled[:, ~rows][:, :, columns], codes[~rows], weights, penalty)
+            solution = solve_ridge(scaled[:, ~rows][:, :, columns], components[~rows], weights, penalty)
             here[part] = apply_ridge(solution, scaled[0, rows][:, columns])
-        here["projection"] = here["own_parameters"] = codes[rows]
+        here["projection"] = here["own_parameters"] = components[rows]
         spaces.append(space)
         for name, values in here.items():
             made.setdefault(name, []).append(values)
         whole = float(np.square(differences[rows] - space.mean).sum())
-        held = float(np.square(codes[rows]).sum()) / whole if whole > 0 else float("nan")
+        held = float(np.square(components[rows]).sum()) / whole if whole > 0 else float("nan")
         name = zoo.names[int(np.argmax(rows))].split("/", 1)[0]
         found.append(LeftOutCity(name, int(rows.sum()), len(space.directions), space.variance, held))
         if progress is not None:
             progress(done, {"components": len(space.directions)})
     model = make_model(zoo.model, sources.sizes)
     errors = {}
-    for name, codes in made.items():
+    for name, components in made.items():
         # The pooled model and a region's own parameters lie outside the components; all else is made of them.
         vectors = differences if name == "own_parameters" else np.zeros_like(differences, np.float32)
-        for city, space, values in zip(cities, spaces, codes, strict=True):
+        for city, space, values in zip(cities, spaces, components, strict=True):
             if name not in ("pooled_unchanged", "own_parameters"):
                 vectors[zoo.city_index == city] = space.differences(values)
         errors[name] = _errors(model, zoo, sources, vectors)

@@ -84,8 +84,8 @@ def source_response(
     def told_by(order: np.ndarray) -> tuple[float, float]:
         def params_of(variant: int) -> Params:
             values = zoo.prompts.values[variant, jnp.asarray(order[rows])][None]
-            told = Prompts(values, ids, zoo.prompts.names)
-            return hypernetwork.generate(told, key=draw_key, config=config).params
+            shuffled = Prompts(values, ids, zoo.prompts.names)
+            return hypernetwork.generate(shuffled, key=draw_key, config=config).params
 
         return measure(params_of)
 
@@ -140,8 +140,8 @@ def target_response(
         return (float(sums[0] / sums[2]), float(sums[1] / sums[2])) if sums[2] else (np.nan, np.nan)
 
     def told_by(order: np.ndarray) -> tuple[float, float]:
-        told = dataclasses.replace(prompts, values=prompts.values[:, jnp.asarray(order)])
-        return measure(hypernetwork.generate(told, key=draw_key, config=config).params)
+        shuffled = dataclasses.replace(prompts, values=prompts.values[:, jnp.asarray(order)])
+        return measure(hypernetwork.generate(shuffled, key=draw_key, config=config).params)
 
     regions = target.num_regions
     error, spread = told_by(np.arange(regions))

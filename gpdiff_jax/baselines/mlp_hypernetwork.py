@@ -1,8 +1,8 @@
-"""In: codes of the zoo and prompts. Out: a deterministic network from prompt to code, the null that is trained.
+"""In: latents of the zoo and prompts. Out: a deterministic network from prompt to latent, the null that is trained.
 
-It gets what the denoiser gets: the same codes, both losses with the same weights, the same optimiser, number of steps,
-prompt noise and average of its weights, and it is chosen on the same held-out regions. What it lacks is the diffusion,
-and with it noise levels and the weights of theirs (`min_snr_gamma`, `functional_by_signal`).
+It gets what the denoiser gets: the same latents, both losses with the same weights, the same optimiser, number of
+steps, prompt noise and average of its weights, and it is chosen on the same held-out regions. What it lacks is the
+diffusion, and with it noise levels and the weights of theirs (`min_snr_gamma`, `functional_by_signal`).
 """
 
 import dataclasses
@@ -28,20 +28,20 @@ from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
 
 
 class PromptMlp(nn.Module):
-    """Prompt to code through a bottleneck and one wide layer; begins at a code of zeros, the mean of the zoo."""
+    """Prompt to latent through a bottleneck and one wide layer; begins at a latent of zeros, the mean of the zoo."""
 
     bottleneck: int
     width: int
     code_shape: tuple[int, int]
 
     @nn.compact
-    def __call__(self, prompt: Float[Array, "B E"]) -> Float[Array, "B rows width"]:
-        """Returns the codes of a batch of prompts."""
+    def __call__(self, prompt: Float[Array, "B E"]) -> Float[Array, "B Z D"]:
+        """Returns the latents of a batch of prompts."""
         hidden = nn.silu(nn.Dense(self.bottleneck, name="prompt_in")(prompt))
         hidden = nn.gelu(nn.Dense(self.width, name="hidden")(hidden))
         rows, width = self.code_shape
-        code = nn.Dense(rows * width, kernel_init=nn.initializers.zeros_init(), name="code_out")(hidden)
-        return code.reshape(-1, rows, width)
+        latent = nn.Dense(rows * width, kernel_init=nn.initializers.zeros_init(), name="code_out")(hidden)
+        return latent.reshape(-1, rows, width)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,12 +116,12 @@ def mlp_hypernetwork(
         raise InputError("the zoo has no sources attached; load it with `load_zoo(folder, sources)`")
     network, codec = make_network(space, config), space.codec
     model = make_model(zoo.model, zoo.sources.sizes)
-    codes = encode_training_set(zoo, space)
+    latents = encode_training_set(zoo, space)
     init_key, train_key = jax.random.split(key)
-    variables = of_type(jax.jit(network.init)(init_key, codes.prompts[0, :1])["params"], codes.x0.dtype)
+    variables = of_type(jax.jit(network.init)(init_key, latents.prompts[0, :1])["params"], latents.x0.dtype)
     variables = train_network(
         variables,
-        TrainingData(zoo.sources, codes, codec),
+        TrainingData(zoo.sources, latents, codec),
         model,
         space.held_out,
         make_mlp_loss(network, model, jnp.asarray(codec.mask()), config),
@@ -136,8 +136,8 @@ def mlp_hypernetwork(
     return MlpHypernetwork(network, variables, space)
 
 
-def make_mlp_loss(network: PromptMlp, model: Model, mask: Float[Array, "rows width"], config: PretrainConfig) -> LossFn:
-    """The denoiser's losses, for codes that are predicted from the noisy prompt at once."""
+def make_mlp_loss(network: PromptMlp, model: Model, mask: Float[Array, "Z D"], config: PretrainConfig) -> LossFn:
+    """The denoiser's losses, for latents that are predicted from the noisy prompt at once."""
 
     def loss_fn(
         variables: Params, data: TrainingData, batch: DiffusionBatch, key: Key
@@ -156,9 +156,9 @@ def make_mlp_loss(network: PromptMlp, model: Model, mask: Float[Array, "rows wid
 
 
 def predict_codes(
-    network: PromptMlp, variables: Params, prompt: Float[Array, "B E"], mask: Float[Array, "rows width"]
-) -> Float[Array, "B rows width"]:
+    network: PromptMlp, variables: Params, prompt: Float[Array, "B E"], mask: Float[Array, "Z D"]
+) -> Float[Array, "B Z D"]:
     """Codes of B scaled prompts; 0 on padding."""
-    codes = network.apply({"params": variables}, prompt)
-    assert isinstance(codes, jax.Array)
-    return codes * mask[None]
+    latents = network.apply({"params": variables}, prompt)
+    assert isinstance(latents, jax.Array)
+    return latents * mask[None]

@@ -89,14 +89,14 @@ class SimulationConfig:
 class SimulationTruth:
     """What a simulated city keeps to itself; M = 4 functions, S = steps per day."""
 
-    functions: np.ndarray  # float64 [N, M], the mixture z, rows sum to one
-    workday_profile: np.ndarray  # float64 [S, N], demand without deviation
-    free_day_profile: np.ndarray  # float64 [S, N]
-    deviations: np.ndarray  # float64 [T, N], u in the log of the demand
-    persistence: np.ndarray  # float64 [N], a per step
-    spillover: np.ndarray  # float64 [N], s per step
-    noise: np.ndarray  # float64 [N], sigma per step
-    level: np.ndarray  # float64 [N], counts per interval at demand one; free-flow speed in km/h
+    functions: Float[np.ndarray, "N M"]  # the mixture z, rows sum to one
+    workday_profile: Float[np.ndarray, "S N"]  # demand without deviation
+    free_day_profile: Float[np.ndarray, "S N"]
+    deviations: Float[np.ndarray, "T N"]  # u in the log of the demand
+    persistence: Float[np.ndarray, " N"]  # a per step
+    spillover: Float[np.ndarray, " N"]  # s per step
+    noise: Float[np.ndarray, " N"]  # sigma per step
+    level: Float[np.ndarray, " N"]  # counts per interval at demand one; free-flow speed in km/h
 
 
 def simulate_cities(config: SimulationConfig, *, seed: int) -> list[City]:

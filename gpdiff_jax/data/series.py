@@ -9,7 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gpdiff_jax.cities.calendar import NUM_CALENDAR, calendar_features, is_weekend, slot_of_day
 from gpdiff_jax.cities.city import City
@@ -32,17 +32,17 @@ class SeriesBank:
     for a target, the support days less one, and all of them.
     """
 
-    values: jax.Array  # float32 [total], data units, 0 where missing; node-major
-    observed: jax.Array  # float32 [total], 1 where observed
-    node_offset: jax.Array  # int32 [M], where a node's series begins in `values`
-    calendar: jax.Array  # float32 [steps of all cities, F]
-    weekend: jax.Array  # float32 [steps of all cities], 1, 0, or 0.5 where unknown
-    slot: jax.Array  # int32 [steps of all cities], step of the day
-    city_offset: jax.Array  # int32 [M], where a node's city begins in `calendar`
-    mean: jax.Array  # float32 [V, M], data units
-    std: jax.Array  # float32 [V, M], data units
-    profile: jax.Array  # float32 [V, M, steps_per_day], scaled (one step where no profile is used)
-    profile_weekend: jax.Array  # float32 [V, M], share of weekend readings in the profile
+    values: Float[Array, "*devices total"]  # data units, 0 where missing; node-major
+    observed: Float[Array, "*devices total"]  # 1 where observed
+    node_offset: Int[Array, "*devices M"]  # where a node's series begins in `values`
+    calendar: Float[Array, "*devices steps F"]
+    weekend: Float[Array, "*devices steps"]  # 1, 0, or 0.5 where unknown
+    slot: Int[Array, "*devices steps"]  # step of the day
+    city_offset: Int[Array, "*devices M"]  # where a node's city begins in `calendar`
+    mean: Float[Array, "*devices V M"]  # data units
+    std: Float[Array, "*devices V M"]  # data units
+    profile: Float[Array, "*devices V M steps_per_day"]  # scaled (one step where no profile is used)
+    profile_weekend: Float[Array, "*devices V M"]  # share of weekend readings in the profile
     covariates: str = flax.struct.field(pytree_node=False)
     history: int = flax.struct.field(pytree_node=False)
     horizon: int = flax.struct.field(pytree_node=False)

@@ -11,6 +11,7 @@ import flax.struct
 import jax
 import jraph
 import numpy as np
+from jaxtyping import Array, Bool, Int, UInt32
 
 from gpdiff_jax.cities.city import City, CityLabel, label_of
 from gpdiff_jax.cities.scaling import silent_regions
@@ -28,9 +29,9 @@ class SourceRegion(NamedTuple):
     """What is particular to one source region; stacked on a leading axis for many."""
 
     graph: RegionGraph
-    region_id: jax.Array  # uint32 [], seeds the region's randomness
-    validation_starts: jax.Array  # int32 [X]
-    validated: jax.Array  # bool [], whether it has a reading to forecast in its validation windows
+    region_id: UInt32[Array, ""]  # seeds the region's randomness
+    validation_starts: Int[Array, " X"]
+    validated: Bool[Array, ""]  # whether it has a reading to forecast in its validation windows
 
 
 @flax.struct.dataclass
@@ -40,10 +41,10 @@ class Sources:
     bank: SeriesBank
     graphs: jraph.GraphsTuple  # [R, ...]
     train: StartTable
-    validation_starts: jax.Array  # int32 [R, X], starts of the validation windows of every region
-    validated: jax.Array  # bool [R], False where a region has no reading to forecast in them
-    region_ids: jax.Array  # uint32 [R], stable ids that seed a region's randomness
-    city_index: jax.Array  # int32 [R]
+    validation_starts: Int[Array, "*devices R X"]  # starts of the validation windows of every region
+    validated: Bool[Array, "*devices R"]  # False where a region has no reading to forecast in them
+    region_ids: UInt32[Array, "*devices R"]  # stable ids that seed a region's randomness
+    city_index: Int[Array, "*devices R"]
     spans: tuple[tuple[Span, ...], ...] = flax.struct.field(pytree_node=False)  # per city, its V variants
     names: tuple[str, ...] = flax.struct.field(pytree_node=False)  # "city/node" of every region
     train_spans: tuple[Span, ...] = flax.struct.field(pytree_node=False)  # per city

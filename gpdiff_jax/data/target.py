@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jraph
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.scaling import silent_regions
@@ -29,12 +29,12 @@ class Target:
 
     bank: SeriesBank
     graphs: jraph.GraphsTuple  # [R, ...]
-    region_ids: jax.Array  # uint32 [R]
-    adaptation_starts: jax.Array  # int32, windows inside the adaptation days
-    validation_starts: jax.Array  # int32, windows that forecast the validation days
-    support_starts: jax.Array  # int32, windows inside all support days
-    test_starts: jax.Array  # int32, windows that forecast the test span
-    floor: jax.Array  # float32 [], the least forecast: 0 where no visible reading is negative, else minus infinity
+    region_ids: UInt32[Array, "*devices R"]
+    adaptation_starts: Int[Array, "*devices adaptation"]  # windows inside the adaptation days
+    validation_starts: Int[Array, "*devices validation"]  # windows that forecast the validation days
+    support_starts: Int[Array, "*devices support"]  # windows inside all support days
+    test_starts: Int[Array, "*devices S"]  # windows that forecast the test span
+    floor: Float[Array, "*devices"]  # the least forecast: 0 where no visible reading is negative, else minus infinity
     # The city as it was on the eve of the validation days, which are its test: what learning rate and steps are chosen
     # on. None where there is nothing to adapt on or to choose on.
     choice: "Target | None"

@@ -12,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gpdiff_jax.cities.calendar import is_weekend, slot_of_day
 from gpdiff_jax.cities.city import City
@@ -27,13 +27,13 @@ from gpdiff_jax.typing import Key
 class StartTable:
     """The windows that may be drawn for every node, city by city, and which profile each may see."""
 
-    starts: jax.Array  # int32 [sum of starts over cities]
-    first: jax.Array  # int32 [M], where a node's city begins in `starts`
-    count: jax.Array  # int32 [M], how many starts its city has
-    spans: jax.Array  # int32 [V, M, 2], the steps that each variant of a node's profile was made from
-    length: jax.Array  # int32 [M], steps of a node's city
-    first_slot: jax.Array  # int32 [M], step of the day at which a node's city begins
-    unseen: jax.Array  # float32 [M], the kind of day its city never shows: 1 weekend, 0 weekday, -1 neither or unknown
+    starts: Int[Array, "*devices starts"]
+    first: Int[Array, "*devices M"]  # where a node's city begins in `starts`
+    count: Int[Array, "*devices M"]  # how many starts its city has
+    spans: Int[Array, "*devices V M 2"]  # the steps that each variant of a node's profile was made from
+    length: Int[Array, "*devices M"]  # steps of a node's city
+    first_slot: Int[Array, "*devices M"]  # step of the day at which a node's city begins
+    unseen: Float[Array, "*devices M"]  # kind of day that its city never shows: 1 weekend, 0 weekday, else -1
     steps_per_day: int = flax.struct.field(pytree_node=False)
 
 
@@ -168,10 +168,10 @@ def _unseen_kind(city: City, span: Span) -> float:
 class WindowDraw(NamedTuple):
     """Which windows of one region to gather, and through which variant each is seen."""
 
-    starts: jax.Array  # int32 [B]
-    variants: jax.Array  # int32 [B]
-    shift: jax.Array  # int32 [B], steps by which the calendar is read off its place
-    allowed: jax.Array  # bool [B], False where a window must not count
+    starts: Int[Array, " B"]
+    variants: Int[Array, " B"]
+    shift: Int[Array, " B"]  # steps by which the calendar is read off its place
+    allowed: Bool[Array, " B"]  # False where a window must not count
 
 
 def part_of(table: StartTable, index: Int[Array, ""], parts: int) -> StartTable:

@@ -1,12 +1,12 @@
-"""In: a prompt and a diffusion time. Out: vectors of both, and the five ways in which tokens hear the prompt.
+"""In: a prompt and a diffusion time. Out: vectors of both, and the five strategies by which they condition tokens.
 
-The ways are those of Yuan et al. (arXiv 2402.11922). The time enters all of them by the adaptive norm; they differ in
-where the prompt enters:
+The strategies are those of Yuan et al. (arXiv 2402.11922). The time enters all of them by the adaptive norm; they
+differ in where the prompt enters:
 
     pre_conditioning   added to every token at the input
     inductive_bias     the same, its temporal part to temporal tokens and its spatial part to graph tokens
-    pre_adaptive       every token asks the parts by attention; the answer is added before each layer
-    post_adaptive      the same, asked and added in each layer after self-attention
+    pre_adaptive       every token attends to the parts of the prompt; what it reads is added before each layer
+    post_adaptive      the same, read and added in each layer after self-attention
     adaptive_norm      beside the time, in shift, scale and gate of every norm; the default
 
 Attention to the parts of a prompt, as that over tokens, stays within one region; regions are leading axes.
@@ -24,7 +24,8 @@ from jaxtyping import Array, Float
 from gpdiff_jax.diffusion.products import attention, dense
 from gpdiff_jax.errors import InputError
 
-_HEARD = {"temporal": (1.0, 0.0), "graph": (0.0, 1.0), "output": (1.0, 0.0), "mixed": (1.0, 1.0)}
+# Weights of the temporal and the spatial part of the prompt, by the kind of a token's layer.
+_PARTS_OF_KIND = {"temporal": (1.0, 0.0), "graph": (0.0, 1.0), "output": (1.0, 0.0), "mixed": (1.0, 1.0)}
 
 
 def time_features(t: Float[Array, "*B"], width: int) -> Float[Array, "*B width"]:
@@ -54,16 +55,16 @@ class Conditioner(nn.Module):
 
     @nn.compact
     def __call__(
-        self, t: Float[Array, "*B"], prompt: Float[Array, "*B E"], given: Float[Array, "*B"]
-    ) -> tuple[Float[Array, "*B width"], Float[Array, "*B P width"]]:
-        """Returns the vectors of time and of the parts; `given` is 0 where the prompt is dropped, else 1."""
+        self, t: Float[Array, "*B"], prompt: Float[Array, "*B E"], prompt_mask: Float[Array, "*B"]
+    ) -> tuple[Float[Array, "*B width"], Float[Array, "*B parts width"]]:
+        """Returns the vectors of time and of the parts; `prompt_mask` is 0 where the prompt is dropped, else 1."""
         rows = []
         for name, columns in self.parts:
             part = prompt if columns is None else prompt[..., jnp.asarray(columns)]
             hidden = nn.silu(dense(self.bottleneck, name=f"{name}_in")(part))
-            told = dense(self.width, name=f"{name}_out")(hidden)
+            embedded = dense(self.width, name=f"{name}_out")(hidden)
             null = self.param(f"{name}_null", nn.initializers.normal(0.02), (self.width,))
-            rows.append(given[..., None] * told + jnp.multiply.outer(1.0 - given, null))
+            rows.append(prompt_mask[..., None] * embedded + jnp.multiply.outer(1.0 - prompt_mask, null))
         step = dense(self.width, name="time_out")(
             nn.silu(dense(self.width, name="time_in")(time_features(t, self.width)))
         )
@@ -102,10 +103,10 @@ def gated_residual(
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """The places where tokens may hear a prompt; a strategy changes one of them. Made and called within the denoiser.
+    """Where a prompt may enter the denoiser; a strategy changes one of the places. Made and called within the denoiser.
 
     `kinds` holds the kind of every token, `spatial` a 1 for every spatial entry of the prompt and a 0 for the others;
-    tokens and parts come in `dtype`.
+    tokens and embedded parts come in `dtype`.
     """
 
     heads: int
@@ -113,84 +114,94 @@ class Strategy:
     spatial: tuple[int, ...]
     dtype: np.dtype
 
-    def parts(self) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
+    def embedded_parts(self) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
         """Which parts of the prompt are embedded; here the whole as one."""
         return (("prompt", None),)
 
-    def condition(self, step: Float[Array, "*B width"], told: Float[Array, "*B P width"]) -> Float[Array, "*B width"]:
-        """What the adaptive norms hear; here the time alone."""
-        del told
+    def condition(
+        self, step: Float[Array, "*B width"], parts: Float[Array, "*B parts width"]
+    ) -> Float[Array, "*B width"]:
+        """The condition of the adaptive norms; here the time alone."""
+        del parts
         return step
 
-    def at_input(self, x: Float[Array, "*B L width"], told: Float[Array, "*B P width"]) -> Float[Array, "*B L width"]:
+    def at_input(
+        self, x: Float[Array, "*B L width"], parts: Float[Array, "*B parts width"]
+    ) -> Float[Array, "*B L width"]:
         """The tokens before the first layer."""
-        del told
+        del parts
         return x
 
-    def answer(
-        self, x: Float[Array, "*B L width"], told: Float[Array, "*B P width"]
+    def before_layers(
+        self, x: Float[Array, "*B L width"], parts: Float[Array, "*B parts width"]
     ) -> Float[Array, "*B L width"] | None:
         """What is added before each layer, made once from the tokens at the input; here nothing."""
-        del x, told
+        del x, parts
 
     def after_attention(
         self,
         x: Float[Array, "*B L width"],
         condition: Float[Array, "*B width"],
-        told: Float[Array, "*B P width"],
+        parts: Float[Array, "*B parts width"],
         layer: int,
     ) -> Float[Array, "*B L width"]:
         """The tokens between self-attention and feed-forward."""
-        del condition, told, layer
+        del condition, parts, layer
         return x
 
 
 class PreConditioning(Strategy):
-    """Every token is told the whole prompt at the input."""
+    """The whole prompt is added to every token at the input."""
 
-    def at_input(self, x: Float[Array, "*B L width"], told: Float[Array, "*B P width"]) -> Float[Array, "*B L width"]:
+    def at_input(
+        self, x: Float[Array, "*B L width"], parts: Float[Array, "*B parts width"]
+    ) -> Float[Array, "*B L width"]:
         """The prompt added."""
-        return x + told
+        return x + parts
 
 
 class InductiveBias(Strategy):
-    """A token is told at the input the part of the prompt that concerns it.
+    """To each token the part of the prompt that concerns it is added at the input.
 
-    Temporal and output tokens hear the temporal part, graph tokens the spatial part, and tokens whose layer does not
-    tell hear both. A part that no token hears, as the spatial one of a model without a graph, is not embedded.
+    Temporal and output tokens take the temporal part, graph tokens the spatial part, and tokens of a mixed layer both.
+    A part that no token takes, as the spatial one of a model without a graph, is not embedded.
     """
 
-    def _heard(self) -> np.ndarray:
-        return np.asarray([_HEARD[kind] for kind in self.kinds], np.float32)
+    def _parts_of_token(self) -> np.ndarray:
+        return np.asarray([_PARTS_OF_KIND[kind] for kind in self.kinds], np.float32)
 
-    def parts(self) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
-        """Those parts that some token hears."""
-        return tuple(part for index, part in enumerate(_two_parts(self.spatial)) if self._heard()[:, index].any())
+    def embedded_parts(self) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
+        """Those parts that some token takes."""
+        return tuple(
+            part for index, part in enumerate(_two_parts(self.spatial)) if self._parts_of_token()[:, index].any()
+        )
 
-    def at_input(self, x: Float[Array, "*B L width"], told: Float[Array, "*B P width"]) -> Float[Array, "*B L width"]:
+    def at_input(
+        self, x: Float[Array, "*B L width"], parts: Float[Array, "*B parts width"]
+    ) -> Float[Array, "*B L width"]:
         """Each token with its part added."""
-        heard = self._heard()
-        return x + jnp.einsum("lp,...pw->...lw", heard[:, heard.any(axis=0)].astype(self.dtype), told)
+        weights = self._parts_of_token()
+        return x + jnp.einsum("lp,...pw->...lw", weights[:, weights.any(axis=0)].astype(self.dtype), parts)
 
 
 class PreAdaptive(Strategy):
-    """Every token asks the parts of the prompt once, and is told the answer before each layer."""
+    """Every token attends to the parts of the prompt once; what it reads is added before each layer."""
 
-    def parts(self) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
+    def embedded_parts(self) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
         """The temporal and the spatial part."""
         return _two_parts(self.spatial)
 
-    def answer(
-        self, x: Float[Array, "*B L width"], told: Float[Array, "*B P width"]
+    def before_layers(
+        self, x: Float[Array, "*B L width"], parts: Float[Array, "*B parts width"]
     ) -> Float[Array, "*B L width"] | None:
         """What the tokens at the input read out of the parts."""
-        return attention(self.heads, self.dtype, name="prompt_attention")(x, told)
+        return attention(self.heads, self.dtype, name="prompt_attention")(x, parts)
 
 
 class PostAdaptive(Strategy):
-    """Every token asks the parts of the prompt in each layer, when it has heard the other tokens."""
+    """Every token attends to the parts of the prompt in each layer, after it has attended to the other tokens."""
 
-    def parts(self) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
+    def embedded_parts(self) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
         """The temporal and the spatial part."""
         return _two_parts(self.spatial)
 
@@ -198,21 +209,23 @@ class PostAdaptive(Strategy):
         self,
         x: Float[Array, "*B L width"],
         condition: Float[Array, "*B width"],
-        told: Float[Array, "*B P width"],
+        parts: Float[Array, "*B parts width"],
         layer: int,
     ) -> Float[Array, "*B L width"]:
-        """The tokens with the layer's answer added."""
+        """The tokens with what they read of the prompt added."""
         normed, gate = AdaptiveNorm(self.dtype, name=f"prompt_norm_{layer}")(x, condition)
-        answer = attention(self.heads, self.dtype, name=f"prompt_attention_{layer}")(normed, told)
-        return gated_residual(x, answer, gate)
+        read = attention(self.heads, self.dtype, name=f"prompt_attention_{layer}")(normed, parts)
+        return gated_residual(x, read, gate)
 
 
 class PromptNorm(Strategy):
     """The prompt beside the time, in shift, scale and gate of every norm."""
 
-    def condition(self, step: Float[Array, "*B width"], told: Float[Array, "*B P width"]) -> Float[Array, "*B width"]:
+    def condition(
+        self, step: Float[Array, "*B width"], parts: Float[Array, "*B parts width"]
+    ) -> Float[Array, "*B width"]:
         """The sum of time and prompt."""
-        return step + told[..., 0, :]
+        return step + parts[..., 0, :]
 
 
 _TWO_PART_STRATEGIES = ("inductive_bias", "pre_adaptive", "post_adaptive")

@@ -62,11 +62,11 @@ class DenoiserConfig:
 class Denoiser(nn.Module):
     """Transformer over the tokens of one parameter vector; attention never runs over regions.
 
-    Every token carries a learned code of its place, of its layer and of its layer's kind (`models.kinds`; "mixed" where
-    no kinds are given), so that it is known which weights feed which. Padding is neither read nor, where it fills a
-    whole token, attended to; `filled` says how many leading entries of every token hold something, all where it is
-    empty. Regions are leading axes. Only strategies that tell the parts of a prompt apart need which entries of it are
-    spatial (`Prompts.spatial`); `make_denoiser` gives all of these.
+    Every token carries a learned embedding of its place, of its layer and of its layer's kind (`models.kinds`; "mixed"
+    where the model names no kinds), so that it is known which weights feed which. Padding is neither read nor, where it
+    fills a whole token, attended to; `filled` says how many leading entries of every token hold something, all where it
+    is empty. Regions are leading axes. Only strategies that tell the parts of a prompt apart need which entries of it
+    are spatial (`Prompts.spatial`); `make_denoiser` gives all of these.
     """
 
     config: DenoiserConfig
@@ -79,39 +79,39 @@ class Denoiser(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x_t: Float[Array, "*B L W"],
+        x_t: Float[Array, "*B Z D"],
         t: Float[Array, "*B"],
         prompt: Float[Array, "*B E"],
-        given: Float[Array, "*B"],
-    ) -> Float[Array, "*B L W"]:
-        """Returns the prediction for every region's tokens; `given` is 0 where the prompt is dropped."""
+        prompt_mask: Float[Array, "*B"],
+    ) -> Float[Array, "*B Z D"]:
+        """Returns the prediction for every region's latent; `prompt_mask` is 0 where the prompt is dropped."""
         config, count, dtype = self.config, len(self.layer_of_token), self.config.compute_dtype
         kinds = tuple(self.layer_kinds[layer] if self.layer_kinds else "mixed" for layer in self.layer_of_token)
         filled = self.filled or (self.token_width,) * count
         strategy = STRATEGIES[config.conditioning](config.heads, kinds, self.spatial, dtype)
-        embed = Conditioner(config.width, config.prompt_bottleneck, strategy.parts(), name="condition")
-        step, told = (part.astype(dtype) for part in embed(t, prompt, given))
-        condition = strategy.condition(step, told)
-        code = nn.initializers.normal(0.2)
-        place = self.param("place_code", code, (count, config.width))
-        layer = self.param("layer_code", code, (max(self.layer_of_token) + 1, config.width))
-        kind = self.param("kind_code", code, (len(LAYER_KINDS), config.width))
+        embed = Conditioner(config.width, config.prompt_bottleneck, strategy.embedded_parts(), name="condition")
+        step, parts = (part.astype(dtype) for part in embed(t, prompt, prompt_mask))
+        condition = strategy.condition(step, parts)
+        initial = nn.initializers.normal(0.2)
+        place = self.param("place_code", initial, (count, config.width))
+        layer = self.param("layer_code", initial, (max(self.layer_of_token) + 1, config.width))
+        kind = self.param("kind_code", initial, (len(LAYER_KINDS), config.width))
         kind_of_token = jnp.asarray([LAYER_KINDS.index(name) for name in kinds])
-        told_apart = place + layer[jnp.asarray(self.layer_of_token)] + kind[kind_of_token]
+        position = place + layer[jnp.asarray(self.layer_of_token)] + kind[kind_of_token]
         if min(filled) < self.token_width:
             x_t = jnp.where(mask_of(filled, self.token_width) > 0, x_t, 0.0)
         attended_to = None
         if not all(filled):
             attended_to = nn.make_attention_mask(np.ones(count, bool), np.asarray(filled) > 0, dtype=jnp.bool_)
-        x = dense(config.width, name="tokens_in")(x_t) + jnp.broadcast_to(told_apart, (*x_t.shape[:-1], config.width))
-        x = strategy.at_input(x.astype(dtype), told)
-        answer = strategy.answer(x, told)
+        x = dense(config.width, name="tokens_in")(x_t) + jnp.broadcast_to(position, (*x_t.shape[:-1], config.width))
+        x = strategy.at_input(x.astype(dtype), parts)
+        added = strategy.before_layers(x, parts)
         for index in range(config.layers):
-            x = x if answer is None else x + answer
+            x = x if added is None else x + added
             normed, gate = AdaptiveNorm(dtype, name=f"attention_norm_{index}")(x, condition)
             attended = attention(config.heads, dtype, name=f"attention_{index}")(normed, mask=attended_to)
             x = gated_residual(x, attended, gate)
-            x = strategy.after_attention(x, condition, told, index)
+            x = strategy.after_attention(x, condition, parts, index)
             normed, gate = AdaptiveNorm(dtype, name=f"feed_forward_norm_{index}")(x, condition)
             hidden = nn.gelu(dense(4 * config.width, dtype=dtype, name=f"feed_forward_in_{index}")(normed))
             x = gated_residual(x, dense(config.width, dtype=dtype, name=f"feed_forward_out_{index}")(hidden), gate)
@@ -121,11 +121,11 @@ class Denoiser(nn.Module):
 
 
 def make_denoiser(config: DenoiserConfig, codec: Codec, spatial: tuple[int, ...] = ()) -> Denoiser:
-    """The network for the codes of a zoo and the prompts of its regions.
+    """The network for the latents of a zoo and the prompts of its regions.
 
     Args:
       config: size, conditioning, schedule and objective.
-      codec: says of every row of a code its layer and kind, and how much of it is padding.
+      codec: says of every row of a latent its layer and kind, and how much of it is padding.
       spatial: 1 for every entry of a prompt that says where a region lies, 0 for those that say how it behaves
         (`Prompts.spatial`); needed by strategies that tell the two apart.
 
@@ -134,7 +134,7 @@ def make_denoiser(config: DenoiserConfig, codec: Codec, spatial: tuple[int, ...]
 
     Raises:
       InputError: the strategy needs temporal and spatial entries of the prompt and one of them is missing, or the kinds
-        of the model's layers and it does not give them; or there are more codes than attention can hold, or nothing in
+        of the model's layers and it does not give them; or there are more rows than attention can hold, or nothing in
         them.
     """
     check_conditioning(config.conditioning, spatial, codec.layout.kinds)
@@ -147,17 +147,17 @@ def make_denoiser(config: DenoiserConfig, codec: Codec, spatial: tuple[int, ...]
         raise InputError(
             "the parameter vectors of the zoo are all the same, so there is nothing to learn; harvest longer"
         )
-    return Denoiser(config, codec.layer_of_code, codec.width, codec.layout.kinds, spatial, codec.filled)
+    return Denoiser(config, codec.layer_of_row, codec.width, codec.layout.kinds, spatial, codec.filled)
 
 
 def denoise(
     denoiser: Denoiser,
     variables: Params,
-    x_t: Float[Array, "B L W"],
+    x_t: Float[Array, "B Z D"],
     t: Float[Array, " B"],
     prompt: Float[Array, "B E"],
-    given: Float[Array, " B"],
-) -> Float[Array, "B L W"]:
+    prompt_mask: Float[Array, " B"],
+) -> Float[Array, "B Z D"]:
     """Predictions for a batch of regions."""
-    predictions: Any = denoiser.apply({"params": variables}, x_t, t, prompt, given)
+    predictions: Any = denoiser.apply({"params": variables}, x_t, t, prompt, prompt_mask)
     return predictions

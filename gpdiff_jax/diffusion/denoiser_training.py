@@ -1,4 +1,4 @@
-"""In: codes of the zoo and prompts. Out: a trained denoiser, chosen on source regions that were held out."""
+"""In: latents of the zoo and prompts. Out: a trained denoiser, chosen on source regions that were held out."""
 
 import pathlib
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from gpdiff_jax.diffusion.training import (
     PredictFn,
     PretrainConfig,
     TrainingData,
-    ZooCodes,
+    ZooLatents,
     make_network_step,
     network_optimiser,
     train_network,
@@ -34,7 +34,7 @@ _EPS_STEPS = 10
 def train_denoiser(
     model: Model,
     sources: Sources,
-    zoo: ZooCodes,
+    zoo: ZooLatents,
     codec: Codec,
     held_out: np.ndarray,
     config: PretrainConfig,
@@ -49,8 +49,8 @@ def train_denoiser(
     Args:
       model: the forecaster, for the functional loss.
       sources: the source regions.
-      zoo: codes, prompts and odds.
-      codec: from codes to parameters.
+      zoo: latents, prompts and odds.
+      codec: from latents to parameters.
       held_out: bool [R], the regions to choose on.
       config: sizes.
       key: random key.
@@ -93,7 +93,7 @@ def make_denoiser_step(
 
     Args:
       model: the forecaster, for the functional loss.
-      codec: from codes to parameters.
+      codec: from latents to parameters.
       spatial: see `Prompts.spatial`.
       config: sizes.
       num_devices: D, that share every batch.
@@ -132,7 +132,7 @@ def make_denoiser_loss(model: Model, codec: Codec, spatial: tuple[int, ...], con
 def make_prediction(denoiser: Denoiser, codec: Codec) -> PredictFn:
     """Codes that a denoiser makes of pure noise and a prompt, by which the best variables are chosen."""
     config, level_at = denoiser.config, SCHEDULES[denoiser.config.schedule]
-    # From pure noise one step makes the mean of x0 given the prompt; eps, divided by hardly any signal, needs several.
+    # From pure noise one step makes the mean of x0 under the prompt; eps, divided by hardly any signal, needs several.
     steps = _EPS_STEPS if config.objective == "eps" else 1
 
     def predict_fn(variables: Params, data: TrainingData, batch: DiffusionBatch, key: Key) -> jax.Array:
@@ -142,8 +142,8 @@ def make_prediction(denoiser: Denoiser, codec: Codec) -> PredictFn:
 
         def parts(x_t: jax.Array, t: jax.Array) -> Denoised:
             time = jnp.broadcast_to(t, (size,))
-            told = denoise(denoiser, variables, x_t, time, batch.prompt, jnp.ones(size)) * mask[None]
-            return denoised(config.objective, level_at(t), x_t, told)
+            prediction = denoise(denoiser, variables, x_t, time, batch.prompt, jnp.ones(size)) * mask[None]
+            return denoised(config.objective, level_at(t), x_t, prediction)
 
         return ddim(parts, level_at, eps, steps)
 

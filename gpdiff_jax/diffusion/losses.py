@@ -7,7 +7,7 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.data.sources import Sources
 from gpdiff_jax.data.windows import draw_unseen, draw_windows
@@ -20,19 +20,19 @@ from gpdiff_jax.typing import Key
 from gpdiff_jax.zoo.codec import Codec
 from gpdiff_jax.zoo.tokens import from_tokens
 
-# Codes are of unit size; one made from eps is divided by the signal, and so of any size where hardly any is left.
-_LARGEST_CODE = 4.0
+# Latents are of unit size; one made from eps is divided by the signal, and so of any size where hardly any is left.
+_LARGEST_LATENT = 4.0
 
 
 @flax.struct.dataclass
 class DiffusionBatch:
     """B draws from the zoo."""
 
-    x0: jax.Array  # float32 [B, L, W], codes
-    prompt: jax.Array  # float32 [B, E]
-    region: jax.Array  # int32 [B]
-    variant: jax.Array  # int32 [B], the random window that the prompt was made from
-    number: jax.Array  # int32 [B], place in the whole batch; seeds what is drawn for it, on whatever device
+    x0: Float[Array, "*devices B Z D"]  # latents
+    prompt: Float[Array, "*devices B E"]
+    region: Int[Array, "*devices B"]
+    variant: Int[Array, "*devices B"]  # the random window that the prompt was made from
+    number: Int[Array, "*devices B"]  # place in the whole batch; seeds what is drawn for it, on whatever device
 
 
 def example_keys(batch: DiffusionBatch, key: Key) -> Key:
@@ -53,7 +53,7 @@ def functional_losses(
     sources: Sources,
     codec: Codec,
     windows_per_region: int,
-    x0: Float[Array, "B L W"],
+    x0: Float[Array, "B Z D"],
     batch: DiffusionBatch,
     *,
     key: Key,
@@ -66,9 +66,9 @@ def functional_losses(
     Args:
       model: the forecaster.
       sources: the source regions.
-      codec: from codes to parameters.
+      codec: from latents to parameters.
       windows_per_region: windows drawn for each.
-      x0: [B, L, W], codes to be judged.
+      x0: [B, Z, D], latents to be judged.
       batch: names the regions and variants.
       key: random key; an example's number is folded in.
 
@@ -78,10 +78,10 @@ def functional_losses(
     bank, table = sources.bank, sources.train
     anchor = from_tokens(codec.layout, codec.pooled)
 
-    def one(code: jax.Array, region: jax.Array, variant: jax.Array, key: Key) -> jax.Array:
+    def one(latent: jax.Array, region: jax.Array, variant: jax.Array, key: Key) -> jax.Array:
         graph = jax.tree.map(lambda leaf: leaf[region], sources.graphs)
         data_key, unseen_key = jax.random.split(key)
-        params = codec.params(code)
+        params = codec.params(latent)
         windows = draw_windows(bank, table, graph.nodes, windows_per_region, key=data_key, variant=variant)
         loss = masked_huber(batch_forecast(model, params, graph, windows), windows.target, windows.mask)
         if not bank.has_profile:
@@ -95,7 +95,7 @@ def functional_losses(
 def make_diffusion_loss(
     denoiser: Denoiser,
     functional: Callable[..., Float[Array, " B"]],
-    mask: Float[Array, "L W"],
+    mask: Float[Array, "Z D"],
     *,
     functional_weight: float,
     token_weight: float,
@@ -112,10 +112,10 @@ def make_diffusion_loss(
     Args:
       denoiser: the network; its configuration names the schedule and the objective.
       functional: `functional_losses` with all but its last arguments bound.
-      mask: [L, W], 1 where a parameter lies.
+      mask: [Z, D], 1 where a parameter lies.
       functional_weight: weight of the functional loss beside the token loss.
       token_weight: weight of the token loss.
-      prompt_dropout: share of the batch that is not told its prompt.
+      prompt_dropout: share of the batch whose prompt is dropped.
       prompt_noise: deviation of the noise on the prompt, which keeps a few hundred regions from being learned by heart.
       pure_noise_share: share of the batch at t = 1, where the prompt is all there is; the rest is uniform in t.
       min_snr_gamma: see `min_snr_weight`; 0 weighs the token loss of every noise level alike.
@@ -137,19 +137,19 @@ def make_diffusion_loss(
 
         uniform, eps, prompt_eps = jax.vmap(draw)(example_keys(batch, noise_key))
         t = jnp.where(uniform[:, 1] < pure_noise_share, 1.0, uniform[:, 0])
-        given = (uniform[:, 2] >= prompt_dropout).astype(jnp.float32)
+        prompt_mask = (uniform[:, 2] >= prompt_dropout).astype(jnp.float32)
         eps, prompt = eps * mask[None], batch.prompt + prompt_noise * prompt_eps
         level = schedule(t[:, None, None])
         level = type(level)(*(jnp.broadcast_to(part, eps.shape) for part in level))
         x_t = add_noise(level, batch.x0, eps)
-        prediction = denoise(denoiser, variables, x_t, t, prompt, given) * mask[None]
+        prediction = denoise(denoiser, variables, x_t, t, prompt, prompt_mask) * mask[None]
         squared = jnp.square(prediction - target(objective, level, batch.x0, eps)) * mask[None]
         if min_snr_gamma:
             squared = squared * min_snr_weight(objective, level, min_snr_gamma)
         token_loss = squared.sum() / (mask.sum() * size)
         x0 = denoised(objective, level, x_t, prediction).x0
         if objective == "eps":
-            x0 = jnp.clip(x0, -_LARGEST_CODE, _LARGEST_CODE)
+            x0 = jnp.clip(x0, -_LARGEST_LATENT, _LARGEST_LATENT)
         forecast_losses = functional(x0, batch, key=functional_key)
         if functional_by_signal:
             power = [jnp.square(part[:, 0, 0]) for part in level]
@@ -164,5 +164,5 @@ def make_diffusion_loss(
 def bind_functional(
     model: Model, sources: Sources, codec: Codec, windows_per_region: int
 ) -> Callable[..., Float[Array, " B"]]:
-    """`functional_losses` with all but the codes, the batch and the key bound."""
+    """`functional_losses` with all but the latents, the batch and the key bound."""
     return partial(functional_losses, model, sources, codec, windows_per_region)

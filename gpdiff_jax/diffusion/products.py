@@ -32,8 +32,8 @@ def rows_dot_general(
     """
     (of_x, of_kernel), batch = dimension_numbers
     count = len(of_kernel)
-    asked = tuple(of_x), tuple(of_kernel)
-    if asked != (tuple(range(x.ndim - count, x.ndim)), tuple(range(count))) or any(batch):
+    contracted = tuple(of_x), tuple(of_kernel)
+    if contracted != (tuple(range(x.ndim - count, x.ndim)), tuple(range(count))) or any(batch):
         raise ValueError(f"`dimension_numbers` must be of a dense layer, got {dimension_numbers}")
     size = math.prod(kernel.shape[:count])
     product = jax.lax.dot_general(

@@ -171,7 +171,7 @@ def sample(
 
 
 def guided(
-    told: Float[Array, "*X"], untold: Float[Array, "*X"], guidance: Float[Array, ""] | float
+    conditional: Float[Array, "*X"], unconditional: Float[Array, "*X"], guidance: Float[Array, ""] | float
 ) -> Float[Array, "*X"]:
     """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): 0 ignores the prompt, above 1 exaggerates it."""
-    return untold + guidance * (told - untold)
+    return unconditional + guidance * (conditional - unconditional)

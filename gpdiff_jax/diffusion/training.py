@@ -1,4 +1,5 @@
-"""In: codes of the zoo, prompts and the loss of a network. Out: the network trained, chosen on held-out source regions.
+"""In: latents of the zoo, prompts and the loss of a network. Out: the network trained, chosen on held-out source
+regions.
 
 The denoiser (`denoiser_training`) and the deterministic network (`mlp_hypernetwork`) are trained alike.
 """
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float
 
 from gpdiff_jax.data.sources import Sources
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
@@ -78,12 +80,12 @@ class PretrainConfig:
 
 
 @flax.struct.dataclass
-class ZooCodes:
+class ZooLatents:
     """The training set of the generator, on the device."""
 
-    x0: jax.Array  # float32 [R, S, L, W], codes
-    prompts: jax.Array  # float32 [V, R, E]
-    odds: jax.Array  # float32 [R], how often a region is drawn; 0 where held out
+    x0: Float[Array, "*devices R M Z D"]  # M of every region
+    prompts: Float[Array, "*devices V R E"]
+    odds: Float[Array, "*devices R"]  # how often a region is drawn; 0 where held out
     spatial: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())  # E, see `Prompts.spatial`
 
 
@@ -92,7 +94,7 @@ class TrainingData:
     """What every step reads; an argument of what is compiled: closed over, it would be written into the program."""
 
     sources: Sources
-    zoo: ZooCodes
+    zoo: ZooLatents
     codec: Codec
 
 
@@ -100,10 +102,10 @@ LossFn = Callable[[Params, TrainingData, DiffusionBatch, Key], tuple[jax.Array, 
 """Of variables, data, B examples and a key, which an example folds its number into: means over the examples."""
 
 PredictFn = Callable[[Params, TrainingData, DiffusionBatch, Key], jax.Array]
-"""Of the same, codes [B, L, W] that the network makes of the prompts alone."""
+"""Of the same, latents [B, Z, D] that the network makes of the prompts alone."""
 
 
-def draw_batch(zoo: ZooCodes, size: int, *, key: jax.Array, first: jax.Array | int = 0) -> DiffusionBatch:
+def draw_batch(zoo: ZooLatents, size: int, *, key: jax.Array, first: jax.Array | int = 0) -> DiffusionBatch:
     """Draws regions by their odds, and for each a snapshot and a prompt variant.
 
     Args:
@@ -158,14 +160,14 @@ def train_network(
     checkpoints: pathlib.Path | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Params:
-    """Trains a network that makes codes.
+    """Trains a network that makes latents.
 
     The examples of a step are the same on any number of devices and in any number of accumulated parts, so that
     trainings differ by rounding alone.
 
     Args:
       variables: to begin with, float32.
-      data: sources, codes and codec.
+      data: sources, latents and codec.
       model: the forecaster, for the functional loss.
       held_out: bool [R], the regions to choose on.
       loss_fn: what is minimised.
@@ -220,7 +222,7 @@ def network_optimiser(config: PretrainConfig) -> optax.GradientTransformation:
 def make_network_step(
     loss_fn: LossFn, optimiser: optax.GradientTransformation, config: PretrainConfig, num_devices: int
 ) -> Callable[[TrainState, TrainingData, Key], tuple[TrainState, dict[str, jax.Array]]]:
-    """One step of training a network that makes codes, for `loop.train`.
+    """One step of training a network that makes latents, for `loop.train`.
 
     Args:
       loss_fn: what is minimised.
@@ -265,8 +267,8 @@ def _make_evaluate(
         def one_variant(variant: jax.Array) -> jax.Array:
             predict_key, window_key = jax.random.split(jax.random.fold_in(key, variant))
             numbers = jnp.arange(len(rows), dtype=jnp.int32)
-            told = data.zoo.prompts[variant, rows]
-            batch = DiffusionBatch(data.zoo.x0[rows, 0], told, rows, jnp.broadcast_to(variant, rows.shape), numbers)
+            prompts = data.zoo.prompts[variant, rows]
+            batch = DiffusionBatch(data.zoo.x0[rows, 0], prompts, rows, jnp.broadcast_to(variant, rows.shape), numbers)
             x0 = predict_fn(variables, data, batch, predict_key)
             losses = functional(x0, batch, key=window_key)
             return (losses * weights.astype(losses.dtype)).sum()

@@ -37,10 +37,10 @@ class ModelSizes(NamedTuple):
 class Window:
     """What a model sees of one region graph at one time, and what came after, all scaled."""
 
-    history: jax.Array  # float32 [N, H, I]: reading (0 where missing), whether observed, and the node's profile if used
-    covariates: jax.Array  # float32 [H + P, F]: the calendar, and the centre's profile if used
-    target: jax.Array  # float32 [P], of the centre, 0 where missing
-    mask: jax.Array  # float32 [P], 1 where observed
+    history: Float[Array, "*B N H I"]  # reading (0 where missing), whether observed, the node's profile if used
+    covariates: Float[Array, "*B steps F"]  # the calendar, and the centre's profile if used
+    target: Float[Array, "*B P"]  # of the centre, 0 where missing
+    mask: Float[Array, "*B P"]  # 1 where observed
 
 
 class Model(NamedTuple):
@@ -224,7 +224,7 @@ def _abstract_inputs(sizes: ModelSizes) -> tuple[RegionGraph, Any, Any]:
 
 
 def model_text(model: Model, sizes: ModelSizes, params: Params) -> str:
-    """The operations of a model, as the text of its programs: two models of one name are told apart by it.
+    """The operations of a model, as the text of its programs: it differs where two models of one name do.
 
     Args:
       model: the forecaster.

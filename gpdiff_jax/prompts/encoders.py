@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.splits import Span
@@ -76,7 +76,7 @@ class PromptEncoder:
 
     temporal: TemporalEncoder | None
     embedding: Embedding | None
-    centroids: jax.Array | None  # float32 [K, 24], the classes in which the knowledge graph puts a region's day
+    centroids: Float[Array, "*devices K 24"] | None  # the classes in which the knowledge graph puts a region's day
     config: PromptConfig = flax.struct.field(pytree_node=False)
 
     def regions(self, city: City, span: Span) -> "RegionPrompts":

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import flax.struct
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from gpdiff_jax.cities.city import City, CityLabel, label_of
 from gpdiff_jax.cities.scaling import silent_regions
@@ -21,20 +21,20 @@ _CLIP = 4.0
 class PromptScaler:
     """Mean and deviation of every prompt entry over the source regions."""
 
-    mean: jax.Array  # float32 [E]
-    std: jax.Array  # float32 [E]
+    mean: Float[Array, "*devices E"]
+    std: Float[Array, "*devices E"]
 
 
 @flax.struct.dataclass
 class Prompts:
-    """What the generator is told about R regions, each seen through V variants (one for a target)."""
+    """What conditions the generator: a description of R regions, each seen through V variants (one for a target)."""
 
-    values: jax.Array  # float32 [V, R, E], unscaled
-    region_ids: jax.Array  # uint32 [R], what seeds a region's randomness
+    values: Float[Array, "*devices V R E"]  # unscaled
+    region_ids: UInt32[Array, "*devices R"]  # what seeds a region's randomness
     names: tuple[str, ...] = flax.struct.field(pytree_node=False)  # E
     # Per city, what they were made from: "melbourne steps 120 to 192, 300 to 372".
     provenance: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
-    told: jax.Array | None = None  # bool [R], False where the generator is told nothing; None where all are told
+    mask: Bool[Array, "*devices R"] | None = None  # False where a prompt is hidden from the generator; None hides none
     # E, 1 where an entry says where a region lies, 0 where it says how it behaves; empty where nobody says.
     spatial: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
     # Whose regions they are; empty where that is not known.
@@ -51,8 +51,8 @@ class Prompts:
 
     @property
     def null(self) -> "Prompts":
-        """The same regions, of which the generator is told nothing: what guidance pushes away from."""
-        return dataclasses.replace(self, told=jax.device_put(np.zeros(self.values.shape[1], bool)))
+        """The same regions with their prompts hidden from the generator: what guidance pushes away from."""
+        return dataclasses.replace(self, mask=jax.device_put(np.zeros(self.values.shape[1], bool)))
 
 
 def region_prompts(city: City, spans: Sequence[Span], encoder: PromptEncoder | None = None) -> Prompts:

@@ -16,7 +16,7 @@ from gpdiff_jax.report.markup import escape
 _GROUPS = {"training": "Regions trained on", "held_out": "Held-out source regions"}
 _ENOUGH_RISE = 5.0  # per cent, below which a generator is said to ignore its prompt
 
-# Key, heading, format and what it means, of codes and of forecasts.
+# Key, heading, format and what it means, of latents and of forecasts.
 _CODE_ROWS = (
     ("rms", "Size", ".3f", "Root mean square distance from the zoo's average, in units of the zoo's spread."),
     ("harvested_rms", "Size, harvested", ".3f", "The same of the regions' own harvested vectors."),
@@ -68,7 +68,7 @@ _ERROR_ROWS = (
         "rise",
         "Rise by shuffling",
         "{:+.1f} %",
-        "What a region's own prompt is worth. 0: the generator ignores which region of a city it is told of.",
+        "What a region's own prompt is worth. 0: the generator ignores which region of a city the prompt describes.",
     ),
     ("rise_deviation", "Deviation of the rise", "{:.1f} %", "Over the shuffles; a rise below it may be chance."),
     ("shuffled_across", "Error, shuffled over all cities", "{:.4g}", "With the prompt of any other source region."),
@@ -113,7 +113,7 @@ def render_diagnostics(run_dir: str | os.PathLike[str]) -> pathlib.Path:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         name = content["target"]
-        parts = [_header(content), _codes(content["groups"]), _responses(content["response"], content)]
+        parts = [_header(content), _latents(content["groups"]), _responses(content["response"], content)]
     except FileNotFoundError as error:
         raise InputError(f"{str(run_dir)!r} has no diagnostics.json; run `experiments.diagnose` first") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -172,7 +172,7 @@ def _verdicts(content: Mapping[str, Any]) -> list[tuple[str, str, bool, str]]:
     rise = response["rise"]
     if markup.is_number(rise):
         well = rise >= _ENOUGH_RISE
-        words = "it follows its prompt" if well else "it all but ignores which region it is told of"
+        words = "it follows its prompt" if well else "it all but ignores which region the prompt describes"
         found.append(("Error with shuffled prompts", f"{rise:+.1f} %".replace("-", "−"), well, words))
     spread = _disagreement(response)
     if spread is not None:
@@ -181,7 +181,7 @@ def _verdicts(content: Mapping[str, Any]) -> list[tuple[str, str, bool, str]]:
     return found
 
 
-def _codes(groups: Mapping[str, Mapping[str, Any]]) -> str:
+def _latents(groups: Mapping[str, Mapping[str, Any]]) -> str:
     columns = {name: dict(group) for name, group in groups.items()}
     for group in columns.values():
         like = (

@@ -36,8 +36,8 @@ class Curve:
     """One line of a figure."""
 
     label: str
-    x: np.ndarray  # float [M]
-    y: np.ndarray  # float [M]; NaN breaks the line
+    x: Float[np.ndarray, " M"]
+    y: Float[np.ndarray, " M"]  # NaN breaks the line
     role: str = "other"
 
 

@@ -40,7 +40,7 @@ def prompt_parts(
     sources = dict.fromkeys(inspection.cities[: inspection.num_sources])
     count = len(inspection.names) - inspection.num_sources
     lead = (
-        f"What the generator is told about the {count} regions of {target}, "
+        f"What the prompts say of the {count} regions of {target}, "
         f"beside {inspection.num_sources} regions of {len(sources)} source cit{'y' if len(sources) == 1 else 'ies'}."
     )
     facts = "".join(f"<li>{escape(text)}</li>" for text in (*badges, "from " + ", ".join(sources)))

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from gpdiff_jax.analysis.metrics import REGION_COLUMNS
 from gpdiff_jax.analysis.summary import read_metrics
@@ -25,7 +26,7 @@ class Forecasts:
 
     window_start: tuple[str, ...]  # S ISO times of the first forecast step, or "step N"
     node_ids: tuple[str, ...]  # R
-    truth: np.ndarray  # float32 [S, R, P]; NaN = missing
+    truth: Float[np.ndarray, "S R P"]  # NaN = missing
     means: dict[str, np.ndarray]  # method -> float32 [S, R, P]
     spreads: dict[str, np.ndarray]  # method -> float32 [S, R, P], where there is one
 
@@ -34,12 +35,12 @@ class Forecasts:
 class Atlas:
     """Where the regions lie, and where their parameters do."""
 
-    coordinates: np.ndarray | None  # float64 [R, 2], longitude and latitude in degrees
-    edges: np.ndarray  # int32 [E, 2]
-    zoo_projection: np.ndarray  # float32 [M, 2]
+    coordinates: Float[np.ndarray, "R 2"] | None  # longitude and latitude in degrees
+    edges: Int[np.ndarray, "E 2"]
+    zoo_projection: Float[np.ndarray, "M 2"]
     zoo_city: tuple[str, ...]  # M
-    generated_projection: np.ndarray  # float32 [G, 2]
-    pooled_projection: np.ndarray  # float32 [1, 2] or [0, 2]
+    generated_projection: Float[np.ndarray, "G 2"]
+    pooled_projection: Float[np.ndarray, "X 2"]  # one row, or none
     projection_variance: tuple[float, float]
 
 

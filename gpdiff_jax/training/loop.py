@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from gpdiff_jax.errors import NotFiniteError
 from gpdiff_jax.training.caches import bounded_cache
@@ -29,7 +30,7 @@ class Trained(NamedTuple):
     """What a training ended with."""
 
     params: Params  # the best, or the last where nothing was evaluated; on the default device
-    validation: np.ndarray  # float64 [evaluations], the validation loss after each; fewer where patience ran out
+    validation: Float[np.ndarray, " evaluations"]  # the validation loss after each; fewer where patience ran out
 
 
 def steps_between_evaluations(steps: int, evaluations: int) -> int:

@@ -55,14 +55,14 @@ def training_devices(batch: int, devices: Sequence[Device] | None = None) -> lis
     return list(devices)[: max(count for count in range(1, len(devices) + 1) if batch % count == 0)]
 
 
-def rows_side_by_side(asked: int | None) -> int:
-    """How many rows a device works on side by side: what is asked for, or what suits the default device.
+def rows_side_by_side(wanted: int | None) -> int:
+    """How many rows a device works on side by side: what is wanted, or what suits the default device.
 
     On a CPU one after another, which stay in its cache; on an accelerator many, which fill it.
     """
-    if asked is None:
+    if wanted is None:
         return 1 if jax.default_backend() == "cpu" else _MANY_ROWS
-    return asked
+    return wanted
 
 
 def _num_cores() -> int:

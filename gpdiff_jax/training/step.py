@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Int
 
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.training.parallel import DEVICES
@@ -25,9 +26,9 @@ Metrics = dict[str, jax.Array]
 class Part(NamedTuple):
     """Which examples of a batch: those numbered `first` to `first + count`, and the step whose batch it is."""
 
-    first: jax.Array  # int32 []
+    first: Int[Array, ""]
     count: int
-    step: jax.Array  # int32 []
+    step: Int[Array, ""]
 
     @property
     def numbers(self) -> jax.Array:
@@ -55,7 +56,7 @@ class LossTerm(NamedTuple):
 class TrainState:
     """What a training carries from step to step; float32, whatever is computed in."""
 
-    step: jax.Array  # int32 []
+    step: Int[Array, "*devices"]
     params: Params
     opt_state: optax.OptState  # of the parameters as one vector
     average: Params | None  # running average of the parameters; None where none is kept

@@ -19,8 +19,8 @@ from gpdiff_jax.typing import Key, Params
 class MethodForecast(NamedTuple):
     """The test forecasts of one method, and how it was tuned."""
 
-    forecast: np.ndarray  # float32 [S, R, P], data units, mean over samples
-    spread: np.ndarray | None  # float32 [S, R, P], standard deviation over samples; None with a single one
+    forecast: Float[np.ndarray, "S R P"]  # data units, mean over samples
+    spread: Float[np.ndarray, "S R P"] | None  # standard deviation over samples; None with a single one
     seconds: float  # of work, without compiling
     learning_rate: float | None = None
     steps: int | None = None

@@ -1,6 +1,6 @@
-"""In: the zoo's tokens. Out: the codes that are diffused, small and of unit size, and the way back to parameters.
+"""In: the zoo's tokens. Out: the latents that are diffused, small and of unit size, and the way back to parameters.
 
-A code is either the normalised tokens themselves, or, layer by layer, their leading principal components.
+A latent is either the normalised tokens themselves, or, layer by layer, their leading principal components.
 """
 
 import dataclasses
@@ -53,33 +53,33 @@ class Codec:
     the zoo's spread along it, and none for a layer that does not vary; without, it is empty.
     """
 
-    pooled: jax.Array  # float32 [L, W], tokens of the pooled parameters
-    mean: jax.Array  # float32 [L, W], mean difference to the pooled model over the zoo
-    spread: jax.Array  # float32 [L, W], what the differences are divided by, 1 on padding
+    pooled: Float[Array, "*devices L W"]  # tokens of the pooled parameters
+    mean: Float[Array, "*devices L W"]  # mean difference to the pooled model over the zoo
+    spread: Float[Array, "*devices L W"]  # what the differences are divided by, 1 on padding
     basis: tuple[jax.Array, ...]
     layout: TokenLayout = flax.struct.field(pytree_node=False)
 
     @property
-    def layer_of_code(self) -> tuple[int, ...]:
-        """The layer of every row of a code."""
+    def layer_of_row(self) -> tuple[int, ...]:
+        """The layer of every row of a latent."""
         return tuple(range(len(self.layout.layers))) if self.basis else self.layout.layer_of_token
 
     @property
     def filled(self) -> tuple[int, ...]:
-        """How many entries of every row of a code hold something; the others, behind them, are padding."""
+        """How many entries of every row of a latent hold something; the others, behind them, are padding."""
         return tuple(rows.shape[0] for rows in self.basis) if self.basis else self.layout.filled
 
     @property
     def width(self) -> int:
-        """Entries of a row of a code."""
+        """Entries of a row of a latent."""
         return max(1, *self.filled) if self.basis else self.layout.width
 
-    def mask(self) -> Float[np.ndarray, "rows width"]:
-        """1 where a code holds something, 0 on its padding."""
+    def mask(self) -> Float[np.ndarray, "Z D"]:
+        """1 where a latent holds something, 0 on its padding."""
         return mask_of(self.filled, self.width)
 
-    def encode(self, tokens: Float[Array, "L W"]) -> Float[Array, "rows width"]:
-        """Tokens of one parameter vector to its code; padding is not looked at."""
+    def encode(self, tokens: Float[Array, "L W"]) -> Float[Array, "Z D"]:
+        """Tokens of one parameter vector to its latent; padding is not looked at."""
         difference = jnp.where(self.layout.mask() > 0, (tokens - self.pooled - self.mean) / self.spread, 0.0)
         if not self.basis:
             return difference
@@ -87,26 +87,26 @@ class Codec:
         for layer, basis in enumerate(self.basis):
             flat, own = difference[self._rows(layer)].reshape(-1), self.spread[self._rows(layer)].reshape(1, -1)
             directions = basis / own
-            code = directions @ flat / jnp.maximum(jnp.square(directions).sum(axis=1), 1e-20)
-            rows.append(jnp.pad(code, (0, self.width - basis.shape[0])))
+            row = directions @ flat / jnp.maximum(jnp.square(directions).sum(axis=1), 1e-20)
+            rows.append(jnp.pad(row, (0, self.width - basis.shape[0])))
         return jnp.stack(rows)
 
-    def decode(self, code: Float[Array, "rows width"]) -> Float[Array, "L W"]:
-        """A code to the tokens of parameters; inverts `encode` up to rounding and what the components leave out.
+    def decode(self, latent: Float[Array, "Z D"]) -> Float[Array, "L W"]:
+        """A latent to the tokens of parameters; inverts `encode` up to rounding and what the components leave out.
 
-        Padding of the code is not looked at.
+        Padding of the latent is not looked at.
         """
         if not self.basis:
-            return self.pooled + self.mean + jnp.where(self.mask() > 0, code * self.spread, 0.0)
+            return self.pooled + self.mean + jnp.where(self.mask() > 0, latent * self.spread, 0.0)
         parts = [
-            (code[layer, : basis.shape[0]] @ basis).reshape(-1, self.layout.width)
+            (latent[layer, : basis.shape[0]] @ basis).reshape(-1, self.layout.width)
             for layer, basis in enumerate(self.basis)
         ]
         return self.pooled + self.mean + jnp.concatenate(parts)
 
-    def params(self, code: Float[Array, "rows width"]) -> dict:
-        """The parameter pytree of a code."""
-        return from_tokens(self.layout, self.decode(code))
+    def params(self, latent: Float[Array, "Z D"]) -> dict:
+        """The parameter pytree of a latent."""
+        return from_tokens(self.layout, self.decode(latent))
 
     def _rows(self, layer: int) -> slice:
         layers = self.layout.layer_of_token
@@ -158,7 +158,7 @@ def fit_codec(
     return Codec(**jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), arrays)), layout=layout)
 
 
-def principal_directions(rows: Float[np.ndarray, "X D"], most: int) -> Float[np.ndarray, "k D"]:
+def principal_directions(rows: Float[np.ndarray, "X Y"], most: int) -> Float[np.ndarray, "k Y"]:
     """Leading principal directions of weighted, centred rows, each as long as the spread along it.
 
     Args:
@@ -180,6 +180,6 @@ def principal_directions(rows: Float[np.ndarray, "X D"], most: int) -> Float[np.
     return directions[kept[power[kept] > 1e-6 * power.max()]] if power.max() > 0 else directions[kept[:1]]
 
 
-def encode_zoo(codec: Codec, tokens: Float[Array, "R S L W"]) -> Float[Array, "R S rows width"]:
-    """Codes of all vectors of a zoo."""
+def encode_zoo(codec: Codec, tokens: Float[Array, "R M L W"]) -> Float[Array, "R M Z D"]:
+    """Latents of all vectors of a zoo."""
     return jax.lax.map(jax.vmap(partial(Codec.encode, codec)), tokens)

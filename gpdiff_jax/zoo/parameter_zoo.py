@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import abstract_params, make_model, model_names
@@ -59,14 +59,14 @@ class ParameterZoo:
     model: str
     pooled: Params
     vectors: HeldVectors | StoredVectors
-    validation_mae: np.ndarray  # float32 [R, M], scaled; NaN for a region without a reading to validate on
-    start_mae: np.ndarray  # float32 [R], of where each region started
-    step: np.ndarray  # int32 [R, M], training steps behind each vector
-    seed: np.ndarray  # int32 [R, M], which of the seeds
-    data_window: np.ndarray  # int32 [R, M], which stretch of the training span
+    validation_mae: Float[np.ndarray, "R M"]  # scaled; NaN for a region without a reading to validate on
+    start_mae: Float[np.ndarray, " R"]  # of where each region started
+    step: Int[np.ndarray, "R M"]  # training steps behind each vector
+    seed: Int[np.ndarray, "R M"]  # which of the seeds
+    data_window: Int[np.ndarray, "R M"]  # which stretch of the training span
     prompts: Prompts  # values [V, R, E]
     names: tuple[str, ...]  # R, "city/node"
-    city_index: np.ndarray  # int32 [R]
+    city_index: Int[np.ndarray, " R"]
     sources: PromptedSources | None = None  # what it was harvested from; not saved
 
     @property

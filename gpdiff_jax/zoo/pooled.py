@@ -84,7 +84,7 @@ class PooledData(NamedTuple):
     """What every step of training the pooled model reads."""
 
     sources: Sources
-    odds: jax.Array  # float32 [R], how often a region is drawn, and how much it counts in the validation
+    odds: Float[Array, " R"]  # how often a region is drawn, and how much it counts in the validation
 
 
 def train_pooled(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.data.series import SeriesBank
 from gpdiff_jax.data.sources import SourceRegion
@@ -81,20 +81,20 @@ class HarvestedRegion(NamedTuple):
     """M parameter vectors of one region, the best first, and where each came from; stacked over R after harvest."""
 
     params: Params  # [M, ...]
-    validation_mae: jax.Array  # float32 [M], scaled; NaN where the region has no reading to validate on
-    step: jax.Array  # int32 [M], training steps behind the vector
-    seed: jax.Array  # int32 [M], which of the seeds
-    data_window: jax.Array  # int32 [M], which stretch of the training span
-    start_mae: jax.Array  # float32 [], the validation error of where seed 0 started
+    validation_mae: Float[Array, " M"]  # scaled; NaN where the region has no reading to validate on
+    step: Int[Array, " M"]  # training steps behind the vector
+    seed: Int[Array, " M"]  # which of the seeds
+    data_window: Int[Array, " M"]  # which stretch of the training span
+    start_mae: Float[Array, ""]  # the validation error of where seed 0 started
 
 
 class Pace(NamedTuple):
     """How far and how fast regions are trained: numbers that one program takes, whatever they are."""
 
-    steps: jax.Array  # int32 []
-    patience: jax.Array  # int32 []
-    learning_rate: jax.Array  # float32 []
-    new_share: jax.Array  # float32 [], of the newest parameters in the running average: 1 - `averaging`
+    steps: Int[Array, ""]
+    patience: Int[Array, ""]
+    learning_rate: Float[Array, ""]
+    new_share: Float[Array, ""]  # of the newest parameters in the running average: 1 - `averaging`
 
     @classmethod
     def of(cls, config: HarvestConfig) -> "Pace":

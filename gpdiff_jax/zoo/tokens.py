@@ -111,7 +111,7 @@ class TokenLayout:
             raise InputError(f"the token layout cannot be read ({type(error).__name__}: {error})") from error
 
 
-def mask_of(filled: Sequence[int], width: int) -> Float[np.ndarray, "rows width"]:
+def mask_of(filled: Sequence[int], width: int) -> Float[np.ndarray, "Z D"]:
     """1 on as many leading entries of every row as are filled, 0 behind them."""
     return (np.arange(width)[None, :] < np.asarray(filled)[:, None]).astype(np.float32)
 
@@ -194,10 +194,10 @@ def to_tokens(layout: TokenLayout, params: Params) -> Float[Array, "L W"]:
     """
     named = named_leaves(params)
     for leaf, (path, value) in zip_longest(layout.leaves, named, fillvalue=(None, None)):
-        given = None if path is None or value is None else (path, tuple(value.shape), value.dtype)
-        if not isinstance(leaf, TokenLeaf) or given != (leaf.path, leaf.shape, jnp.float32):
+        found = None if path is None or value is None else (path, tuple(value.shape), value.dtype)
+        if not isinstance(leaf, TokenLeaf) or found != (leaf.path, leaf.shape, jnp.float32):
             wanted = _leaf_words(leaf, False) if isinstance(leaf, TokenLeaf) else "no further leaf"
-            words = "no further leaf" if given is None else f"{given[2]} {'/'.join(given[0])!r} of shape {given[1]}"
+            words = "no further leaf" if found is None else f"{found[2]} {'/'.join(found[0])!r} of shape {found[1]}"
             raise InputError(f"the token layout has {wanted}, the parameters have {words}")
     parts, end = [], 0
     for leaf, (_, value) in zip(layout.leaves, named, strict=True):
@@ -208,7 +208,7 @@ def to_tokens(layout: TokenLayout, params: Params) -> Float[Array, "L W"]:
 
 
 def from_tokens(layout: TokenLayout, tokens: Float[Array, "L W"]) -> Params:
-    """Reads one parameter pytree back from tokens, bit for bit what `to_tokens` was given; padding is not looked at."""
+    """Reads one parameter pytree back from tokens, bit for bit what `to_tokens` took; padding is not looked at."""
     flat, params = tokens.reshape(-1), {}
     for leaf in layout.leaves:
         put_leaf(params, leaf.path, flat[leaf.offset : leaf.offset + leaf.size].reshape(leaf.shape))

@@ -1,4 +1,4 @@
-"""In: codes and generators made to collapse, copy, ignore their prompt or follow it. Out: the numbers say so."""
+"""In: latents and generators made to collapse, copy, ignore their prompt or follow it. Out: the numbers say so."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ import pytest
 from gpdiff_jax.analysis.diagnostics import (
     DiagnosticsConfig,
     PromptedTarget,
-    compare_codes,
+    compare_latents,
     diagnose,
     effective_rank,
     nearest_distance,
@@ -56,24 +56,24 @@ def test_copies_of_the_zoo_are_at_distance_zero_and_others_where_a_loop_finds_th
     rng = np.random.default_rng(0)
     training = rng.normal(size=(7, 2, 5)).astype(np.float32)
     assert (nearest_distance(training[3:5, 1], training) == 0).all()
-    codes = rng.normal(size=(4, 5)).astype(np.float32)
+    latents = rng.normal(size=(4, 5)).astype(np.float32)
     left_out = np.array([2, 0, 6, 2])
-    for i, code in enumerate(codes):
-        gaps = np.linalg.norm(training.astype(np.float64) - code, axis=2)
-        assert nearest_distance(codes, training)[i] == pytest.approx(gaps.min())
-        assert nearest_distance(codes, training, left_out)[i] == pytest.approx(np.delete(gaps, left_out[i], 0).min())
+    for i, latent in enumerate(latents):
+        gaps = np.linalg.norm(training.astype(np.float64) - latent, axis=2)
+        assert nearest_distance(latents, training)[i] == pytest.approx(gaps.min())
+        assert nearest_distance(latents, training, left_out)[i] == pytest.approx(np.delete(gaps, left_out[i], 0).min())
 
 
 def test_pairwise_distances_correlate_as_their_loop_says():
     rng = np.random.default_rng(0)
-    prompts, codes = rng.normal(size=(9, 3)), rng.normal(size=(9, 4))
+    prompts, latents = rng.normal(size=(9, 3)), rng.normal(size=(9, 4))
     pairs = [(i, j) for i in range(9) for j in range(i)]
-    both = [[float(np.linalg.norm(rows[i] - rows[j])) for i, j in pairs] for rows in (prompts, codes)]
-    assert pairwise_correlation(prompts, codes) == pytest.approx(np.corrcoef(both)[0, 1])
+    both = [[float(np.linalg.norm(rows[i] - rows[j])) for i, j in pairs] for rows in (prompts, latents)]
+    assert pairwise_correlation(prompts, latents) == pytest.approx(np.corrcoef(both)[0, 1])
     turned = 3 * prompts @ np.linalg.qr(rng.normal(size=(3, 3)))[0] + 1
     assert pairwise_correlation(prompts, turned) == pytest.approx(1)
     assert pairwise_correlation(prompts, np.ones((9, 4))) is None
-    assert pairwise_correlation(prompts[:2], codes[:2]) is None
+    assert pairwise_correlation(prompts[:2], latents[:2]) is None
 
 
 def test_memorised_collapsed_and_faithful_codes_are_told_apart():
@@ -81,7 +81,7 @@ def test_memorised_collapsed_and_faithful_codes_are_told_apart():
     prompts = rng.normal(size=(40, 6))
     training = (prompts @ rng.normal(size=(6, 8)))[:, None] + 0.01 * rng.normal(size=(40, 3, 8))
     best = training[:, 0]
-    copied = compare_codes(np.stack([best, best]), prompts, training, best, own=True)
+    copied = compare_latents(np.stack([best, best]), prompts, training, best, own=True)
     assert copied["nearest"] == 0 and copied["sample_rms"] == 0
     assert copied["rms"] == copied["harvested_rms"] == pytest.approx(root_mean_square(best))
     assert copied["effective_rank"] == copied["harvested_effective_rank"] == pytest.approx(6, abs=1)
@@ -89,9 +89,9 @@ def test_memorised_collapsed_and_faithful_codes_are_told_apart():
     # A region's own other vectors are no neighbours of it.
     gaps = np.linalg.norm(best[:, None] - best[None], axis=2) + np.where(np.eye(40) > 0, np.inf, 0)
     assert copied["harvested_nearest"] == pytest.approx(np.median(gaps.min(axis=1)), rel=0.05)
-    flat = compare_codes(np.zeros((1, 40, 8)), prompts, training, best, own=True)
+    flat = compare_latents(np.zeros((1, 40, 8)), prompts, training, best, own=True)
     assert (flat["rms"], flat["effective_rank"], flat["correlation"], flat["sample_rms"]) == (0, 0, None, None)
-    target = compare_codes(rng.normal(size=(2, 10, 8)), prompts[:10], training, None, own=False)
+    target = compare_latents(rng.normal(size=(2, 10, 8)), prompts[:10], training, None, own=False)
     assert not any(name.startswith("harvested") for name in target) and target["regions"] == 10
     assert target["nearest"] > 0.5 and target["sample_rms"] == pytest.approx(np.sqrt(0.5), rel=0.2)
 
@@ -136,8 +136,8 @@ class _Known(Hypernetwork):
 
     def generate(self, prompts: Prompts, *, key: Any, config: GenerateConfig = GenerateConfig()) -> RegionParameters:
         del key
-        asked = {"place": prompts.values[0, :, 0], "city": 8 * prompts.values[0, :, 1] + 3.5}
-        place = asked.get(self.follows, jnp.full(prompts.values.shape[1], 7.5))
+        shown = {"place": prompts.values[0, :, 0], "city": 8 * prompts.values[0, :, 1] + 3.5}
+        place = shown.get(self.follows, jnp.full(prompts.values.shape[1], 7.5))
         drift = 0.25 * (jnp.arange(config.samples, dtype=jnp.float32) - 1)
         return RegionParameters({"place": (place[None] + drift[:, None])[..., None]}, "teller", self.data)
 
@@ -147,7 +147,7 @@ def _zoo(simulated_cities: list[City]) -> ParameterZoo:
     cities = simulated_cities[:2]
     sources = with_prompts(prepare_sources(cities, _DATA, key=jax.random.key(0), validation_windows=4), cities)
     place = np.arange(16, dtype=np.float32)
-    told = np.repeat(np.stack([place, np.asarray(sources.city_index, np.float32)], axis=1)[None], 3, axis=0)
+    described = np.repeat(np.stack([place, np.asarray(sources.city_index, np.float32)], axis=1)[None], 3, axis=0)
     return ParameterZoo(
         model="teller",
         pooled={"place": np.full(1, 7.5, np.float32)},
@@ -157,7 +157,7 @@ def _zoo(simulated_cities: list[City]) -> ParameterZoo:
         step=np.ones((16, 2), np.int32),
         seed=np.zeros((16, 2), np.int32),
         data_window=np.zeros((16, 2), np.int32),
-        prompts=Prompts(jnp.asarray(told), sources.region_ids, _NAMES),
+        prompts=Prompts(jnp.asarray(described), sources.region_ids, _NAMES),
         names=sources.names,
         city_index=np.asarray(sources.city_index),
         sources=sources,
@@ -190,9 +190,11 @@ def _target(simulated_cities: list[City]) -> Target:
 
 
 def _diagnose(zoo: ParameterZoo, target: Target, follows: str) -> dict[str, Any]:
-    told = np.stack([np.arange(8, dtype=np.float32), np.zeros(8, np.float32)], axis=1)
-    asked = PromptedTarget("c", target, Prompts(jnp.asarray(told[None]), target.region_ids, _NAMES), jax.random.key(1))
-    return diagnose(zoo, _generator(zoo, follows), _HELD_OUT, [asked], key=jax.random.key(0), config=_CONFIG)
+    described = np.stack([np.arange(8, dtype=np.float32), np.zeros(8, np.float32)], axis=1)
+    shown = PromptedTarget(
+        "c", target, Prompts(jnp.asarray(described[None]), target.region_ids, _NAMES), jax.random.key(1)
+    )
+    return diagnose(zoo, _generator(zoo, follows), _HELD_OUT, [shown], key=jax.random.key(0), config=_CONFIG)
 
 
 def test_a_generator_that_follows_its_prompt_loses_when_prompts_are_shuffled(zoo, target):

@@ -42,9 +42,9 @@ def _zoo(simulated_cities) -> ParameterZoo:
     flat, unravel = ravel_pytree(pooled)
     rng = np.random.default_rng(0)
     regions = sources.num_regions
-    told = rng.normal(size=(1, regions, 5)).astype(np.float32)
+    described = rng.normal(size=(1, regions, 5)).astype(np.float32)
     slopes = 0.05 * rng.normal(size=(2, len(flat))).astype(np.float32)
-    vectors = np.asarray(flat) + told[0, :, 2:4] @ slopes + 0.01 * rng.normal(size=len(flat)).astype(np.float32)
+    vectors = np.asarray(flat) + described[0, :, 2:4] @ slopes + 0.01 * rng.normal(size=len(flat)).astype(np.float32)
     best = jax.vmap(unravel)(jnp.asarray(vectors, jnp.float32))
     return ParameterZoo(
         model="stid",
@@ -55,7 +55,7 @@ def _zoo(simulated_cities) -> ParameterZoo:
         step=np.ones((regions, 2), np.int32),
         seed=np.zeros((regions, 2), np.int32),
         data_window=np.zeros((regions, 2), np.int32),
-        prompts=Prompts(jnp.asarray(np.repeat(told, 2, axis=0)), sources.region_ids, _NAMES),
+        prompts=Prompts(jnp.asarray(np.repeat(described, 2, axis=0)), sources.region_ids, _NAMES),
         names=sources.names,
         city_index=np.asarray(sources.city_index),
         sources=sources,
@@ -110,10 +110,12 @@ def test_errors_are_those_of_the_forecasters_with_these_parameters(zoo, found):
         expected = np.asarray(errors).reshape(3, 8).mean(axis=1)
         np.testing.assert_allclose([row.mae for row in _of(found, name)], expected, rtol=1e-4)
     # The truth lies in the plane of the components, and what is found from the temporal part lies near it.
-    projected, told, past = ([row.mae for row in _of(found, name)] for name in ("projection", "temporal", "zoo_mean"))
+    projected, described, past = (
+        [row.mae for row in _of(found, name)] for name in ("projection", "temporal", "zoo_mean")
+    )
     true = np.asarray([row.mae for row in _of(found, "own_parameters")])
     np.testing.assert_allclose(projected, true, rtol=1e-4)
-    assert (np.abs(told - true) < 0.3 * np.abs(past - true)).all()
+    assert (np.abs(described - true) < 0.3 * np.abs(past - true)).all()
 
 
 def _loop_r2(zoo: ParameterZoo, city: int, columns: list[int], components: int, penalty: float) -> float:
@@ -124,17 +126,17 @@ def _loop_r2(zoo: ParameterZoo, city: int, columns: list[int], components: int, 
     vectors = _vectors(zoo)
     mean = vectors[rows].mean(axis=0)
     axes = np.linalg.svd(vectors[rows] - mean, full_matrices=False)[2][:components]
-    codes = (vectors - mean) @ axes.T
+    latents = (vectors - mean) @ axes.T
     count, width = rows.sum(), len(columns)
     features = np.append(prompts[rows], np.ones((count, 1)), axis=1)
     stacked = np.concatenate([features / np.sqrt(count), np.sqrt(penalty) * np.eye(width, width + 1)])
-    wanted = np.concatenate([codes[rows] / np.sqrt(count), np.zeros((width, components))])
+    wanted = np.concatenate([latents[rows] / np.sqrt(count), np.zeros((width, components))])
     solution = np.linalg.lstsq(stacked, wanted, rcond=None)[0]
     squared = total = 0.0
     for region in np.flatnonzero(~rows):
         made = np.append(prompts[region], 1.0) @ solution
-        squared += np.square(made - codes[region]).sum()
-        total += np.square(codes[region] - codes[~rows].mean(axis=0)).sum()
+        squared += np.square(made - latents[region]).sum()
+        total += np.square(latents[region] - latents[~rows].mean(axis=0)).sum()
     return 1 - squared / total
 
 

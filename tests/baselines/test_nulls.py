@@ -19,9 +19,9 @@ _ENTRIES, _OUT = 3, 5
 def _problem(cities: int, *, noise: float = 0.0, regions: int = 200):
     """Three variants of a prompt, all but equal; parameters linear in it; and a target city."""
     rng = np.random.default_rng(0)
-    told = rng.normal(size=(regions + 20, _ENTRIES))
+    described = rng.normal(size=(regions + 20, _ENTRIES))
     slope, shift = rng.normal(size=(_ENTRIES, _OUT)), rng.normal(size=_OUT)
-    params = told @ slope + shift + noise * rng.normal(size=(regions + 20, _OUT))
+    params = described @ slope + shift + noise * rng.normal(size=(regions + 20, _OUT))
     pooled = {"a": {"x": np.full(2, 0.5, np.float32)}, "b": np.full((3, 1), -1.0, np.float32)}
 
     def tree(rows: np.ndarray) -> dict:
@@ -29,7 +29,7 @@ def _problem(cities: int, *, noise: float = 0.0, regions: int = 200):
         return {"a": {"x": rows[:, :2]}, "b": rows[:, 2:, None]}
 
     snapshots = jax.tree.map(lambda leaf: np.stack([leaf, leaf + 9], axis=1), tree(params[:regions]))
-    variants = told[None, :regions] + 1e-3 * rng.normal(size=(3, regions, _ENTRIES))
+    variants = described[None, :regions] + 1e-3 * rng.normal(size=(3, regions, _ENTRIES))
     names = tuple(f"p{k}" for k in range(_ENTRIES))
     zoo = ParameterZoo(
         model="linear",
@@ -44,7 +44,7 @@ def _problem(cities: int, *, noise: float = 0.0, regions: int = 200):
         names=tuple(f"city/{k}" for k in range(regions)),
         city_index=(np.arange(regions) % cities).astype(np.int32),
     )
-    target = Prompts(jnp.asarray(told[None, regions:], jnp.float32), jnp.arange(20, dtype=jnp.uint32), names)
+    target = Prompts(jnp.asarray(described[None, regions:], jnp.float32), jnp.arange(20, dtype=jnp.uint32), names)
     return zoo, target, tree(params[regions:])
 
 
@@ -65,18 +65,21 @@ def test_the_solution_is_the_weighted_ridge_regression():
     zoo, target, _ = _problem(2, noise=0.5)
     params, penalty = ridge_hypernetwork(zoo, target)
     scaler = fit_prompt_scaler(zoo.prompts, zoo.city_index)
-    told = np.asarray(scale_prompts(zoo.prompts, scaler), np.float64).reshape(-1, _ENTRIES)
+    described = np.asarray(scale_prompts(zoo.prompts, scaler), np.float64).reshape(-1, _ENTRIES)
     wanted = np.tile(np.concatenate([zoo.params["a"]["x"][:, 0], zoo.params["b"][:, 0, :, 0]], axis=1), (3, 1))
-    root = np.sqrt(np.full(len(told), 1 / len(told)))[:, None]
+    root = np.sqrt(np.full(len(described), 1 / len(described)))[:, None]
     rows = np.concatenate(
-        [root * np.append(told, np.ones((len(told), 1)), axis=1), np.sqrt(penalty) * np.eye(_ENTRIES, _ENTRIES + 1)]
+        [
+            root * np.append(described, np.ones((len(described), 1)), axis=1),
+            np.sqrt(penalty) * np.eye(_ENTRIES, _ENTRIES + 1),
+        ]
     )
     pooled = np.array([0.5, 0.5, -1, -1, -1])
     solution = np.linalg.lstsq(
         rows, np.concatenate([root * (wanted - pooled), np.zeros((_ENTRIES, _OUT))]), rcond=None
     )[0]
-    asked = np.asarray(scale_prompts(target, scaler), np.float64)[0]
-    expected = pooled + np.append(asked, np.ones((20, 1)), axis=1) @ solution
+    queries = np.asarray(scale_prompts(target, scaler), np.float64)[0]
+    expected = pooled + np.append(queries, np.ones((20, 1)), axis=1) @ solution
     np.testing.assert_allclose(np.asarray(params["a"]["x"]), expected[:, :2], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(np.asarray(params["b"])[:, :, 0], expected[:, 2:], rtol=1e-4, atol=1e-4)
 
@@ -94,8 +97,8 @@ def _uneven(cities: int = 3, regions: int = 13) -> tuple:
     """Cities of different sizes: their weights matter."""
     zoo, target, _ = _problem(1, noise=0.7, regions=regions)
     rng = np.random.default_rng(3)
-    told = np.asarray(zoo.prompts.values)
-    variants = jnp.asarray(told + 0.4 * rng.normal(size=told.shape), jnp.float32)
+    described = np.asarray(zoo.prompts.values)
+    variants = jnp.asarray(described + 0.4 * rng.normal(size=described.shape), jnp.float32)
     city = np.sort(rng.permutation(np.r_[np.arange(cities), rng.integers(0, cities, regions - cities)]))
     assert len(set(np.bincount(city))) > 1
     prompts = dataclasses.replace(zoo.prompts, values=variants)
@@ -110,8 +113,8 @@ def _rows(params: dict) -> np.ndarray:
 
 def _scaled(zoo: ParameterZoo, target: Prompts) -> tuple[np.ndarray, np.ndarray]:
     scaler = fit_prompt_scaler(zoo.prompts, zoo.city_index)
-    known, asked = scale_prompts(zoo.prompts, scaler), scale_prompts(target, scaler)
-    return np.asarray(known, np.float64), np.asarray(asked, np.float64)[0]
+    known, queries = scale_prompts(zoo.prompts, scaler), scale_prompts(target, scaler)
+    return np.asarray(known, np.float64), np.asarray(queries, np.float64)[0]
 
 
 def _scaled_without(zoo: ParameterZoo, region: int) -> np.ndarray:
@@ -124,8 +127,8 @@ def _scaled_without(zoo: ParameterZoo, region: int) -> np.ndarray:
     return np.clip((values - mean) / (np.sqrt(variance) + 1e-3), -4, 4).astype(np.float64)
 
 
-def _shortest(query: np.ndarray, told: np.ndarray, region: int | np.integer) -> float:
-    return min(float(np.sqrt(((query - told[v, region]) ** 2).sum())) for v in range(len(told)))
+def _shortest(query: np.ndarray, described: np.ndarray, region: int | np.integer) -> float:
+    return min(float(np.sqrt(((query - described[v, region]) ** 2).sum())) for v in range(len(described)))
 
 
 def test_the_mean_of_the_zoo_is_the_mean_of_the_means_of_its_cities():
@@ -138,9 +141,9 @@ def test_the_mean_of_the_zoo_is_the_mean_of_the_means_of_its_cities():
 
 def test_the_nearest_prompts_parameters_are_those_of_one_region():
     zoo, target = _uneven()
-    told, asked = _scaled(zoo, target)
+    described, queries = _scaled(zoo, target)
     got = nearest_prompt(zoo, target)
-    chosen = [min(range(13), key=lambda region: _shortest(query, told, region)) for query in asked]
+    chosen = [min(range(13), key=lambda region: _shortest(query, described, region)) for query in queries]
     assert len(set(chosen)) > 3
     # Through the difference from the pooled model and back: one rounding.
     np.testing.assert_allclose(_rows(got), _rows(zoo.params)[chosen, 0], rtol=1e-6, atol=1e-6)
@@ -150,11 +153,11 @@ def test_the_nearest_prompts_parameters_are_those_of_one_region():
     np.testing.assert_allclose(found, _rows(zoo.params)[:, 0], rtol=1e-6, atol=1e-6)
 
 
-def _kernel_loop(query, told, best, weights, rows, bandwidth) -> np.ndarray:
+def _kernel_loop(query, described, best, weights, rows, bandwidth) -> np.ndarray:
     total, mass = np.zeros(best.shape[1]), 0.0
     for region in rows:
-        for variant in range(len(told)):
-            distance = np.sqrt(((query - told[variant, region]) ** 2).sum())
+        for variant in range(len(described)):
+            distance = np.sqrt(((query - described[variant, region]) ** 2).sum())
             share = weights[region] * np.exp(-0.5 * (distance / bandwidth) ** 2)
             total, mass = total + share * best[region], mass + share
     return total / mass
@@ -162,7 +165,7 @@ def _kernel_loop(query, told, best, weights, rows, bandwidth) -> np.ndarray:
 
 def test_the_kernel_average_and_its_bandwidth_are_those_of_a_loop_that_leaves_cities_out():
     zoo, target = _uneven()
-    told, asked = _scaled(zoo, target)
+    described, queries = _scaled(zoo, target)
     best, city = _rows(zoo.params)[:, 0], zoo.city_index
     weights = 1 / np.bincount(city)[city]
     others = [np.flatnonzero(city != city[region]) for region in range(13)]
@@ -175,7 +178,7 @@ def test_the_kernel_average_and_its_bandwidth_are_those_of_a_loop_that_leaves_ci
     expected = min(errors, key=lambda key: errors[key])
     params, bandwidth = kernel_average(zoo, target)
     assert bandwidth == pytest.approx(expected, rel=1e-5)
-    wanted = [_kernel_loop(query, told, best, weights, range(13), expected) for query in asked]
+    wanted = [_kernel_loop(query, described, best, weights, range(13), expected) for query in queries]
     np.testing.assert_allclose(_rows(params), wanted, rtol=1e-4, atol=1e-5)
 
 

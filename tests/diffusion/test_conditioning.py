@@ -49,10 +49,12 @@ def _inputs() -> tuple[jax.Array, jax.Array, jax.Array]:
 def test_every_part_of_the_prompt_is_heard_unless_it_is_dropped(conditioning):
     _, variables, run = _network(conditioning)
     x_t, t, prompt = _inputs()
-    told, dropped = (np.asarray(run(variables, x_t, t, prompt, jnp.full(_BATCH, given))) for given in (1.0, 0.0))
+    conditioned, dropped = (
+        np.asarray(run(variables, x_t, t, prompt, jnp.full(_BATCH, prompt_mask))) for prompt_mask in (1.0, 0.0)
+    )
     for column in range(5):
         other = prompt.at[:, column].add(1.0)
-        assert np.abs(np.asarray(run(variables, x_t, t, other, jnp.ones(_BATCH))) - told).max() > 1e-3, column
+        assert np.abs(np.asarray(run(variables, x_t, t, other, jnp.ones(_BATCH))) - conditioned).max() > 1e-3, column
         np.testing.assert_array_equal(run(variables, x_t, t, other, jnp.zeros(_BATCH)), dropped)
 
 
@@ -85,13 +87,13 @@ def test_regions_do_not_hear_each_other(conditioning):
 def test_every_leaf_is_trained_and_what_depends_on_the_prompt_is_learned(conditioning):
     denoiser, variables, _ = _network(conditioning)
     x_t, t, prompt = _inputs()
-    given = jnp.ones(_BATCH).at[0].set(0.0)
+    prompt_mask = jnp.ones(_BATCH).at[0].set(0.0)
     # Of opposite sign in regions that differ in their prompts alone.
     x_t, t = jnp.broadcast_to(x_t[:1], x_t.shape), jnp.full(_BATCH, 0.5)
     wanted = jnp.broadcast_to(jnp.asarray([0.0, 1, -1, 1, -1, 1])[:, None, None], x_t.shape)
 
     def loss_fn(variables: dict) -> jax.Array:
-        return jnp.square(denoise(denoiser, variables, x_t, t, prompt, given) - wanted).mean()
+        return jnp.square(denoise(denoiser, variables, x_t, t, prompt, prompt_mask) - wanted).mean()
 
     def step(variables: dict, _: None) -> tuple:
         loss, grads = jax.value_and_grad(loss_fn)(variables)
@@ -109,7 +111,7 @@ def test_every_leaf_is_trained_and_what_depends_on_the_prompt_is_learned(conditi
 
 
 def _after_first_norm(prompt: jax.Array) -> np.ndarray:
-    """Tokens of one region as they enter the first attention: nobody has heard anybody yet."""
+    """Tokens of one region as they enter the first attention: no token has attended to another yet."""
     denoiser, variables, _ = _network("inductive_bias")
     x_t, t, _ = _inputs()
     keep = functools.partial(denoiser.apply, capture_intermediates=lambda module, _: module.name == "attention_norm_0")
@@ -135,8 +137,8 @@ def test_a_model_without_a_graph_holds_nothing_for_the_spatial_part_that_it_neve
         "temporal_null",
     }
     x_t, t, prompt = _inputs()
-    told = run(variables, x_t, t, prompt, jnp.ones(_BATCH))
-    np.testing.assert_array_equal(run(variables, x_t, t, prompt.at[:, 2].add(1.0), jnp.ones(_BATCH)), told)
+    plain = run(variables, x_t, t, prompt, jnp.ones(_BATCH))
+    np.testing.assert_array_equal(run(variables, x_t, t, prompt.at[:, 2].add(1.0), jnp.ones(_BATCH)), plain)
 
 
 @pytest.mark.parametrize(
@@ -186,8 +188,8 @@ def test_a_model_that_does_not_say_the_kinds_of_its_layers_is_refused_by_the_str
     codec = fit_codec(layout, flat, np.stack([flat, flat + 1]), np.ones(2), 0)
     with pytest.raises(InputError, match="'inductive_bias' needs to know which layers"):
         make_denoiser(DenoiserConfig(conditioning="inductive_bias"), codec, spatial)
-    told = make_layout(params, 3, {"w1": "temporal", "w2": "output"})
-    codec = fit_codec(told, flat, np.stack([flat, flat + 1]), np.ones(2), 0)
+    layout = make_layout(params, 3, {"w1": "temporal", "w2": "output"})
+    codec = fit_codec(layout, flat, np.stack([flat, flat + 1]), np.ones(2), 0)
     denoiser = make_denoiser(DenoiserConfig(conditioning="inductive_bias"), codec, spatial)
     assert (denoiser.layer_kinds, denoiser.spatial) == (("temporal", "output"), spatial)
 
@@ -211,9 +213,9 @@ def test_the_longest_beginning_of_a_layers_name_counts():
 
 def test_a_prompt_says_which_of_its_entries_are_spatial(simulated_cities):
     city = simulated_cities[0]
-    told = region_prompts(city, [Span(0, 72)])
+    prompts = region_prompts(city, [Span(0, 72)])
     expected = [0] * len(temporal_statistics(city, Span(0, 72))[1]) + [1] * len(spatial_statistics(city)[1])
-    assert list(told.spatial) == expected and told.variant(0).spatial == told.spatial
+    assert list(prompts.spatial) == expected and prompts.variant(0).spatial == prompts.spatial
     with pytest.raises(InputError, match="needs a prompt of temporal and spatial entries"):
         check_conditioning("pre_adaptive", ())
 

@@ -1,4 +1,4 @@
-"""In: noisy codes of a few regions, times and prompts. Out: what a denoiser's velocity may depend on."""
+"""In: noisy latents of a few regions, times and prompts. Out: what a denoiser's velocity may depend on."""
 
 import functools
 
@@ -37,11 +37,11 @@ def test_a_dropped_prompt_is_not_heard_and_a_given_one_is(network, inputs):
     _, moved, run = network
     x_t, t, prompt = inputs
     other = prompt + 1.0
-    dropped = [np.asarray(run(moved, x_t, t, told, jnp.zeros(_BATCH))) for told in (prompt, other)]
+    dropped = [np.asarray(run(moved, x_t, t, shown, jnp.zeros(_BATCH))) for shown in (prompt, other)]
     np.testing.assert_array_equal(*dropped)
-    given = [np.asarray(run(moved, x_t, t, told, jnp.ones(_BATCH))) for told in (prompt, other)]
-    assert np.abs(given[0] - given[1]).max() > 1e-3
-    assert np.abs(given[0] - dropped[0]).max() > 1e-3
+    predictions = [np.asarray(run(moved, x_t, t, shown, jnp.ones(_BATCH))) for shown in (prompt, other)]
+    assert np.abs(predictions[0] - predictions[1]).max() > 1e-3
+    assert np.abs(predictions[0] - dropped[0]).max() > 1e-3
 
 
 def test_time_and_every_row_are_heard_by_every_row(network, inputs):
@@ -57,11 +57,11 @@ def test_time_and_every_row_are_heard_by_every_row(network, inputs):
 def test_rows_of_a_batch_do_not_hear_each_other(network, inputs):
     denoiser, moved, run = network
     x_t, t, prompt = inputs
-    given = jnp.asarray([1.0, 0.0, 1.0])
-    together = np.asarray(run(moved, x_t, t, prompt, given))
-    alone = [denoiser.apply({"params": moved}, x_t[k], t[k], prompt[k], given[k]) for k in range(_BATCH)]
+    prompt_mask = jnp.asarray([1.0, 0.0, 1.0])
+    together = np.asarray(run(moved, x_t, t, prompt, prompt_mask))
+    alone = [denoiser.apply({"params": moved}, x_t[k], t[k], prompt[k], prompt_mask[k]) for k in range(_BATCH)]
     np.testing.assert_allclose(together, np.stack(alone), rtol=1e-4, atol=1e-5)
-    changed = np.asarray(run(moved, x_t.at[1].add(5.0), t.at[1].set(0.9), prompt.at[1].add(3.0), given))
+    changed = np.asarray(run(moved, x_t.at[1].add(5.0), t.at[1].set(0.9), prompt.at[1].add(3.0), prompt_mask))
     np.testing.assert_array_equal(changed[[0, 2]], together[[0, 2]])
     assert (changed[1] != together[1]).any()
 
@@ -76,8 +76,10 @@ def test_rows_are_told_apart_by_place_and_layer(network):
 def test_every_leaf_gets_a_gradient_off_the_start(network, inputs):
     denoiser, moved, _ = network
     x_t, t, prompt = inputs
-    given = jnp.asarray([1.0, 0.0, 1.0])
-    grads = jax.jit(jax.grad(lambda v: jnp.square(denoise(denoiser, v, x_t, t, prompt, given) - 1.0).mean()))(moved)
+    prompt_mask = jnp.asarray([1.0, 0.0, 1.0])
+    grads = jax.jit(jax.grad(lambda v: jnp.square(denoise(denoiser, v, x_t, t, prompt, prompt_mask) - 1.0).mean()))(
+        moved
+    )
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         name = jax.tree_util.keystr(path)
         assert np.isfinite(grad).all(), name

@@ -15,11 +15,11 @@ _SIZE, _SHAPE = 64, (2, 3)
 
 @pytest.fixture(autouse=True)
 def _a_network_that_says_zero(monkeypatch):
-    monkeypatch.setattr(losses, "denoise", lambda denoiser, variables, x_t, *told: jnp.zeros_like(x_t))
+    monkeypatch.setattr(losses, "denoise", lambda denoiser, variables, x_t, *others: jnp.zeros_like(x_t))
 
 
 def _losses(schedule: str, objective: str, functional, **options):
-    """Token and functional loss, with the times, codes and noise that they were made from."""
+    """Token and functional loss, with the times, latents and noise that they were made from."""
     config = DenoiserConfig(width=4, layers=1, heads=1, prompt_bottleneck=1, schedule=schedule, objective=objective)
     denoiser = Denoiser(config, (0, 1), 3)
     shares = {"functional_weight": 1.0, "token_weight": 1.0, "prompt_dropout": 0.0, "prompt_noise": 0.0}

@@ -1,4 +1,4 @@
-"""In: codes whose padding is spoiled. Out: the same parameters, predictions and losses, bit for bit."""
+"""In: latents whose padding is spoiled. Out: the same parameters, predictions and losses, bit for bit."""
 
 import functools
 
@@ -57,8 +57,8 @@ def _made(request):
 
 
 def _codes(codec: Codec, padding: float) -> jax.Array:
-    codes = np.random.default_rng(2).normal(size=(_BATCH, *codec.mask().shape))
-    return jnp.asarray(np.where(codec.mask() > 0, codes, padding), jnp.float32)
+    latents = np.random.default_rng(2).normal(size=(_BATCH, *codec.mask().shape))
+    return jnp.asarray(np.where(codec.mask() > 0, latents, padding), jnp.float32)
 
 
 def test_rows_are_padded_as_the_layout_or_the_components_say(made):
@@ -69,7 +69,9 @@ def test_rows_are_padded_as_the_layout_or_the_components_say(made):
 def test_padding_does_not_reach_parameters_nor_predictions(made):
     codec, _, variables, run = made
     plain, spoiled = _codes(codec, 0.0), _codes(codec, np.nan)
-    for one, other in zip(*(jax.tree.leaves(jax.vmap(codec.params)(codes)) for codes in (plain, spoiled)), strict=True):
+    for one, other in zip(
+        *(jax.tree.leaves(jax.vmap(codec.params)(latents)) for latents in (plain, spoiled)), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
         assert np.isfinite(one).all()
     live = codec.mask() > 0
@@ -84,8 +86,8 @@ def test_a_row_that_is_all_padding_is_not_attended_to(made):
     for row, filled in enumerate(codec.filled):
         moved = run(variables | {"place_code": variables["place_code"].at[row].add(3.0)}, _codes(codec, 0.0))
         others = np.arange(len(codec.filled)) != row
-        heard = (moved[:, others] != plain[:, others]).any(axis=(0, 2))
-        assert heard.all() if filled else not heard.any(), row
+        changed = (moved[:, others] != plain[:, others]).any(axis=(0, 2))
+        assert changed.all() if filled else not changed.any(), row
 
 
 def test_padding_does_not_change_the_losses(made):
@@ -121,7 +123,7 @@ def test_rows_are_told_apart_by_kind_alone(made):
     codec, denoiser, variables, run = made
     blind = variables | {name: jnp.zeros_like(variables[name]) for name in ("place_code", "layer_code")}
     out = run(blind, jnp.zeros((_BATCH, *codec.mask().shape)))[0]
-    kinds = [denoiser.layer_kinds[layer] for layer in codec.layer_of_code]
+    kinds = [denoiser.layer_kinds[layer] for layer in codec.layer_of_row]
     assert set(kinds) == {"temporal", "graph", "output"}
     for row, kind in enumerate(kinds):
         for other, name in enumerate(kinds):

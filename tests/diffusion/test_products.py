@@ -55,10 +55,10 @@ def test_the_peer_in_pytorch_is_the_same_network():
     shapes = jax.eval_shape(denoiser.init, jax.random.key(0), *example)["params"]
     variables = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
     inputs = [rng.normal(size=shape).astype(np.float32) for shape in ((5, 4, 6), (5,), (5, prompt_width))]
-    given = np.asarray([1, 0, 1, 1, 0], np.float32)
+    prompt_mask = np.asarray([1, 0, 1, 1, 0], np.float32)
     network = TorchDenoiser(config, 4, 6, prompt_width)
     load_flax(network, variables, layers, [LAYER_KINDS.index(kinds[layer]) for layer in layers])
-    theirs = network(*(torch.from_numpy(array) for array in (*inputs, given))).detach().numpy()
-    ours = denoise(denoiser, variables, *(jnp.asarray(array) for array in (*inputs, given)))
+    theirs = network(*(torch.from_numpy(array) for array in (*inputs, prompt_mask))).detach().numpy()
+    ours = denoise(denoiser, variables, *(jnp.asarray(array) for array in (*inputs, prompt_mask)))
     np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-4)
     assert np.abs(ours).max() > 0.1

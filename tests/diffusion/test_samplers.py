@@ -179,8 +179,8 @@ def test_a_sampler_that_does_not_go_with_the_schedule_is_refused(sampler, schedu
         check_sampler(sampler, schedule)
 
 
-def test_guidance_goes_from_untold_over_told_beyond():
-    told, untold = jnp.asarray([1.0, 5.0]), jnp.asarray([3.0, 1.0])
-    np.testing.assert_array_equal(guided(told, untold, 0.0), untold)
-    np.testing.assert_array_equal(guided(told, untold, 1.0), told)
-    np.testing.assert_array_equal(guided(told, untold, 2.0), [-1.0, 9.0])
+def test_guidance_goes_from_unconditional_over_told_beyond():
+    conditional, unconditional = jnp.asarray([1.0, 5.0]), jnp.asarray([3.0, 1.0])
+    np.testing.assert_array_equal(guided(conditional, unconditional, 0.0), unconditional)
+    np.testing.assert_array_equal(guided(conditional, unconditional, 1.0), conditional)
+    np.testing.assert_array_equal(guided(conditional, unconditional, 2.0), [-1.0, 9.0])

@@ -1,4 +1,4 @@
-"""In: a toy zoo whose codes are a function of the prompt. Out: a generator that learns it, and says when it cannot."""
+"""In: a toy zoo whose latents follow from the prompt. Out: a generator that learns it, and says when it cannot."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from gpdiff_jax.diffusion.denoiser_training import make_denoiser_step, train_den
 from gpdiff_jax.diffusion.training import (
     PretrainConfig,
     TrainingData,
-    ZooCodes,
+    ZooLatents,
     draw_batch,
     held_out_regions,
     network_optimiser,
@@ -63,7 +63,7 @@ def _sources(simulated_cities: list[City]) -> Sources:
 
 
 @pytest.fixture(scope="module", name="toy")
-def _toy(sources: Sources) -> tuple[ZooCodes, Codec, np.ndarray]:
+def _toy(sources: Sources) -> tuple[ZooLatents, Codec, np.ndarray]:
     """Codes that are a linear function of two prompt entries, and a codec for them."""
     rng = np.random.default_rng(0)
     prompt = rng.normal(size=(3, sources.num_regions, 4)).astype(np.float32)
@@ -76,19 +76,19 @@ def _toy(sources: Sources) -> tuple[ZooCodes, Codec, np.ndarray]:
     layout = make_layout(pooled, 8)
     tokens = np.stack([to_tokens(layout, jax.tree.map(lambda leaf: leaf.astype(np.float32), v)) for v in vectors])
     codec = fit_codec(layout, np.asarray(to_tokens(layout, pooled)), tokens, np.ones(len(tokens)), 0)
-    codes = jnp.stack([codec.encode(jnp.asarray(t)) for t in tokens])[:, None]
+    latents = jnp.stack([codec.encode(jnp.asarray(t)) for t in tokens])[:, None]
     held_out = held_out_regions(sources, 0.2, key=jax.random.key(1))
     odds = jnp.asarray(np.where(held_out, 0.0, 1.0), jnp.float32)
-    return ZooCodes(codes, jnp.asarray(prompt), odds), codec, held_out
+    return ZooLatents(latents, jnp.asarray(prompt), odds), codec, held_out
 
 
-def _train(sources: Sources, toy, config: PretrainConfig = _CONFIG, zoo: ZooCodes | None = None, devices=None):
-    codes, codec, held_out = toy
+def _train(sources: Sources, toy, config: PretrainConfig = _CONFIG, zoo: ZooLatents | None = None, devices=None):
+    latents, codec, held_out = toy
     log: list[dict[str, float]] = []
     variables = train_denoiser(
         _linear(),
         sources,
-        zoo or codes,
+        zoo or latents,
         codec,
         held_out,
         config,
@@ -123,10 +123,10 @@ def test_training_is_the_same_every_time(sources, toy, trained):
 
 
 def test_a_step_that_is_not_finite_is_named_exactly_and_the_steps_before_it_are_reported(sources, toy):
-    codes, codec, held_out = toy
+    latents, codec, held_out = toy
     region = int(np.flatnonzero(~held_out)[0])
-    rare = codes.odds.at[region].set(0.02)
-    broken = dataclasses.replace(codes, odds=rare, x0=codes.x0.at[region].set(jnp.nan))
+    rare = latents.odds.at[region].set(0.02)
+    broken = dataclasses.replace(latents, odds=rare, x0=latents.x0.at[region].set(jnp.nan))
     # The draws of every step are known before, so it is known when the broken region comes first.
     draw = jax.jit(functools.partial(draw_batch, broken, _CONFIG.batch))
     key = jax.random.split(jax.random.split(jax.random.key(2))[1])[0]
@@ -146,10 +146,10 @@ def test_a_step_that_is_not_finite_is_named_exactly_and_the_steps_before_it_are_
 
 
 def test_one_step_gives_the_numbers_that_it_gave(sources, toy):
-    codes, codec, _ = toy
+    latents, codec, _ = toy
     step = make_denoiser_step(_linear(), codec, (), _CONFIG, 1)
-    start = start_training(_initial(codes, codec), network_optimiser(_CONFIG), averaged=True)
-    state, metrics = _map_once(step, start, TrainingData(sources, codes, codec))
+    start = start_training(_initial(latents, codec), network_optimiser(_CONFIG), averaged=True)
+    state, metrics = _map_once(step, start, TrainingData(sources, latents, codec))
     # An untrained denoiser says v = 0, so the token loss is the mean square of v, about one.
     assert metrics["token_loss"] == pytest.approx(0.679, rel=0.02)
     assert metrics["functional_loss"] == pytest.approx(0.465, rel=0.02)
@@ -157,8 +157,8 @@ def test_one_step_gives_the_numbers_that_it_gave(sources, toy):
     assert int(state.step) == 1
 
 
-def _initial(codes: ZooCodes, codec: Codec, config: DenoiserConfig = _CONFIG.denoiser) -> dict:
-    example = (jnp.zeros(shape) for shape in (codes.x0.shape[2:], (), codes.prompts.shape[2:], ()))
+def _initial(latents: ZooLatents, codec: Codec, config: DenoiserConfig = _CONFIG.denoiser) -> dict:
+    example = (jnp.zeros(shape) for shape in (latents.x0.shape[2:], (), latents.prompts.shape[2:], ()))
     init_key = jax.random.split(jax.random.key(2))[0]
     return jax.jit(make_denoiser(config, codec, ()).init)(init_key, *example)["params"]
 
@@ -172,23 +172,23 @@ def _map_once(step, state, data):
 
 
 def test_bfloat16_is_what_the_layers_compute_in_while_everything_that_lasts_is_float32(sources, toy, trained):
-    codes, codec, _ = toy
+    latents, codec, _ = toy
     half = dataclasses.replace(_CONFIG, denoiser=dataclasses.replace(_CONFIG.denoiser, dtype="bfloat16"))
     wide, narrow = (make_denoiser(config.denoiser, codec, ()) for config in (_CONFIG, half))
-    example = codes.x0[:, 0], jnp.ones(codes.x0.shape[0]), codes.prompts[0], jnp.ones(codes.x0.shape[0])
+    example = latents.x0[:, 0], jnp.ones(latents.x0.shape[0]), latents.prompts[0], jnp.ones(latents.x0.shape[0])
     # Flax's attention multiplies float32 weights of its softmax with bfloat16 values.
     with jax.numpy_dtype_promotion("standard"):
         program = jax.jit(functools.partial(denoise, narrow)).lower(trained[0], *example)
         made, exact = (jax.jit(functools.partial(denoise, one))(trained[0], *example) for one in (narrow, wide))
         step = make_denoiser_step(_linear(), codec, (), half, 1)
-        state = start_training(_initial(codes, codec, half.denoiser), network_optimiser(half), averaged=True)
-        args = jax.tree.map(lambda leaf: leaf[None], (state, TrainingData(sources, codes, codec), jax.random.key(0)))
+        state = start_training(_initial(latents, codec, half.denoiser), network_optimiser(half), averaged=True)
+        args = jax.tree.map(lambda leaf: leaf[None], (state, TrainingData(sources, latents, codec), jax.random.key(0)))
         after = jax.eval_shape(lambda *args: jax.pmap(step, axis_name=DEVICES)(*args)[0].params, *args)
     assert {leaf.dtype for leaf in jax.tree.leaves(after)} == {jnp.dtype("float32")} == {made.dtype}
     assert (made != exact).any()
     np.testing.assert_allclose(made, exact, atol=0.03 * float(jnp.abs(exact).max()))
     products = [line for line in program.as_text().splitlines() if "stablehlo.dot_general" in line]
-    # The codes come in and go out in float32; what lies between them does not.
+    # The latents come in and go out in float32; what lies between them does not.
     assert sum("bf16" in line for line in products) > len(products) / 2
 
 
@@ -199,33 +199,33 @@ def test_held_out_regions_are_a_share_of_every_city_and_never_drawn(sources, toy
     assert not held_out_regions(sources, 0.0, key=jax.random.key(5)).any()
     draws = [held_out_regions(sources, 0.25, key=jax.random.key(seed)) for seed in range(4)]
     assert any((one != other).any() for one, other in itertools.pairwise(draws))
-    codes, _, kept_out = toy
-    batch = jax.jit(functools.partial(draw_batch, codes, 500))(key=jax.random.key(0))
+    latents, _, kept_out = toy
+    batch = jax.jit(functools.partial(draw_batch, latents, 500))(key=jax.random.key(0))
     assert not np.asarray(kept_out)[np.asarray(batch.region)].any()
     assert set(np.asarray(batch.region).tolist()) == set(np.flatnonzero(~kept_out).tolist())
     assert set(np.asarray(batch.variant).tolist()) == {0, 1, 2}
-    np.testing.assert_array_equal(batch.prompt, np.asarray(codes.prompts)[batch.variant, batch.region])
-    np.testing.assert_array_equal(batch.x0, np.asarray(codes.x0)[batch.region, 0])
+    np.testing.assert_array_equal(batch.prompt, np.asarray(latents.prompts)[batch.variant, batch.region])
+    np.testing.assert_array_equal(batch.x0, np.asarray(latents.x0)[batch.region, 0])
 
 
 def test_odds_say_how_often_a_region_is_drawn(toy):
-    codes, _, _ = toy
-    odds = jnp.zeros(codes.odds.shape).at[jnp.asarray([3, 5])].set(jnp.asarray([1.0, 3.0]))
-    batch = jax.jit(lambda key: draw_batch(dataclasses.replace(codes, odds=odds), 2000, key=key))(jax.random.key(0))
+    latents, _, _ = toy
+    odds = jnp.zeros(latents.odds.shape).at[jnp.asarray([3, 5])].set(jnp.asarray([1.0, 3.0]))
+    batch = jax.jit(lambda key: draw_batch(dataclasses.replace(latents, odds=odds), 2000, key=key))(jax.random.key(0))
     share = (np.asarray(batch.region) == 5).mean()
     assert set(np.asarray(batch.region).tolist()) == {3, 5} and abs(share - 0.75) < 0.04
 
 
 def test_what_is_learned_follows_the_prompt(toy, trained):
-    codes, codec, _ = toy
+    latents, codec, _ = toy
     variables, _ = trained
-    denoiser = Denoiser(_CONFIG.denoiser, codec.layer_of_code, codec.mask().shape[1])
-    count = codes.prompts.shape[1]
-    noise = jax.random.normal(jax.random.key(9), codes.x0[:, 0].shape) * jnp.asarray(codec.mask())[None]
+    denoiser = Denoiser(_CONFIG.denoiser, codec.layer_of_row, codec.mask().shape[1])
+    count = latents.prompts.shape[1]
+    noise = jax.random.normal(jax.random.key(9), latents.x0[:, 0].shape) * jnp.asarray(codec.mask())[None]
     run = jax.jit(functools.partial(denoise, denoiser))
-    drawn = -np.asarray(run(variables, noise, jnp.ones(count), codes.prompts[0], jnp.ones(count)))
+    drawn = -np.asarray(run(variables, noise, jnp.ones(count), latents.prompts[0], jnp.ones(count)))
     for entry in range(2):
-        learned, true = drawn[:, entry, 0], np.asarray(codes.x0)[:, 0, entry, 0]
+        learned, true = drawn[:, entry, 0], np.asarray(latents.x0)[:, 0, entry, 0]
         assert np.corrcoef(learned, true)[0, 1] > 0.6
 
 

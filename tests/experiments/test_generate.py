@@ -76,10 +76,10 @@ def _generator(city: gpd.City) -> gpd.Hypernetwork:
     layout, rng = make_layout(pooled, 4), np.random.default_rng(0)
     flat = np.asarray(to_tokens(layout, pooled))
     codec = fit_codec(layout, flat, flat + 0.3 * rng.normal(size=(16, *flat.shape)).astype(np.float32), np.ones(16), 0)
-    told = gpd.target_prompts(city, support_days=3)
+    prompts = gpd.target_prompts(city, support_days=3)
     config = gpd.DenoiserConfig(width=8, layers=1, heads=2, prompt_bottleneck=4)
-    example = jnp.zeros(codec.mask().shape), jnp.zeros(()), told.values[0, 0], jnp.ones(())
-    shapes = jax.eval_shape(make_denoiser(config, codec, told.spatial).init, jax.random.key(0), *example)["params"]
+    example = jnp.zeros(codec.mask().shape), jnp.zeros(()), prompts.values[0, 0], jnp.ones(())
+    shapes = jax.eval_shape(make_denoiser(config, codec, prompts.spatial).init, jax.random.key(0), *example)["params"]
     return gpd.Hypernetwork(
         model_name="linear",
         sizes=gpd.ModelSizes(12, 6, 2, 0),
@@ -87,9 +87,9 @@ def _generator(city: gpd.City) -> gpd.Hypernetwork:
         denoiser_config=config,
         variables=jax.tree.map(lambda leaf: (0.4 * rng.normal(size=leaf.shape)).astype(np.float32), shapes),
         codec=codec,
-        prompt_scaler=PromptScaler(told.values[0].mean(axis=0), told.values[0].std(axis=0) + 0.1),
-        prompt_names=told.names,
-        prompt_spatial=told.spatial,
+        prompt_scaler=PromptScaler(prompts.values[0].mean(axis=0), prompts.values[0].std(axis=0) + 0.1),
+        prompt_names=prompts.names,
+        prompt_spatial=prompts.spatial,
         interval_minutes=60,
     )
 
@@ -181,7 +181,7 @@ def test_rolling_days_that_are_the_protocols_test_span_are_forecast_as_the_libra
 
 def test_other_intervals_and_channels_come_to_the_generators_interval(folder):
     fine = _generate(folder, "--channels=entries_per_30min", city="fine.npz")
-    # The last of 240 hours is only half there and does not count; regions are told apart by the city's name.
+    # The last of 240 hours is only half there and does not count; regions are prompts apart by the city's name.
     city = gpd.load_city(folder / "whole.npz")
     assert fine["window_start"].tolist() == ["2024-01-10T23:00"]
     assert str(fine["unit"]) == "entries per 60 min"

@@ -163,10 +163,12 @@ def test_prompts_of_all_parts_are_kept_with_the_generator(data_dir, tmp_path):
     np.testing.assert_array_equal(again.prompted.prompts.values, run.prompted.prompts.values)
     # A city that comes later needs the generator and its own file, nothing else.
     loaded = Hypernetwork.load(tmp_path / "run" / "hypernetwork")
-    told = loaded.prompts(load_city(data_dir / "crowd_2.npz"))
-    np.testing.assert_array_equal(told.values, run.target_prompts[0].values)
+    prompts = loaded.prompts(load_city(data_dir / "crowd_2.npz"))
+    np.testing.assert_array_equal(prompts.values, run.target_prompts[0].values)
     key = jax.random.fold_in(run.key("generate"), 1)
-    jax.tree.map(np.testing.assert_array_equal, loaded.generate(told, key=key, config=settings.generate).params, made)
+    jax.tree.map(
+        np.testing.assert_array_equal, loaded.generate(prompts, key=key, config=settings.generate).params, made
+    )
     inspect_prompts.show(again)
     content = json.loads((tmp_path / "run" / "prompts.json").read_text())
     assert {region["city"] for region in content["regions"]} == {"crowd_0", "crowd_1", "crowd_2"}

@@ -58,13 +58,13 @@ def test_source_prompts_line_up_cities_and_leave_silent_regions_out(simulated_ci
 
 def test_the_parts_of_a_prompt_are_told_by_the_names_of_its_entries():
     names = ("spatial_000", "degree", "temporal_000", "temporal_share", "spatial_001")
-    told = Prompts(jnp.zeros((1, 2, 5)), jnp.arange(2, dtype=jnp.uint32), names)
-    assert {part: list(entries) for part, entries in told.parts.items()} == {
+    prompts = Prompts(jnp.zeros((1, 2, 5)), jnp.arange(2, dtype=jnp.uint32), names)
+    assert {part: list(entries) for part, entries in prompts.parts.items()} == {
         "statistics": [1, 3],
         "temporal": [2],
         "spatial": [0, 4],
     }
-    assert list(told.null.told) == [False, False] and told.told is None
+    assert list(prompts.null.mask) == [False, False] and prompts.mask is None
 
 
 def test_the_scale_weighs_every_city_alike():
@@ -82,8 +82,8 @@ def test_the_scale_weighs_every_city_alike():
 
 def test_scaled_prompts_are_cut_at_four_deviations():
     scaler = PromptScaler(jnp.asarray([1.0, 0.0]), jnp.asarray([2.0, 0.5]))
-    told = Prompts(jnp.asarray([[[5.0, 1.0], [100.0, -9.0]]]), jnp.arange(2, dtype=jnp.uint32), ("a", "b"))
-    scaled = scale_prompts(told, scaler)
+    prompts = Prompts(jnp.asarray([[[5.0, 1.0], [100.0, -9.0]]]), jnp.arange(2, dtype=jnp.uint32), ("a", "b"))
+    scaled = scale_prompts(prompts, scaler)
     np.testing.assert_allclose(scaled, [[[2.0, 2.0], [4.0, -4.0]]])
 
 

@@ -19,7 +19,7 @@ _PART = {
 }  # fmt: skip
 _CONTENT = {
     "target": "a<b>", "unit": "km/h", "seed": 3, "covariates": "none", "samples": 5, "steps": 20, "guidance": 1.0,
-    "shuffles": 5, "variants": 3, "code_width": 100,
+    "shuffles": 5, "variants": 3, "latent_width": 100,
     "groups": {
         "training": _GROUP, "held_out": _GROUP,
         "a<b>": {name: value for name, value in _GROUP.items() if not name.startswith("harvested")} | {"rms": 2.0},
@@ -60,7 +60,7 @@ def test_a_generator_that_does_well_is_told_so(tmp_path):
         ({"effective_rank": 2.0}, "keeps to few directions"),
         ({"nearest": 0.0}, "close to copies"),
         ({"nearest": 50.0}, "strays outside the zoo"),
-        ({"rise": 0.4}, "it all but ignores which region it is told of"),
+        ({"rise": 0.4}, "it all but ignores which region the prompt describes"),
         ({"spread": 0.0001}, "samples forecast alike"),
     ],
 )

@@ -24,8 +24,8 @@ def test_a_finished_run_that_is_asked_for_more_methods_makes_only_those(finished
     shutil.copytree(folder, tmp_path / "run")
     made = []
     monkeypatch.setattr("gpdiff_jax.run.methods._make_forecast", _watched(made))
-    asked = tiny_settings(data_dir, methods=METHODS)
-    more = Run.open(tmp_path / "run", asked).evaluate()
+    every = tiny_settings(data_dir, methods=METHODS)
+    more = Run.open(tmp_path / "run", every).evaluate()
     assert sorted(made) == sorted(set(METHODS) - set(DEFAULT_METHODS)) and tuple(more["methods"]) == METHODS
     assert {name: more["methods"][name] for name in DEFAULT_METHODS} == content["methods"]
     assert (tmp_path / "run" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
@@ -102,26 +102,26 @@ def test_what_is_chosen_on_the_validation_day_starts_from_prompts_that_do_not_kn
     finished, data_dir, tmp_path, monkeypatch
 ):
     shutil.copytree(finished[0], tmp_path / "run")
-    run, given = Run.open(tmp_path / "run", tiny_settings(data_dir)), {}
+    run, starts = Run.open(tmp_path / "run", tiny_settings(data_dir)), {}
 
     def watched(model, target, params, config, **options):
-        given[method] = (params, options["choice_params"])
+        starts[method] = (params, options["choice_params"])
         return original(model, target, params, config, **options)
 
     original = methods.few_shot
     monkeypatch.setattr(methods, "few_shot", watched)
     for method in ("gpdiff_few_shot", "ridge_hypernetwork_few_shot", "pooled_few_shot", "target_only"):
         methods._make_forecast(run, 0, method)
-    assert given["pooled_few_shot"][1] is given["target_only"][1] is None
+    assert starts["pooled_few_shot"][1] is starts["target_only"][1] is None
     (adaptation,), (support,) = run.choice_prompts, run.target_prompts
     assert adaptation is not None and adaptation.provenance != support.provenance
     assert f"steps {run.targets[0].split.adaptation.start} to {run.targets[0].split.adaptation.stop}" in str(adaptation)
     for method in ("gpdiff_few_shot", "ridge_hypernetwork_few_shot"):
-        params, choice = given[method]
+        params, choice = starts[method]
         assert jax.tree.all(jax.tree.map(lambda a, b: (np.asarray(a) != np.asarray(b)).any(), params, choice))
     key = generate_key(run, 0)
     drawn = run.hypernetwork.generate(adaptation, key=key, config=run.settings.generate).params
-    jax.tree.map(np.testing.assert_array_equal, drawn, given["gpdiff_few_shot"][1])
+    jax.tree.map(np.testing.assert_array_equal, drawn, starts["gpdiff_few_shot"][1])
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "foreign"])

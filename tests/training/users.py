@@ -19,7 +19,7 @@ from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.sources import Sources, prepare_sources
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.denoiser_training import train_denoiser
-from gpdiff_jax.diffusion.training import PretrainConfig, TrainingData, ZooCodes, train_network
+from gpdiff_jax.diffusion.training import PretrainConfig, TrainingData, ZooLatents, train_network
 from gpdiff_jax.models.protocol import abstract_params
 from gpdiff_jax.prompts.temporal import encoder
 from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
@@ -80,7 +80,7 @@ def _pooled(cities: Sequence[City], sources: Sources, evaluations: int, devices:
 
 
 def _zoo(sources: Sources) -> tuple[TrainingData, np.ndarray]:
-    """Random codes and prompts, which is all that matters here."""
+    """Random latents and prompts, which is all that matters here."""
     rng = np.random.default_rng(1)
     shapes = abstract_params(make_tiny(sources.sizes), sources.sizes)
     layout = make_layout(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes), 64)
@@ -89,7 +89,7 @@ def _zoo(sources: Sources) -> tuple[TrainingData, np.ndarray]:
     x0, prompts = codec.mask() * rng.normal(size=(regions, 2, *codec.mask().shape)), rng.normal(size=(3, regions, 4))
     held_out = np.arange(regions) % 5 == 0
     arrays = [np.asarray(array, _dtype()) for array in (x0, prompts, np.where(held_out, 0.0, 1.0))]
-    return TrainingData(_wide(sources), ZooCodes(*jax.device_put(arrays)), _wide(codec)), held_out
+    return TrainingData(_wide(sources), ZooLatents(*jax.device_put(arrays)), _wide(codec)), held_out
 
 
 def _denoiser(cities: Sequence[City], sources: Sources, evaluations: int, **options: Any) -> Params:

@@ -235,14 +235,14 @@ def test_what_is_chosen_on_the_validation_day_knows_nothing_of_it(simulated_citi
         values[split.validation.start : split.validation.stop] *= factor
         changed = dataclasses.replace(city, values=values)
         made.append((prepare_target(changed, data), target_prompts(changed, support_days=3, adaptation_only=True)))
-    (one, told), (other, told_other) = made
+    (one, prompts), (other, prompts_of_other) = made
     assert one.choice is not None and other.choice is not None
     for name in ("mean", "std", "profile", "profile_weekend"):
         np.testing.assert_array_equal(getattr(one.choice.bank, name), getattr(other.choice.bank, name), err_msg=name)
         if name != "profile_weekend":
             assert (np.asarray(getattr(one.bank, name)) != np.asarray(getattr(other.bank, name))).any(), name
-    np.testing.assert_array_equal(told.values, told_other.values)
-    assert (np.asarray(told.values) != np.asarray(target_prompts(city, support_days=3).values)).any()
+    np.testing.assert_array_equal(prompts.values, prompts_of_other.values)
+    assert (np.asarray(prompts.values) != np.asarray(target_prompts(city, support_days=3).values)).any()
     np.testing.assert_array_equal(one.choice.test_starts, one.validation_starts)
     assert one.choice.split.support == split.adaptation and one.choice.choice is None
     # The readings are held once.

@@ -1,4 +1,4 @@
-"""In: tokens of random parameter vectors. Out: codes of unit size, and the way back, exact or in few directions."""
+"""In: tokens of random parameter vectors. Out: latents of unit size, and the way back, exact or in few directions."""
 
 import functools
 import math
@@ -58,7 +58,7 @@ def test_without_components_every_layer_is_scaled_by_its_own_spread(zoo):
         )
     np.testing.assert_array_equal(np.asarray(codec.spread)[layout.mask() == 0], 1.0)
     np.testing.assert_array_equal(codec.mask(), layout.mask())
-    assert codec.layer_of_code == layout.layer_of_token
+    assert codec.layer_of_row == layout.layer_of_token
 
 
 def test_by_coordinate_each_is_scaled_by_its_own_spread_and_a_constant_one_stays(zoo):
@@ -73,12 +73,12 @@ def test_by_coordinate_each_is_scaled_by_its_own_spread_and_a_constant_one_stays
     varies = own > 1e-6
     assert varies.sum() == layout.mask().sum() - 7 and (layer != 1)[varies.any(axis=1)].all()
     np.testing.assert_allclose(np.asarray(codec.spread)[varies], own[varies], rtol=1e-4)
-    codes = np.stack([codec.encode(jnp.asarray(vector)) for vector in tokens])
-    np.testing.assert_allclose(np.average(np.square(codes), axis=0, weights=_WEIGHTS)[varies], 1.0, rtol=1e-3)
+    latents = np.stack([codec.encode(jnp.asarray(vector)) for vector in tokens])
+    np.testing.assert_allclose(np.average(np.square(latents), axis=0, weights=_WEIGHTS)[varies], 1.0, rtol=1e-3)
     # What never varies: a code of nothing but rounding, and one that is wrong by a whole unit hardly moves it.
     still = ~varies & (layout.mask() > 0)
-    assert np.abs(codes[:, still]).max() < 0.1
-    moved = np.asarray(codec.decode(jnp.asarray(codes[0] + layout.mask())))
+    assert np.abs(latents[:, still]).max() < 0.1
+    moved = np.asarray(codec.decode(jnp.asarray(latents[0] + layout.mask())))
     assert np.abs(moved - tokens[0])[still].max() < 1.1 * 0.01 * np.asarray(plain.spread)[still].max()
     # The layer as a whole stays within a millionth of itself.
     assert np.abs(moved - tokens[0])[still & (layer == 1)].max() < 1e-5 * np.abs(tokens[0][still & (layer == 1)]).max()
@@ -99,8 +99,8 @@ def test_components_by_coordinate_are_those_of_the_correlations(zoo):
         np.testing.assert_allclose(
             np.abs(np.diag(directions @ axes[:, ::-1][:, :2])), np.sqrt(power[::-1][:2]), rtol=1e-3
         )
-    codes = np.stack([codec.encode(jnp.asarray(vector)) for vector in tokens])
-    np.testing.assert_allclose(np.einsum("x,xlk->lk", share, np.square(codes)), np.ones((3, 2)), rtol=1e-3)
+    latents = np.stack([codec.encode(jnp.asarray(vector)) for vector in tokens])
+    np.testing.assert_allclose(np.einsum("x,xlk->lk", share, np.square(latents)), np.ones((3, 2)), rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -110,13 +110,13 @@ def test_encode_and_decode_are_inverse_on_the_zoo(zoo, components, normalisation
     layout, pooled, tokens = zoo
     codec = fit_codec(layout, pooled, tokens, _WEIGHTS, components, normalisation)
     for vector in tokens:
-        code = codec.encode(jnp.asarray(vector))
-        assert code.shape == codec.mask().shape
-        np.testing.assert_array_equal(np.asarray(code)[codec.mask() == 0], 0)
-        np.testing.assert_allclose(codec.decode(code), vector, rtol=1e-5, atol=2e-5)
-        np.testing.assert_allclose(codec.encode(codec.decode(code)), code, rtol=1e-2, atol=1e-2)
-        # Padding of the tokens stays zero, whatever the code.
-        wild = codec.decode(5.0 * code + jnp.asarray(codec.mask()))
+        latent = codec.encode(jnp.asarray(vector))
+        assert latent.shape == codec.mask().shape
+        np.testing.assert_array_equal(np.asarray(latent)[codec.mask() == 0], 0)
+        np.testing.assert_allclose(codec.decode(latent), vector, rtol=1e-5, atol=2e-5)
+        np.testing.assert_allclose(codec.encode(codec.decode(latent)), latent, rtol=1e-2, atol=1e-2)
+        # Padding of the tokens stays zero, whatever the latent.
+        wild = codec.decode(5.0 * latent + jnp.asarray(codec.mask()))
         np.testing.assert_array_equal(np.asarray(wild)[layout.mask() == 0], 0)
 
 
@@ -124,16 +124,18 @@ def test_components_are_the_principal_ones_of_each_layer_and_codes_have_unit_siz
     layout, pooled, tokens = zoo
     codec = fit_codec(layout, pooled, tokens, _WEIGHTS, 2)
     deviations, share = _centred(zoo).astype(np.float64), _WEIGHTS / _WEIGHTS.sum()
-    codes = np.stack([codec.encode(jnp.asarray(vector)) for vector in tokens])
-    assert codes.shape == (7, 3, 2) and codec.layer_of_code == (0, 1, 2)
-    np.testing.assert_allclose(np.einsum("x,xlk->lk", share, np.square(codes)), np.ones((3, 2)), rtol=1e-3)
-    np.testing.assert_allclose(np.einsum("x,xl,xl->l", share, codes[..., 0], codes[..., 1]), np.zeros(3), atol=1e-3)
+    latents = np.stack([codec.encode(jnp.asarray(vector)) for vector in tokens])
+    assert latents.shape == (7, 3, 2) and codec.layer_of_row == (0, 1, 2)
+    np.testing.assert_allclose(np.einsum("x,xlk->lk", share, np.square(latents)), np.ones((3, 2)), rtol=1e-3)
+    np.testing.assert_allclose(np.einsum("x,xl,xl->l", share, latents[..., 0], latents[..., 1]), np.zeros(3), atol=1e-3)
     for layer, basis in enumerate(codec.basis):
         rows = deviations[:, layout.layer_tokens() == layer].reshape(7, -1)
         power = np.linalg.eigvalsh(rows.T @ (share[:, None] * rows))[::-1]
         np.testing.assert_allclose(np.square(basis).sum(axis=1), power[:2], rtol=1e-3)
         # Of all two-dimensional views of the layer, the code keeps the most: what is lost is the other powers' sum.
-        kept = np.stack([np.asarray(codec.decode(jnp.asarray(code))) for code in codes]) - pooled - (tokens - pooled)
+        kept = (
+            np.stack([np.asarray(codec.decode(jnp.asarray(latent))) for latent in latents]) - pooled - (tokens - pooled)
+        )
         lost = np.square(kept[:, layout.layer_tokens() == layer]).reshape(7, -1).sum(axis=1)
         np.testing.assert_allclose((share * lost).sum(), power[2:].sum(), rtol=1e-2, atol=1e-9)
 
@@ -158,13 +160,15 @@ def test_a_layer_with_fewer_directions_is_padded_and_a_zoo_without_any_still_dec
 def test_params_of_a_code_are_the_pytree_and_jit_vmap_and_a_loop_agree(zoo):
     layout, pooled, tokens = zoo
     codec = fit_codec(layout, pooled, tokens, _WEIGHTS, 3)
-    codes = encode_zoo(codec, jnp.asarray(tokens[:6].reshape(3, 2, *pooled.shape))).reshape(6, *codec.mask().shape)
+    latents = encode_zoo(codec, jnp.asarray(tokens[:6].reshape(3, 2, *pooled.shape))).reshape(6, *codec.mask().shape)
     loop = np.stack([Codec.encode(codec, jnp.asarray(vector)) for vector in tokens[:6]])
-    np.testing.assert_allclose(codes, loop, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(latents, loop, rtol=1e-5, atol=1e-5)
     decode = jax.jit(jax.vmap(functools.partial(Codec.decode, codec)))
-    np.testing.assert_allclose(decode(codes), np.stack([codec.decode(code) for code in codes]), rtol=1e-6, atol=1e-6)
-    params = codec.params(codes[0])
-    np.testing.assert_array_equal(to_tokens(layout, params), codec.decode(codes[0]))
+    np.testing.assert_allclose(
+        decode(latents), np.stack([codec.decode(latent) for latent in latents]), rtol=1e-6, atol=1e-6
+    )
+    params = codec.params(latents[0])
+    np.testing.assert_array_equal(to_tokens(layout, params), codec.decode(latents[0]))
     assert params["a"]["kernel"].shape == (4, 3)
 
 

@@ -1,7 +1,7 @@
 """In: patches of a few days that may be seen. Out: their embedding, and what the hidden patches may have been.
 
 A patch Transformer (masked autoencoders: He et al., arXiv 2111.06377; for traffic series: STEP, Shao et al.,
-arXiv 2206.09113). The encoder sees only visible patches, the decoder asks it for the others by their time codes.
+arXiv 2206.09113). The encoder sees only visible patches, the decoder makes the others from their time encodings.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from gpdiff_jax.models.layers import dense
 
 MOST_DAYS = 14
 LONGEST_PERIOD = 32.0  # days
-_PERIODS = (2.0, 4.0, 8.0, 16.0, LONGEST_PERIOD)  # days, of the codes that tell one day of a window from another
+_PERIODS = (2.0, 4.0, 8.0, 16.0, LONGEST_PERIOD)  # days, of the encodings that tell one day of a window from another
 _SMALLEST_DEVIATION = 0.05  # in units of the city's median deviation
 _CLIP = 8.0
 _MAY_BE_ZERO = ("shifted_share", "contrast_weight")
@@ -82,17 +82,17 @@ class TemporalConfig:
 class VisiblePatches:
     """Patches of B windows that the encoder may see, in any order; absent ones are padding."""
 
-    bins: jax.Array  # float32 [B, Q, K], in units of the city
-    share: jax.Array  # float32 [B, Q, K], observed share of every bin
-    codes: jax.Array  # float32 [B, Q, G], see `time_codes`
-    present: jax.Array  # float32 [B, Q], 1, or 0 for padding and for patches that must not be seen
+    bins: Float[Array, "*devices B Q K"]  # in units of the city
+    share: Float[Array, "*devices B Q K"]  # observed share of every bin
+    times: Float[Array, "*devices B Q G"]  # see `time_encodings`
+    present: Float[Array, "*devices B Q"]  # 1, or 0 for padding and for patches that must not be seen
 
 
-def time_codes(codes: Float[Array, "*B Q F"], days: Float[Array, "*B Q"]) -> Float[Array, "*B Q G"]:
-    """The calendar's codes, and slow sines and cosines of the days passed, which are free of the interval."""
+def time_encodings(clock: Float[Array, "*B Q F"], days: Float[Array, "*B Q"]) -> Float[Array, "*B Q G"]:
+    """The calendar's features, and slow sines and cosines of the days passed, which are free of the interval."""
     frequencies = jnp.asarray([2 * np.pi / period for period in _PERIODS], jnp.float32)
     angle = days[..., None] * frequencies.reshape(*(1,) * days.ndim, -1)
-    return jnp.concatenate([codes, jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    return jnp.concatenate([clock, jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
 def visible_scale(patches: VisiblePatches) -> tuple[Float[Array, "B 1 1"], Float[Array, "B 1 1"]]:
@@ -157,7 +157,7 @@ class MaskedAutoencoder(nn.Module):
     def encode(self, patches: VisiblePatches) -> tuple[Float[Array, "B Q D"], Float[Array, "B E"]]:
         """Tokens of the visible patches, and their mean, the embedding."""
         scaled = _scaled(patches)
-        rows = jnp.concatenate([scaled, patches.share, patches.codes], axis=-1)
+        rows = jnp.concatenate([scaled, patches.share, patches.times], axis=-1)
         x = self.patch_in(rows.reshape(-1, rows.shape[-1])).reshape(*rows.shape[:2], -1)
         for block in self.encoder:
             x = block(x, None, patches.present)
@@ -166,7 +166,7 @@ class MaskedAutoencoder(nn.Module):
         return x, jnp.einsum("bq,bqd->bd", weight, x)
 
     def decode(self, tokens: jax.Array, patches: VisiblePatches, queries: Float[Array, "B M G"]) -> jax.Array:
-        """Bins [B, M, K], in units of the city, of the patches at the time codes asked for."""
+        """Bins [B, M, K], in units of the city, of the patches at the times of `queries`."""
         size, heads = queries.shape[:2], self.config.heads
         x = self.query_in(queries.reshape(-1, queries.shape[-1])).reshape(*size, -1)
         for block in self.decoder:
@@ -176,21 +176,21 @@ class MaskedAutoencoder(nn.Module):
         key = self.copy_key(tokens.reshape(-1, tokens.shape[-1])).reshape(*tokens.shape[:2], heads, -1)
         scores = jnp.einsum("bmhd,bqhd->bhmq", query, key) / np.sqrt(query.shape[-1]).astype(np.float32)
         kernel = jnp.einsum("bmg,hg->bmhg", queries, self.copy_kernel)
-        scores = scores + jnp.einsum("bmhg,bqg->bhmq", kernel, patches.codes)
+        scores = scores + jnp.einsum("bmhg,bqg->bhmq", kernel, patches.times)
         scores = jnp.where(patches.present[:, None, None] > 0, scores, -1e9)
         power = jnp.exp(scores - scores.max(axis=-1, keepdims=True)) * patches.present[:, None, None]
         # A bin that was not observed has nothing to give to an average of that bin.
         weight = patches.present[..., None] * patches.share
         total = jnp.einsum("bhmq,bqk->bmhk", power, weight)
         copied = jnp.einsum("bhmq,bqk->bmhk", power, weight * _scaled(patches)) / jnp.maximum(total, 1e-6)
-        day, gap = daily_profile(_scaled(patches), weight, _hour_of(patches.codes, self.config.patches_per_day))
-        asked = _hour_of(queries, self.config.patches_per_day)
-        copied = jnp.concatenate([copied, jnp.einsum("bmp,bpk->bmk", asked, day)[:, :, None]], axis=2)
+        day, gap = daily_profile(_scaled(patches), weight, _hour_of(patches.times, self.config.patches_per_day))
+        hours = _hour_of(queries, self.config.patches_per_day)
+        copied = jnp.concatenate([copied, jnp.einsum("bmp,bpk->bmk", hours, day)[:, :, None]], axis=2)
         rows = jnp.concatenate(
             [
                 rows,
                 copied.reshape(rows.shape[0], -1),
-                jnp.einsum("bmp,bpk->bmk", asked, gap).reshape(rows.shape[0], -1),
+                jnp.einsum("bmp,bpk->bmk", hours, gap).reshape(rows.shape[0], -1),
             ],
             axis=1,
         )
@@ -201,7 +201,7 @@ class MaskedAutoencoder(nn.Module):
         return made * std + mean
 
     def __call__(self, patches: VisiblePatches, queries: Float[Array, "B M G"]) -> Float[Array, "B M K"]:
-        """Bins, in units of the city, of the patches at the time codes asked for."""
+        """Bins, in units of the city, of the patches at the times of `queries`."""
         return self.decode(self.encode(patches)[0], patches, queries)
 
 
@@ -232,15 +232,15 @@ def daily_profile(
     return (low + share * (high - low)).reshape(size), (jnp.minimum(gap, slots) / np.float32(slots)).reshape(size)
 
 
-def _hour_of(codes: Float[Array, "B Q G"], patches_per_day: int) -> Float[Array, "B Q P"]:
+def _hour_of(times: Float[Array, "B Q G"], patches_per_day: int) -> Float[Array, "B Q P"]:
     """1 at the place of every patch in its day, read off the first harmonic of its time code."""
     angle = 2 * np.pi / patches_per_day * np.arange(patches_per_day)
     wave = jnp.asarray(np.stack([np.sin(angle), np.cos(angle)]), jnp.float32)
-    return jax.nn.one_hot(jnp.argmax(codes[..., :2] @ wave, axis=-1), patches_per_day)
+    return jax.nn.one_hot(jnp.argmax(times[..., :2] @ wave, axis=-1), patches_per_day)
 
 
 def _first_kernels(heads: int) -> np.ndarray:
-    """Weights of the time codes with which averages begin: near hours, near hours of like days, and close in time.
+    """Weights of the time encodings with which averages begin: near hours, near hours of like days, and close in time.
 
     Odd harmonics k of weight 1 / k^2 add up to a logarithm that falls straight with the distance between two hours.
     """

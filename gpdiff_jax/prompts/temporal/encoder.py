@@ -22,7 +22,7 @@ from gpdiff_jax.prompts.temporal.autoencoder import (
     MaskedAutoencoder,
     TemporalConfig,
     VisiblePatches,
-    time_codes,
+    time_encodings,
 )
 from gpdiff_jax.prompts.temporal.patch_bank import MaskedWindows, PatchBank, build_patch_bank, draw_pairs, draw_windows
 from gpdiff_jax.prompts.temporal.patches import Patches, cut_patches
@@ -272,22 +272,22 @@ def check_span(city: City, span: Span) -> None:
 
 def _arguments(patches: Patches, visible: np.ndarray) -> tuple[jax.Array, ...]:
     present = (visible & patches.observed).astype(np.float32)
-    return jax.device_put((patches.bins, patches.share, patches.codes, patches.days, present))
+    return jax.device_put((patches.bins, patches.share, patches.clock, patches.days, present))
 
 
-def _one_window(codes: jax.Array, days: jax.Array, row: tuple[jax.Array, ...]) -> VisiblePatches:
+def _one_window(clock: jax.Array, days: jax.Array, row: tuple[jax.Array, ...]) -> VisiblePatches:
     bins, share, present = row
-    return VisiblePatches(bins[None], share[None], time_codes(codes, days)[None], present[None])
+    return VisiblePatches(bins[None], share[None], time_encodings(clock, days)[None], present[None])
 
 
 @jax.jit
 def _encode_rows(
-    encoder: TemporalEncoder, bins: jax.Array, share: jax.Array, codes: jax.Array, days: jax.Array, present: jax.Array
+    encoder: TemporalEncoder, bins: jax.Array, share: jax.Array, clock: jax.Array, days: jax.Array, present: jax.Array
 ) -> jax.Array:
     module = MaskedAutoencoder(encoder.config)
 
     def one(row: tuple[jax.Array, ...]) -> jax.Array:
-        made: Any = module.apply({"params": encoder.variables}, _one_window(codes, days, row), method="encode")
+        made: Any = module.apply({"params": encoder.variables}, _one_window(clock, days, row), method="encode")
         return made[1][0]
 
     return jax.lax.map(one, (bins, share, present), batch_size=_REGIONS_AT_ONCE)
@@ -295,13 +295,13 @@ def _encode_rows(
 
 @jax.jit
 def _reconstruct_rows(
-    encoder: TemporalEncoder, bins: jax.Array, share: jax.Array, codes: jax.Array, days: jax.Array, present: jax.Array
+    encoder: TemporalEncoder, bins: jax.Array, share: jax.Array, clock: jax.Array, days: jax.Array, present: jax.Array
 ) -> jax.Array:
     module = MaskedAutoencoder(encoder.config)
 
     def one(row: tuple[jax.Array, ...]) -> jax.Array:
-        window = _one_window(codes, days, row)
-        made: Any = module.apply({"params": encoder.variables}, window, window.codes)
+        window = _one_window(clock, days, row)
+        made: Any = module.apply({"params": encoder.variables}, window, window.times)
         return made[0]
 
     return jax.lax.map(one, (bins, share, present), batch_size=_REGIONS_AT_ONCE)

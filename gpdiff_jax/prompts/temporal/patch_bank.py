@@ -6,10 +6,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.splits import Span
-from gpdiff_jax.prompts.temporal.autoencoder import LONGEST_PERIOD, TemporalConfig, VisiblePatches, time_codes
+from gpdiff_jax.prompts.temporal.autoencoder import LONGEST_PERIOD, TemporalConfig, VisiblePatches, time_encodings
 from gpdiff_jax.prompts.temporal.patches import cut_patches, region_deviations
 from gpdiff_jax.typing import Key
 
@@ -18,14 +19,14 @@ from gpdiff_jax.typing import Key
 class PatchBank:
     """The patches of all training spans, end to end, region after region."""
 
-    bins: jax.Array  # float32 [X, K], in units of the city
-    share: jax.Array  # float32 [X, K]
-    codes: jax.Array  # float32 [patches of all cities, F]
-    offset: jax.Array  # int32 [R], where a region's patches begin
-    code_offset: jax.Array  # int32 [R], where its city's codes begin
-    count: jax.Array  # int32 [R], patches of its span
-    scale: jax.Array  # float32 [R], its deviation over the span, in units of the city
-    odds: jax.Array  # float32 [2, R], how often a region is drawn for training and for choosing, cities alike
+    bins: Float[Array, "*devices X K"]  # in units of the city
+    share: Float[Array, "*devices X K"]
+    clock: Float[Array, "*devices patches F"]
+    offset: Int[Array, "*devices R"]  # where a region's patches begin
+    clock_offset: Int[Array, "*devices R"]  # where its city's rows of `clock` begin
+    count: Int[Array, "*devices R"]  # patches of its span
+    scale: Float[Array, "*devices R"]  # its deviation over the span, in units of the city
+    odds: Float[Array, "*devices 2 R"]  # how often a region is drawn for training and for choosing, cities alike
 
 
 @flax.struct.dataclass
@@ -33,10 +34,10 @@ class MaskedWindows:
     """B windows with most patches hidden, and some of the hidden ones to reconstruct."""
 
     visible: VisiblePatches
-    queries: jax.Array  # float32 [B, M, G], time codes of hidden patches
-    target: jax.Array  # float32 [B, M, K], their bins
-    weight: jax.Array  # float32 [B, M, K], share observed; 0 on padding
-    scale: jax.Array  # float32 [B]
+    queries: Float[Array, "*devices B M G"]  # time encodings of hidden patches
+    target: Float[Array, "*devices B M K"]  # their bins
+    weight: Float[Array, "*devices B M K"]  # share observed; 0 on padding
+    scale: Float[Array, "*devices B"]
 
 
 def build_patch_bank(cities: Sequence[City], spans: Sequence[Span], config: TemporalConfig, *, key: Key) -> PatchBank:
@@ -54,16 +55,16 @@ def build_patch_bank(cities: Sequence[City], spans: Sequence[Span], config: Temp
     Raises:
       InputError: see `cut_patches`.
     """
-    bins, share, codes, counts, code_starts, scales, odds = [], [], [], [], [], [], []
+    bins, share, clock, counts, clock_starts, scales, odds = [], [], [], [], [], [], []
     for index, (city, span) in enumerate(zip(cities, spans, strict=True)):
         patches = cut_patches(city, span, config.patch_minutes, config.bins)
         kept = patches.observed.any(axis=1)
         regions = int(kept.sum())
-        code_starts += [sum(len(part) for part in codes)] * regions
+        clock_starts += [sum(len(part) for part in clock)] * regions
         counts += [len(patches.days)] * regions
         bins.append(patches.bins[kept].reshape(-1, config.bins))
         share.append(patches.share[kept].reshape(-1, config.bins))
-        codes.append(patches.codes)
+        clock.append(patches.clock)
         scales.append(np.maximum(region_deviations(patches.bins[kept], patches.share[kept]), 0.05))
         held = np.zeros(regions, bool)
         if regions > 1:
@@ -74,9 +75,9 @@ def build_patch_bank(cities: Sequence[City], spans: Sequence[Span], config: Temp
     arrays = {
         "bins": np.concatenate(bins),
         "share": np.concatenate(share),
-        "codes": np.concatenate(codes),
+        "clock": np.concatenate(clock),
         "offset": np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int32),
-        "code_offset": np.asarray(code_starts, np.int32),
+        "clock_offset": np.asarray(clock_starts, np.int32),
         "count": np.asarray(counts, np.int32),
         "scale": np.concatenate(scales).astype(np.float32),
         "odds": np.concatenate(odds, axis=1).astype(np.float32),
@@ -129,18 +130,18 @@ def draw_windows(bank: PatchBank, config: TemporalConfig, batch: int, odds: jax.
         place = jnp.minimum(places, length[:, None] - 1)
         row = (bank.offset[region] + start)[:, None] + place
         days = origin + place.astype(jnp.float32) / np.float32(config.patches_per_day)
-        codes = time_codes(bank.codes[(bank.code_offset[region] + clock)[:, None] + place], days)
-        return bank.bins[row], bank.share[row], codes
+        times = time_encodings(bank.clock[(bank.clock_offset[region] + clock)[:, None] + place], days)
+        return bank.bins[row], bank.share[row], times
 
-    bins, share, codes = gather(visible)
+    bins, share, times = gather(visible)
     target, weight, queries = gather(hidden)
     present = (rank[0] < shown).astype(jnp.float32)
-    asked = (rank[1] < total).astype(jnp.float32)
+    hidden = (rank[1] < total).astype(jnp.float32)
     return MaskedWindows(
-        visible=VisiblePatches(bins, share, codes, present),
+        visible=VisiblePatches(bins, share, times, present),
         queries=queries,
         target=target,
-        weight=weight * asked[..., None],
+        weight=weight * hidden[..., None],
         scale=bank.scale[region],
     )
 
@@ -160,7 +161,7 @@ def draw_pairs(bank: PatchBank, config: TemporalConfig, odds: jax.Array, *, key:
     keys = jax.random.split(key, 4)
     count, most = config.contrast_pairs, config.contrast_days * config.patches_per_day
     first = jax.random.categorical(keys[0], jnp.log(odds))
-    of_city = jnp.where(bank.code_offset == bank.code_offset[first], odds, 0.0)
+    of_city = jnp.where(bank.clock_offset == bank.clock_offset[first], odds, 0.0)
     # Without replacement: the largest of so many Gumbel draws.
     draws = jnp.log(of_city) + jax.random.gumbel(keys[1], of_city.shape)
     value, region = jax.lax.top_k(draws, min(count, len(odds)))
@@ -179,5 +180,5 @@ def draw_pairs(bank: PatchBank, config: TemporalConfig, odds: jax.Array, *, key:
     present = (share.sum(axis=2) > 0) & (jnp.arange(most) < length)[None]
     fresh = jnp.isfinite(value)
     present = present & jnp.concatenate([fresh, fresh])[:, None]
-    codes = time_codes(bank.codes[bank.code_offset[rows][:, None] + step], days)
-    return VisiblePatches(bank.bins[row], share, codes, present.astype(jnp.float32))
+    times = time_encodings(bank.clock[bank.clock_offset[rows][:, None] + step], days)
+    return VisiblePatches(bank.bins[row], share, times, present.astype(jnp.float32))

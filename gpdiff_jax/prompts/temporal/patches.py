@@ -19,10 +19,10 @@ _SMALLEST_UNIT = 1e-3  # in the data's units, for a city that does not move
 class Patches(NamedTuple):
     """Q consecutive patches of K bins, of all regions of one city."""
 
-    bins: np.ndarray  # float32 [N, Q, K], mean of the observed readings in units of `unit`; 0 where there is none
-    share: np.ndarray  # float32 [N, Q, K], share of the bin that was observed, 0..1
-    codes: np.ndarray  # float32 [Q, F], time of day and day of week at which each patch begins
-    days: np.ndarray  # float32 [Q], days since the first patch
+    bins: Float[np.ndarray, "N Q K"]  # mean of the observed readings in units of `unit`; 0 where there is none
+    share: Float[np.ndarray, "N Q K"]  # share of the bin that was observed, 0..1
+    clock: Float[np.ndarray, "Q F"]  # time of day and day of week at which each patch begins
+    days: Float[np.ndarray, " Q"]  # days since the first patch
     unit: float  # data units: the median over regions of their standard deviation
 
     @property
@@ -91,7 +91,7 @@ def cut_patches(city: City, span: Span, patch_minutes: int, bins: int) -> Patche
     return Patches(
         bins=(mean / unit).astype(np.float32),
         share=np.minimum(share, 1.0).astype(np.float32),
-        codes=clock_features(begin % (7 * MINUTES_PER_DAY), week_known=city.start is not None),
+        clock=clock_features(begin % (7 * MINUTES_PER_DAY), week_known=city.start is not None),
         days=(np.arange(count) * patch_minutes / MINUTES_PER_DAY).astype(np.float32),
         unit=unit,
     )

@@ -78,10 +78,10 @@ class KnowledgeGraph:
 
     entities: tuple[str, ...]
     relations: tuple[str, ...]
-    triples: np.ndarray  # int32 [X, 3], head, relation, tail; sorted, none twice
+    triples: Int[np.ndarray, "X 3"]  # head, relation, tail; sorted, none twice
     cities: tuple[str, ...]
-    city_of_entity: np.ndarray  # int32 [entities], number of the city; -1 for a concept, which all cities share
-    centroids: np.ndarray  # float32 [K, 24], of the activity classes; no rows without SimilarFunction
+    city_of_entity: Int[np.ndarray, " entities"]  # number of the city; -1 for a concept, which all cities share
+    centroids: Float[np.ndarray, "K 24"]  # of the activity classes; no rows without SimilarFunction
     config: KnowledgeGraphConfig
 
     def regions(self, city: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from gpdiff_jax.prompts.temporal.autoencoder import (
     TemporalConfig,
     VisiblePatches,
     daily_profile,
-    time_codes,
+    time_encodings,
 )
 from gpdiff_jax.prompts.temporal.encoder import TemporalEncoder, encode, pretrain_encoder, reconstruct
 from gpdiff_jax.prompts.temporal.patch_bank import build_patch_bank, draw_pairs, draw_windows
@@ -61,11 +61,11 @@ def _trained(simulated_cities: list[City]) -> tuple[TemporalEncoder, list[dict[s
 
 def _window(patches: Patches, visible: np.ndarray) -> VisiblePatches:
     regions = len(patches.bins)
-    codes = jnp.broadcast_to(
-        time_codes(jnp.asarray(patches.codes), jnp.asarray(patches.days))[None], (regions, len(patches.days), 30)
+    times = jnp.broadcast_to(
+        time_encodings(jnp.asarray(patches.clock), jnp.asarray(patches.days))[None], (regions, len(patches.days), 30)
     )
     present = jnp.asarray(visible & patches.observed, jnp.float32)
-    return VisiblePatches(jnp.asarray(patches.bins), jnp.asarray(patches.share), codes, present)
+    return VisiblePatches(jnp.asarray(patches.bins), jnp.asarray(patches.share), times, present)
 
 
 _draw_windows = jax.jit(draw_windows, static_argnums=(1, 2))
@@ -99,10 +99,10 @@ def test_patches_agree_with_a_loop_over_minutes(fine, interval, bins):
             assert patches.share[where] == pytest.approx(seen.mean(), abs=1e-6)
             expected = part[seen].mean() / patches.unit if seen.any() else 0.0
             assert patches.bins[where] == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    assert patches.bins.dtype == patches.share.dtype == patches.codes.dtype == np.float32
+    assert patches.bins.dtype == patches.share.dtype == patches.clock.dtype == np.float32
     np.testing.assert_allclose(np.diff(patches.days), 120 / 1440, rtol=1e-4)
     hour = (begin // 60 + 2 * np.arange(len(patches.days))) % 24
-    np.testing.assert_allclose(patches.codes[:, 0], np.sin(2 * np.pi * hour / 24), atol=1e-5)
+    np.testing.assert_allclose(patches.clock[:, 0], np.sin(2 * np.pi * hour / 24), atol=1e-5)
 
 
 def test_a_day_at_ten_minutes_is_the_same_day_at_sixty(fine, trained):
@@ -113,10 +113,10 @@ def test_a_day_at_ten_minutes_is_the_same_day_at_sixty(fine, trained):
         hours = [patches.bins.reshape(4, -1, group).mean(axis=2) * patches.unit for patches in (first, second)]
         np.testing.assert_allclose(6 * hours[0], hours[1], rtol=1e-5)
         np.testing.assert_array_equal(first.share, second.share)
-        np.testing.assert_array_equal(first.codes, second.codes)
+        np.testing.assert_array_equal(first.clock, second.clock)
     config = dataclasses.replace(_TINY, bins=2)
     example = _window(first._replace(bins=first.bins[..., :2], share=first.share[..., :2]), first.observed)
-    variables = jax.jit(MaskedAutoencoder(config).init)(jax.random.key(0), example, example.codes)["params"]
+    variables = jax.jit(MaskedAutoencoder(config).init)(jax.random.key(0), example, example.times)["params"]
     embedded = [encode(TemporalEncoder(variables, config), *pair) for pair in zip((fine, hourly), spans, strict=True)]
     np.testing.assert_allclose(*embedded, atol=1e-4)
 
@@ -136,7 +136,7 @@ def test_order_and_padding_change_nothing(city, trained):
     other = VisiblePatches(
         padded(window.bins),
         jnp.abs(padded(window.share)),
-        padded(window.codes),
+        padded(window.times),
         jnp.concatenate([window.present[:, order], absent], axis=1),
     )
     np.testing.assert_allclose(_embed(trained[0].variables, other), plain, atol=1e-5)
@@ -164,7 +164,7 @@ def test_only_visible_readings_reach_a_reconstruction(city, trained):
     module = MaskedAutoencoder(_TINY)
 
     def total(bins: jax.Array) -> jax.Array:
-        made = module.apply({"params": trained[0].variables}, dataclasses.replace(window, bins=bins), window.codes)
+        made = module.apply({"params": trained[0].variables}, dataclasses.replace(window, bins=bins), window.times)
         return jnp.square(made).sum()  # pyright: ignore
 
     gradient = np.asarray(jax.jit(jax.grad(total))(window.bins))
@@ -221,8 +221,8 @@ def test_an_unknown_start_leaves_the_day_of_the_week_out(city, trained):
     known, unknown = (
         cut_patches(dataclasses.replace(city, start=start), Span(0, 48), 120, 4) for start in (city.start, None)
     )
-    np.testing.assert_array_equal(unknown.codes[:, 16:], 0)
-    assert (known.codes[:, 16:] != 0).any()
+    np.testing.assert_array_equal(unknown.clock[:, 16:], 0)
+    assert (known.clock[:, 16:] != 0).any()
     assert np.isfinite(encode(trained[0], dataclasses.replace(city, start=None), _SPAN)).all()
 
 
@@ -242,20 +242,20 @@ def test_pretraining_lowers_the_error_on_held_out_regions(city, trained):
 
 def test_windows_show_a_quarter_and_ask_for_the_rest(city):
     bank = build_patch_bank([city], [Span(0, 240)], _TINY, key=jax.random.key(0))
-    # Every patch is told by its number.
+    # Every patch is known by its number.
     numbers = jnp.broadcast_to(jnp.arange(len(bank.bins), dtype=jnp.float32)[:, None], bank.bins.shape)
     bank = dataclasses.replace(bank, bins=numbers)
     windows = _draw_windows(bank, _STILL, 200, bank.odds[0], key=jax.random.key(1))
     present = np.asarray(windows.visible.present) > 0
     shown_bins, asked_bins = np.asarray(windows.visible.bins), np.asarray(windows.target)
-    asked = np.asarray(windows.weight).max(axis=2) > 0
+    hidden = np.asarray(windows.weight).max(axis=2) > 0
     held = np.flatnonzero(np.asarray(bank.odds[0]) == 0)
     assert len(held) == 1 and np.asarray(bank.odds[1])[held] == pytest.approx(1.0)
     observed, per_region = np.asarray(bank.share).sum(axis=1) > 0, int(bank.count[0])
     lengths = []
     for row in range(200):
         shown = shown_bins[row, present[row], 0].astype(int)
-        wanted = asked_bins[row, asked[row], 0].astype(int)
+        wanted = asked_bins[row, hidden[row], 0].astype(int)
         both = np.concatenate([shown, wanted])
         assert len(set(both)) == len(both) and observed[both].all()
         region = set(both // per_region)

@@ -143,8 +143,8 @@ def test_evaluation_agrees_with_a_loop_over_triples(params):
 
 def test_the_frequency_baseline_by_hand():
     train = np.array([[0, 0, 1], [2, 0, 1], [3, 0, 2]], np.int32)
-    asked = np.array([[4, 0, 1], [0, 0, 3]], np.int32)
-    ranking = rank_by_frequency(asked, train, np.concatenate([train, asked]), 5, 1)
+    ranked = np.array([[4, 0, 1], [0, 0, 3]], np.int32)
+    ranking = rank_by_frequency(ranked, train, np.concatenate([train, ranked]), 5, 1)
     # Tails: 1 was seen twice, so it leads; of (0, r, ?) its known answer 1 is left out, 2 leads, 3 ties with 0 and 4.
     np.testing.assert_array_equal(ranking.tail_ranks, [1.0, 3.0])
     # Heads of (?, r, 1): 0 and 2 are left out, 3 leads, 4 ties with 1. Of (?, r, 3): 0 ties with 2 and 3.

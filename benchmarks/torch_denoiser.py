@@ -116,7 +116,11 @@ def load_flax(
       kind_of_token: index of every token's kind in `models.kinds.LAYER_KINDS`.
     """
     held = jax.tree.map(np.asarray, variables)
-    positions = held["place_code"] + held["layer_code"][list(layer_of_token)] + held["kind_code"][list(kind_of_token)]
+    positions = (
+        held["place_embedding"]
+        + held["layer_embedding"][list(layer_of_token)]
+        + held["kind_embedding"][list(kind_of_token)]
+    )
     state = {"null": held["condition"]["prompt_null"], "code": positions, "frequencies": network.frequencies.numpy()}
 
     def put(name: str, layer: dict) -> None:

@@ -10,7 +10,7 @@ import gpdiff_jax
 _LIBRARY = pathlib.Path(gpdiff_jax.__file__).parent
 # City -> what a model sees -> prompts -> zoo -> diffusion -> hypernetwork -> forecasts; a line may import those above.
 _LINES = (
-    ("typing", "errors", "files", "folder_lock"),
+    ("typing", "errors", "files", "folder_lock", "vectors"),
     ("training",),
     ("cities",),
     ("models",),

@@ -1,10 +1,13 @@
-"""In: nothing. Out: the smallest world that shows everything: a model that compiles in no time, known as "tiny"."""
+"""In: nothing. Out: small things that many tests use: a model that compiles in no time, known as "tiny", and others."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from gpdiff_jax.cities import City
 from gpdiff_jax.models import Model, ModelSizes, model_names, register_model
 from gpdiff_jax.models.graphs import node_mask
 
@@ -34,6 +37,38 @@ def make_tiny(sizes: ModelSizes) -> Model:
 
     kinds = (("temporal", "temporal"), ("graph", "graph"), ("head", "output"))
     return Model("tiny", init, apply, kinds=kinds)
+
+
+def scale_and_bias(sizes: ModelSizes) -> Model:
+    """Forecasts every step as a multiple of the last reading plus a bias."""
+
+    def init(key, graph, history, covariates):
+        del key, graph, history, covariates
+        return {"bias": jnp.zeros(sizes.horizon), "scale": jnp.zeros(sizes.horizon)}
+
+    def apply(params, graph, history, covariates):
+        del graph, covariates
+        return (history[0, -1, 0] * params["scale"] + params["bias"])[:, None]
+
+    return Model("linear", init, apply)
+
+
+def town(edges: list[tuple[int, int, float]], nodes: int, **more: Any) -> City:
+    """A city of a few steps whose graph is all that matters."""
+    senders, receivers, weights = zip(*edges, strict=True)
+    facts: dict[str, Any] = {
+        "name": "town",
+        "kind": "crowd",
+        "values": np.ones((5, nodes, 1), np.float32),
+        "senders": np.array(senders, np.int32),
+        "receivers": np.array(receivers, np.int32),
+        "weights": np.array(weights, np.float32),
+        "interval_minutes": 60,
+        "start": None,
+        "feature_names": ("visitors",),
+        "node_ids": tuple(f"r{k}" for k in range(nodes)),
+    }
+    return City(**{**facts, **more})
 
 
 if "tiny" not in model_names():

@@ -21,8 +21,8 @@ from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.pretraining import encode_vectors
 from gpdiff_jax.prompts.prompt import Prompts, scale_prompts
 from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.vectors import squared_distances
 from gpdiff_jax.zoo.codec import Codec
-from gpdiff_jax.zoo.distances import squared_distances
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
 from gpdiff_jax.zoo.tokens import to_tokens
 
@@ -227,8 +227,7 @@ def _variation(distances: np.ndarray) -> float:
 
 
 def _pairwise(rows: np.ndarray) -> np.ndarray:
-    squared = np.square(rows).sum(axis=1)
-    return np.sqrt(np.maximum(squared[:, None] + squared[None, :] - 2.0 * rows @ rows.T, 0.0))
+    return np.sqrt(np.maximum(squared_distances(rows, rows), 0.0))
 
 
 def _live(codec: Codec, latents: np.ndarray) -> np.ndarray:

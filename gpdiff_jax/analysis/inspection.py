@@ -20,6 +20,7 @@ from gpdiff_jax.prompts.encoders import PromptEncoder, columns_of_parts, plain_e
 from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler, region_prompts, scale_prompts
 from gpdiff_jax.prompts.statistics import temporal_statistics
 from gpdiff_jax.prompts.urban_graph.activity import fit_centroids, nearest_classes, relative_days
+from gpdiff_jax.vectors import principal_axes
 
 RANKS = (1, 5)
 
@@ -170,16 +171,9 @@ def _scaled(sources: Sequence[SeenCity], targets: Sequence[SeenCity]) -> Float[n
 
 
 def _project(scaled: np.ndarray, count: int, weights: Float[np.ndarray, " S"]) -> Projection:
-    """By singular value decomposition of the first `count` rows."""
-    share = weights / weights.sum()
-    centre = share @ scaled[:count].astype(np.float64)
-    _, singular, axes = np.linalg.svd(np.sqrt(share)[:, None] * (scaled[:count] - centre), full_matrices=False)
-    axes = np.concatenate([axes, np.zeros((2, scaled.shape[1]))])[:2]  # a prompt of one column, or one region
-    # A direction's sign is arbitrary: fix it, or the picture could flip between machines.
-    axes = axes * np.where(axes[np.arange(2), np.abs(axes).argmax(axis=1)] < 0, -1.0, 1.0)[:, None]
-    power = np.append(np.square(singular), [0.0, 0.0])
-    variance = power[:2] / max(float(power.sum()), 1e-12)
-    return Projection((scaled - centre) @ axes.T, (float(variance[0]), float(variance[1])))
+    """All rows along the principal axes of the first `count`."""
+    found = principal_axes(scaled[:count], weights)
+    return Projection(found.project(scaled), (float(found.shares[0]), float(found.shares[1])))
 
 
 def _mean_days(seen: SeenCity) -> Float[np.ndarray, "R 24"]:

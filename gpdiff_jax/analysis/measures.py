@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.prompts.temporal.autoencoder import daily_profile
 from gpdiff_jax.prompts.temporal.patches import Patches, region_deviations
 from gpdiff_jax.typing import Key
 
@@ -111,19 +112,13 @@ def profile_of_visible(
     patches: Patches, visible: Bool[np.ndarray, "N Q"], patches_per_day: int
 ) -> Float[np.ndarray, "N Q K"]:
     """The mean of what is visible at the same time of day; hours that never are come from those around them."""
-    regions, count, bins = patches.bins.shape
-    slot = (np.arange(count)[:, None] % patches_per_day * bins + np.arange(bins)).reshape(-1)
-    weight = (patches.share * visible[:, :, None]).reshape(regions, -1)
-    clock = np.arange(patches_per_day * bins)
-    of_day = (slot[:, None] == clock).astype(np.float64)
-    total, seen = (weight * patches.bins.reshape(regions, -1)) @ of_day, weight @ of_day
-    made = np.zeros((regions, count * bins), np.float32)
-    for region in range(regions):
-        known = np.flatnonzero(seen[region] > 0)
-        if len(known):
-            day = np.interp(clock, known, total[region, known] / seen[region, known], period=len(clock))
-            made[region] = day[slot]
-    return made.reshape(patches.bins.shape)
+    place = np.arange(patches.bins.shape[1]) % patches_per_day
+    hour = np.broadcast_to(
+        np.eye(patches_per_day, dtype=np.float32)[place], (len(visible), len(place), patches_per_day)
+    )
+    bins, weight = patches.bins.astype(np.float32), (patches.share * visible[:, :, None]).astype(np.float32)
+    profile, _ = daily_profile(*jax.device_put((bins, weight, hour)))
+    return np.asarray(profile)[:, place]
 
 
 def hidden_error(

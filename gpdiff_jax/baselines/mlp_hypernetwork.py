@@ -40,7 +40,7 @@ class PromptMlp(nn.Module):
         hidden = nn.silu(nn.Dense(self.bottleneck, name="prompt_in")(prompt))
         hidden = nn.gelu(nn.Dense(self.width, name="hidden")(hidden))
         rows, width = self.code_shape
-        latent = nn.Dense(rows * width, kernel_init=nn.initializers.zeros_init(), name="code_out")(hidden)
+        latent = nn.Dense(rows * width, kernel_init=nn.initializers.zeros_init(), name="latent_out")(hidden)
         return latent.reshape(-1, rows, width)
 
 

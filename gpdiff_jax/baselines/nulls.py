@@ -18,7 +18,7 @@ from gpdiff_jax.errors import check_at_least
 from gpdiff_jax.pretraining import best_tokens
 from gpdiff_jax.prompts.prompt import Prompts, in_scale, scale_of
 from gpdiff_jax.typing import Key, Params
-from gpdiff_jax.zoo.distances import squared_distances
+from gpdiff_jax.vectors import squared_distances
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
 from gpdiff_jax.zoo.tokens import TokenLayout, from_tokens, to_tokens
 

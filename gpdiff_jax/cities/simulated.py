@@ -196,7 +196,7 @@ def _scatter(regions: int, rng: np.random.Generator) -> Float[np.ndarray, "N 2"]
 
 def _gabriel_graph(positions: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N N"]:
     """Link two points if no third lies in the circle over them: planar and connected. Weight: Gaussian of distance."""
-    squared = ((positions[:, None] - positions[None]) ** 2).sum(axis=2)
+    squared = _squared_distances(positions)
     linked = np.ones_like(squared, dtype=bool)
     for third in range(len(positions)):
         through = squared[:, third, None] + squared[None, third]
@@ -209,7 +209,7 @@ def _gabriel_graph(positions: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N 
 
 def _draw_functions(positions: Float[np.ndarray, "N 2"], rng: np.random.Generator) -> Float[np.ndarray, "N M"]:
     radius = np.linalg.norm(positions, axis=1).max()
-    squared = ((positions[:, None] - positions[None]) ** 2).sum(axis=2)
+    squared = _squared_distances(positions)
     smooth = np.linalg.cholesky(np.exp(-squared / (2 * (0.35 * radius) ** 2)) + 1e-6 * np.eye(len(positions)))
     fields = smooth @ rng.normal(size=(len(positions), len(FUNCTIONS)))
     fields += 0.5 * rng.normal(size=fields.shape)  # neighbours differ a little
@@ -217,6 +217,10 @@ def _draw_functions(positions: Float[np.ndarray, "N 2"], rng: np.random.Generato
     logits = 2.4 * fields + centrality * np.array([-1.5, 1.5, 0.5, 0.5])
     mixture = np.exp(logits - logits.max(axis=1, keepdims=True))
     return mixture / mixture.sum(axis=1, keepdims=True)
+
+
+def _squared_distances(positions: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N N"]:
+    return ((positions[:, None] - positions[None]) ** 2).sum(axis=2)
 
 
 def _profiles(

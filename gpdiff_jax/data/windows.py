@@ -323,22 +323,11 @@ def draw_windows(
     *,
     key: Key,
     variant: Int[Array, ""] | None = None,
+    unseen: bool = False,
 ) -> Window:
-    """Draws windows by `draw_starts` and gathers them."""
-    return gather_draw(bank, nodes, draw_starts(bank, table, nodes[0], batch, key=key, variant=variant))
-
-
-def draw_unseen(
-    bank: SeriesBank,
-    table: StartTable,
-    nodes: Int[Array, " N"],
-    batch: int,
-    *,
-    key: Key,
-    variant: Int[Array, ""] | None = None,
-) -> Window:
-    """Draws windows by `draw_unseen_starts` and gathers them."""
-    return gather_unseen(bank, nodes, draw_unseen_starts(bank, table, nodes[0], batch, key=key, variant=variant))
+    """Draws windows by `draw_starts`, or with `unseen` by `draw_unseen_starts`, and gathers them."""
+    draw, gather = (draw_unseen_starts, gather_unseen) if unseen else (draw_starts, gather_draw)
+    return gather(bank, nodes, draw(bank, table, nodes[0], batch, key=key, variant=variant))
 
 
 def gather_source(

@@ -93,9 +93,9 @@ class Denoiser(nn.Module):
         step, parts = (part.astype(dtype) for part in embed(t, prompt, prompt_mask))
         condition = strategy.condition(step, parts)
         initial = nn.initializers.normal(0.2)
-        place = self.param("place_code", initial, (count, config.width))
-        layer = self.param("layer_code", initial, (max(self.layer_of_token) + 1, config.width))
-        kind = self.param("kind_code", initial, (len(LAYER_KINDS), config.width))
+        place = self.param("place_embedding", initial, (count, config.width))
+        layer = self.param("layer_embedding", initial, (max(self.layer_of_token) + 1, config.width))
+        kind = self.param("kind_embedding", initial, (len(LAYER_KINDS), config.width))
         kind_of_token = jnp.asarray([LAYER_KINDS.index(name) for name in kinds])
         position = place + layer[jnp.asarray(self.layer_of_token)] + kind[kind_of_token]
         if min(filled) < self.token_width:

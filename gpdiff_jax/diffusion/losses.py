@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.data.sources import Sources
-from gpdiff_jax.data.windows import draw_unseen, draw_windows
+from gpdiff_jax.data.windows import draw_windows
 from gpdiff_jax.diffusion.denoiser import Denoiser, denoise
 from gpdiff_jax.diffusion.objectives import denoised, min_snr_weight, target
 from gpdiff_jax.diffusion.schedules import SCHEDULES, add_noise
@@ -61,7 +61,7 @@ def functional_losses(
     """Forecast loss of generated parameters on windows of their own region, seen through the prompt's variant.
 
     With profile covariates, on the kind of day that a city never shows, the pooled model's own forecast stands for the
-    truth: see `draw_unseen`.
+    truth: see `draw_unseen_starts`.
 
     Args:
       model: the forecaster.
@@ -82,11 +82,12 @@ def functional_losses(
         graph = jax.tree.map(lambda leaf: leaf[region], sources.graphs)
         data_key, unseen_key = jax.random.split(key)
         params = codec.params(latent)
-        windows = draw_windows(bank, table, graph.nodes, windows_per_region, key=data_key, variant=variant)
+        draw = partial(draw_windows, bank, table, graph.nodes, variant=variant)
+        windows = draw(windows_per_region, key=data_key)
         loss = masked_huber(batch_forecast(model, params, graph, windows), windows.target, windows.mask)
         if not bank.has_profile:
             return loss
-        unseen = draw_unseen(bank, table, graph.nodes, windows_per_region // 4 + 1, key=unseen_key, variant=variant)
+        unseen = draw(windows_per_region // 4 + 1, key=unseen_key, unseen=True)
         return loss + anchor_loss(model, params, anchor, graph, unseen)
 
     return jax.vmap(one)(x0, batch.region, batch.variant, example_keys(batch, key))

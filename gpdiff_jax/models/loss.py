@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import jraph
+import optax
 from jaxtyping import Array, Float
 
 from gpdiff_jax.models.protocol import Model, Window
@@ -25,8 +26,7 @@ def huber_sums(
     forecast: Float[Array, "*X P"], target: Float[Array, "*X P"], mask: Float[Array, "*X P"], delta: float = 0.5
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The sum of the Huber losses of `masked_huber`, and the number of observed readings."""
-    error = jnp.abs(forecast - target)
-    loss = jnp.where(error < delta, 0.5 * error * error / delta, error - 0.5 * delta)
+    loss = optax.losses.huber_loss(forecast, target, delta=delta) / delta
     return (loss * mask).sum(), mask.sum()
 
 

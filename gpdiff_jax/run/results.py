@@ -14,6 +14,7 @@ from gpdiff_jax.run.methods import held_methods, method_forecast, training_stage
 from gpdiff_jax.run.settings import METHODS
 from gpdiff_jax.run.stages import Stages
 from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, window_start_names
+from gpdiff_jax.vectors import principal_axes
 from gpdiff_jax.zoo.tokens import to_tokens
 
 _GENERATED = ("gpdiff_zero_shot", "gpdiff_few_shot")
@@ -183,20 +184,15 @@ def _projections(run: Stages) -> dict[str, np.ndarray]:
     layout = codec.layout
     spread, pooled = np.asarray(codec.spread), np.asarray(codec.pooled)
     zoo = ((best_tokens(run.zoo, layout) - pooled) / spread).reshape(run.zoo.num_regions, -1)
-    centre = zoo.mean(axis=0)
-    _, singular, axes = np.linalg.svd(zoo - centre, full_matrices=False)
+    found = principal_axes(zoo)
     generated = jax.vmap(jax.vmap(lambda params: to_tokens(layout, params)))(run.generated.params[0])
     drawn = ((np.asarray(generated) - pooled) / spread).reshape(-1, zoo.shape[1])
-
-    def project(rows: np.ndarray) -> np.ndarray:
-        return ((rows - centre) @ axes[:2].T).astype(np.float32)
-
     return {
-        "zoo_projection": project(zoo),
+        "zoo_projection": found.project(zoo).astype(np.float32),
         "zoo_city": np.asarray([name.split("/", 1)[0] for name in run.zoo.names]),
-        "generated_projection": project(drawn),
-        "pooled_projection": project(np.zeros((1, zoo.shape[1]))),
-        "projection_variance": np.square(singular[:2]) / max(float(np.square(singular).sum()), 1e-12),
+        "generated_projection": found.project(drawn).astype(np.float32),
+        "pooled_projection": found.project(np.zeros((1, zoo.shape[1]))).astype(np.float32),
+        "projection_variance": found.shares,
     }
 
 

@@ -219,7 +219,7 @@ def _pooled_stage(run: Stages) -> Params:
         return jax.device_put(load_arrays(folder, _FORMAT, "pooled")[0])
     with _logged(run, "pooled", run.settings.pooled.steps) as report:
         kept, config = run.checkpoints("pooled"), run.settings.pooled
-        pooled = train_pooled(run.model, run.sources, config, key=run.key("base"), checkpoints=kept, progress=report)
+        pooled = train_pooled(run.model, run.sources, config, key=run.key("pooled"), checkpoints=kept, progress=report)
     save_arrays(folder, pooled, {"format": _FORMAT})
     run.drop_checkpoints("pooled")
     return pooled

@@ -16,12 +16,13 @@ from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.losses import DiffusionBatch, functional_losses
 from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models import Model, ModelSizes, make_model, protocol
+from gpdiff_jax.models import make_model, protocol
 from gpdiff_jax.pretraining import LatentSpace, fit_latent_space
 from gpdiff_jax.prompts.prompt import Prompts
 from gpdiff_jax.prompts.sources import with_prompts
 from gpdiff_jax.zoo.parameter_zoo import HeldVectors, ParameterZoo
 from gpdiff_jax.zoo.tokens import to_tokens
+from tests.tiny import scale_and_bias
 
 _CONFIG = PretrainConfig(
     denoiser=DenoiserConfig(width=32, layers=1, heads=2, prompt_bottleneck=8),
@@ -38,23 +39,10 @@ _CONFIG = PretrainConfig(
 _KEY, _VALIDATION = jax.random.key(2), "validation_loss"
 
 
-@functools.cache
-def _make_linear(sizes: ModelSizes) -> Model:
-    def init(key, graph, history, covariates):
-        del key, graph, history, covariates
-        return {"bias": jnp.zeros(sizes.horizon), "scale": jnp.zeros(sizes.horizon)}
-
-    def apply(params, graph, history, covariates):
-        del graph, covariates
-        return (history[0, -1, 0] * params["scale"] + params["bias"])[:, None]
-
-    return Model("linear", init, apply)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _linear_is_registered():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(protocol._REGISTRY, "linear", _make_linear)
+        patch.setitem(protocol._REGISTRY, "linear", functools.cache(scale_and_bias))
         yield
 
 

@@ -12,26 +12,10 @@ from gpdiff_jax.cities import City
 from gpdiff_jax.data.region_graphs import region_graphs
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.graphs import centre_weights, diffusion_walks, edge_mask, node_mask
+from tests.tiny import town
 
-
-def _city(edges: list[tuple[int, int, float]], nodes: int, name: str = "town") -> City:
-    senders, receivers, weights = zip(*edges, strict=True)
-    return City(
-        name=name,
-        kind="crowd",
-        values=np.ones((5, nodes, 1), np.float32),
-        senders=np.array(senders, np.int32),
-        receivers=np.array(receivers, np.int32),
-        weights=np.array(weights, np.float32),
-        interval_minutes=60,
-        start=None,
-        feature_names=("visitors",),
-        node_ids=tuple(f"r{k}" for k in range(nodes)),
-    )
-
-
-_STAR = _city([(1, 0, 0.2), (0, 2, 0.9), (3, 0, 0.2), (0, 4, 0.1), (1, 2, 1.0), (4, 3, 0.5)], 5)
-_PAIR = _city([(0, 1, 0.3)], 2, "pair")
+_STAR = town([(1, 0, 0.2), (0, 2, 0.9), (3, 0, 0.2), (0, 4, 0.1), (1, 2, 1.0), (4, 3, 0.5)], 5)
+_PAIR = town([(0, 1, 0.3)], 2, name="pair")
 
 
 def _unpadded(graph) -> tuple[list[int], set[tuple[int, int, float]]]:
@@ -72,7 +56,7 @@ def test_a_crowded_region_keeps_the_strongest_edges_into_it_then_out_of_it_and_t
 
 def test_a_random_pick_depends_on_the_seed_and_the_regions_own_id_alone():
     edges = [(0, k, 0.5) for k in range(1, 20)]
-    city = _city(edges, 20)
+    city = town(edges, 20)
 
     def picked(cities: list[City], seed: int) -> list[int]:
         graph = _row(region_graphs(cities, max_neighbours=5, pick="random", seed=seed), -20)

@@ -16,7 +16,6 @@ from gpdiff_jax.cities.splits import Span, TargetSplit
 from gpdiff_jax.data.series import build_bank
 from gpdiff_jax.data.target_windows import gather_target, support_masks
 from gpdiff_jax.data.windows import (
-    draw_unseen,
     draw_windows,
     gather_source,
     part_of,
@@ -218,7 +217,7 @@ def test_windows_of_an_unseen_kind_of_day_are_real_readings_under_another_days_c
     table = start_table([city], [train], [starts], spans)
     nodes = jnp.asarray([1, 0], jnp.int32)
     np.testing.assert_array_equal(table.unseen, kind)
-    windows = jax.jit(lambda key: draw_unseen(bank, table, nodes, 200, key=key))(jax.random.key(0))
+    windows = jax.jit(lambda key: draw_windows(bank, table, nodes, 200, key=key, unseen=True))(jax.random.key(0))
     mask = np.asarray(windows.mask)
     assert ((mask == mask[:, :1]) & np.isin(mask, (0, 1))).all()
     if kind == -1:

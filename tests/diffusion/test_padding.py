@@ -84,7 +84,7 @@ def test_a_row_that_is_all_padding_is_not_attended_to(made):
     codec, _, variables, run = made
     plain = run(variables, _codes(codec, 0.0))
     for row, filled in enumerate(codec.filled):
-        moved = run(variables | {"place_code": variables["place_code"].at[row].add(3.0)}, _codes(codec, 0.0))
+        moved = run(variables | {"place_embedding": variables["place_embedding"].at[row].add(3.0)}, _codes(codec, 0.0))
         others = np.arange(len(codec.filled)) != row
         changed = (moved[:, others] != plain[:, others]).any(axis=(0, 2))
         assert changed.all() if filled else not changed.any(), row
@@ -121,7 +121,7 @@ def test_padding_does_not_change_the_losses(made):
 
 def test_rows_are_told_apart_by_kind_alone(made):
     codec, denoiser, variables, run = made
-    blind = variables | {name: jnp.zeros_like(variables[name]) for name in ("place_code", "layer_code")}
+    blind = variables | {name: jnp.zeros_like(variables[name]) for name in ("place_embedding", "layer_embedding")}
     out = run(blind, jnp.zeros((_BATCH, *codec.mask().shape)))[0]
     kinds = [denoiser.layer_kinds[layer] for layer in codec.layer_of_row]
     assert set(kinds) == {"temporal", "graph", "output"}

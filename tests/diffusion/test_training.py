@@ -23,12 +23,13 @@ from gpdiff_jax.diffusion.training import (
     network_optimiser,
 )
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models import Model
+from gpdiff_jax.models import ModelSizes
 from gpdiff_jax.prompts.sources import with_prompts
 from gpdiff_jax.training.parallel import DEVICES, replicate
 from gpdiff_jax.training.step import start_training
 from gpdiff_jax.zoo.codec import Codec, fit_codec
 from gpdiff_jax.zoo.tokens import make_layout, to_tokens
+from tests.tiny import scale_and_bias
 
 _CONFIG = PretrainConfig(
     denoiser=DenoiserConfig(width=16, layers=1, heads=2, prompt_bottleneck=8),
@@ -41,18 +42,7 @@ _CONFIG = PretrainConfig(
 )
 
 
-def _linear() -> Model:
-    """Forecasts every step as a multiple of the last reading plus a bias: compiles in no time."""
-
-    def init(key, graph, history, covariates):
-        del key, graph, history, covariates
-        return {"bias": jnp.zeros(6), "scale": jnp.zeros(6)}
-
-    def apply(params, graph, history, covariates):
-        del graph, covariates
-        return (history[0, -1, 0] * params["scale"] + params["bias"])[:, None]
-
-    return Model("linear", init, apply)
+_LINEAR = scale_and_bias(ModelSizes(history=12, horizon=6, num_inputs=1, num_covariates=0))
 
 
 @pytest.fixture(scope="module", name="sources")
@@ -86,7 +76,7 @@ def _train(sources: Sources, toy, config: PretrainConfig = _CONFIG, zoo: ZooLate
     latents, codec, held_out = toy
     log: list[dict[str, float]] = []
     variables = train_denoiser(
-        _linear(),
+        _LINEAR,
         sources,
         zoo or latents,
         codec,
@@ -138,7 +128,7 @@ def test_a_step_that_is_not_finite_is_named_exactly_and_the_steps_before_it_are_
     assert 1 < first < _CONFIG.steps and first % 10 != 1
     with pytest.raises(FloatingPointError, match=rf"is not finite at step {first}; lower"):
         train_denoiser(
-            *(_linear(), sources, broken, codec, held_out, _CONFIG),
+            *(_LINEAR, sources, broken, codec, held_out, _CONFIG),
             key=jax.random.key(2),
             progress=lambda done, metrics: log.append((done, metrics)),
         )
@@ -147,7 +137,7 @@ def test_a_step_that_is_not_finite_is_named_exactly_and_the_steps_before_it_are_
 
 def test_one_step_gives_the_numbers_that_it_gave(sources, toy):
     latents, codec, _ = toy
-    step = make_denoiser_step(_linear(), codec, (), _CONFIG, 1)
+    step = make_denoiser_step(_LINEAR, codec, (), _CONFIG, 1)
     start = start_training(_initial(latents, codec), network_optimiser(_CONFIG), averaged=True)
     state, metrics = _map_once(step, start, TrainingData(sources, latents, codec))
     # An untrained denoiser says v = 0, so the token loss is the mean square of v, about one.
@@ -180,7 +170,7 @@ def test_bfloat16_is_what_the_layers_compute_in_while_everything_that_lasts_is_f
     with jax.numpy_dtype_promotion("standard"):
         program = jax.jit(functools.partial(denoise, narrow)).lower(trained[0], *example)
         made, exact = (jax.jit(functools.partial(denoise, one))(trained[0], *example) for one in (narrow, wide))
-        step = make_denoiser_step(_linear(), codec, (), half, 1)
+        step = make_denoiser_step(_LINEAR, codec, (), half, 1)
         state = start_training(_initial(latents, codec, half.denoiser), network_optimiser(half), averaged=True)
         args = jax.tree.map(lambda leaf: leaf[None], (state, TrainingData(sources, latents, codec), jax.random.key(0)))
         after = jax.eval_shape(lambda *args: jax.pmap(step, axis_name=DEVICES)(*args)[0].params, *args)

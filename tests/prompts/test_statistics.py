@@ -9,23 +9,7 @@ import pytest
 from gpdiff_jax.cities import City
 from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.prompts.statistics import spatial_statistics, temporal_statistics
-
-
-def _graph(edges: list[tuple[int, int, float]], nodes: int, **more) -> City:
-    senders, receivers, weights = zip(*edges, strict=True)
-    return City(
-        name="town",
-        kind="crowd",
-        values=np.ones((5, nodes, 1), np.float32),
-        senders=np.array(senders, np.int32),
-        receivers=np.array(receivers, np.int32),
-        weights=np.array(weights, np.float32),
-        interval_minutes=60,
-        start=None,
-        feature_names=("visitors",),
-        node_ids=tuple(f"r{k}" for k in range(nodes)),
-        **more,
-    )
+from tests.tiny import town
 
 
 def _column(table: np.ndarray, names: tuple[str, ...], name: str) -> np.ndarray:
@@ -34,7 +18,7 @@ def _column(table: np.ndarray, names: tuple[str, ...], name: str) -> np.ndarray:
 
 def test_spatial_statistics_of_a_kite_by_hand():
     # A triangle 0-1-2 with a tail 2-3-4; edges of one direction count for both.
-    city = _graph([(0, 1, 0.5), (1, 2, 1.0), (2, 0, 0.2), (2, 3, 0.4), (4, 3, 0.1)], 5)
+    city = town([(0, 1, 0.5), (1, 2, 1.0), (2, 0, 0.2), (2, 3, 0.4), (4, 3, 0.1)], 5)
     table, names = spatial_statistics(city)
     assert table.shape == (5, len(names)) and table.dtype == np.float32
     degree = np.log1p([2, 2, 3, 2, 1])
@@ -51,14 +35,14 @@ def test_spatial_statistics_of_a_kite_by_hand():
 
 
 def test_regions_that_no_path_joins_are_as_far_as_the_city_is_large():
-    table, names = spatial_statistics(_graph([(0, 1, 1.0), (2, 3, 1.0)], 4))
+    table, names = spatial_statistics(town([(0, 1, 1.0), (2, 3, 1.0)], 4))
     np.testing.assert_allclose(_column(table, names, "share_within_two_hops"), 1 / 3, rtol=1e-6)
     assert np.isfinite(table).all()
 
 
 def test_spacing_is_the_distance_to_the_fifth_nearest_region():
     latitude = np.array([0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.10])
-    city = _graph([(k, k + 1, 1.0) for k in range(6)], 7, latitude=latitude, longitude=np.zeros(7))
+    city = town([(k, k + 1, 1.0) for k in range(6)], 7, latitude=latitude, longitude=np.zeros(7))
     table, names = spatial_statistics(city)
     fifth = 111.2 * np.array([0.05, 0.04, 0.03, 0.03, 0.04, 0.05, 0.09])
     np.testing.assert_allclose(_column(table, names, "log_spacing"), np.log(fifth / np.median(fifth)), atol=2e-3)

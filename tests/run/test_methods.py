@@ -5,6 +5,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -102,7 +103,14 @@ def test_what_is_chosen_on_the_validation_day_starts_from_prompts_that_do_not_kn
     finished, data_dir, tmp_path, monkeypatch
 ):
     shutil.copytree(finished[0], tmp_path / "run")
+    for name in ("generated", "generated_for_choice"):
+        shutil.rmtree(tmp_path / "run" / name, ignore_errors=True)
     run, starts = Run.open(tmp_path / "run", tiny_settings(data_dir)), {}
+    # A generator of four steps hardly knows of prompts: one of moved weights does.
+    moved = jax.tree.map(
+        lambda leaf: leaf + 0.1 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), run.hypernetwork.variables
+    )
+    run.hypernetwork = dataclasses.replace(run.hypernetwork, variables=moved)
 
     def watched(model, target, params, config, **options):
         starts[method] = (params, options["choice_params"])

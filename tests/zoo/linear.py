@@ -9,6 +9,7 @@ from gpdiff_jax.data.sources import Sources, prepare_sources
 from gpdiff_jax.models import Model
 from gpdiff_jax.models.graphs import node_mask
 from gpdiff_jax.prompts.sources import with_prompts
+from gpdiff_jax.zoo.pooled import initial_params
 from gpdiff_jax.zoo.region_training import HarvestConfig
 
 DATA = DataConfig(covariates="calendar", variants=3, max_neighbours=3)
@@ -45,3 +46,9 @@ MODEL = linear()
 
 def prepare(cities: list[City]) -> Sources:
     return with_prompts(prepare_sources(cities, DATA, key=jax.random.key(0), validation_windows=12), cities)
+
+
+def start_of(sources: Sources) -> dict:
+    """Parameters that every region may start from."""
+    params = initial_params(MODEL, sources.graphs, sources.sizes, key=jax.random.key(3))
+    return jax.tree.map(lambda leaf: 0.3 * leaf, params)

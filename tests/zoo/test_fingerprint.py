@@ -11,8 +11,7 @@ from gpdiff_jax.cities import City
 from gpdiff_jax.data.sources import Sources
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.zoo.harvest import fingerprint, harvest_zoo, plan_chunks
-from gpdiff_jax.zoo.pooled import initial_params
-from tests.zoo.linear import CONFIG, KEY, MODEL, linear, prepare
+from tests.zoo.linear import CONFIG, KEY, MODEL, linear, prepare, start_of
 
 
 @pytest.fixture(scope="module", name="sources")
@@ -22,8 +21,7 @@ def _sources(simulated_cities: list[City]) -> Sources:
 
 @pytest.fixture(scope="module", name="pooled")
 def _pooled(sources: Sources) -> dict:
-    params = initial_params(MODEL, sources.graphs, sources.sizes, key=jax.random.key(3))
-    return jax.tree.map(lambda leaf: 0.3 * leaf, params)
+    return start_of(sources)
 
 
 def test_chunks_of_another_harvest_are_refused(tmp_path, sources, pooled):

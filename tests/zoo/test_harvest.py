@@ -10,15 +10,15 @@ import pytest
 
 from gpdiff_jax.cities import City
 from gpdiff_jax.data.sources import Sources, prepare_sources
-from gpdiff_jax.data.windows import draw_unseen
+from gpdiff_jax.data.windows import draw_windows
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models import make_model
 from gpdiff_jax.models.loss import batch_forecast
 from gpdiff_jax.prompts.sources import with_prompts
 from gpdiff_jax.zoo.harvest import harvest_chunks, harvest_zoo, plan_chunks, size_buckets
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo, finished_chunks, load_zoo, save_zoo
-from gpdiff_jax.zoo.pooled import PooledConfig, initial_params, train_pooled, validation_error
-from tests.zoo.linear import CONFIG, DATA, KEY, MODEL, prepare
+from gpdiff_jax.zoo.pooled import PooledConfig, train_pooled, validation_error
+from tests.zoo.linear import CONFIG, DATA, KEY, MODEL, prepare, start_of
 
 
 @pytest.fixture(scope="module", name="sources")
@@ -28,8 +28,7 @@ def _sources(simulated_cities: list[City]) -> Sources:
 
 @pytest.fixture(scope="module", name="pooled")
 def _pooled(sources: Sources) -> dict:
-    params = initial_params(MODEL, sources.graphs, sources.sizes, key=jax.random.key(3))
-    return jax.tree.map(lambda leaf: 0.3 * leaf, params)
+    return start_of(sources)
 
 
 def _harvest(sources: Sources, pooled: dict, chunk: int = 32, folder=None, **change) -> ParameterZoo:
@@ -127,7 +126,7 @@ def test_a_region_is_held_to_its_start_on_the_kind_of_day_that_its_city_never_sh
     def moved(params, region):
         """How far the forecasts of weekends have gone from the pooled model's."""
         graph = jax.tree.map(lambda leaf: leaf[region], sources.graphs)
-        windows = draw_unseen(sources.bank, sources.train, graph.nodes, 100, key=jax.random.key(1))
+        windows = draw_windows(sources.bank, sources.train, graph.nodes, 100, key=jax.random.key(1), unseen=True)
         gone = jnp.abs(batch_forecast(MODEL, params, graph, windows) - batch_forecast(MODEL, pooled, graph, windows))
         return (gone * windows.mask).sum() / windows.mask.sum()
 

@@ -2,6 +2,7 @@
 readings, the temporal prompt.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,13 +25,20 @@ from gpdiff_jax.prompts.temporal.autoencoder import (
     VisiblePatches,
     time_encodings,
 )
-from gpdiff_jax.prompts.temporal.patch_bank import MaskedWindows, PatchBank, build_patch_bank, draw_pairs, draw_windows
+from gpdiff_jax.prompts.temporal.patch_bank import (
+    MaskedWindows,
+    PatchBank,
+    build_patch_bank,
+    draw_masked_windows,
+    draw_pairs,
+)
 from gpdiff_jax.prompts.temporal.patches import Patches, cut_patches
 from gpdiff_jax.training.loop import VALIDATION, steps_between_evaluations, train
 from gpdiff_jax.training.optimisers import clipped_adam
 from gpdiff_jax.training.parallel import DEVICES, training_devices
 from gpdiff_jax.training.step import LossTerm, Part, TrainState, make_step, of_type, start_training
 from gpdiff_jax.typing import Device, Key, Params
+from gpdiff_jax.vectors import squared_distances
 
 _REGIONS_AT_ONCE = 32
 _EVALUATION_WINDOWS = 512
@@ -86,7 +94,7 @@ def pretrain_encoder(
 
     @jax.jit
     def start(bank: PatchBank, key: Key) -> Params:
-        example = draw_windows(bank, config, 1, bank.odds[0], key=key)
+        example = draw_masked_windows(bank, config, 1, bank.odds[0], key=key)
         return module.init(key, example.visible, example.queries)["params"]
 
     best = train(
@@ -126,7 +134,7 @@ def make_encoder_step(
     module = MaskedAutoencoder(config)
 
     def masked(variables: Params, bank: PatchBank, part: Part, key: Key) -> tuple[jax.Array, jax.Array, dict]:
-        drawn = draw_windows(bank, config, config.batch, bank.odds[0], key=jax.random.split(key)[0])
+        drawn = draw_masked_windows(bank, config, config.batch, bank.odds[0], key=jax.random.split(key)[0])
         mine = jax.tree.map(lambda leaf: leaf[part.numbers], drawn)
         return *masked_sums(module, variables, mine), {}
 
@@ -152,7 +160,7 @@ def _make_evaluate(
     def evaluate(variables: Params, bank: PatchBank, key: Key) -> dict[str, jax.Array]:
         def one_batch(key: Key) -> tuple[jax.Array, jax.Array]:
             window_key, pair_key = jax.random.split(key)
-            windows = draw_windows(bank, config, config.batch, bank.odds[1], key=window_key)
+            windows = draw_masked_windows(bank, config, config.batch, bank.odds[1], key=window_key)
             pairs = draw_pairs(bank, config, bank.odds[1], key=pair_key)
             return masked_loss(module, variables, windows), contrast_loss(module, variables, pairs)
 
@@ -216,7 +224,7 @@ def contrast_of(embedding: jax.Array, windows: VisiblePatches) -> jax.Array:
     centred = embedding - (weight * embedding).sum(axis=0, keepdims=True)
     scaled = centred / jnp.sqrt((weight * jnp.square(centred)).sum(axis=0, keepdims=True) + 1e-6)
     first, second = scaled[:pairs], scaled[pairs:]
-    power = jnp.square(first).sum(axis=1)[:, None] + jnp.square(second).sum(axis=1)[None] - 2.0 * first @ second.T
+    power = squared_distances(first, second)
     both = there[:pairs] * there[pairs:]
     logits = -_SHARPNESS * power / np.float32(scaled.shape[1])
     logits = jnp.where((both[:, None] * both[None]) > 0, logits, -1e9)
@@ -241,7 +249,7 @@ def encode(encoder: TemporalEncoder, city: City, span: Span) -> Float[np.ndarray
     """
     check_span(city, span)
     patches = cut_patches(city, span, encoder.config.patch_minutes, encoder.config.bins)
-    rows = np.asarray(_encode_rows(encoder, *_arguments(patches, patches.observed)))
+    rows = np.asarray(_apply_rows(encoder, *_arguments(patches, patches.observed), encode=True))
     return fill_from_neighbours(rows, silent_regions(city, span), city)
 
 
@@ -258,7 +266,7 @@ def reconstruct(
     Returns:
       float32 [N, Q, K], in units of the city, as `patches.bins`.
     """
-    return np.asarray(_reconstruct_rows(encoder, *_arguments(patches, visible)))
+    return np.asarray(_apply_rows(encoder, *_arguments(patches, visible), encode=False))
 
 
 def check_span(city: City, span: Span) -> None:
@@ -275,32 +283,26 @@ def _arguments(patches: Patches, visible: np.ndarray) -> tuple[jax.Array, ...]:
     return jax.device_put((patches.bins, patches.share, patches.clock, patches.days, present))
 
 
-def _one_window(clock: jax.Array, days: jax.Array, row: tuple[jax.Array, ...]) -> VisiblePatches:
-    bins, share, present = row
-    return VisiblePatches(bins[None], share[None], time_encodings(clock, days)[None], present[None])
-
-
-@jax.jit
-def _encode_rows(
-    encoder: TemporalEncoder, bins: jax.Array, share: jax.Array, clock: jax.Array, days: jax.Array, present: jax.Array
+@functools.partial(jax.jit, static_argnames="encode")
+def _apply_rows(
+    encoder: TemporalEncoder,
+    bins: jax.Array,
+    share: jax.Array,
+    clock: jax.Array,
+    days: jax.Array,
+    present: jax.Array,
+    *,
+    encode: bool,
 ) -> jax.Array:
+    """Embeddings [N, E] of all regions where `encode`, else their reconstructed bins [N, Q, K]; some at a time."""
     module = MaskedAutoencoder(encoder.config)
 
     def one(row: tuple[jax.Array, ...]) -> jax.Array:
-        made: Any = module.apply({"params": encoder.variables}, _one_window(clock, days, row), method="encode")
-        return made[1][0]
-
-    return jax.lax.map(one, (bins, share, present), batch_size=_REGIONS_AT_ONCE)
-
-
-@jax.jit
-def _reconstruct_rows(
-    encoder: TemporalEncoder, bins: jax.Array, share: jax.Array, clock: jax.Array, days: jax.Array, present: jax.Array
-) -> jax.Array:
-    module = MaskedAutoencoder(encoder.config)
-
-    def one(row: tuple[jax.Array, ...]) -> jax.Array:
-        window = _one_window(clock, days, row)
+        bins, share, present = row
+        window = VisiblePatches(bins[None], share[None], time_encodings(clock, days)[None], present[None])
+        if encode:
+            embedding: Any = module.apply({"params": encoder.variables}, window, method="encode")
+            return embedding[1][0]
         made: Any = module.apply({"params": encoder.variables}, window, window.times)
         return made[0]
 

@@ -85,7 +85,9 @@ def build_patch_bank(cities: Sequence[City], spans: Sequence[Span], config: Temp
     return PatchBank(**jax.device_put(arrays))
 
 
-def draw_windows(bank: PatchBank, config: TemporalConfig, batch: int, odds: jax.Array, *, key: Key) -> MaskedWindows:
+def draw_masked_windows(
+    bank: PatchBank, config: TemporalConfig, batch: int, odds: jax.Array, *, key: Key
+) -> MaskedWindows:
     """Draws windows of random regions, lengths and starts, and hides most of their patches.
 
     Lengths are log-uniform from one day to `config.train_days`, or to the city's span.

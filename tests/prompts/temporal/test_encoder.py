@@ -20,7 +20,7 @@ from gpdiff_jax.prompts.temporal.autoencoder import (
     time_encodings,
 )
 from gpdiff_jax.prompts.temporal.encoder import TemporalEncoder, encode, pretrain_encoder, reconstruct
-from gpdiff_jax.prompts.temporal.patch_bank import build_patch_bank, draw_pairs, draw_windows
+from gpdiff_jax.prompts.temporal.patch_bank import build_patch_bank, draw_masked_windows, draw_pairs
 from gpdiff_jax.prompts.temporal.patches import Patches, cut_patches
 from gpdiff_jax.training.storage import load_arrays, save_arrays
 
@@ -68,7 +68,7 @@ def _window(patches: Patches, visible: np.ndarray) -> VisiblePatches:
     return VisiblePatches(jnp.asarray(patches.bins), jnp.asarray(patches.share), times, present)
 
 
-_draw_windows = jax.jit(draw_windows, static_argnums=(1, 2))
+_draw_windows = jax.jit(draw_masked_windows, static_argnums=(1, 2))
 _draw_pairs = jax.jit(draw_pairs, static_argnums=1)
 
 

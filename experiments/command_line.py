@@ -36,12 +36,12 @@ def run(main: Callable[[list[str]], object], *, positional: str | None = None) -
     exception is a defect and keeps its traceback.
 
     Args:
-        main: takes the command line without its flags: the program's name, then the positional arguments.
-        positional: how the help names the positional arguments, e.g. "RUN_DIR ..."; in brackets, "[RUN_DIR ...]",
-            if there may be none. None refuses any.
+      main: takes the command line without its flags: the program's name, then the positional arguments.
+      positional: how the help names the positional arguments, e.g. "RUN_DIR ..."; in brackets, "[RUN_DIR ...]",
+          if there may be none. None refuses any.
 
     Raises:
-        SystemExit: always, with the exit code.
+      SystemExit: always, with the exit code.
     """
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:

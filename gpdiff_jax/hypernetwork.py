@@ -98,7 +98,14 @@ def check_regions(parameters: RegionParameters, city: City) -> None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Hypernetwork:
-    """Everything that a new city needs: denoiser, codec with the pooled model, what makes prompts, and their scale."""
+    """Everything that a new city needs: denoiser, codec with the pooled model, what makes prompts, and their scale.
+
+    Example:
+      >>> import jax, gpdiff_jax as gpd
+      >>> hypernetwork = gpd.Hypernetwork.load("runs/hangzhou/hypernetwork")  # doctest: +SKIP
+      >>> prompts = hypernetwork.prompts(city)  # doctest: +SKIP
+      >>> parameters = hypernetwork.generate(prompts, key=jax.random.key(0))  # doctest: +SKIP
+    """
 
     model_name: str
     sizes: ModelSizes

@@ -165,6 +165,11 @@ def pretrain(
       InputError: the zoo has no sources, or they name different regions, or its prompts lack a part that the
         conditioning needs; or the folder holds another generator.
       NotFiniteError: the loss or its gradient is not finite; names the step.
+
+    Example:
+      >>> import jax, gpdiff_jax as gpd
+      >>> zoo = gpd.harvest_cities(cities, key=jax.random.key(0))  # doctest: +SKIP
+      >>> hypernetwork = gpd.pretrain(zoo, key=jax.random.key(1), folder="hypernetwork")  # doctest: +SKIP
     """
     sources = zoo.sources
     if sources is None:

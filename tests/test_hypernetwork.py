@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,8 +132,7 @@ def test_a_saved_generator_draws_the_same_bit_for_bit(tmp_path, zoo, prompts, hy
     for name in ("model_name", "sizes", "data", "denoiser_config", "prompt_names"):
         assert getattr(read, name) == getattr(hypernetwork, name), name
     assert read.codec.layout == hypernetwork.codec.layout
-    for one, other in zip(jax.tree.leaves(read.pooled), jax.tree.leaves(zoo.pooled), strict=True):
-        np.testing.assert_array_equal(one, other)
+    chex.assert_trees_all_equal(read.pooled, zoo.pooled)
     assert json.loads(read.summary()) == json.loads(hypernetwork.summary())
 
 

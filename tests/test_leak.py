@@ -5,6 +5,7 @@ Out: forecasts, prompts and choices that are the same bit for bit; and different
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -185,7 +186,7 @@ def test_a_sources_validation_span_shapes_neither_prompts_nor_scales_nor_trainin
         np.testing.assert_array_equal(*(getattr(sources.bank, name) for sources in made), err_msg=name)
     np.testing.assert_array_equal(*(sources.prompts.values for sources in made))
     again = fit_encoder(made[1], changed, _PROMPTS, key=jax.random.key(5))
-    jax.tree.map(np.testing.assert_array_equal, again.arrays(), encoder.arrays())
+    chex.assert_trees_all_equal(again.arrays(), encoder.arrays())
     described = [
         with_prompts(sources, each, encoder).prompts for sources, each in zip(made, (cities, changed), strict=True)
     ]
@@ -194,8 +195,7 @@ def test_a_sources_validation_span_shapes_neither_prompts_nor_scales_nor_trainin
     draw = jax.jit(draw_windows, static_argnums=3)
     for region in (0, 11):
         batches = [draw(s.bank, s.train, s.graphs.nodes[region], 200, key=jax.random.key(region)) for s in made]
-        for leaves in zip(*(jax.tree.leaves(batch) for batch in batches), strict=True):
-            np.testing.assert_array_equal(*leaves)
+        chex.assert_trees_all_equal(*batches)
     # Within the training span the same change is seen.
     seen = [_changed(city, 0, split.train.stop) for city, split in zip(cities, splits, strict=True)]
     other = with_prompts(prepare_sources(seen, _DATA, key=jax.random.key(0)), seen)

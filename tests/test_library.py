@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -53,8 +54,7 @@ def test_the_zoo_holds_every_source_region_and_its_own_gain(made, simulated_citi
     assert (zoo.validation_mae[:, 0] <= zoo.validation_mae[:, 1]).all()
     for leaf, drawn in zip(jax.tree.leaves(zoo.pooled), jax.tree.leaves(params.params), strict=True):
         assert drawn.shape == (2, 8, *leaf.shape)
-    for one, other in zip(jax.tree.leaves(hypernetwork.pooled), jax.tree.leaves(zoo.pooled), strict=True):
-        np.testing.assert_array_equal(one, other)
+    chex.assert_trees_all_equal(hypernetwork.pooled, zoo.pooled)
 
 
 def test_a_loaded_generator_forecasts_the_same_and_fine_tuning_changes_it(made, simulated_cities, tmp_path):
@@ -91,7 +91,7 @@ def test_a_city_of_another_interval_or_kind_is_no_target_of_the_generator(made, 
     assert hypernetwork.prompts(flow, any_kind=True).cities[0].kind == "flow"
     prompts = gpd.target_prompts(flow, support_days=3)
     drawn = hypernetwork.generate(prompts, key=jax.random.key(2), config=_GENERATE, any_kind=True)
-    jax.tree.map(np.testing.assert_array_equal, drawn.params, params.params)
+    chex.assert_trees_all_equal(drawn.params, params.params)
     assert gpd.prepare_new_city(flow, hypernetwork, any_kind=True).city.kind == "flow"
 
 
@@ -192,10 +192,10 @@ def test_a_harvest_and_a_generator_that_were_stopped_go_on_in_their_folders(simu
     # What is done is not done again, and the result is that of a harvest in one piece.
     zoo, stages = harvest()
     assert set(stages) <= {"harvest"} and zoo.sources is not None
-    jax.tree.map(np.testing.assert_array_equal, zoo.params, whole.params)
+    chex.assert_trees_all_equal(zoo.params, whole.params)
     again, stages = harvest()
     assert stages == []
-    jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
+    chex.assert_trees_all_equal(again.params, whole.params)
     for change in (
         {"key": jax.random.key(1)},
         {"pooled": dataclasses.replace(_POOLED, steps=31)},
@@ -220,10 +220,10 @@ def test_a_harvest_and_a_generator_that_were_stopped_go_on_in_their_folders(simu
         gpd.pretrain(zoo, key=jax.random.key(1), config=_PRETRAIN, folder=place, progress=stop)
     assert (tmp_path / "hypernetwork.checkpoints").is_dir() and not any(place.iterdir())
     resumed = gpd.pretrain(zoo, key=jax.random.key(1), config=_PRETRAIN, folder=place)
-    jax.tree.map(np.testing.assert_array_equal, resumed.variables, hypernetwork.variables)
+    chex.assert_trees_all_equal(resumed.variables, hypernetwork.variables)
     assert [path.name for path in tmp_path.glob("hypernetwork*")] == ["hypernetwork"]
     read = gpd.pretrain(zoo, key=jax.random.key(1), config=_PRETRAIN, folder=place, progress=stop)
-    jax.tree.map(np.testing.assert_array_equal, read.variables, hypernetwork.variables)
+    chex.assert_trees_all_equal(read.variables, hypernetwork.variables)
     with pytest.raises(gpd.InputError, match="holds a generator of another zoo, settings or key"):
         gpd.pretrain(zoo, key=jax.random.key(2), config=_PRETRAIN, folder=place)
 

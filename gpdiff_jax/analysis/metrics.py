@@ -30,16 +30,16 @@ def mae(
     """Mean absolute error over the observed entries.
 
     Args:
-        forecast: any shape, in the unit of the data. A NaN where the truth is observed makes the result NaN.
-        truth: the same shape; NaN = missing, left out.
-        axis: the axes to average over; None for all.
+      forecast: any shape, in the unit of the data. A NaN where the truth is observed makes the result NaN.
+      truth: the same shape; NaN = missing, left out.
+      axis: the axes to average over; None for all.
 
     Returns:
-        The error in the unit of the data, float32 without the averaged axes; NaN where nothing was observed. A jax
-        array if either argument is one (so it works under jit and vmap), else numpy.
+      The error in the unit of the data, float32 without the averaged axes; NaN where nothing was observed. A jax
+      array if either argument is one (so it works under jit and vmap), else numpy.
 
     Raises:
-        InputError: the shapes differ.
+      InputError: the shapes differ.
     """
     residual, observed, xp = _residual(forecast, truth)
     return _masked_mean(xp.abs(residual), observed, axis, xp)
@@ -66,11 +66,11 @@ def mape(
     """Mean absolute error relative to each truth, a fraction (0.1 is 10 %); otherwise as in `mae`.
 
     Args:
-        forecast: as in `mae`.
-        truth: as in `mae`.
-        axis: as in `mae`.
-        threshold: entries whose absolute truth is at most this, in the unit of the data, are left out. At 0 only the
-            zeros are, where no relative error exists.
+      forecast: as in `mae`.
+      truth: as in `mae`.
+      axis: as in `mae`.
+      threshold: entries whose absolute truth is at most this, in the unit of the data, are left out. At 0 only the
+          zeros are, where no relative error exists.
     """
     residual, observed, xp = _residual(forecast, truth)
     counted = observed & (xp.abs(truth) > threshold)
@@ -107,17 +107,17 @@ def crps(
     21, at the empirical distribution of the samples). With one sample it is the absolute error.
 
     Args:
-        samples: K forecasts along the first axis, in the unit of the data.
-        truth: one shape less that axis; NaN = missing, left out.
-        axis: the axes of the truth to average over; None for all.
-        fair: divide the second mean by K (K - 1) instead of K^2, so that its expectation does not depend on K
-            (Ferro, "Fair scores for ensemble forecasts", 2014).
+      samples: K forecasts along the first axis, in the unit of the data.
+      truth: one shape less that axis; NaN = missing, left out.
+      axis: the axes of the truth to average over; None for all.
+      fair: divide the second mean by K (K - 1) instead of K^2, so that its expectation does not depend on K
+          (Ferro, "Fair scores for ensemble forecasts", 2014).
 
     Returns:
-        The score in the unit of the data, float32; smaller is better; NaN where nothing was observed.
+      The score in the unit of the data, float32; smaller is better; NaN where nothing was observed.
 
     Raises:
-        InputError: the shapes do not fit, or a fair score is asked of one sample.
+      InputError: the shapes do not fit, or a fair score is asked of one sample.
     """
     if samples.ndim == 0 or samples.shape[1:] != truth.shape:
         raise InputError(f"`samples` {samples.shape} must be `truth` {truth.shape} with the samples' axis before it")
@@ -154,17 +154,17 @@ def method_entry(
     of the roots. Weekday and weekend figures are the same means over the entries whose target time falls there.
 
     Args:
-        forecast: the test forecasts, in the unit of the data.
-        truth: the readings; NaN = missing.
-        is_weekend: whether a window's horizon step falls on a Saturday or Sunday; None if the calendar is unknown.
-        seconds: what the method took for the target: making its start, tuning, forecasting; without compiling.
-        training_seconds: what the stages took that it needs before, on the sources; without compiling.
-        learning_rate: the tuned learning rate, if it has one.
-        steps: the tuned number of fine-tuning steps, if it has one.
-        validation_mae: its error on the validation days, in the unit of the data, if it was tuned.
+      forecast: the test forecasts, in the unit of the data.
+      truth: the readings; NaN = missing.
+      is_weekend: whether a window's horizon step falls on a Saturday or Sunday; None if the calendar is unknown.
+      seconds: what the method took for the target: making its start, tuning, forecasting; without compiling.
+      training_seconds: what the stages took that it needs before, on the sources; without compiling.
+      learning_rate: the tuned learning rate, if it has one.
+      steps: the tuned number of fine-tuning steps, if it has one.
+      validation_mae: its error on the validation days, in the unit of the data, if it was tuned.
 
     Raises:
-        InputError: the shapes do not fit.
+      InputError: the shapes do not fit.
     """
     per_step, means = _errors(forecast, truth, is_weekend, axis=(0, 1))
     return {
@@ -196,19 +196,19 @@ def region_rows(
     of a city without missing readings average to its `mae_mean`.
 
     Args:
-        forecast: as in `method_entry`.
-        truth: as in `method_entry`.
-        is_weekend: as in `method_entry`.
-        method: the method's name.
-        regions: R ids.
-        channel: the channel's name.
-        notes: R remarks, or None for none.
+      forecast: as in `method_entry`.
+      truth: as in `method_entry`.
+      is_weekend: as in `method_entry`.
+      method: the method's name.
+      regions: R ids.
+      channel: the channel's name.
+      notes: R remarks, or None for none.
 
     Returns:
-        R dictionaries; None where nothing was observed (an empty cell); `observations` counts the observed entries.
+      R dictionaries; None where nothing was observed (an empty cell); `observations` counts the observed entries.
 
     Raises:
-        InputError: the shapes do not fit.
+      InputError: the shapes do not fit.
     """
     notes = [""] * len(regions) if notes is None else notes
     if forecast.ndim != 3 or not len(regions) == len(notes) == forecast.shape[1]:

@@ -57,13 +57,13 @@ def read_metrics(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads the metrics.json of a run folder.
 
     Args:
-        run_dir: an output folder of `transfer`.
+      run_dir: an output folder of `transfer`.
 
     Returns:
-        Its content; `target`, `seed` and `methods` are there and of the right type.
+      Its content; `target`, `seed` and `methods` are there and of the right type.
 
     Raises:
-        InputError: no such folder, no such file, no JSON, or not what `transfer` writes.
+      InputError: no such folder, no such file, no JSON, or not what `transfer` writes.
     """
     run_dir = pathlib.Path(run_dir).expanduser()
     path = run_dir / "metrics.json"
@@ -91,13 +91,13 @@ def summarize_runs(run_dirs: Sequence[str | os.PathLike[str]]) -> list[GroupSumm
     and preset. The channels of a run with several are groups of their own.
 
     Args:
-        run_dirs: output folders of `transfer`.
+      run_dirs: output folders of `transfer`.
 
     Returns:
-        The groups, in the order of their settings; their methods in the order of their mean MAE.
+      The groups, in the order of their settings; their methods in the order of their mean MAE.
 
     Raises:
-        InputError: a folder cannot be read, or two runs of one group have the same seed.
+      InputError: a folder cannot be read, or two runs of one group have the same seed.
     """
     if not run_dirs:
         raise InputError("no run folder to summarise; give at least one")
@@ -127,10 +127,10 @@ def summarize_methods(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
     """Summarises the `methods` of several metrics.json.
 
     Args:
-        runs: method -> metric -> number or None, per run.
+      runs: method -> metric -> number or None, per run.
 
     Returns:
-        method -> metric -> statistic over the runs that have the number, in the order of mean `mae_mean`.
+      method -> metric -> statistic over the runs that have the number, in the order of mean `mae_mean`.
     """
     names = list(dict.fromkeys(name for run in runs for name in run))
     table = {
@@ -149,15 +149,15 @@ def format_groups(groups: Sequence[GroupSummary], *, style: str, metrics: Sequen
     """Writes groups as tables.
 
     Args:
-        groups: what `summarize_runs` returns.
-        style: one of `FORMATS`.
-        metrics: the columns, among `METRICS`.
+      groups: what `summarize_runs` returns.
+      style: one of `FORMATS`.
+      metrics: the columns, among `METRICS`.
 
     Returns:
-        Text without a newline at its end. A cell is the mean and the standard deviation over the runs ("-" with one).
+      Text without a newline at its end. A cell is the mean and the standard deviation over the runs ("-" with one).
 
     Raises:
-        InputError: an unknown style or metric.
+      InputError: an unknown style or metric.
     """
     if style not in FORMATS:
         raise InputError(f"`style` (={style!r}) must be one of {', '.join(FORMATS)}")

@@ -29,6 +29,16 @@ class City:
     """One city: a multivariate series over a weighted graph of regions, and what is known about the regions.
 
     A missing reading is NaN, never zero. An edge runs from `senders[e]` to `receivers[e]` with weight `weights[e]`.
+
+    Example:
+      >>> import numpy as np, gpdiff_jax as gpd
+      >>> pair = {"senders": np.array([0], np.int32), "receivers": np.array([1], np.int32)}
+      >>> values = np.random.default_rng(0).poisson(9.0, (72, 2, 1)).astype(np.float32)
+      >>> facts = {"name": "pair", "kind": "crowd", "feature_names": ("entries",), "node_ids": ("north", "south")}
+      >>> clock = {"interval_minutes": 60, "start": np.datetime64("2024-05-01T00:00", "m")}
+      >>> city = gpd.City(values=values, weights=np.ones(1, np.float32), **pair, **facts, **clock)
+      >>> gpd.check_city(city).steps_per_day
+      24
     """
 
     name: str  # stem of the file, letters, digits and _.:-
@@ -111,10 +121,10 @@ def edges_of(
     """Return the edges of a dense adjacency, sorted by sender and then receiver.
 
     Args:
-        adjacency: weights [N, N], row = from, column = to; zero where there is no edge.
+      adjacency: weights [N, N], row = from, column = to; zero where there is no edge.
 
     Returns:
-        Senders and receivers, int32 [E], and weights, float32 [E].
+      Senders and receivers, int32 [E], and weights, float32 [E].
     """
     senders, receivers = np.nonzero(adjacency)
     weights = adjacency[senders, receivers].astype(np.float32)
@@ -125,15 +135,21 @@ def check_city(city: City, *, judge_extremes: bool = True) -> City:
     """Return the city unchanged if every promise of its fields holds.
 
     Args:
-        city: the city to check.
-        judge_extremes: refuse a reading far beyond all that its region and its city read, as a fill value is; False
-            where somebody has said that there are none.
+      city: the city to check.
+      judge_extremes: refuse a reading far beyond all that its region and its city read, as a fill value is; False
+          where somebody has said that there are none.
 
     Returns:
-        The same city.
+      The same city.
 
     Raises:
-        InputError: one line that names the first thing wrong, its value and what to do about it.
+      InputError: one line that names the first thing wrong, its value and what to do about it.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> city = gpd.simulate_cities(gpd.SimulationConfig(cities=1, regions=6, days=3), seed=0)[0]
+      >>> gpd.check_city(city).num_nodes
+      6
     """
     if NAME_PATTERN.fullmatch(city.name) is None:
         raise InputError(f"`name` (={city.name!r}) of a city must be letters, digits and _.:- only; rename it")

@@ -28,17 +28,21 @@ def load_city(path: str | os.PathLike[str], *, missing_above: float | int | None
     Keys beyond the known ones are ignored. In speed data a zero means missing, so zeros become NaN.
 
     Args:
-        path: an npz file with the arrays `values` [T, N, C], `adjacency` [N, N], `interval_minutes`, `start`,
-            `feature_names` [C], `node_ids` [N], `city` and `kind`, and optionally `latitude` and `longitude` [N],
-            `poi` [N, K] and `poi_names` [K]. The stem of its name becomes the name of the city.
-        missing_above: readings above this value are fill values and become missing, and the others are taken as they
-            are; None refuses readings that look like fill values.
+      path: an npz file with the arrays `values` [T, N, C], `adjacency` [N, N], `interval_minutes`, `start`,
+          `feature_names` [C], `node_ids` [N], `city` and `kind`, and optionally `latitude` and `longitude` [N],
+          `poi` [N, K] and `poi_names` [K]. The stem of its name becomes the name of the city.
+      missing_above: readings above this value are fill values and become missing, and the others are taken as they
+          are; None refuses readings that look like fill values.
 
     Returns:
-        The checked city.
+      The checked city.
 
     Raises:
-        InputError: the file is missing, damaged, too large, holds pickled objects, or breaks a rule of `check_city`.
+      InputError: the file is missing, damaged, too large, holds pickled objects, or breaks a rule of `check_city`.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> city = gpd.load_city("data/bay.npz")  # doctest: +SKIP
     """
     path = pathlib.Path(path).expanduser()
     try:
@@ -54,11 +58,15 @@ def save_city(path: str | os.PathLike[str], city: City) -> None:
     The file appears complete or not at all. Edges come back sorted by sender and then receiver.
 
     Args:
-        path: where to write; an existing file is replaced.
-        city: the city.
+      path: where to write; an existing file is replaced.
+      city: the city.
 
     Raises:
-        InputError: the city breaks a rule of `check_city`, or the file cannot be written.
+      InputError: the city breaks a rule of `check_city`, or the file cannot be written.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> gpd.save_city("data/bay.npz", city)  # doctest: +SKIP
     """
     check_city(city, judge_extremes=False)
     path = pathlib.Path(path).expanduser()
@@ -90,15 +98,19 @@ def find_cities(
     """Load cities of a folder by name.
 
     Args:
-        data_dir: a folder with one `NAME.npz` per city.
-        names: the cities wanted, each once.
-        missing_above: see `load_city`.
+      data_dir: a folder with one `NAME.npz` per city.
+      names: the cities wanted, each once.
+      missing_above: see `load_city`.
 
     Returns:
-        The cities, in the order of `names`.
+      The cities, in the order of `names`.
 
     Raises:
-        InputError: the folder or a name does not exist, a name comes twice, or a file is not a valid city.
+      InputError: the folder or a name does not exist, a name comes twice, or a file is not a valid city.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> bay, york = gpd.find_cities("data", ["bay", "york"])  # doctest: +SKIP
     """
     folder = pathlib.Path(data_dir).expanduser()
     if not folder.is_dir():

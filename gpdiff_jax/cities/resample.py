@@ -30,15 +30,21 @@ def resample(city: City, interval_minutes: int) -> City:
     three quarters. `partial_bins` says how many there are.
 
     Args:
-        city: the city.
-        interval_minutes: the new interval, a multiple of the city's own that divides a day.
+      city: the city.
+      interval_minutes: the new interval, a multiple of the city's own that divides a day.
 
     Returns:
-        The city at the new interval; the same object if that is its own. Channels keep their names.
+      The city at the new interval; the same object if that is its own. Channels keep their names.
 
     Raises:
-        InputError: the interval does not divide a day, is no multiple of the city's, no whole bin is left, or a
-            region is left without a reading.
+      InputError: the interval does not divide a day, is no multiple of the city's, no whole bin is left, or a
+          region is left without a reading.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> city = gpd.simulate_cities(gpd.SimulationConfig(cities=1, regions=6, days=3, interval_minutes=30), seed=0)[0]
+      >>> city.num_steps, gpd.resample(city, 60).num_steps
+      (144, 72)
     """
     grouped, start = _grouped(city, interval_minutes)
     if grouped.shape[1] == 1:
@@ -61,14 +67,14 @@ def partial_bins(city: City, interval_minutes: int) -> PartialBins:
     """Count the bins that were observed in part when a city is resampled.
 
     Args:
-        city: the city, at its own interval.
-        interval_minutes: the new interval.
+      city: the city, at its own interval.
+      interval_minutes: the new interval.
 
     Returns:
-        The numbers, over all regions and channels.
+      The numbers, over all regions and channels.
 
     Raises:
-        InputError: see `resample`.
+      InputError: see `resample`.
     """
     grouped, _ = _grouped(city, interval_minutes)
     count = (~np.isnan(grouped)).sum(axis=1)
@@ -106,14 +112,20 @@ def select_channels(city: City, channels: str) -> list[City]:
     """Reduce a city to cities of one channel each, over the same graph.
 
     Args:
-        city: the city.
-        channels: "first" for the first channel, "each" for every channel as a city of its own, or a channel's name.
+      city: the city.
+      channels: "first" for the first channel, "each" for every channel as a city of its own, or a channel's name.
 
     Returns:
-        One city that keeps its name, or for "each" one city per channel, named "city:channel".
+      One city that keeps its name, or for "each" one city per channel, named "city:channel".
 
     Raises:
-        InputError: the city has no channel of that name.
+      InputError: the city has no channel of that name.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> city = gpd.simulate_cities(gpd.SimulationConfig(cities=1, regions=6, days=3), seed=0)[0]
+      >>> [one.feature_names for one in gpd.select_channels(city, "first")]
+      [('visitors',)]
     """
     if channels == "first":
         return [_only_channel(city, 0, city.name)]

@@ -59,7 +59,7 @@ class SimulationConfig:
     """What to simulate.
 
     Raises:
-        InputError: a field is out of its range.
+      InputError: a field is out of its range.
     """
 
     cities: int = 4
@@ -103,14 +103,20 @@ def simulate_cities(config: SimulationConfig, *, seed: int) -> list[City]:
     """Draw cities from the law of this module.
 
     Args:
-        config: how many, how large and of which kind.
-        seed: at least 0. City i depends on the seed, i and the kind, not on the number of cities.
+      config: how many, how large and of which kind.
+      seed: at least 0. City i depends on the seed, i and the kind, not on the number of cities.
 
     Returns:
-        Cities named "crowd_0", "crowd_1", ... or "speed_0", ...
+      Cities named "crowd_0", "crowd_1", ... or "speed_0", ...
 
     Raises:
-        InputError: the seed is negative.
+      InputError: the seed is negative.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> cities = gpd.simulate_cities(gpd.SimulationConfig(cities=2, regions=6, days=3), seed=0)
+      >>> [(city.name, city.values.shape) for city in cities]
+      [('crowd_0', (72, 6, 1)), ('crowd_1', (72, 6, 1))]
     """
     return [simulate_city_with_truth(config, index=index, seed=seed)[0] for index in range(config.cities)]
 
@@ -119,15 +125,15 @@ def simulate_city_with_truth(config: SimulationConfig, *, index: int, seed: int)
     """Draw one city together with what a forecaster is not told.
 
     Args:
-        config: the size and kind of the city.
-        index: which city of the seed, from 0.
-        seed: at least 0.
+      config: the size and kind of the city.
+      index: which city of the seed, from 0.
+      seed: at least 0.
 
     Returns:
-        The city and its truth.
+      The city and its truth.
 
     Raises:
-        InputError: the seed or the index is negative.
+      InputError: the seed or the index is negative.
     """
     for name, value in (("seed", seed), ("index", index)):
         if value < 0:

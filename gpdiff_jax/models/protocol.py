@@ -82,6 +82,10 @@ def linen_model(name: str, module: nn.Module, kinds: Mapping[str, str] | None = 
 
     Returns:
       The pair, with the module itself as `apply_batch`.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> gpd.register_model("mine", lambda sizes: gpd.linen_model("mine", MyModule(sizes), sizes))  # doctest: +SKIP
     """
 
     def apply(params: Params, graph: jraph.GraphsTuple, history: jax.Array, covariates: jax.Array) -> Any:
@@ -102,6 +106,10 @@ def register_model(name: str, make: Callable[[ModelSizes], Model]) -> None:
 
     Raises:
       InputError: the name is taken.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> gpd.register_model("mine", make_my_model)  # doctest: +SKIP
     """
     if name in _REGISTRY:
         raise InputError(f"model {name!r} is registered already; choose another name")
@@ -109,7 +117,12 @@ def register_model(name: str, make: Callable[[ModelSizes], Model]) -> None:
 
 
 def load_model_file(path: str | os.PathLike[str]) -> str:
-    """Runs a Python file of a user's that registers one model, and returns its name; see `read_model_file`."""
+    """Runs a Python file of a user's that registers one model, and returns its name; see `read_model_file`.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> name = gpd.load_model_file("my_model.py")  # doctest: +SKIP
+    """
     return read_model_file(path).name
 
 
@@ -165,7 +178,13 @@ def read_model_file(path: str | os.PathLike[str]) -> ModelFile:
 
 
 def model_names() -> tuple[str, ...]:
-    """Names of all registered models, sorted."""
+    """Names of all registered models, sorted.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> {"stgcn", "graph_wavenet", "dcrnn", "stid"} <= set(gpd.model_names())
+      True
+    """
     return tuple(sorted(_REGISTRY))
 
 
@@ -182,6 +201,11 @@ def make_model(name: str, sizes: ModelSizes) -> Model:
     Raises:
       InputError: unknown name, a size that the model cannot take, parameters that tokens could not give back (see
         `leaves.check_leaves`), or a forecast of another shape than [P, C]. Nothing is computed to find out.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> gpd.make_model("stid", gpd.ModelSizes(history=12, horizon=6, num_inputs=2, num_covariates=0)).name
+      'stid'
     """
     if name not in _REGISTRY:
         raise InputError(

@@ -145,6 +145,12 @@ def target_prompts(
 
     Raises:
       InputError: see `split_target`, and `region_prompts`; or a single support day, which has no adaptation days.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> city = gpd.simulate_cities(gpd.SimulationConfig(cities=1, regions=6, days=14), seed=0)[0]
+      >>> gpd.target_prompts(city, support_days=3).values.shape
+      (1, 6, 48)
     """
     split = split_target(
         city.num_steps, city.steps_per_day, support_days, history=history, horizon=horizon, name=city.name

@@ -15,6 +15,10 @@ def render_report(run_dir: str | os.PathLike[str]) -> pathlib.Path:
 
     Raises:
       InputError: metrics.json is absent or broken.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> gpd.render_report("runs/hangzhou")  # doctest: +SKIP
     """
     # matplotlib takes half a second, which only those pay who draw.
     from gpdiff_jax.report import page

@@ -100,13 +100,13 @@ def render_diagnostics(run_dir: str | os.PathLike[str]) -> pathlib.Path:
     """Writes diagnostics.html into a run folder, from its diagnostics.json alone.
 
     Args:
-        run_dir: the folder.
+      run_dir: the folder.
 
     Returns:
-        The page's path. It appears whole or not at all, and is the same for the same file.
+      The page's path. It appears whole or not at all, and is the same for the same file.
 
     Raises:
-        InputError: diagnostics.json is absent or broken.
+      InputError: diagnostics.json is absent or broken.
     """
     run_dir = pathlib.Path(run_dir).expanduser()
     path = run_dir / "diagnostics.json"

@@ -35,12 +35,12 @@ def write_page(path: pathlib.Path, title: str, parts: Iterable[str]) -> pathlib.
     """Writes a page.
 
     Args:
-        path: the file.
-        title: plain text.
-        parts: finished HTML, in order.
+      path: the file.
+      title: plain text.
+      parts: finished HTML, in order.
 
     Returns:
-        The path. The page appears whole or not at all, and is the same for the same parts.
+      The path. The page appears whole or not at all, and is the same for the same parts.
     """
     write_atomically(path, _document(title, parts).encode())
     return path

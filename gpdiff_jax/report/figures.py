@@ -45,14 +45,14 @@ def horizon_figure(curves: Sequence[Curve], *, name: str, x_label: str, y_label:
     """Draws error against the horizon: the named roles in colour with a label at their end, the others in grey.
 
     Args:
-        curves: x is the time ahead, y the error.
-        name: what makes the figure's ids unique on its page.
-        x_label: words with the unit.
-        y_label: words with the unit.
-        alt: what the figure shows, for readers who do not see it.
+      curves: x is the time ahead, y the error.
+      name: what makes the figure's ids unique on its page.
+      x_label: words with the unit.
+      y_label: words with the unit.
+      alt: what the figure shows, for readers who do not see it.
 
     Returns:
-        An `<svg>` element.
+      An `<svg>` element.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = new_figure(480, 300, left=46, right=150, top=22, bottom=40)
@@ -91,18 +91,18 @@ def week_figure(
     """Draws a region's forecast over its truth, with a band of two standard deviations of the samples.
 
     Args:
-        hours: hours since the midnight at which the first day begins, rising.
-        truth: the readings; NaN = missing.
-        forecast: the forecasts; NaN breaks the line.
-        spread: standard deviation of the samples, or None.
-        day_labels: a word for every day.
-        weekend_days: the numbers of the days to shade.
-        name: as in `horizon_figure`.
-        y_label: the unit.
-        alt: as in `horizon_figure`.
+      hours: hours since the midnight at which the first day begins, rising.
+      truth: the readings; NaN = missing.
+      forecast: the forecasts; NaN breaks the line.
+      spread: standard deviation of the samples, or None.
+      day_labels: a word for every day.
+      weekend_days: the numbers of the days to shade.
+      name: as in `horizon_figure`.
+      y_label: the unit.
+      alt: as in `horizon_figure`.
 
     Returns:
-        An `<svg>` element.
+      An `<svg>` element.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = new_figure(980, 200, left=46, right=12, top=22, bottom=26)
@@ -139,16 +139,16 @@ def map_figure(
     """Draws a value per region on the city's map.
 
     Args:
-        positions: x to the right, y upwards, in one unit of length.
-        edges: pairs of regions.
-        values: one per region; NaN = none, drawn as an empty ring.
-        diverging: colours on both sides of zero (below it is better), else from small to large.
-        name: as in `horizon_figure`.
-        bar_label: what the colour bar shows, with the unit.
-        alt: as in `horizon_figure`.
+      positions: x to the right, y upwards, in one unit of length.
+      edges: pairs of regions.
+      values: one per region; NaN = none, drawn as an empty ring.
+      diverging: colours on both sides of zero (below it is better), else from small to large.
+      name: as in `horizon_figure`.
+      bar_label: what the colour bar shows, with the unit.
+      alt: as in `horizon_figure`.
 
     Returns:
-        An `<svg>` element.
+      An `<svg>` element.
     """
     known = np.isfinite(values)
     limits = np.percentile(values[known], [2, 98]) if known.any() else np.array([0.0, 1.0])
@@ -199,14 +199,14 @@ def loss_figure(curves: Sequence[Curve], *, name: str, title: str, x_label: str,
     """Draws the losses of one stage, on a logarithmic axis where they span more than a factor of three.
 
     Args:
-        curves: x is the step, y the loss.
-        name: as in `horizon_figure`.
-        title: the stage.
-        x_label: what a step is.
-        alt: as in `horizon_figure`.
+      curves: x is the step, y the loss.
+      name: as in `horizon_figure`.
+      title: the stage.
+      x_label: what a step is.
+      alt: as in `horizon_figure`.
 
     Returns:
-        An `<svg>` element.
+      An `<svg>` element.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = new_figure(440, 270, left=50, right=12, top=26, bottom=40)
@@ -246,17 +246,17 @@ def projection_figure(
     cross.
 
     Args:
-        zoo: the projected parameters (or prompts) of each source city, or of each class.
-        generated: those of the target's regions.
-        pooled: that of the pooled model, or None.
-        variance: the share of variance that each of the two axes holds.
-        name: as in `horizon_figure`.
-        alt: as in `horizon_figure`.
-        own_label: what the diamonds are.
-        marks: letters beside some points, with their places.
+      zoo: the projected parameters (or prompts) of each source city, or of each class.
+      generated: those of the target's regions.
+      pooled: that of the pooled model, or None.
+      variance: the share of variance that each of the two axes holds.
+      name: as in `horizon_figure`.
+      alt: as in `horizon_figure`.
+      own_label: what the diamonds are.
+      marks: letters beside some points, with their places.
 
     Returns:
-        An `<svg>` element.
+      An `<svg>` element.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = new_figure(620, 420, left=60, right=170, top=12, bottom=44)

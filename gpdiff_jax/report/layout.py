@@ -26,14 +26,14 @@ def graph_layout(edges: Int[np.ndarray, "E 2"], regions: int) -> Float[np.ndarra
     Drawing by Stress Majorization", 2004). Parts are set side by side, the largest first.
 
     Args:
-        edges: pairs of regions, in any direction.
-        regions: how many there are.
+      edges: pairs of regions, in any direction.
+      regions: how many there are.
 
     Returns:
-        Positions in hops; the same for the same edges.
+      Positions in hops; the same for the same edges.
 
     Raises:
-        InputError: an edge names a region that is not there.
+      InputError: an edge names a region that is not there.
     """
     if len(edges) and (edges.min() < 0 or edges.max() >= regions):
         raise InputError(f"`edges` name regions from {edges.min()} to {edges.max()}, but there are {regions} of them")

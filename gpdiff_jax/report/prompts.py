@@ -29,13 +29,13 @@ def prompt_parts(
     """Makes what the page shows, for `document.write_page`.
 
     Args:
-        inspection: of the source cities and the target.
-        prediction: of the source cities' parameters, or None where there is only one source city.
-        target: the target's name.
-        badges: facts on the run.
+      inspection: of the source cities and the target.
+      prediction: of the source cities' parameters, or None where there is only one source city.
+      target: the target's name.
+      badges: facts on the run.
 
     Returns:
-        Finished HTML elements, in order.
+      Finished HTML elements, in order.
     """
     sources = dict.fromkeys(inspection.cities[: inspection.num_sources])
     count = len(inspection.names) - inspection.num_sources

@@ -61,13 +61,13 @@ def read_results(run_dir: str | os.PathLike[str]) -> Results:
     """Reads a run folder; only metrics.json must be there.
 
     Args:
-        run_dir: an output folder of `transfer`.
+      run_dir: an output folder of `transfer`.
 
     Returns:
-        What the folder holds. A file that is absent or does not hold what it should leaves None and a problem.
+      What the folder holds. A file that is absent or does not hold what it should leaves None and a problem.
 
     Raises:
-        InputError: metrics.json is absent or broken.
+      InputError: metrics.json is absent or broken.
     """
     run_dir = pathlib.Path(run_dir).expanduser()
     metrics = read_metrics(run_dir)

@@ -28,10 +28,10 @@ def all_sections(results: Results) -> list[str]:
     """Returns the sections in the page's order.
 
     Args:
-        results: a finished run.
+      results: a finished run.
 
     Returns:
-        One `<section>` element each.
+      One `<section>` element each.
     """
     return [
         _section("Error by horizon", _horizon(results)),

@@ -26,11 +26,15 @@ def enable_compilation_cache(folder: str | os.PathLike[str] | None = None) -> pa
     always safe. JAX runs what it finds there: choose a folder that nobody else can write to.
 
     Args:
-        folder: where to keep them. None takes `$GPDIFF_CACHE`, else `$JAX_COMPILATION_CACHE_DIR`, else
-            `~/.cache/gpdiff_jax/xla`.
+      folder: where to keep them. None takes `$GPDIFF_CACHE`, else `$JAX_COMPILATION_CACHE_DIR`, else
+          `~/.cache/gpdiff_jax/xla`.
 
     Returns:
-        The folder, absolute; or None, after one line of warning, where it cannot be written.
+      The folder, absolute; or None, after one line of warning, where it cannot be written.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> gpd.enable_compilation_cache()  # doctest: +SKIP
     """
     chosen = None
     try:

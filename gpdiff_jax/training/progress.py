@@ -63,18 +63,18 @@ def stage(
     """Shows the progress of one stage: a live bar on a terminal, now and then a plain line elsewhere.
 
     Args:
-        name: the stage's name.
-        total: steps it will take, those already done included.
-        completed: steps done before, where a killed run resumes; they do not count as speed.
-        console: where to print; standard error if None, so that standard output holds results only.
-        interval_seconds: the least time between two plain lines.
-        clock: seconds, rising.
+      name: the stage's name.
+      total: steps it will take, those already done included.
+      completed: steps done before, where a killed run resumes; they do not count as speed.
+      console: where to print; standard error if None, so that standard output holds results only.
+      interval_seconds: the least time between two plain lines.
+      clock: seconds, rising.
 
     Yields:
-        The `Stage` whose `advance(n, **metrics)` is to be called.
+      The `Stage` whose `advance(n, **metrics)` is to be called.
 
     Raises:
-        InputError: a negative total.
+      InputError: a negative total.
     """
     if total < 0:
         raise InputError(f"`total` (={total}) must be at least 0: the steps of stage {name!r}")
@@ -134,8 +134,8 @@ class LogWriter:
         """Opens the log, making it and its folder if there is none.
 
         Args:
-            path: the file, log.jsonl of a run folder.
-            clock: seconds since 1970.
+          path: the file, log.jsonl of a run folder.
+          clock: seconds since 1970.
         """
         self._path, self._clock = pathlib.Path(path), clock
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,9 +149,9 @@ class LogWriter:
         """Appends one line: the time, the stage, the step and the metrics.
 
         Args:
-            stage: the stage's name.
-            step: the step within it.
-            **metrics: words, numbers or arrays of numbers, on host or device; a number that is not finite becomes null.
+          stage: the stage's name.
+          step: the step within it.
+          **metrics: words, numbers or arrays of numbers, on host or device; a number that is not finite becomes null.
         """
         record = {"time": round(self._clock(), 3), "stage": stage, "step": int(step)}
         record.update({name: _plain(value) for name, value in metrics.items()})
@@ -175,14 +175,14 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Reads what a `LogWriter` wrote, whole lines only.
 
     Args:
-        path: the file.
+      path: the file.
 
     Returns:
-        One dictionary per line, in order; a last line that a kill cut short is left out.
+      One dictionary per line, in order; a last line that a kill cut short is left out.
 
     Raises:
-        InputError: a whole line is not a JSON object.
-        OSError: the file cannot be read.
+      InputError: a whole line is not a JSON object.
+      OSError: the file cannot be read.
     """
     text = pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
     records = []

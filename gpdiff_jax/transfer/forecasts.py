@@ -37,6 +37,12 @@ def forecast(
 
     Raises:
       InputError: the parameters are for another city, or for other regions; see `prepare_target`.
+
+    Example:
+      >>> import jax, gpdiff_jax as gpd
+      >>> hypernetwork = gpd.Hypernetwork.load("runs/hangzhou/hypernetwork")  # doctest: +SKIP
+      >>> parameters = hypernetwork.generate(hypernetwork.prompts(city), key=jax.random.key(0))  # doctest: +SKIP
+      >>> few_shot = gpd.forecast(parameters, city, adapt=gpd.AdaptConfig())  # doctest: +SKIP
     """
     check_regions(parameters, city)
     target = prepare_target(city, parameters.data)

@@ -94,6 +94,11 @@ def prepare_new_city(
       InputError: the generator does not say its interval, the city's does not divide it, or it is of another kind;
         there is no such channel, or it is "each"; the city is too short, or shows nothing in its support days; a part
         of the prompt cannot be made of it.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> hypernetwork = gpd.Hypernetwork.load("runs/hangzhou/hypernetwork")  # doctest: +SKIP
+      >>> new_city = gpd.prepare_new_city(gpd.load_city("new.npz"), hypernetwork, support_days=3)  # doctest: +SKIP
     """
     if hypernetwork.interval_minutes is None:
         raise InputError("the generator does not say at which interval it was trained; pre-train it again and save it")
@@ -142,6 +147,12 @@ def forecast_new_city(parameters: RegionParameters, new_city: NewCity) -> Method
 
     Raises:
       InputError: the parameters are for another city, or for other regions.
+
+    Example:
+      >>> import jax, gpdiff_jax as gpd
+      >>> new_city = gpd.prepare_new_city(city, hypernetwork)  # doctest: +SKIP
+      >>> parameters = hypernetwork.generate(new_city.prompts, key=jax.random.key(0))  # doctest: +SKIP
+      >>> made = gpd.forecast_new_city(parameters, new_city).forecast  # doctest: +SKIP
     """
     check_regions(parameters, new_city.city)
     return zero_shot(make_model(parameters.model, new_city.target.sizes), new_city.target, parameters.params)
@@ -157,6 +168,10 @@ def save_parameters(folder: str | pathlib.Path, parameters: RegionParameters, ne
 
     Raises:
       InputError: the parameters are for another city, or for other regions.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> gpd.save_parameters("runs/new/parameters", parameters, new_city)  # doctest: +SKIP
     """
     city = new_city.city
     facts: dict[str, Any] = {
@@ -184,6 +199,11 @@ def load_parameters(folder: str | pathlib.Path) -> CityParameters:
 
     Raises:
       InputError: there are none, or they are damaged, or of another format.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> kept = gpd.load_parameters("runs/new/parameters")  # doctest: +SKIP
+      >>> kept.city, len(kept.regions)  # doctest: +SKIP
     """
     arrays, facts = load_arrays(pathlib.Path(folder), _FORMAT, "parameters of a city")
     names = (facts["city"], facts.get("kind", ""), facts["channel"], facts["interval_minutes"])

@@ -54,7 +54,14 @@ class StoredVectors:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ParameterZoo:
-    """M parameter vectors for each of R source regions, the best of each region first, grown from one pooled model."""
+    """M parameter vectors for each of R source regions, the best of each region first, grown from one pooled model.
+
+    Example:
+      >>> import jax, gpdiff_jax as gpd
+      >>> zoo = gpd.harvest_cities(cities, key=jax.random.key(0))  # doctest: +SKIP
+      >>> zoo.names[0], zoo.validation_mae.shape  # doctest: +SKIP
+      ('crowd_0/r0', (72, 4))
+    """
 
     model: str
     pooled: Params
@@ -127,6 +134,10 @@ def save_zoo(folder: pathlib.Path, zoo: ParameterZoo) -> None:
     Args:
       folder: a folder that does not exist yet.
       zoo: what to write.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> gpd.save_zoo("zoo", zoo)  # doctest: +SKIP
     """
     partial = partial_folder(folder)
     rows = []
@@ -210,6 +221,10 @@ def load_zoo(
     Raises:
       InputError: there is none, or it is damaged, of another format or of another harvest; or its layout is not that of
         its parameters or, where sources are given and the model is registered, of the model as it is today.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> zoo = gpd.load_zoo("runs/hangzhou/zoo")  # doctest: +SKIP
     """
     folder = pathlib.Path(folder).expanduser()
     if not folder.is_dir():

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,7 +125,7 @@ def test_held_out_regions_are_never_trained_on(problem):
         leaf[held_out] += 7
     changed = dataclasses.replace(zoo, vectors=HeldVectors(other))
     one, two = (mlp_hypernetwork(z, space, config, key=jax.random.key(1)) for z in (zoo, changed))
-    jax.tree.map(np.testing.assert_array_equal, one.variables, two.variables)
+    chex.assert_trees_all_equal(one.variables, two.variables)
 
 
 def test_the_lowest_functional_loss_on_held_out_regions_is_kept(problem):

@@ -1,5 +1,6 @@
 """In: dense layers and attention over many regions. Out: that they are flax's own, and PyTorch's, numbers."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def test_layers_and_their_gradients_are_those_of_flax(ours, theirs):
     value, grads = jax.value_and_grad(lambda v: loss(ours, v))(variables)
     wanted, wanted_grads = jax.value_and_grad(lambda v: loss(theirs, v))(variables)
     np.testing.assert_allclose(value, wanted, rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads, wanted_grads)
+    chex.assert_trees_all_close(grads, wanted_grads, rtol=1e-4, atol=1e-6)
 
 
 def test_other_products_are_refused():

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,8 +109,7 @@ def test_the_losses_of_a_toy_zoo_fall(trained):
 def test_training_is_the_same_every_time(sources, toy, trained):
     again = _train(sources, toy)
     assert again[1] == trained[1]
-    for one, other in zip(jax.tree.leaves(again[0]), jax.tree.leaves(trained[0]), strict=True):
-        np.testing.assert_array_equal(one, other)
+    chex.assert_trees_all_equal(again[0], trained[0])
 
 
 def test_a_step_that_is_not_finite_is_named_exactly_and_the_steps_before_it_are_reported(sources, toy):

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,7 +139,7 @@ def test_the_command_forecasts_a_new_city_from_its_end_with_nothing_but_the_fold
     kept = gpd.load_parameters(out / "parameters")
     assert kept[1:] == ("whole", city.feature_names[0], 60, city.node_ids)
     assert (kept.parameters.model, kept.parameters.data) == ("linear", _DATA)
-    jax.tree.map(np.testing.assert_array_equal, kept.parameters.params, parameters.params)
+    chex.assert_trees_all_equal(kept.parameters.params, parameters.params)
     np.testing.assert_array_equal(gpd.forecast_new_city(kept.parameters, new).forecast, made.forecast)
 
     # The same by hand: the last reading, scaled by the last three days, and no count below zero.

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def test_a_run_is_diagnosed_and_the_page_says_what_each_number_means(finished, d
     assert "nan" not in page[page.index("<main>") : page.index("</main>")].lower()
     # What was drawn for the target is what the run's methods forecast with.
     drawn = run.hypernetwork.generate(run.target_prompts[0], key=generate_key(run, 0), config=run.settings.generate)
-    jax.tree.map(np.testing.assert_array_equal, drawn.params, run.generated.params[0])
+    chex.assert_trees_all_equal(drawn.params, run.generated.params[0])
 
 
 @pytest.mark.slow

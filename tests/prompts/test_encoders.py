@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_readings_that_may_not_be_seen_change_nothing(simulated_cities, encoder)
         values[_TRAIN.stop :] = 1e6
         hidden.append(dataclasses.replace(city, values=values))
     again = fit_prompt_encoder(hidden[:2], [_TRAIN] * 2, [_SEEN] * 2, _CONFIG, key=jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, again.arrays(), encoder.arrays())
+    chex.assert_trees_all_equal(again.arrays(), encoder.arrays())
     unseen = hidden[2].values.copy()
     unseen[: _SEEN.start] = 1e6
     unseen[_SEEN.stop :] = 1e6

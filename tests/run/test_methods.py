@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,7 +130,7 @@ def test_what_is_chosen_on_the_validation_day_starts_from_prompts_that_do_not_kn
         assert jax.tree.all(jax.tree.map(lambda a, b: (np.asarray(a) != np.asarray(b)).any(), params, choice))
     key = generate_key(run, 0)
     drawn = run.hypernetwork.generate(adaptation, key=key, config=run.settings.generate).params
-    jax.tree.map(np.testing.assert_array_equal, drawn, starts["gpdiff_few_shot"][1])
+    chex.assert_trees_all_equal(drawn, starts["gpdiff_few_shot"][1])
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "foreign"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,8 +41,7 @@ def test_a_training_goes_on_upon_another_number_of_devices(simulated_cities, tmp
         shutil.rmtree(last)
         gone_on = train_it(cities, sources, 2, devices=jax.local_devices(), checkpoints=folder)
     assert last.is_dir()
-    for alone, shared in zip(jax.tree.leaves(whole), jax.tree.leaves(gone_on), strict=True):
-        np.testing.assert_allclose(shared, alone, rtol=0, atol=1e-9)
+    chex.assert_trees_all_close(gone_on, whole, rtol=0, atol=1e-9)
 
 
 def _start(folder: pathlib.Path) -> subprocess.Popen:

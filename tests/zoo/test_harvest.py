@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,8 +178,7 @@ def test_a_zoo_comes_back_from_disk_bit_for_bit(tmp_path, sources, pooled, harve
     assert (read.model, read.names, read.prompts.names) == (zoo.model, zoo.names, zoo.prompts.names)
     assert read.sources is sources and read.num_regions == 16
     for name in ("pooled", "params", "validation_mae", "start_mae", "step", "seed", "data_window", "city_index"):
-        for got, want in zip(jax.tree.leaves(getattr(read, name)), jax.tree.leaves(getattr(zoo, name)), strict=True):
-            np.testing.assert_array_equal(got, want)
+        chex.assert_trees_all_equal(getattr(read, name), getattr(zoo, name))
     np.testing.assert_array_equal(read.prompts.values, zoo.prompts.values)
     stored = load_zoo(tmp_path / "zoo").prompts
     np.testing.assert_array_equal(stored.values, zoo.prompts.values)
@@ -258,7 +258,7 @@ def test_in_float64_batch_chunk_bucket_and_devices_change_nothing(sources, poole
             order = np.argsort(np.concatenate(rows))
             made.append(jax.tree.map(lambda *leaves, order=order: np.concatenate(leaves)[order], *results))
     assert made[0].params["kernel"].dtype == np.float64
-    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-9, atol=1e-9), *made)
+    chex.assert_trees_all_close(*made, rtol=1e-9, atol=1e-9)
 
 
 def test_seeds_and_stretches_of_time_are_vectors_of_their_own_with_where_they_came_from(sources, pooled, harvested):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -200,8 +201,7 @@ def test_what_lies_outside_a_span_is_not_read(simulated_cities, city, trained):
         build_patch_bank([simulated_cities[1], c], [Span(0, 240), _SPAN], _TINY, key=jax.random.key(0))
         for c in (city, other)
     ]
-    for first, second in zip(*(jax.tree.leaves(bank) for bank in banks), strict=True):
-        np.testing.assert_array_equal(first, second)
+    chex.assert_trees_all_equal(*banks)
 
 
 def test_a_silent_region_takes_its_neighbours_embedding(city, trained):

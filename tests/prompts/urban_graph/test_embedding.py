@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -165,8 +166,7 @@ def test_training_learns_what_follows_from_the_rest(clock):
     best = evaluate_embedding(made, clock, held, clock.triples).mrr
     assert best == pytest.approx(np.nanmax(made.validation_mrr), rel=1e-5)  # the best, not the last
     again = train_embedding(clock, config, key=_KEY, train=train, validation=held)
-    for one, other in zip(jax.tree.leaves(made.params), jax.tree.leaves(again.params), strict=True):
-        np.testing.assert_array_equal(one, other)
+    chex.assert_trees_all_equal(made.params, again.params)
 
 
 def test_training_stops_when_validation_no_longer_improves(clock):
@@ -234,7 +234,7 @@ def test_entities_and_rows_that_pad_teach_nothing(clock):
     assert float(other) == pytest.approx(float(loss), rel=1e-5)
     np.testing.assert_array_equal(others["entities"][count:], 0.0)
     others["entities"] = others["entities"][:count]
-    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6), grads, others)
+    chex.assert_trees_all_close(grads, others, rtol=1e-4, atol=1e-6)
 
 
 def test_cities_of_like_size_are_folded_in_by_one_program(graphs, simulated_cities):

@@ -3,7 +3,6 @@ Out: the process's end: its exit code and, on any error that a user can cause, o
 """
 
 import difflib
-import errno
 import os
 import signal
 import sys
@@ -107,22 +106,10 @@ def _is_users(error: Exception) -> bool:
     """True for errors that a user can cause and mend, False for defects of the program."""
     if isinstance(error, (flags.Error, app.UsageError, _UsageError, OSError)):
         return True
-    if _is_disk_full(error) or _is_out_of_memory(error):
-        return True
-    # Looked up, not imported: `--help` need not wait for the library, and an error that is raised has a loaded class.
-    errors = sys.modules.get("gpdiff_jax.errors")
-    return errors is not None and isinstance(error, errors.InputError)
+    # Not before: `--help` and mistaken flags need not wait for the library, and an error of the library has loaded it.
+    from gpdiff_jax.errors import InputError, is_disk_full, is_out_of_memory
 
-
-def _is_disk_full(error: BaseException) -> bool:
-    """True also where a checkpoint writer wraps the system's message in an exception of its own."""
-    return os.strerror(errno.ENOSPC).lower() in str(error).lower()
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """True for memory of the host and of a device, whose exceptions are told by their words."""
-    text = str(error)
-    return isinstance(error, MemoryError) or ("RESOURCE_EXHAUSTED" in text and "memory" in text.lower())
+    return isinstance(error, InputError) or is_disk_full(error) or is_out_of_memory(error)
 
 
 def _memory_line(error: BaseException) -> str:
@@ -145,22 +132,26 @@ _SMALLER = {
 
 
 def _one_line(error: Exception) -> str:
-    if _is_disk_full(error):
-        place = error.filename if isinstance(error, OSError) and error.filename is not None else None
-        where = f" ({place})" if place is not None else f" ({' '.join(str(error).split())[:160]})"
-        return f"no space left on device{where}; free some, or name an --out_dir elsewhere"
-    if _is_out_of_memory(error):
-        return _memory_line(error)
-    if isinstance(error, OSError) and error.strerror:
-        where = f" ({error.filename})" if error.filename is not None else ""
-        return f"{error.strerror[0].lower()}{error.strerror[1:]}{where}"
+    text = " ".join(str(error).split())
     if isinstance(error, flags.UnrecognizedFlagError):
         near = difflib.get_close_matches(error.flagname, [flag.name for flag in _our_flags()], n=1)
         hint = f"did you mean --{near[0]}?" if near else "--help lists the flags"
         return f"unknown flag --{error.flagname}; {hint}"
-    text = " ".join(str(error).split())
     if isinstance(error, flags.Error):
         return f"{text.rstrip('.')}; --help lists the flags"
+    if isinstance(error, (app.UsageError, _UsageError)):
+        return text
+    from gpdiff_jax.errors import is_disk_full, is_out_of_memory
+
+    if is_disk_full(error):
+        place = error.filename if isinstance(error, OSError) and error.filename is not None else None
+        where = f" ({place})" if place is not None else f" ({text[:160]})"
+        return f"no space left on device{where}; free some, or name an --out_dir elsewhere"
+    if is_out_of_memory(error):
+        return _memory_line(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = f" ({error.filename})" if error.filename is not None else ""
+        return f"{error.strerror[0].lower()}{error.strerror[1:]}{where}"
     return text or type(error).__name__
 
 

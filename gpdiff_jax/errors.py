@@ -2,6 +2,8 @@
 Out: exceptions whose message is one clear line, naming the thing, its value and the remedy.
 """
 
+import errno
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,3 +33,14 @@ def check_above_zero(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if not value > 0:
             raise InputError(f"`{name}` must be above 0, got {value}")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception says that the disk is full, also where a writer wraps the system's message in its own."""
+    return os.strerror(errno.ENOSPC).lower() in str(error).lower()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on the host or on a device, whose exceptions only words tell."""
+    text = str(error)
+    return isinstance(error, MemoryError) or ("RESOURCE_EXHAUSTED" in text and "memory" in text.lower())

@@ -20,11 +20,12 @@ _NAME = ".lock"
 _held: dict[pathlib.Path, int] = {}  # descriptors of this process's locks, which close with it
 
 
-def lock_folder(folder: pathlib.Path) -> bool:
+def lock_folder(folder: pathlib.Path, *, outside: bool = False) -> bool:
     """Locks a folder for this process, until `unlock_folder` or the end of the process.
 
     Args:
       folder: an existing folder.
+      outside: keep the lock's file beside the folder, which need not exist or may be replaced as a whole.
 
     Returns:
       True, or False where this process held the lock already.
@@ -32,7 +33,7 @@ def lock_folder(folder: pathlib.Path) -> bool:
     Raises:
       InputError: another process holds it; names that.
     """
-    path = folder.resolve() / _NAME
+    path = _path(folder, outside)
     if path in _held and _is_open(_held[path], path):
         return False
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -52,28 +53,36 @@ def lock_folder(folder: pathlib.Path) -> bool:
     return True
 
 
-def unlock_folder(folder: pathlib.Path) -> None:
+def unlock_folder(folder: pathlib.Path, *, outside: bool = False) -> None:
     """Gives a folder's lock back; does nothing where this process holds none."""
-    descriptor = _held.pop(folder.resolve() / _NAME, None)
+    descriptor = _held.pop(_path(folder, outside), None)
     if descriptor is not None:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def locked_folder(folder: pathlib.Path) -> Iterator[None]:
-    """Holds a folder's lock for the length of a `with` block; see `lock_folder`."""
-    is_new = lock_folder(folder)
+def locked_folder(folder: pathlib.Path | None, *, outside: bool = False) -> Iterator[None]:
+    """Holds a folder's lock for the length of a `with` block; see `lock_folder`. None locks nothing."""
+    if folder is None:
+        yield
+        return
+    is_new = lock_folder(folder, outside=outside)
     try:
         yield
     finally:
         if is_new:
-            unlock_folder(folder)
+            unlock_folder(folder, outside=outside)
 
 
 def refuse_if_locked(folder: pathlib.Path) -> None:
     """Raises `InputError` at once where another process writes into a folder; makes no folder and no file."""
     if (folder / _NAME).is_file():
         lock_folder(folder)
+
+
+def _path(folder: pathlib.Path, outside: bool) -> pathlib.Path:
+    place = folder.resolve()
+    return place.with_name(f".{place.name}{_NAME}") if outside else place / _NAME
 
 
 def _acquire(descriptor: int, folder: pathlib.Path) -> None:

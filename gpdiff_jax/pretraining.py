@@ -15,10 +15,12 @@ from gpdiff_jax.cities.city import MINUTES_PER_DAY
 from gpdiff_jax.diffusion.denoiser_training import train_denoiser
 from gpdiff_jax.diffusion.training import PretrainConfig, ZooLatents, held_out_regions
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.folder_lock import locked_folder
 from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.models.protocol import make_model, model_text
 from gpdiff_jax.prompts.encoders import plain_encoder
 from gpdiff_jax.prompts.prompt import PromptScaler, fit_prompt_scaler, scale_prompts
+from gpdiff_jax.prompts.sources import PromptedSources
 from gpdiff_jax.training.checkpoints import digest_of
 from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo.codec import Codec, encode_zoo, fit_codec
@@ -163,7 +165,7 @@ def pretrain(
 
     Raises:
       InputError: the zoo has no sources, or they name different regions, or its prompts lack a part that the
-        conditioning needs; or the folder holds another generator.
+        conditioning needs; or the folder holds another generator, or another process works on it.
       NotFiniteError: the loss or its gradient is not finite; names the step.
 
     Example:
@@ -179,6 +181,23 @@ def pretrain(
     if zoo.prompts.names != sources.prompts.names:
         raise InputError("the prompts of the zoo and of the sources have other parts; attach sources `with_prompts`")
     place = None if folder is None else pathlib.Path(folder).expanduser().absolute()
+    if place is not None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    with locked_folder(place, outside=True):
+        return _pretrain_in(place, zoo, sources, config, key, devices=devices, progress=progress)
+
+
+def _pretrain_in(
+    place: pathlib.Path | None,
+    zoo: ParameterZoo,
+    sources: PromptedSources,
+    config: PretrainConfig,
+    key: Key,
+    *,
+    devices: Sequence[Device] | None,
+    progress: Callable[[int, dict[str, float]], None] | None,
+) -> Hypernetwork:
+    """Reads the generator that the folder `place` holds, or trains it and keeps it there, if there is a folder."""
     identity = None if place is None else _identity(zoo, config, key)
     if place is not None and place.is_dir() and any(place.iterdir()):
         held = Hypernetwork.load(place)

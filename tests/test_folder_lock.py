@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 
+import gpdiff_jax as gpd
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.folder_lock import lock_folder, locked_folder, refuse_if_locked, unlock_folder
 from gpdiff_jax.run.folder import claim_folder
@@ -18,7 +20,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _HOLD = """
 import pathlib, sys, time
 from gpdiff_jax.folder_lock import lock_folder
-lock_folder(pathlib.Path(sys.argv[1]))
+lock_folder(pathlib.Path(sys.argv[1]), outside=len(sys.argv) > 2)
 print("held", flush=True)
 time.sleep(60)
 """
@@ -73,3 +75,30 @@ def test_a_lock_that_is_given_back_is_free_for_others(tmp_path):
     unlock_folder(tmp_path)
     unlock_folder(tmp_path)
     assert lock_folder(tmp_path)
+
+
+@pytest.mark.parametrize("outside", [False, True], ids=["harvest", "generator"])
+def test_the_librarys_folders_are_one_process_at_a_time(tmp_path, simulated_cities, outside):
+    folder, key = tmp_path / "kept", jax.random.key(0)
+    folder.mkdir()
+    command = [sys.executable, "-c", _HOLD, str(folder), *(["outside"] if outside else [])]
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+    harvest = {
+        "model": "tiny",
+        "key": key,
+        "data": gpd.DataConfig(variants=2, max_neighbours=2),
+        "pooled": gpd.PooledConfig(steps=1, regions=2, windows=1, evaluations=1),
+        "config": gpd.HarvestConfig(steps=1, evaluate_every=1, windows=1, snapshots=1, anchor_windows=0),
+    }
+    zoo = gpd.harvest_cities(simulated_cities[:2], **harvest) if outside else None
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline() == "held\n"
+            with pytest.raises(InputError, match=rf"kept' is in use by another run \(process {other.pid}"):
+                if zoo is None:
+                    gpd.harvest_cities(simulated_cities[:2], **harvest, folder=folder)
+                else:
+                    gpd.pretrain(zoo, key=key, folder=folder)
+        finally:
+            other.send_signal(signal.SIGKILL)
+    assert [path.name for path in folder.iterdir()] == ([] if outside else [".lock"])

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from gpdiff_jax.errors import InputError
-from gpdiff_jax.training.storage import is_out_of_memory, raise_if_full
+from gpdiff_jax.errors import InputError, is_out_of_memory
+from gpdiff_jax.training.storage import raise_if_full
 
 _KEPT = 3
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, is_disk_full, is_out_of_memory
 
 
 def save_arrays(folder: pathlib.Path, arrays: dict, facts: dict) -> None:
@@ -36,13 +36,8 @@ def save_arrays(folder: pathlib.Path, arrays: dict, facts: dict) -> None:
 
 def raise_if_full(error: Exception, place: pathlib.Path) -> None:
     """Raises the system's own error where a writer's exception says, many lines long, that the disk is full."""
-    if os.strerror(errno.ENOSPC).lower() in str(error).lower():
+    if is_disk_full(error):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place)) from error
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an exception says that memory ran out, on the host or on a device: then nothing is known of a file."""
-    return isinstance(error, MemoryError) or ("RESOURCE_EXHAUSTED" in str(error) and "memory" in str(error).lower())
 
 
 def load_arrays(folder: pathlib.Path, version: int, what: str) -> tuple[dict, dict]:

@@ -11,9 +11,10 @@ import jax
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.digest import city_digest
 from gpdiff_jax.data.config import DataConfig
-from gpdiff_jax.data.sources import prepare_sources
+from gpdiff_jax.data.sources import Sources, prepare_sources
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models.protocol import abstract_params, make_model, model_text
+from gpdiff_jax.folder_lock import locked_folder
+from gpdiff_jax.models.protocol import Model, abstract_params, make_model, model_text
 from gpdiff_jax.prompts.encoders import PromptConfig, PromptEncoder, check_parts
 from gpdiff_jax.prompts.sources import fit_encoder, with_prompts
 from gpdiff_jax.training.checkpoints import digest_of
@@ -63,7 +64,7 @@ def harvest_cities(
 
     Raises:
       InputError: see `prepare_sources`, `check_parts`, `make_model` and `harvest_chunks`; or the folder holds a harvest
-        of other cities, settings, model or key.
+        of other cities, settings, model or key, or another process works in it.
       NotFiniteError: a loss is not finite.
 
     Example:
@@ -72,6 +73,7 @@ def harvest_cities(
       >>> zoo = gpd.harvest_cities(cities, key=jax.random.key(0), folder="zoo")  # doctest: +SKIP
     """
     data_key, pooled_key, region_key = jax.random.split(key, 3)
+    keys = (jax.random.fold_in(data_key, 1), pooled_key, region_key)
     sources = prepare_sources(cities, data, key=data_key)
     for city, spans in zip(cities, sources.spans, strict=True):
         check_parts(prompts, city, spans[0])
@@ -79,6 +81,27 @@ def harvest_cities(
     place = None if folder is None else pathlib.Path(folder).expanduser().absolute()
     if place is not None:
         place.mkdir(parents=True, exist_ok=True)
+    with locked_folder(place):
+        return _harvest_in(
+            place, cities, sources, forecaster, pooled, config, prompts, keys, devices=devices, progress=progress
+        )
+
+
+def _harvest_in(
+    place: pathlib.Path | None,
+    cities: Sequence[City],
+    sources: Sources,
+    forecaster: Model,
+    pooled: PooledConfig,
+    config: HarvestConfig,
+    prompts: PromptConfig,
+    keys: tuple[Key, Key, Key],
+    *,
+    devices: Sequence[Device] | None,
+    progress: Progress | None,
+) -> ParameterZoo:
+    """The stages of `harvest_cities`, each kept in the folder `place`, if there is one."""
+    encoder_key, pooled_key, region_key = keys
 
     def reports(stage: str) -> Callable[[int, dict[str, float]], None] | None:
         return None if progress is None else functools.partial(progress, stage)
@@ -107,7 +130,6 @@ def harvest_cities(
 
     encoder = None
     if prompts.needs_training:
-        encoder_key = jax.random.fold_in(data_key, 1)
 
         def make_encoder(checkpoints: pathlib.Path | None) -> tuple[dict, dict]:
             kept: Any = {"checkpoints": checkpoints, "progress": reports("prompt_encoder")}
@@ -120,7 +142,7 @@ def harvest_cities(
         kept: Any = {"checkpoints": checkpoints, "progress": reports("pooled")}
         return train_pooled(forecaster, sources, pooled, key=pooled_key, devices=devices, **kept), {}
 
-    start: Params = jax.device_put(stored("pooled", (model, pooled), pooled_key, make_pooled)[0])
+    start: Params = jax.device_put(stored("pooled", (forecaster.name, pooled), pooled_key, make_pooled)[0])
     prompted = with_prompts(sources, cities, encoder)
     place = None if place is None else place / "zoo"
     kept: Any = {"folder": place, "devices": devices, "progress": reports("harvest")}

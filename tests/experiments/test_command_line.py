@@ -4,6 +4,7 @@ Out: what a user sees of their ends: exit codes, one-line errors and help.
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import textwrap
 import time
 
 import pytest
+
+from gpdiff_jax import errors
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -69,11 +72,11 @@ _FREE = "free some, or name an --out_dir elsewhere"
 
 @pytest.fixture(name="script")
 def _script(tmp_path):
-    """Returns a function that writes the toy experiment, next to a stand-in for the library's errors."""
+    """Returns a function that writes the toy experiment, next to a library of errors alone."""
     library = tmp_path / "gpdiff_jax"
     library.mkdir()
     (library / "__init__.py").write_text("")
-    (library / "errors.py").write_text("class InputError(ValueError):\n    pass\n")
+    shutil.copy(pathlib.Path(errors.__file__), library / "errors.py")
 
     def write(positional: str | None = None) -> list[str]:
         path = tmp_path / "toy.py"

@@ -29,7 +29,7 @@ from gpdiff_jax.data.windows import draw_windows
 from gpdiff_jax.models import Model, make_model, model_names
 from gpdiff_jax.models.loss import batch_forecast, masked_huber
 from gpdiff_jax.prompts.sources import with_prompts
-from gpdiff_jax.training.parallel import RowSpread, use_every_core
+from gpdiff_jax.training.parallel import ShardedRows, use_every_core
 from gpdiff_jax.typing import Params
 from gpdiff_jax.zoo.harvest import harvest_chunks, plan_chunks
 from gpdiff_jax.zoo.pooled import initial_params
@@ -119,7 +119,7 @@ def _products_alone(products: list, regions: int, steps: int, repeats: int, side
         return jax.lax.scan(step, seed, length=steps)[0]
 
     batch_size = side_by_side if side_by_side > 1 else None
-    spread = RowSpread(lambda _, seeds: jax.lax.map(region, seeds, batch_size=batch_size), None)
+    spread = ShardedRows(lambda _, seeds: jax.lax.map(region, seeds, batch_size=batch_size), None)
     seeds = np.zeros(regions, np.float32)
     return median_seconds(lambda: spread(seeds).read(), repeats) / (regions * steps)
 

@@ -19,7 +19,7 @@ from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 _LAYER_NORM_EPSILON = 1e-6  # flax's
 
 
-class AdaptiveNorm(nn.Module):
+class AdaLNZero(nn.Module):
     """Layer norm with shift and scale, and the gate of the branch behind it, from the condition [B, D]."""
 
     def __init__(self, width: int) -> None:
@@ -58,7 +58,7 @@ class Layer(nn.Module):
     def __init__(self, config: DenoiserConfig) -> None:
         """Makes the layers."""
         super().__init__()
-        self.attention_norm, self.feed_forward_norm = AdaptiveNorm(config.width), AdaptiveNorm(config.width)
+        self.attention_norm, self.feed_forward_norm = AdaLNZero(config.width), AdaLNZero(config.width)
         self.attention = Attention(config.width, config.heads)
         self.feed_forward_in = nn.Linear(config.width, 4 * config.width)
         self.feed_forward_out = nn.Linear(4 * config.width, config.width)
@@ -88,7 +88,7 @@ class TorchDenoiser(nn.Module):
         self.tokens_in = nn.Linear(token_width, width)
         self.code = nn.Parameter(0.2 * torch.randn(tokens, width))  # of place, layer and kind, which add up to one
         self.layers = nn.ModuleList([Layer(config) for _ in range(config.layers)])
-        self.out_norm = AdaptiveNorm(width)
+        self.out_norm = AdaLNZero(width)
         self.tokens_out = nn.Linear(width, token_width)
 
     def forward(

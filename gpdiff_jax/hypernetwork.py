@@ -129,7 +129,7 @@ class Hypernetwork:
     @property
     def pooled(self) -> Params:
         """Parameters of the pooled model, which every generated vector differs from."""
-        return from_tokens(self.codec.layout, self.codec.pooled)
+        return from_tokens(self.codec.layout, self.codec.pooled_tokens)
 
     def prompts(self, city: City, *, adaptation_only: bool = False, any_kind: bool = False) -> Prompts:
         """Prompts of all regions of a city that this generator was not trained on, from its support days.
@@ -240,9 +240,9 @@ class Hypernetwork:
         arrays = {
             "variables": self.variables,
             "codec": {
-                "pooled": self.codec.pooled,
-                "mean": self.codec.mean,
-                "spread": self.codec.spread,
+                "pooled_tokens": self.codec.pooled_tokens,
+                "mean_difference": self.codec.mean_difference,
+                "scale": self.codec.scale,
                 "basis": {str(layer): rows for layer, rows in enumerate(self.codec.basis) if len(rows)},
             },
             "prompts": {"mean": self.prompt_scaler.mean, "std": self.prompt_scaler.std},
@@ -331,7 +331,9 @@ def _stored_codec(arrays: dict, layout: TokenLayout, components: bool) -> Codec:
     entries = [layout.layer_of_token.count(layer) * layout.width for layer in rows]
     found = arrays.get("basis") or {}
     basis = tuple(found.get(str(layer), jnp.zeros((0, entries[layer]))) for layer in rows)
-    return Codec(pooled=arrays["pooled"], mean=arrays["mean"], spread=arrays["spread"], basis=basis, layout=layout)
+    return Codec(
+        basis=basis, layout=layout, **{name: arrays[name] for name in ("pooled_tokens", "mean_difference", "scale")}
+    )
 
 
 class _Draws(NamedTuple):

@@ -48,11 +48,11 @@ def _write_tokens(layout: TokenLayout, params: Params) -> Float[Array, "X L W"]:
 
 
 def _sample_tokens(
-    zoo: ParameterZoo, layout: TokenLayout, odds: Float[np.ndarray, " R"]
+    zoo: ParameterZoo, layout: TokenLayout, probabilities: Float[np.ndarray, " R"]
 ) -> tuple[Float[np.ndarray, "X L W"], Float[np.ndarray, " X"]]:
-    """Tokens of at most `_MOST_VECTORS` evenly spaced vectors of regions with odds above 0, and their weights."""
+    """Tokens of at most `_MOST_VECTORS` evenly spaced vectors of regions that are drawn at all, and their weights."""
     vectors = zoo.validation_mae.shape[1]
-    candidates = np.flatnonzero(np.repeat(odds > 0, vectors))
+    candidates = np.flatnonzero(np.repeat(probabilities > 0, vectors))
     chosen = candidates[np.linspace(0, len(candidates) - 1, min(len(candidates), _MOST_VECTORS)).round().astype(int)]
     tokens = np.zeros((len(chosen), layout.num_tokens, layout.width), np.float32)
     for rows, params in zoo.vectors.parts():
@@ -62,7 +62,7 @@ def _sample_tokens(
         if len(here):
             at = place_of_row[chosen[here] // vectors], chosen[here] % vectors
             tokens[here] = _tokens(layout, jax.tree.map(lambda leaf, at=at: leaf[at], params))
-    return tokens, odds[chosen // vectors]
+    return tokens, probabilities[chosen // vectors]
 
 
 def encode_vectors(zoo: ParameterZoo, codec: Codec) -> Float[np.ndarray, "R M Z D"]:
@@ -84,7 +84,7 @@ class LatentSpace(NamedTuple):
     codec: Codec
     prompt_scaler: PromptScaler
     held_out: Bool[np.ndarray, " R"]  # the regions that are not trained on, but chosen on
-    odds: Float[np.ndarray, " R"]  # how often a region is drawn in training
+    probabilities: Float[np.ndarray, " R"]  # how often a region is drawn in training
 
 
 def fit_latent_space(zoo: ParameterZoo, config: PretrainConfig, *, key: Key) -> LatentSpace:
@@ -106,24 +106,26 @@ def fit_latent_space(zoo: ParameterZoo, config: PretrainConfig, *, key: Key) -> 
     kinds = make_model(zoo.model, zoo.sources.sizes).layer_kinds(zoo.pooled)
     layout = make_layout(zoo.pooled, config.codec.token_width, kinds)
     held_out = held_out_regions(zoo.sources, config.held_out_share, key=jax.random.split(key)[0])
-    odds = region_odds(zoo.city_index, held_out)
-    tokens, weights = _sample_tokens(zoo, layout, odds)
+    probabilities = region_probabilities(zoo.city_index, held_out)
+    tokens, weights = _sample_tokens(zoo, layout, probabilities)
     pooled = _tokens(layout, jax.tree.map(lambda leaf: np.asarray(leaf)[None], zoo.pooled))[0]
     codec = fit_codec(layout, pooled, tokens, weights, config.codec.components, config.codec.normalisation)
-    return LatentSpace(codec, fit_prompt_scaler(zoo.prompts, zoo.city_index), held_out, odds)
+    return LatentSpace(codec, fit_prompt_scaler(zoo.prompts, zoo.city_index), held_out, probabilities)
 
 
 def encode_training_set(zoo: ParameterZoo, space: LatentSpace) -> ZooLatents:
-    """Latents and scaled prompts of a zoo, a region drawn as often as the space's odds say."""
+    """Latents and scaled prompts of a zoo, a region drawn as often as the space's probabilities say."""
     return ZooLatents(
         x0=jax.device_put(encode_vectors(zoo, space.codec)),
         prompts=scale_prompts(zoo.prompts, space.prompt_scaler),
-        odds=jax.device_put(space.odds.astype(np.float32)),
+        probabilities=jax.device_put(space.probabilities.astype(np.float32)),
         spatial=zoo.prompts.spatial,
     )
 
 
-def region_odds(city_index: Int[np.ndarray, " R"], held_out: Bool[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
+def region_probabilities(
+    city_index: Int[np.ndarray, " R"], held_out: Bool[np.ndarray, " R"]
+) -> Float[np.ndarray, " R"]:
     """How often each source region is drawn in training.
 
     Every city is drawn alike, whatever the number of its training regions, and these alike among themselves.
@@ -136,8 +138,8 @@ def region_odds(city_index: Int[np.ndarray, " R"], held_out: Bool[np.ndarray, " 
       Odds that sum to 1.
     """
     trained = np.bincount(city_index[~held_out], minlength=int(city_index.max()) + 1)
-    odds = np.where(held_out, 0.0, 1.0 / np.maximum(trained, 1)[city_index])
-    return odds / odds.sum()
+    probabilities = np.where(held_out, 0.0, 1.0 / np.maximum(trained, 1)[city_index])
+    return probabilities / probabilities.sum()
 
 
 def pretrain(

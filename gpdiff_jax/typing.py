@@ -1,12 +1,13 @@
 """In: nothing. Out: the shape letters of the project and the array aliases that use them.
 
-Axes always come in the order devices, R, B, then the rest.
+An axis over what is independent comes before one over what is not: devices, K or V, R, B, then the rest.
 
-    R regions           B batch            S test windows      K generated samples   M harvested vectors of a region
-    N nodes of a region graph (centre first)                   E prompt width (edges, in a city's graph)
+    R regions           B batch            S test windows      K generated samples   M vectors of a region
+    N nodes of a region graph (centre first)                   E prompt width
     H history steps     P horizon steps    C channels          F covariates          T series length
     L tokens            W token width      Z rows of a latent  D entries of its row
-    V random windows of a source region (variants)             X, Y whatever else there is several of
+    V random windows of a source region, or spans that leave a day of a target out (variants)
+    I inputs of a node  Q patches of time  G width of a time encoding                X, Y whatever else
 
 What is spread over devices has one more axis in front, `*devices`.
 """

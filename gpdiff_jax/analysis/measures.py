@@ -96,7 +96,7 @@ def hide_patches(patches: Patches, masked_share: float, *, key: Key) -> Bool[np.
     return observed & (rank < shown[:, None])
 
 
-def interpolate_visible(patches: Patches, visible: Bool[np.ndarray, "N Q"]) -> Float[np.ndarray, "N Q K"]:
+def interpolate_visible(patches: Patches, visible: Bool[np.ndarray, "N Q"]) -> Float[np.ndarray, "N Q bins"]:
     """Straight lines between the visible readings of a region, and its first and last one beyond them."""
     shape, seen = patches.bins.shape, ((patches.share > 0) & visible[:, :, None]).reshape(len(visible), -1)
     clock = np.arange(shape[1] * shape[2])
@@ -110,7 +110,7 @@ def interpolate_visible(patches: Patches, visible: Bool[np.ndarray, "N Q"]) -> F
 
 def profile_of_visible(
     patches: Patches, visible: Bool[np.ndarray, "N Q"], patches_per_day: int
-) -> Float[np.ndarray, "N Q K"]:
+) -> Float[np.ndarray, "N Q bins"]:
     """The mean of what is visible at the same time of day; hours that never are come from those around them."""
     place = np.arange(patches.bins.shape[1]) % patches_per_day
     hour = np.broadcast_to(
@@ -122,7 +122,7 @@ def profile_of_visible(
 
 
 def hidden_error(
-    made: Float[np.ndarray, "N Q K"], patches: Patches, visible: Bool[np.ndarray, "N Q"]
+    made: Float[np.ndarray, "N Q bins"], patches: Patches, visible: Bool[np.ndarray, "N Q"]
 ) -> tuple[float, float]:
     """Mean absolute and root mean squared error on the observed bins of hidden patches.
 

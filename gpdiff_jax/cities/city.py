@@ -44,9 +44,9 @@ class City:
     name: str  # stem of the file, letters, digits and _.:-
     kind: str  # "speed", "flow" or "crowd"; flow and crowd are counts per interval
     values: np.ndarray  # float32 [T, N, C], NaN = missing
-    senders: np.ndarray  # int32 [E]
-    receivers: np.ndarray  # int32 [E]
-    weights: np.ndarray  # float32 [E], in (0, 1]
+    senders: np.ndarray  # int32 [edges]
+    receivers: np.ndarray  # int32 [edges]
+    weights: np.ndarray  # float32 [edges], in (0, 1]
     interval_minutes: int
     start: np.datetime64 | None  # datetime64[m], local time of step 0; None = unknown
     feature_names: tuple[str, ...]  # [C]
@@ -117,14 +117,14 @@ def label_of(city: City, kept: Bool[np.ndarray, " N"] | None = None) -> CityLabe
 
 def edges_of(
     adjacency: Float[np.ndarray, "N N"],
-) -> tuple[Int[np.ndarray, " E"], Int[np.ndarray, " E"], Float[np.ndarray, " E"]]:
+) -> tuple[Int[np.ndarray, " edges"], Int[np.ndarray, " edges"], Float[np.ndarray, " edges"]]:
     """Return the edges of a dense adjacency, sorted by sender and then receiver.
 
     Args:
       adjacency: weights [N, N], row = from, column = to; zero where there is no edge.
 
     Returns:
-      Senders and receivers, int32 [E], and weights, float32 [E].
+      Senders and receivers, int32 [edges], and weights, float32 [edges].
     """
     senders, receivers = np.nonzero(adjacency)
     weights = adjacency[senders, receivers].astype(np.float32)
@@ -288,9 +288,9 @@ def _check_clock(city: City) -> None:
 
 
 def _check_edges(city: City) -> None:
-    _check_array("weights", city.weights, np.float32, (None,), "[E]")
+    _check_array("weights", city.weights, np.float32, (None,), "[edges]")
     for name, ends in (("senders", city.senders), ("receivers", city.receivers)):
-        _check_array(name, ends, np.int32, (len(city.weights),), "[E]")
+        _check_array(name, ends, np.int32, (len(city.weights),), "[edges]")
         outside = (ends < 0) | (ends >= city.num_nodes)
         if outside.any():
             raise InputError(

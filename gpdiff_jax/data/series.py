@@ -34,15 +34,15 @@ class SeriesBank:
 
     values: Float[Array, "*devices total"]  # data units, 0 where missing; node-major
     observed: Float[Array, "*devices total"]  # 1 where observed
-    node_offset: Int[Array, "*devices M"]  # where a node's series begins in `values`
+    node_offset: Int[Array, "*devices nodes"]  # where a node's series begins in `values`
     calendar: Float[Array, "*devices steps F"]
     weekend: Float[Array, "*devices steps"]  # 1, 0, or 0.5 where unknown
     slot: Int[Array, "*devices steps"]  # step of the day
-    city_offset: Int[Array, "*devices M"]  # where a node's city begins in `calendar`
-    mean: Float[Array, "*devices V M"]  # data units
-    std: Float[Array, "*devices V M"]  # data units
-    profile: Float[Array, "*devices V M steps_per_day"]  # scaled (one step where no profile is used)
-    profile_weekend: Float[Array, "*devices V M"]  # share of weekend readings in the profile
+    city_offset: Int[Array, "*devices nodes"]  # where a node's city begins in `calendar`
+    mean: Float[Array, "*devices V nodes"]  # data units
+    std: Float[Array, "*devices V nodes"]  # data units
+    profile: Float[Array, "*devices V nodes steps_per_day"]  # scaled (one step where no profile is used)
+    profile_weekend: Float[Array, "*devices V nodes"]  # share of weekend readings in the profile
     covariates: str = flax.struct.field(pytree_node=False)
     history: int = flax.struct.field(pytree_node=False)
     horizon: int = flax.struct.field(pytree_node=False)

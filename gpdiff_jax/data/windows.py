@@ -28,12 +28,12 @@ class StartTable:
     """The windows that may be drawn for every node, city by city, and which profile each may see."""
 
     starts: Int[Array, "*devices starts"]
-    first: Int[Array, "*devices M"]  # where a node's city begins in `starts`
-    count: Int[Array, "*devices M"]  # how many starts its city has
-    spans: Int[Array, "*devices V M 2"]  # the steps that each variant of a node's profile was made from
-    length: Int[Array, "*devices M"]  # steps of a node's city
-    first_slot: Int[Array, "*devices M"]  # step of the day at which a node's city begins
-    unseen: Float[Array, "*devices M"]  # kind of day that its city never shows: 1 weekend, 0 weekday, else -1
+    first: Int[Array, "*devices nodes"]  # where a node's city begins in `starts`
+    count: Int[Array, "*devices nodes"]  # how many starts its city has
+    spans: Int[Array, "*devices V nodes 2"]  # the steps that each variant of a node's profile was made from
+    length: Int[Array, "*devices nodes"]  # steps of a node's city
+    first_slot: Int[Array, "*devices nodes"]  # step of the day at which a node's city begins
+    unseen: Float[Array, "*devices nodes"]  # kind of day that its city never shows: 1 weekend, 0 weekday, else -1
     steps_per_day: int = flax.struct.field(pytree_node=False)
 
 
@@ -58,18 +58,18 @@ def window_starts(city: City, span: Span, *, history: int, horizon: int, reach_b
 
 
 def random_spans(city: City, span: Span, length: int, count: int, *, key: Key) -> list[Span]:
-    """Random windows of a source's training span, as long as the support days of a target.
+    """Random spans within a source's training span, as long as the support days of a target.
 
     Args:
       city: a one-channel city.
       span: its training span.
-      length: steps per window; cut to the span.
+      length: steps of each; cut to the training span.
       count: V, how many.
       key: random key.
 
     Returns:
       V spans, in order of time: one drawn in each of V equal parts of the possible starts, so that they cover it.
-      Windows observed less than half as well as the whole span (a closed weekend, an outage) do not come up.
+      Spans observed less than half as well as the whole span (a closed weekend, an outage) do not come up.
     """
     length = min(length, len(span))
     observed = np.isfinite(city.values[span.start : span.stop, :, 0]).mean(axis=1)
@@ -175,7 +175,7 @@ class WindowDraw(NamedTuple):
 
 
 def part_of(table: StartTable, index: Int[Array, ""], parts: int) -> StartTable:
-    """The table with the starts of one of `parts` equal stretches of every city's time, `index` counted from 0."""
+    """The table with one of `parts` runs of every city's starts, of equal number and in order of time, from index 0."""
     low, high = (table.count * (index + k) // parts for k in (0, 1))
     return dataclasses.replace(table, first=table.first + low, count=high - low)
 
@@ -194,7 +194,7 @@ def draw_starts(
     Args:
       bank: the series.
       table: which windows may be drawn.
-      centre: number of the region in the bank.
+      centre: index of the centre node among the bank's nodes.
       batch: B.
       key: random key.
       variant: see `choose_variants`.
@@ -224,7 +224,7 @@ def draw_unseen_starts(
     Args:
       bank: the series.
       table: which windows may be drawn, and which kind of day is unseen.
-      centre: number of the region in the bank.
+      centre: index of the centre node among the bank's nodes.
       batch: B.
       key: random key.
       variant: see `choose_variants`.
@@ -261,7 +261,7 @@ def choose_variants(
     Args:
       bank: the series.
       table: the spans of the variants.
-      centre: number of the region in the bank.
+      centre: index of the centre node among the bank's nodes.
       starts: [B], starts of the windows.
       key: random key of the choice.
       variant: the one variant to see all windows through, instead of a random one for each.
@@ -299,8 +299,8 @@ def gather_draw(bank: SeriesBank, nodes: Int[Array, " N"], draw: WindowDraw) -> 
 def gather_unseen(bank: SeriesBank, nodes: Int[Array, " N"], draw: WindowDraw) -> Window:
     """Gathers windows drawn by `draw_unseen_starts`.
 
-    There is no truth for such a window: the mask says only whether it is one, and a loss may hold a forecaster to what
-    it said before it was trained on this region.
+    There is no truth for such a window, so the mask is 1 on every step of a usable one; `anchor_loss` holds a
+    forecaster to the forecasts of the parameters that it began from.
 
     Args:
       bank: the series.

@@ -36,7 +36,7 @@ def time_features(t: Float[Array, "*B"], width: int) -> Float[Array, "*B width"]
       width: even number of features.
 
     Returns:
-      float32 [width].
+      float32 [*B, width].
     """
     frequencies = jnp.asarray(2 * np.pi * np.geomspace(0.25, 32.0, width // 2), jnp.float32)
     angles = jnp.multiply.outer(t, frequencies)
@@ -65,13 +65,13 @@ class Conditioner(nn.Module):
             embedded = dense(self.width, name=f"{name}_out")(hidden)
             null = self.param(f"{name}_null", nn.initializers.normal(0.02), (self.width,))
             rows.append(prompt_mask[..., None] * embedded + jnp.multiply.outer(1.0 - prompt_mask, null))
-        step = dense(self.width, name="time_out")(
+        time_embedding = dense(self.width, name="time_out")(
             nn.silu(dense(self.width, name="time_in")(time_features(t, self.width)))
         )
-        return step, jnp.stack(rows, axis=-2)
+        return time_embedding, jnp.stack(rows, axis=-2)
 
 
-class AdaptiveNorm(nn.Module):
+class AdaLNZero(nn.Module):
     """Layer norm whose shift and scale, and the gate of the branch behind it, come from the condition.
 
     Peebles and Xie, "Scalable Diffusion Models with Transformers", arXiv 2212.09748 (adaLN-Zero). Its moments are
@@ -82,8 +82,8 @@ class AdaptiveNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*B L width"], condition: Float[Array, "*B width"]
-    ) -> tuple[Float[Array, "*B L width"], Float[Array, "*B width"]]:
+        self, x: Float[Array, "*B Z width"], condition: Float[Array, "*B width"]
+    ) -> tuple[Float[Array, "*B Z width"], Float[Array, "*B width"]]:
         """Returns the modulated tokens and the gate of the branch."""
         zeros = nn.initializers.zeros_init()
         modulation = dense(3 * x.shape[-1], dtype=self.dtype, kernel_init=zeros, name="modulation")
@@ -95,7 +95,7 @@ class AdaptiveNorm(nn.Module):
 
 
 def gated_residual(
-    x: Float[Array, "*B L width"], branch: Float[Array, "*B L width"], gate: Float[Array, "*B width"]
+    x: Float[Array, "*B Z width"], branch: Float[Array, "*B Z width"], gate: Float[Array, "*B width"]
 ) -> jax.Array:
     """x + gate * branch."""
     return x + gate[..., None, :] * branch
@@ -103,14 +103,14 @@ def gated_residual(
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """Where a prompt may enter the denoiser; a strategy changes one of the places. Made and called within the denoiser.
+    """Where a prompt may enter the denoiser; each subclass overrides one of the hooks. Made and called within it.
 
-    `kinds` holds the kind of every token, `spatial` a 1 for every spatial entry of the prompt and a 0 for the others;
-    tokens and embedded parts come in `dtype`.
+    `token_kinds` holds the layer's kind of every token, a row of the latent, `spatial` a 1 for every spatial entry of
+    the prompt and a 0 for the others; tokens and embedded parts come in `dtype`.
     """
 
     heads: int
-    kinds: tuple[str, ...]
+    token_kinds: tuple[str, ...]
     spatial: tuple[int, ...]
     dtype: np.dtype
 
@@ -119,32 +119,32 @@ class Strategy:
         return (("prompt", None),)
 
     def condition(
-        self, step: Float[Array, "*B width"], parts: Float[Array, "*B parts width"]
+        self, time_embedding: Float[Array, "*B width"], parts: Float[Array, "*B parts width"]
     ) -> Float[Array, "*B width"]:
         """The condition of the adaptive norms; here the time alone."""
         del parts
-        return step
+        return time_embedding
 
     def at_input(
-        self, x: Float[Array, "*B L width"], parts: Float[Array, "*B parts width"]
-    ) -> Float[Array, "*B L width"]:
+        self, x: Float[Array, "*B Z width"], parts: Float[Array, "*B parts width"]
+    ) -> Float[Array, "*B Z width"]:
         """The tokens before the first layer."""
         del parts
         return x
 
     def before_layers(
-        self, x: Float[Array, "*B L width"], parts: Float[Array, "*B parts width"]
-    ) -> Float[Array, "*B L width"] | None:
+        self, x: Float[Array, "*B Z width"], parts: Float[Array, "*B parts width"]
+    ) -> Float[Array, "*B Z width"] | None:
         """What is added before each layer, made once from the tokens at the input; here nothing."""
         del x, parts
 
     def after_attention(
         self,
-        x: Float[Array, "*B L width"],
+        x: Float[Array, "*B Z width"],
         condition: Float[Array, "*B width"],
         parts: Float[Array, "*B parts width"],
         layer: int,
-    ) -> Float[Array, "*B L width"]:
+    ) -> Float[Array, "*B Z width"]:
         """The tokens between self-attention and feed-forward."""
         del condition, parts, layer
         return x
@@ -154,8 +154,8 @@ class PreConditioning(Strategy):
     """The whole prompt is added to every token at the input."""
 
     def at_input(
-        self, x: Float[Array, "*B L width"], parts: Float[Array, "*B parts width"]
-    ) -> Float[Array, "*B L width"]:
+        self, x: Float[Array, "*B Z width"], parts: Float[Array, "*B parts width"]
+    ) -> Float[Array, "*B Z width"]:
         """The prompt added."""
         return x + parts
 
@@ -168,7 +168,7 @@ class InductiveBias(Strategy):
     """
 
     def _parts_of_token(self) -> np.ndarray:
-        return np.asarray([_PARTS_OF_KIND[kind] for kind in self.kinds], np.float32)
+        return np.asarray([_PARTS_OF_KIND[kind] for kind in self.token_kinds], np.float32)
 
     def embedded_parts(self) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
         """Those parts that some token takes."""
@@ -177,8 +177,8 @@ class InductiveBias(Strategy):
         )
 
     def at_input(
-        self, x: Float[Array, "*B L width"], parts: Float[Array, "*B parts width"]
-    ) -> Float[Array, "*B L width"]:
+        self, x: Float[Array, "*B Z width"], parts: Float[Array, "*B parts width"]
+    ) -> Float[Array, "*B Z width"]:
         """Each token with its part added."""
         weights = self._parts_of_token()
         return x + jnp.einsum("lp,...pw->...lw", weights[:, weights.any(axis=0)].astype(self.dtype), parts)
@@ -192,8 +192,8 @@ class PreAdaptive(Strategy):
         return _two_parts(self.spatial)
 
     def before_layers(
-        self, x: Float[Array, "*B L width"], parts: Float[Array, "*B parts width"]
-    ) -> Float[Array, "*B L width"] | None:
+        self, x: Float[Array, "*B Z width"], parts: Float[Array, "*B parts width"]
+    ) -> Float[Array, "*B Z width"] | None:
         """What the tokens at the input read out of the parts."""
         return attention(self.heads, self.dtype, name="prompt_attention")(x, parts)
 
@@ -207,25 +207,25 @@ class PostAdaptive(Strategy):
 
     def after_attention(
         self,
-        x: Float[Array, "*B L width"],
+        x: Float[Array, "*B Z width"],
         condition: Float[Array, "*B width"],
         parts: Float[Array, "*B parts width"],
         layer: int,
-    ) -> Float[Array, "*B L width"]:
+    ) -> Float[Array, "*B Z width"]:
         """The tokens with what they read of the prompt added."""
-        normed, gate = AdaptiveNorm(self.dtype, name=f"prompt_norm_{layer}")(x, condition)
+        normed, gate = AdaLNZero(self.dtype, name=f"prompt_norm_{layer}")(x, condition)
         read = attention(self.heads, self.dtype, name=f"prompt_attention_{layer}")(normed, parts)
         return gated_residual(x, read, gate)
 
 
-class PromptNorm(Strategy):
+class AdaptiveNorm(Strategy):
     """The prompt beside the time, in shift, scale and gate of every norm."""
 
     def condition(
-        self, step: Float[Array, "*B width"], parts: Float[Array, "*B parts width"]
+        self, time_embedding: Float[Array, "*B width"], parts: Float[Array, "*B parts width"]
     ) -> Float[Array, "*B width"]:
         """The sum of time and prompt."""
-        return step + parts[..., 0, :]
+        return time_embedding + parts[..., 0, :]
 
 
 _TWO_PART_STRATEGIES = ("inductive_bias", "pre_adaptive", "post_adaptive")
@@ -234,22 +234,22 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "inductive_bias": InductiveBias,
     "pre_adaptive": PreAdaptive,
     "post_adaptive": PostAdaptive,
-    "adaptive_norm": PromptNorm,
+    "adaptive_norm": AdaptiveNorm,
 }
 
 
-def check_conditioning(conditioning: str, spatial: tuple[int, ...], kinds: Sequence[str] | None = None) -> None:
+def check_conditioning(conditioning: str, spatial: tuple[int, ...], layer_kinds: Sequence[str] | None = None) -> None:
     """Raises `InputError` where a strategy needs what a prompt or a model does not say.
 
     Args:
       conditioning: one of `STRATEGIES`.
-      spatial: 1 for every spatial entry of the prompt, 0 for the others.
-      kinds: of the model's layers; None where the model is not known yet.
+      spatial: 1 where an entry of the prompt, or a kind of entries, is spatial, else 0.
+      layer_kinds: of the model's layers; None where the model is not known yet.
 
     Raises:
       InputError: it needs both parts of a prompt and one is missing, or kinds of layers and all are "mixed".
     """
-    if conditioning == "inductive_bias" and kinds is not None and set(kinds) == {"mixed"}:
+    if conditioning == "inductive_bias" and layer_kinds is not None and set(layer_kinds) == {"mixed"}:
         raise InputError(
             f"`conditioning` {conditioning!r} needs to know which layers of the model work on time, on the graph and "
             "on the output; say it by `Model(..., kinds=...)`, or use 'adaptive_norm'"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gpdiff_jax.diffusion.conditioning import STRATEGIES, AdaptiveNorm, Conditioner, check_conditioning, gated_residual
+from gpdiff_jax.diffusion.conditioning import STRATEGIES, AdaLNZero, Conditioner, check_conditioning, gated_residual
 from gpdiff_jax.diffusion.objectives import check_objective
 from gpdiff_jax.diffusion.products import attention, dense
 from gpdiff_jax.errors import InputError, check_at_least, named
@@ -60,7 +60,7 @@ class DenoiserConfig:
 
 
 class Denoiser(nn.Module):
-    """Transformer over the tokens of one parameter vector; attention never runs over regions.
+    """Transformer over the rows of one latent, its tokens; attention never runs over regions.
 
     Every token carries a learned embedding of its place, of its layer and of its layer's kind (`models.kinds`; "mixed"
     where the model names no kinds), so that it is known which weights feed which. Padding is neither read nor, where it
@@ -90,8 +90,8 @@ class Denoiser(nn.Module):
         filled = self.filled or (self.token_width,) * count
         strategy = STRATEGIES[config.conditioning](config.heads, kinds, self.spatial, dtype)
         embed = Conditioner(config.width, config.prompt_bottleneck, strategy.embedded_parts(), name="condition")
-        step, parts = (part.astype(dtype) for part in embed(t, prompt, prompt_mask))
-        condition = strategy.condition(step, parts)
+        time_embedding, parts = (part.astype(dtype) for part in embed(t, prompt, prompt_mask))
+        condition = strategy.condition(time_embedding, parts)
         initial = nn.initializers.normal(0.2)
         place = self.param("place_embedding", initial, (count, config.width))
         layer = self.param("layer_embedding", initial, (max(self.layer_of_token) + 1, config.width))
@@ -108,14 +108,14 @@ class Denoiser(nn.Module):
         added = strategy.before_layers(x, parts)
         for index in range(config.layers):
             x = x if added is None else x + added
-            normed, gate = AdaptiveNorm(dtype, name=f"attention_norm_{index}")(x, condition)
+            normed, gate = AdaLNZero(dtype, name=f"attention_norm_{index}")(x, condition)
             attended = attention(config.heads, dtype, name=f"attention_{index}")(normed, mask=attended_to)
             x = gated_residual(x, attended, gate)
             x = strategy.after_attention(x, condition, parts, index)
-            normed, gate = AdaptiveNorm(dtype, name=f"feed_forward_norm_{index}")(x, condition)
+            normed, gate = AdaLNZero(dtype, name=f"feed_forward_norm_{index}")(x, condition)
             hidden = nn.gelu(dense(4 * config.width, dtype=dtype, name=f"feed_forward_in_{index}")(normed))
             x = gated_residual(x, dense(config.width, dtype=dtype, name=f"feed_forward_out_{index}")(hidden), gate)
-        x, _ = AdaptiveNorm(dtype, name="out_norm")(x, condition)
+        x, _ = AdaLNZero(dtype, name="out_norm")(x, condition)
         tokens_out = dense(self.token_width, kernel_init=nn.initializers.zeros_init(), name="tokens_out")
         return tokens_out(x.astype(jnp.promote_types(dtype, jnp.float32)))
 

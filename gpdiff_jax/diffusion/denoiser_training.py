@@ -49,7 +49,7 @@ def train_denoiser(
     Args:
       model: the forecaster, for the functional loss.
       sources: the source regions.
-      zoo: latents, prompts and odds.
+      zoo: latents, prompts and probabilities.
       codec: from latents to parameters.
       held_out: bool [R], the regions to choose on.
       config: sizes.

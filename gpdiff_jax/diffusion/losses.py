@@ -76,7 +76,7 @@ def functional_losses(
       float32 [B], Huber loss in standard deviations.
     """
     bank, table = sources.bank, sources.train
-    anchor = from_tokens(codec.layout, codec.pooled)
+    anchor = from_tokens(codec.layout, codec.pooled_tokens)
 
     def one(latent: jax.Array, region: jax.Array, variant: jax.Array, key: Key) -> jax.Array:
         graph = jax.tree.map(lambda leaf: leaf[region], sources.graphs)

@@ -85,7 +85,7 @@ class ZooLatents:
 
     x0: Float[Array, "*devices R M Z D"]  # M of every region
     prompts: Float[Array, "*devices V R E"]
-    odds: Float[Array, "*devices R"]  # how often a region is drawn; 0 where held out
+    probabilities: Float[Array, "*devices R"]  # how often a region is drawn; 0 where held out
     spatial: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())  # E, see `Prompts.spatial`
 
 
@@ -106,7 +106,7 @@ PredictFn = Callable[[Params, TrainingData, DiffusionBatch, Key], jax.Array]
 
 
 def draw_batch(zoo: ZooLatents, size: int, *, key: jax.Array, first: jax.Array | int = 0) -> DiffusionBatch:
-    """Draws regions by their odds, and for each a snapshot and a prompt variant.
+    """Draws regions by their probabilities, and for each a snapshot and a prompt variant.
 
     Args:
       zoo: the training set.
@@ -121,7 +121,7 @@ def draw_batch(zoo: ZooLatents, size: int, *, key: jax.Array, first: jax.Array |
 
     def one(number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         keys = jax.random.split(jax.random.fold_in(key, number), 3)
-        region = jax.random.categorical(keys[0], jnp.log(zoo.odds)).astype(jnp.int32)
+        region = jax.random.categorical(keys[0], jnp.log(zoo.probabilities)).astype(jnp.int32)
         snapshot = jax.random.randint(keys[1], (), 0, zoo.x0.shape[1])
         return region, snapshot, jax.random.randint(keys[2], (), 0, zoo.prompts.shape[0], dtype=jnp.int32)
 
@@ -191,7 +191,7 @@ def train_network(
     train_key, evaluate_key = jax.random.split(key)
     devices = training_devices(config.batch // config.accumulate, devices)
     optimiser = network_optimiser(config)
-    shapes = jax.eval_shape(partial(from_tokens, data.codec.layout), data.codec.pooled)
+    shapes = jax.eval_shape(partial(from_tokens, data.codec.layout), data.codec.pooled_tokens)
     text = checkpoints and model_text(model, data.sources.sizes, shapes)
     return train(
         make_network_step(loss_fn, optimiser, config, len(devices)),

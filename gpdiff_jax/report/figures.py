@@ -128,7 +128,7 @@ def week_figure(
 
 def map_figure(
     positions: Float[np.ndarray, "R 2"],
-    edges: Int[np.ndarray, "E 2"],
+    edges: Int[np.ndarray, "edges 2"],
     values: Float[np.ndarray, "R"],
     *,
     diverging: bool,

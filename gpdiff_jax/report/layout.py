@@ -18,7 +18,7 @@ def project_coordinates(coordinates: Float[np.ndarray, "R 2"]) -> Float[np.ndarr
     return coordinates * np.array([np.cos(middle), 1.0])
 
 
-def graph_layout(edges: Int[np.ndarray, "E 2"], regions: int) -> Float[np.ndarray, "R 2"]:
+def graph_layout(edges: Int[np.ndarray, "edges 2"], regions: int) -> Float[np.ndarray, "R 2"]:
     """Lays out a graph so that distances on the plane resemble hop distances in the graph.
 
     Each connected part starts from classical scaling, the two leading eigenvectors of its double-centred squared hop

@@ -36,7 +36,7 @@ class Atlas:
     """Where the regions lie, and where their parameters do."""
 
     coordinates: Float[np.ndarray, "R 2"] | None  # longitude and latitude in degrees
-    edges: Int[np.ndarray, "E 2"]
+    edges: Int[np.ndarray, "edges 2"]
     zoo_projection: Float[np.ndarray, "M 2"]
     zoo_city: tuple[str, ...]  # M
     generated_projection: Float[np.ndarray, "G 2"]

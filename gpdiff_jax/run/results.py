@@ -182,7 +182,7 @@ def _report_arrays(run: Stages) -> dict[str, np.ndarray]:
 def _projections(run: Stages) -> dict[str, np.ndarray]:
     codec = run.hypernetwork.codec
     layout = codec.layout
-    spread, pooled = np.asarray(codec.spread), np.asarray(codec.pooled)
+    spread, pooled = np.asarray(codec.scale), np.asarray(codec.pooled_tokens)
     zoo = ((best_tokens(run.zoo, layout) - pooled) / spread).reshape(run.zoo.num_regions, -1)
     found = principal_axes(zoo)
     generated = jax.vmap(jax.vmap(lambda params: to_tokens(layout, params)))(run.generated.params[0])

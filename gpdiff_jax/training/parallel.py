@@ -111,7 +111,7 @@ def _on_each(leaf: Any, places: Sequence[int | None], devices: Sequence[Device])
     return jax.make_array_from_single_device_arrays((len(devices), *parts[0].shape[1:]), sharding, parts)
 
 
-class RowSpread:
+class ShardedRows:
     """A function of shared values and X rows, compiled for all local devices.
 
     The shared values are copied to every device once. A call starts the work and returns at once; reading its result
@@ -167,7 +167,7 @@ class PendingRows:
     """Rows that devices are working on."""
 
     def __init__(self, result: Any, count: int) -> None:
-        """Made by `RowSpread`."""
+        """Made by `ShardedRows`."""
         self._result, self._count = result, count
 
     def read(self) -> Any:
@@ -190,7 +190,7 @@ def map_chunks(
     many devices of a kind there are.
 
     Args:
-      function: see `RowSpread`; the same object in every call, or it is compiled again.
+      function: see `ShardedRows`; the same object in every call, or it is compiled again.
       shared: a pytree of arrays.
       rows: leaves [X, ...], on the host; the last chunks are filled up with repeats of the last row, which are dropped.
       size: rows of a chunk.

@@ -23,7 +23,7 @@ from gpdiff_jax.models.loss import batch_forecast, masked_huber
 from gpdiff_jax.models.protocol import Model, Window
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.optimisers import clipped_adam
-from gpdiff_jax.training.parallel import RowSpread, rows_side_by_side
+from gpdiff_jax.training.parallel import ShardedRows, rows_side_by_side
 from gpdiff_jax.typing import Key, Params, RegionGraph
 
 
@@ -31,11 +31,12 @@ from gpdiff_jax.typing import Key, Params, RegionGraph
 class AdaptConfig:
     """The choices offered to a method.
 
-    With `refit`, the chosen learning rate and number of steps are used once more on all support days. With `stay_near`,
-    the least fine-tuning within one standard error of the best is chosen (see `choose_adaptation`); without it the
-    best, since a random start is nothing to stay near. Where the support is too short to choose on, a start stays as it
-    is, or, with `blind_learning_rate`, takes all steps at that rate: for a start that is no forecaster yet.
-    `regions_per_batch` rows are tuned side by side; None takes what suits the device (`parallel.rows_side_by_side`).
+    With `refit`, the chosen learning rate and number of steps are used once more on all support days. With
+    `one_standard_error`, the least fine-tuning within one standard error of the best is chosen (see
+    `choose_adaptation`); without it, which suits random initial parameters, the best. Where the support is too short to
+    choose on, parameters stay as they are, or, with `blind_learning_rate`, which suits random ones too, take all steps
+    at that rate. `regions_per_batch` rows are tuned side by side, each a region with all its samples or one of them;
+    None takes what suits the device (`parallel.rows_side_by_side`).
     """
 
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
@@ -43,7 +44,7 @@ class AdaptConfig:
     evaluate_every: int = 10
     batch: int = 64
     refit: bool = True
-    stay_near: bool = True
+    one_standard_error: bool = True
     blind_learning_rate: float | None = None
     regions_per_batch: int | None = None
 
@@ -98,15 +99,15 @@ def _make_update(
 
 
 def trace_validation(
-    model: Model, config: AdaptConfig, choice: Target, params: Params, rate: float, *, key: Key
+    model: Model, config: AdaptConfig, eve: Target, params: Params, rate: float, *, key: Key
 ) -> tuple[Float[np.ndarray, "R evaluations"], Float[np.ndarray, " R"]]:
     """Fine-tunes on the adaptation days and watches the error of the samples' mean forecast on the validation day.
 
     Args:
       model: the forecaster.
       config: steps and sizes.
-      choice: `Target.choice`, the city on the eve of its validation days.
-      params: starts, leaves [K, R, ...].
+      eve: `Target.choice`, the city on the eve of its validation days, which are its test windows.
+      params: initial ones, leaves [K, R, ...].
       rate: learning rate.
       key: random key.
 
@@ -116,8 +117,8 @@ def trace_validation(
     """
     # Compiled programs are found by what they depend on, which the other choices are not.
     sizes = (config.steps, config.evaluate_every, config.batch, rows_side_by_side(config.regions_per_batch))
-    rows = _by_region(params), np.arange(choice.num_regions, dtype=np.int32)
-    return RowSpread(_make_trace(model, *sizes), (choice, key, np.float32(rate)))(rows).read()
+    rows = _by_region(params), np.arange(eve.num_regions, dtype=np.int32)
+    return ShardedRows(_make_trace(model, *sizes), (eve, key, np.float32(rate)))(rows).read()
 
 
 def _by_region(params: Params) -> Params:
@@ -130,28 +131,28 @@ def _make_trace(
     model: Model, steps: int, evaluate_every: int, batch: int, regions_per_batch: int
 ) -> Callable[[tuple, tuple], tuple]:
     def trace(shared: tuple, row: tuple) -> tuple[jax.Array, jax.Array]:
-        (choice, key, rate), (samples, region) = shared, row
-        graph, windows = _windows(choice, region, choice.adaptation_starts)
-        _, held_out = _windows(choice, region, choice.test_starts)
-        own_key = jax.random.fold_in(key, choice.region_ids[region])
+        (eve, key, rate), (samples, region) = shared, row
+        graph, windows = _windows(eve, region, eve.adaptation_starts)
+        _, held_out = _windows(eve, region, eve.test_starts)
+        own_key = jax.random.fold_in(key, eve.region_ids[region])
         update, init = _make_update(model, graph, windows, rate, batch, own_key)
 
         def forecast(params: Params) -> jax.Array:
-            return jnp.maximum(batch_forecast(model, params, graph, held_out), _scaled_floor(choice, graph))
+            return jnp.maximum(batch_forecast(model, params, graph, held_out), _scaled_floor(eve, graph))
 
-        def forecasts_of(start: Params) -> Float[Array, "evaluations S P"]:
-            def advance(carry: tuple, first: jax.Array) -> tuple[tuple, jax.Array]:
-                carry = jax.lax.fori_loop(first, jnp.minimum(first + evaluate_every, steps), update, carry)
+        def forecasts_of(initial: Params) -> Float[Array, "evaluations S P"]:
+            def advance(carry: tuple, step: jax.Array) -> tuple[tuple, jax.Array]:
+                carry = jax.lax.fori_loop(step, jnp.minimum(step + evaluate_every, steps), update, carry)
                 return carry, forecast(carry[0])
 
-            _, later = jax.lax.scan(advance, (start, init(start)), jnp.arange(0, steps, evaluate_every))
-            return jnp.concatenate([forecast(start)[None], later])
+            _, later = jax.lax.scan(advance, (initial, init(initial)), jnp.arange(0, steps, evaluate_every))
+            return jnp.concatenate([forecast(initial)[None], later])
 
         # What counts is the error of what is reported: the mean of the samples' forecasts.
         together = jax.tree.leaves(samples)[0].shape[0] if regions_per_batch > 1 else None
         mean = jax.lax.map(forecasts_of, samples, batch_size=together).mean(axis=0)
         absolute = (jnp.abs(mean - held_out.target[None]) * held_out.mask[None]).sum(axis=(1, 2))
-        return absolute * choice.bank.std[-1, graph.nodes[0]], held_out.mask.sum()
+        return absolute * eve.bank.std[-1, graph.nodes[0]], held_out.mask.sum()
 
     return _over_rows(trace, regions_per_batch)
 
@@ -174,29 +175,29 @@ def fine_tune(
       model: the forecaster.
       config: sizes.
       target: the city.
-      params: starts, leaves [X, ...].
+      params: initial ones, leaves [X, ...].
       regions: [X], the region of every row.
-      starts: windows to train on.
+      starts: of the windows to train on.
       rate: learning rate.
       steps: number of steps.
       key: random key.
 
     Returns:
-      Parameters, leaves [X, ...]. A region without a visible reading keeps its start.
+      Parameters, leaves [X, ...]. A region without a visible reading keeps its parameters.
     """
     shared = (dataclasses.replace(target, choice=None), key, np.float32(rate), np.int32(steps), starts)
     tune = _make_tune(model, config.batch, rows_side_by_side(config.regions_per_batch))
-    return RowSpread(tune, shared)((params, regions)).read()
+    return ShardedRows(tune, shared)((params, regions)).read()
 
 
 @bounded_cache(16)
 def _make_tune(model: Model, batch: int, regions_per_batch: int) -> Callable[[tuple, tuple], Params]:
     def tune(shared: tuple, row: tuple) -> Params:
-        (target, key, rate, steps, starts), (start, region) = shared, row
+        (target, key, rate, steps, starts), (initial, region) = shared, row
         graph, windows = _windows(target, region, starts)
         own_key = jax.random.fold_in(key, target.region_ids[region])
         update, init = _make_update(model, graph, windows, rate, batch, own_key)
-        return jax.lax.fori_loop(0, steps, update, (start, init(start)))[0]
+        return jax.lax.fori_loop(0, steps, update, (initial, init(initial)))[0]
 
     return _over_rows(tune, regions_per_batch)
 
@@ -206,7 +207,7 @@ def forecast_rows(
 ) -> Float[np.ndarray, "X S P"]:
     """Forecasts of every row for the given windows, in data units; none below the target's floor."""
     shared = (dataclasses.replace(target, choice=None), starts)
-    return RowSpread(_make_forecast(model), shared)((params, regions)).read()
+    return ShardedRows(_make_forecast(model), shared)((params, regions)).read()
 
 
 @bounded_cache(16)
@@ -229,7 +230,7 @@ def _over_rows(one: Callable[[tuple, tuple], Any], batch: int) -> Callable[[tupl
 
 
 def choose_adaptation(
-    errors: Float[np.ndarray, "rates X evaluations"], count: Float[np.ndarray, " X"], config: AdaptConfig
+    error_sums: Float[np.ndarray, "rates R evaluations"], count: Float[np.ndarray, " R"], config: AdaptConfig
 ) -> tuple[Float[np.ndarray, "rates evaluations"], int, int]:
     """Chooses the least fine-tuning that the validation day cannot tell from the best.
 
@@ -239,8 +240,8 @@ def choose_adaptation(
     that is with the smallest learning rate x steps.
 
     Args:
-      errors: sums of absolute errors of every row after every evaluation, for every learning rate.
-      count: observed readings behind each row's sums.
+      error_sums: sums of absolute errors of every region before the first step and at every evaluation, by rate.
+      count: observed readings behind each region's sums.
       config: the choices.
 
     Returns:
@@ -248,14 +249,14 @@ def choose_adaptation(
     """
     seen = count > 0
     total = max(count.sum(), 1.0)
-    curves = errors.sum(axis=1) / total
+    curves = error_sums.sum(axis=1) / total
     curves = np.where(np.isfinite(curves), curves, np.inf)
     best_rate, best_evaluation = np.unravel_index(np.argmin(curves), curves.shape)
-    # The mean is a ratio of sums over rows; its standard error by linearisation.
-    residual = errors[best_rate, seen, best_evaluation] - curves[best_rate, best_evaluation] * count[seen]
+    # The mean is a ratio of sums over regions; its standard error by linearisation.
+    residual = error_sums[best_rate, seen, best_evaluation] - curves[best_rate, best_evaluation] * count[seen]
     standard_error = np.sqrt(np.square(residual).sum()) / total
     travelled = np.outer(config.learning_rates, np.arange(curves.shape[1]))
-    eligible = curves <= curves.min() + (standard_error if config.stay_near else 0.0)
+    eligible = curves <= curves.min() + (standard_error if config.one_standard_error else 0.0)
     # Equal ways from the start (zero steps at any rate) go to the lower error.
     order = np.lexsort((curves.ravel(), np.where(eligible, travelled, np.inf).ravel()))
     rate, evaluation = np.unravel_index(order[0], curves.shape)
@@ -278,15 +279,16 @@ def adapt(
       model: the forecaster.
       config: the choices.
       target: the city.
-      params: starts, leaves [K, R, ...].
+      params: initial ones, leaves [K, R, ...].
       key: random key.
-      choice_params: the starts of the choice, leaves [K, R, ...], made as `params` but of the adaptation days alone:
-        what is chosen on the validation day must not know it. None where `params` know nothing of the support days.
+      choice_params: initial parameters of the choice, leaves [K, R, ...], made as `params` but of the adaptation days
+        alone: what is chosen on the validation day must not know it. None where `params` know nothing of the support
+        days.
       progress: called with (learning rates tried, metrics).
 
     Returns:
-      The fine-tuned starts. Zero steps are among the choices; with a single support day, which leaves nothing to adapt
-      on, they come back as they were.
+      The fine-tuned parameters. Zero steps are among the choices; with a single support day, which leaves nothing to
+      adapt on, they come back as they were.
     """
     samples = jax.tree.leaves(params)[0].shape[0]
 
@@ -303,12 +305,12 @@ def adapt(
         return Adapted(tuned, config.blind_learning_rate, config.steps, None, np.zeros((0, 0)))
     sums, count = [], np.zeros(target.num_regions)
     for done, rate in enumerate(config.learning_rates, 1):
-        begin = params if choice_params is None else choice_params
-        errors, count = trace_validation(model, config, target.choice, begin, rate, key=key)
-        sums.append(np.asarray(errors, np.float64))
+        initial = params if choice_params is None else choice_params
+        sums_of_rate, count = trace_validation(model, config, target.choice, initial, rate, key=key)
+        sums.append(np.asarray(sums_of_rate, np.float64))
         if progress:
-            city = sums[-1].sum(axis=0) / max(count.sum(), 1.0)
-            progress(done, {"learning_rate": rate, "validation_loss": float(city.min())})
+            city_mae = sums[-1].sum(axis=0) / max(count.sum(), 1.0)
+            progress(done, {"learning_rate": rate, "validation_loss": float(city_mae.min())})
     curves, best_rate, best_evaluation = choose_adaptation(np.stack(sums), np.asarray(count, np.float64), config)
     rate, steps = config.learning_rates[best_rate], min(best_evaluation * config.evaluate_every, config.steps)
     tuned = tune(target.support_starts if config.refit else target.adaptation_starts, rate, steps)

@@ -47,15 +47,16 @@ class CodecConfig:
 
 @flax.struct.dataclass
 class Codec:
-    """Centre, directions and spread of the zoo's tokens.
+    """Centre, scale and principal directions of the zoo's tokens.
 
-    With components, `basis` holds for every layer float32 [k, tokens of the layer * W], each row a direction times
-    the zoo's spread along it, and none for a layer that does not vary; without, it is empty.
+    With components, `basis` holds for every layer float32 [k, tokens of the layer * W]: each row is a unit principal
+    direction times the standard deviation along it times `scale`, so that a latent's row times the basis is a
+    difference of tokens. A layer that does not vary has no rows; without components, `basis` is empty.
     """
 
-    pooled: Float[Array, "*devices L W"]  # tokens of the pooled parameters
-    mean: Float[Array, "*devices L W"]  # mean difference to the pooled model over the zoo
-    spread: Float[Array, "*devices L W"]  # what the differences are divided by, 1 on padding
+    pooled_tokens: Float[Array, "*devices L W"]  # tokens of the pooled parameters
+    mean_difference: Float[Array, "*devices L W"]  # from the pooled model, over the zoo
+    scale: Float[Array, "*devices L W"]  # what the differences are divided by, a standard deviation, 1 on padding
     basis: tuple[jax.Array, ...]
     layout: TokenLayout = flax.struct.field(pytree_node=False)
 
@@ -80,13 +81,16 @@ class Codec:
 
     def encode(self, tokens: Float[Array, "L W"]) -> Float[Array, "Z D"]:
         """Tokens of one parameter vector to its latent; padding is not looked at."""
-        difference = jnp.where(self.layout.mask() > 0, (tokens - self.pooled - self.mean) / self.spread, 0.0)
+        difference = jnp.where(
+            self.layout.mask() > 0, (tokens - self.pooled_tokens - self.mean_difference) / self.scale, 0.0
+        )
         if not self.basis:
             return difference
         rows = []
         for layer, basis in enumerate(self.basis):
-            flat, own = difference[self._rows(layer)].reshape(-1), self.spread[self._rows(layer)].reshape(1, -1)
-            directions = basis / own
+            own = self._tokens_of(layer)
+            flat, scale = difference[own].reshape(-1), self.scale[own].reshape(1, -1)
+            directions = basis / scale
             row = directions @ flat / jnp.maximum(jnp.square(directions).sum(axis=1), 1e-20)
             rows.append(jnp.pad(row, (0, self.width - basis.shape[0])))
         return jnp.stack(rows)
@@ -97,25 +101,25 @@ class Codec:
         Padding of the latent is not looked at.
         """
         if not self.basis:
-            return self.pooled + self.mean + jnp.where(self.mask() > 0, latent * self.spread, 0.0)
+            return self.pooled_tokens + self.mean_difference + jnp.where(self.mask() > 0, latent * self.scale, 0.0)
         parts = [
             (latent[layer, : basis.shape[0]] @ basis).reshape(-1, self.layout.width)
             for layer, basis in enumerate(self.basis)
         ]
-        return self.pooled + self.mean + jnp.concatenate(parts)
+        return self.pooled_tokens + self.mean_difference + jnp.concatenate(parts)
 
     def params(self, latent: Float[Array, "Z D"]) -> dict:
         """The parameter pytree of a latent."""
         return from_tokens(self.layout, self.decode(latent))
 
-    def _rows(self, layer: int) -> slice:
+    def _tokens_of(self, layer: int) -> slice:
         layers = self.layout.layer_of_token
         return slice(layers.index(layer), len(layers) - layers[::-1].index(layer))
 
 
 def fit_codec(
     layout: TokenLayout,
-    pooled: Float[np.ndarray, "L W"],
+    pooled_tokens: Float[np.ndarray, "L W"],
     tokens: Float[np.ndarray, "X L W"],
     weights: Float[np.ndarray, " X"],
     components: int,
@@ -125,7 +129,7 @@ def fit_codec(
 
     Args:
       layout: of the tokens.
-      pooled: [L, W], tokens of the pooled parameters.
+      pooled_tokens: [L, W], tokens of the pooled parameters.
       tokens: [X, L, W], the zoo.
       weights: [X], weight of each vector, so that every city counts alike.
       components: most components per layer; 0 for none.
@@ -135,49 +139,55 @@ def fit_codec(
       The codec.
     """
     share = weights / weights.sum()
-    differences = tokens - pooled
-    mean = np.einsum("x,xlw->lw", share, differences)
-    deviations = differences - mean
+    differences = tokens - pooled_tokens
+    mean_difference = np.einsum("x,xlw->lw", share, differences)
+    deviations = differences - mean_difference
     variance = np.einsum("x,xlw->lw", share, np.square(deviations))
     mask, layer = layout.mask(), layout.layer_tokens()
-    spread, basis = np.ones_like(mask, np.float64), []
+    scales, basis = np.ones_like(mask, np.float64), []
     for index in range(len(layout.layers)):
-        own, live = layer == index, mask[layer == index] > 0
-        overall = np.sqrt(variance[own][live].mean())
-        size = np.sqrt(np.square((pooled + mean)[own][live], dtype=np.float64).mean())
-        least = max(_LEAST_OF_SIZE * size, 1e-8)
-        scale = np.full(live.shape, max(overall, least))
+        in_layer = layer == index
+        filled = mask[in_layer] > 0
+        overall = np.sqrt(variance[in_layer][filled].mean())
+        size = np.sqrt(np.square((pooled_tokens + mean_difference)[in_layer][filled], dtype=np.float64).mean())
+        smallest = max(_LEAST_OF_SIZE * size, 1e-8)
+        scale = np.full(filled.shape, max(overall, smallest))
         if normalisation == "coordinate":
-            scale = np.maximum(np.sqrt(variance[own]), _LEAST_OF_LAYER * scale)
-        spread[own] = np.where(live, scale, 1.0)
+            scale = np.maximum(np.sqrt(variance[in_layer]), _LEAST_OF_LAYER * scale)
+        scales[in_layer] = np.where(filled, scale, 1.0)
         if components:
-            rows = (np.sqrt(share)[:, None, None] * deviations[:, own] / spread[own]).reshape(len(tokens), -1)
-            directions = principal_directions(rows, components) if overall > least else rows[:0]
-            basis.append(directions * spread[own].reshape(1, -1))
-    arrays = {"pooled": pooled, "mean": mean, "spread": spread, "basis": tuple(basis)}
+            rows = (np.sqrt(share)[:, None, None] * deviations[:, in_layer] / scales[in_layer]).reshape(len(tokens), -1)
+            directions = principal_directions(rows, components) if overall > smallest else rows[:0]
+            basis.append(directions * scales[in_layer].reshape(1, -1))
+    arrays = {
+        "pooled_tokens": pooled_tokens,
+        "mean_difference": mean_difference,
+        "scale": scales,
+        "basis": tuple(basis),
+    }
     return Codec(**jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), arrays)), layout=layout)
 
 
-def principal_directions(rows: Float[np.ndarray, "X Y"], most: int) -> Float[np.ndarray, "k Y"]:
+def principal_directions(rows: Float[np.ndarray, "X Y"], count: int) -> Float[np.ndarray, "k Y"]:
     """Leading principal directions of weighted, centred rows, each as long as the spread along it.
 
     Args:
       rows: each times the square root of its share.
-      most: of them.
+      count: at most so many.
 
     Returns:
       The directions, orthogonal, the longest first; those that hold a millionth of the leading variance are left out.
     """
     rows = rows.astype(np.float64)
     if rows.shape[0] <= rows.shape[1]:
-        power, left = np.linalg.eigh(rows @ rows.T)
+        variances, left = np.linalg.eigh(rows @ rows.T)
         directions = left.T @ rows
     else:
-        power, right = np.linalg.eigh(rows.T @ rows)
-        directions = right.T * np.sqrt(np.maximum(power, 0.0))[:, None]
-    kept = np.argsort(-power)[:most]
+        variances, right = np.linalg.eigh(rows.T @ rows)
+        directions = right.T * np.sqrt(np.maximum(variances, 0.0))[:, None]
+    kept = np.argsort(-variances)[:count]
     # What holds less is rounding.
-    return directions[kept[power[kept] > 1e-6 * power.max()]] if power.max() > 0 else directions[kept[:1]]
+    return directions[kept[variances[kept] > 1e-6 * variances.max()]] if variances.max() > 0 else directions[kept[:1]]
 
 
 def encode_zoo(codec: Codec, tokens: Float[Array, "R M L W"]) -> Float[Array, "R M Z D"]:

@@ -21,7 +21,7 @@ from gpdiff_jax.models.protocol import Model, ModelSizes, model_text
 from gpdiff_jax.prompts.sources import PromptedSources
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.checkpoints import digest_of
-from gpdiff_jax.training.parallel import PendingRows, RowSpread, rows_side_by_side
+from gpdiff_jax.training.parallel import PendingRows, ShardedRows, rows_side_by_side
 from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo.parameter_zoo import (
     ParameterZoo,
@@ -134,7 +134,7 @@ def harvest_chunks(
     start_key, train_key = jax.random.split(key)
     shared = SharedData(sources.bank, sources.train, pooled, start_key, train_key, Pace.of(config))
 
-    spread = RowSpread(_make_train_rows(model, sources.sizes, _without_pace(config)), shared, devices)
+    spread = ShardedRows(_make_train_rows(model, sources.sizes, _without_pace(config)), shared, devices)
     # On the host, where a chunk is cut out without a program of its own.
     regions: SourceRegion = jax.tree.map(np.asarray, sources.regions)
     pending: tuple[Chunk, PendingRows] | None = None

@@ -84,7 +84,7 @@ class PooledData(NamedTuple):
     """What every step of training the pooled model reads."""
 
     sources: Sources
-    odds: Float[Array, " R"]  # how often a region is drawn, and how much it counts in the validation
+    probabilities: Float[Array, " R"]  # how often a region is drawn, and how much it counts in the validation
 
 
 def train_pooled(
@@ -120,11 +120,11 @@ def train_pooled(
     optimiser = clipped_adam(optax.cosine_decay_schedule(config.learning_rate, config.steps, alpha=0.02))
     params = initial_params(model, sources.graphs, sources.sizes, key=init_key)
     city = np.asarray(sources.city_index)
-    odds = (1.0 / np.bincount(city).astype(np.float32))[city]
+    probabilities = (1.0 / np.bincount(city).astype(np.float32))[city]
     return train(
         make_pooled_step(model, optimiser, config, len(devices)),
         start_training(params, optimiser),
-        PooledData(sources, jax.device_put(odds)),
+        PooledData(sources, jax.device_put(probabilities)),
         key=train_key,
         steps=config.steps,
         evaluate_every=steps_between_evaluations(config.steps, config.evaluations),
@@ -157,7 +157,7 @@ def make_pooled_step(
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         sources = data.sources
         region_key, window_key = jax.random.split(key)
-        drawn = jax.random.categorical(region_key, jnp.log(data.odds), shape=(config.regions,))
+        drawn = jax.random.categorical(region_key, jnp.log(data.probabilities), shape=(config.regions,))
         graphs = jax.tree.map(lambda leaf: leaf[drawn[part.numbers]], sources.graphs)
         draw = partial(draw_windows, sources.bank, sources.train)
         windows = jax.vmap(lambda graph, own: draw(graph.nodes, config.windows, key=own))(
@@ -184,7 +184,7 @@ def _make_evaluate(
         errors = jax.lax.map(partial(validation_error, model, params, sources.bank, sources.train), regions)
         # A region without a reading in its validation windows has no error, and no weight.
         known = (mine < num_regions) & sources.validated[rows]
-        weights = jnp.where(known, data.odds[rows], 0.0).astype(errors.dtype)
+        weights = jnp.where(known, data.probabilities[rows], 0.0).astype(errors.dtype)
         sums = jnp.where(known, errors, 0.0) * weights
         total, weight = jax.lax.psum((sums.sum(), weights.sum()), DEVICES)
         return {VALIDATION: total / weight}

@@ -69,8 +69,8 @@ def _toy(sources: Sources) -> tuple[ZooLatents, Codec, np.ndarray]:
     codec = fit_codec(layout, np.asarray(to_tokens(layout, pooled)), tokens, np.ones(len(tokens)), 0)
     latents = jnp.stack([codec.encode(jnp.asarray(t)) for t in tokens])[:, None]
     held_out = held_out_regions(sources, 0.2, key=jax.random.key(1))
-    odds = jnp.asarray(np.where(held_out, 0.0, 1.0), jnp.float32)
-    return ZooLatents(latents, jnp.asarray(prompt), odds), codec, held_out
+    probabilities = jnp.asarray(np.where(held_out, 0.0, 1.0), jnp.float32)
+    return ZooLatents(latents, jnp.asarray(prompt), probabilities), codec, held_out
 
 
 def _train(sources: Sources, toy, config: PretrainConfig = _CONFIG, zoo: ZooLatents | None = None, devices=None):
@@ -115,8 +115,8 @@ def test_training_is_the_same_every_time(sources, toy, trained):
 def test_a_step_that_is_not_finite_is_named_exactly_and_the_steps_before_it_are_reported(sources, toy):
     latents, codec, held_out = toy
     region = int(np.flatnonzero(~held_out)[0])
-    rare = latents.odds.at[region].set(0.02)
-    broken = dataclasses.replace(latents, odds=rare, x0=latents.x0.at[region].set(jnp.nan))
+    rare = latents.probabilities.at[region].set(0.02)
+    broken = dataclasses.replace(latents, probabilities=rare, x0=latents.x0.at[region].set(jnp.nan))
     # The draws of every step are known before, so it is known when the broken region comes first.
     draw = jax.jit(functools.partial(draw_batch, broken, _CONFIG.batch))
     key = jax.random.split(jax.random.split(jax.random.key(2))[1])[0]
@@ -200,8 +200,10 @@ def test_held_out_regions_are_a_share_of_every_city_and_never_drawn(sources, toy
 
 def test_odds_say_how_often_a_region_is_drawn(toy):
     latents, _, _ = toy
-    odds = jnp.zeros(latents.odds.shape).at[jnp.asarray([3, 5])].set(jnp.asarray([1.0, 3.0]))
-    batch = jax.jit(lambda key: draw_batch(dataclasses.replace(latents, odds=odds), 2000, key=key))(jax.random.key(0))
+    probabilities = jnp.zeros(latents.probabilities.shape).at[jnp.asarray([3, 5])].set(jnp.asarray([1.0, 3.0]))
+    batch = jax.jit(lambda key: draw_batch(dataclasses.replace(latents, probabilities=probabilities), 2000, key=key))(
+        jax.random.key(0)
+    )
     share = (np.asarray(batch.region) == 5).mean()
     assert set(np.asarray(batch.region).tolist()) == {3, 5} and abs(share - 0.75) < 0.04
 

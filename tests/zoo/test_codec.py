@@ -52,11 +52,11 @@ def test_without_components_every_layer_is_scaled_by_its_own_spread(zoo):
     for layer in range(3):
         entries = (layout.layer_tokens() == layer)[:, None] & (layout.mask() > 0)
         spread = math.sqrt(np.average(np.square(deviations[:, entries]).mean(axis=1), weights=_WEIGHTS))
-        np.testing.assert_allclose(np.asarray(codec.spread)[entries], spread, rtol=1e-4)
+        np.testing.assert_allclose(np.asarray(codec.scale)[entries], spread, rtol=1e-4)
         np.testing.assert_allclose(
             np.asarray(codec.encode(jnp.asarray(tokens[2])))[entries], deviations[2][entries] / spread, atol=1e-2
         )
-    np.testing.assert_array_equal(np.asarray(codec.spread)[layout.mask() == 0], 1.0)
+    np.testing.assert_array_equal(np.asarray(codec.scale)[layout.mask() == 0], 1.0)
     np.testing.assert_array_equal(codec.mask(), layout.mask())
     assert codec.layer_of_row == layout.layer_of_token
 
@@ -72,14 +72,14 @@ def test_by_coordinate_each_is_scaled_by_its_own_spread_and_a_constant_one_stays
     own = np.sqrt(np.average(np.square(_centred((layout, pooled, tokens))), axis=0, weights=_WEIGHTS))
     varies = own > 1e-6
     assert varies.sum() == layout.mask().sum() - 7 and (layer != 1)[varies.any(axis=1)].all()
-    np.testing.assert_allclose(np.asarray(codec.spread)[varies], own[varies], rtol=1e-4)
+    np.testing.assert_allclose(np.asarray(codec.scale)[varies], own[varies], rtol=1e-4)
     latents = np.stack([codec.encode(jnp.asarray(vector)) for vector in tokens])
     np.testing.assert_allclose(np.average(np.square(latents), axis=0, weights=_WEIGHTS)[varies], 1.0, rtol=1e-3)
     # What never varies: a code of nothing but rounding, and one that is wrong by a whole unit hardly moves it.
     still = ~varies & (layout.mask() > 0)
     assert np.abs(latents[:, still]).max() < 0.1
     moved = np.asarray(codec.decode(jnp.asarray(latents[0] + layout.mask())))
-    assert np.abs(moved - tokens[0])[still].max() < 1.1 * 0.01 * np.asarray(plain.spread)[still].max()
+    assert np.abs(moved - tokens[0])[still].max() < 1.1 * 0.01 * np.asarray(plain.scale)[still].max()
     # The layer as a whole stays within a millionth of itself.
     assert np.abs(moved - tokens[0])[still & (layer == 1)].max() < 1e-5 * np.abs(tokens[0][still & (layer == 1)]).max()
 
@@ -87,7 +87,7 @@ def test_by_coordinate_each_is_scaled_by_its_own_spread_and_a_constant_one_stays
 def test_components_by_coordinate_are_those_of_the_correlations(zoo):
     layout, pooled, tokens = zoo
     codec = fit_codec(layout, pooled, tokens, _WEIGHTS, 2, "coordinate")
-    share, spread = _WEIGHTS / _WEIGHTS.sum(), np.asarray(codec.spread)
+    share, spread = _WEIGHTS / _WEIGHTS.sum(), np.asarray(codec.scale)
     for layer, basis in enumerate(codec.basis):
         own = layout.layer_tokens() == layer
         live = layout.mask()[own].reshape(-1) > 0

@@ -82,8 +82,8 @@ class TemporalConfig:
 class VisiblePatches:
     """Patches of B windows that the encoder may see, in any order; absent ones are padding."""
 
-    bins: Float[Array, "*devices B Q K"]  # in units of the city
-    share: Float[Array, "*devices B Q K"]  # observed share of every bin
+    bins: Float[Array, "*devices B Q bins"]  # in units of the city
+    share: Float[Array, "*devices B Q bins"]  # observed share of every bin
     times: Float[Array, "*devices B Q G"]  # see `time_encodings`
     present: Float[Array, "*devices B Q"]  # 1, or 0 for padding and for patches that must not be seen
 
@@ -165,8 +165,8 @@ class MaskedAutoencoder(nn.Module):
         weight = patches.present / jnp.maximum(patches.present.sum(axis=1, keepdims=True), 1.0)
         return x, jnp.einsum("bq,bqd->bd", weight, x)
 
-    def decode(self, tokens: jax.Array, patches: VisiblePatches, queries: Float[Array, "B M G"]) -> jax.Array:
-        """Bins [B, M, K], in units of the city, of the patches at the times of `queries`."""
+    def decode(self, tokens: jax.Array, patches: VisiblePatches, queries: Float[Array, "B queries G"]) -> jax.Array:
+        """Bins [B, queries, bins], in units of the city, of the patches at the times of `queries`."""
         size, heads = queries.shape[:2], self.config.heads
         x = self.query_in(queries.reshape(-1, queries.shape[-1])).reshape(*size, -1)
         for block in self.decoder:
@@ -200,14 +200,14 @@ class MaskedAutoencoder(nn.Module):
         mean, std = visible_scale(patches)
         return made * std + mean
 
-    def __call__(self, patches: VisiblePatches, queries: Float[Array, "B M G"]) -> Float[Array, "B M K"]:
+    def __call__(self, patches: VisiblePatches, queries: Float[Array, "B queries G"]) -> Float[Array, "B queries bins"]:
         """Bins, in units of the city, of the patches at the times of `queries`."""
         return self.decode(self.encode(patches)[0], patches, queries)
 
 
 def daily_profile(
-    bins: Float[Array, "B Q K"], weight: Float[Array, "B Q K"], hour: Float[Array, "B Q P"]
-) -> tuple[Float[Array, "B P K"], Float[Array, "B P K"]]:
+    bins: Float[Array, "B Q bins"], weight: Float[Array, "B Q bins"], hour: Float[Array, "B Q P"]
+) -> tuple[Float[Array, "B P bins"], Float[Array, "B P bins"]]:
     """The mean of what is visible at every time of day, with straight lines around the clock where nothing is.
 
     Args:

@@ -94,7 +94,7 @@ def pretrain_encoder(
 
     @jax.jit
     def start(bank: PatchBank, key: Key) -> Params:
-        example = draw_masked_windows(bank, config, 1, bank.odds[0], key=key)
+        example = draw_masked_windows(bank, config, 1, bank.probabilities[0], key=key)
         return module.init(key, example.visible, example.queries)["params"]
 
     best = train(
@@ -134,13 +134,13 @@ def make_encoder_step(
     module = MaskedAutoencoder(config)
 
     def masked(variables: Params, bank: PatchBank, part: Part, key: Key) -> tuple[jax.Array, jax.Array, dict]:
-        drawn = draw_masked_windows(bank, config, config.batch, bank.odds[0], key=jax.random.split(key)[0])
+        drawn = draw_masked_windows(bank, config, config.batch, bank.probabilities[0], key=jax.random.split(key)[0])
         mine = jax.tree.map(lambda leaf: leaf[part.numbers], drawn)
         return *masked_sums(module, variables, mine), {}
 
     def contrast(variables: Params, bank: PatchBank, part: Part, key: Key) -> tuple[jax.Array, jax.Array, dict]:
         del part
-        pairs = draw_pairs(bank, config, bank.odds[0], key=jax.random.split(key)[1])
+        pairs = draw_pairs(bank, config, bank.probabilities[0], key=jax.random.split(key)[1])
         return contrast_of(_embed_shared(module, variables, pairs), pairs), jnp.ones(()), {}
 
     terms = [
@@ -160,8 +160,8 @@ def _make_evaluate(
     def evaluate(variables: Params, bank: PatchBank, key: Key) -> dict[str, jax.Array]:
         def one_batch(key: Key) -> tuple[jax.Array, jax.Array]:
             window_key, pair_key = jax.random.split(key)
-            windows = draw_masked_windows(bank, config, config.batch, bank.odds[1], key=window_key)
-            pairs = draw_pairs(bank, config, bank.odds[1], key=pair_key)
+            windows = draw_masked_windows(bank, config, config.batch, bank.probabilities[1], key=window_key)
+            pairs = draw_pairs(bank, config, bank.probabilities[1], key=pair_key)
             return masked_loss(module, variables, windows), contrast_loss(module, variables, pairs)
 
         mine = share * jax.lax.axis_index(DEVICES) + jnp.arange(share, dtype=jnp.int32)
@@ -255,7 +255,7 @@ def encode(encoder: TemporalEncoder, city: City, span: Span) -> Float[np.ndarray
 
 def reconstruct(
     encoder: TemporalEncoder, patches: Patches, visible: Bool[np.ndarray, "N Q"]
-) -> Float[np.ndarray, "N Q K"]:
+) -> Float[np.ndarray, "N Q bins"]:
     """What the autoencoder makes of every patch from the visible ones alone.
 
     Args:
@@ -264,7 +264,7 @@ def reconstruct(
       visible: which patches of which region it may see.
 
     Returns:
-      float32 [N, Q, K], in units of the city, as `patches.bins`.
+      float32 [N, Q, bins], in units of the city, as `patches.bins`.
     """
     return np.asarray(_apply_rows(encoder, *_arguments(patches, visible), encode=False))
 
@@ -294,7 +294,7 @@ def _apply_rows(
     *,
     encode: bool,
 ) -> jax.Array:
-    """Embeddings [N, E] of all regions where `encode`, else their reconstructed bins [N, Q, K]; some at a time."""
+    """Embeddings [N, E] of all regions where `encode`, else their reconstructed bins [N, Q, bins]; some at a time."""
     module = MaskedAutoencoder(encoder.config)
 
     def one(row: tuple[jax.Array, ...]) -> jax.Array:

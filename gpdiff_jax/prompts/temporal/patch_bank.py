@@ -19,14 +19,16 @@ from gpdiff_jax.typing import Key
 class PatchBank:
     """The patches of all training spans, end to end, region after region."""
 
-    bins: Float[Array, "*devices X K"]  # in units of the city
-    share: Float[Array, "*devices X K"]
+    bins: Float[Array, "*devices X bins"]  # in units of the city
+    share: Float[Array, "*devices X bins"]
     clock: Float[Array, "*devices patches F"]
     offset: Int[Array, "*devices R"]  # where a region's patches begin
     clock_offset: Int[Array, "*devices R"]  # where its city's rows of `clock` begin
     count: Int[Array, "*devices R"]  # patches of its span
     scale: Float[Array, "*devices R"]  # its deviation over the span, in units of the city
-    odds: Float[Array, "*devices 2 R"]  # how often a region is drawn for training and for choosing, cities alike
+    probabilities: Float[
+        Array, "*devices 2 R"
+    ]  # of a region being drawn, for training and for validation; cities alike
 
 
 @flax.struct.dataclass
@@ -34,9 +36,9 @@ class MaskedWindows:
     """B windows with most patches hidden, and some of the hidden ones to reconstruct."""
 
     visible: VisiblePatches
-    queries: Float[Array, "*devices B M G"]  # time encodings of hidden patches
-    target: Float[Array, "*devices B M K"]  # their bins
-    weight: Float[Array, "*devices B M K"]  # share observed; 0 on padding
+    queries: Float[Array, "*devices B queries G"]  # time encodings of hidden patches
+    target: Float[Array, "*devices B queries bins"]  # their bins
+    weight: Float[Array, "*devices B queries bins"]  # share observed; 0 on padding
     scale: Float[Array, "*devices B"]
 
 
@@ -50,12 +52,12 @@ def build_patch_bank(cities: Sequence[City], spans: Sequence[Span], config: Temp
       key: decides which regions are held out of every city.
 
     Returns:
-      The bank. A city of one region holds none out, and chooses on what it trains on.
+      The bank. The one region of a city serves training and validation.
 
     Raises:
       InputError: see `cut_patches`.
     """
-    bins, share, clock, counts, clock_starts, scales, odds = [], [], [], [], [], [], []
+    bins, share, clock, counts, clock_starts, scales, probabilities = [], [], [], [], [], [], []
     for index, (city, span) in enumerate(zip(cities, spans, strict=True)):
         patches = cut_patches(city, span, config.patch_minutes, config.bins)
         kept = patches.observed.any(axis=1)
@@ -70,8 +72,8 @@ def build_patch_bank(cities: Sequence[City], spans: Sequence[Span], config: Temp
         if regions > 1:
             count = min(max(1, round(config.held_out_share * regions)), regions - 1)
             held[np.asarray(jax.random.permutation(jax.random.fold_in(key, index), regions))[:count]] = True
-        choosing = held if held.any() else ~held
-        odds.append(np.stack([~held / (~held).sum(), choosing / choosing.sum()]) / len(cities))
+        validation = held if held.any() else ~held
+        probabilities.append(np.stack([~held / (~held).sum(), validation / validation.sum()]) / len(cities))
     arrays = {
         "bins": np.concatenate(bins),
         "share": np.concatenate(share),
@@ -80,13 +82,13 @@ def build_patch_bank(cities: Sequence[City], spans: Sequence[Span], config: Temp
         "clock_offset": np.asarray(clock_starts, np.int32),
         "count": np.asarray(counts, np.int32),
         "scale": np.concatenate(scales).astype(np.float32),
-        "odds": np.concatenate(odds, axis=1).astype(np.float32),
+        "probabilities": np.concatenate(probabilities, axis=1).astype(np.float32),
     }
     return PatchBank(**jax.device_put(arrays))
 
 
 def draw_masked_windows(
-    bank: PatchBank, config: TemporalConfig, batch: int, odds: jax.Array, *, key: Key
+    bank: PatchBank, config: TemporalConfig, batch: int, probabilities: jax.Array, *, key: Key
 ) -> MaskedWindows:
     """Draws windows of random regions, lengths and starts, and hides most of their patches.
 
@@ -96,7 +98,7 @@ def draw_masked_windows(
       bank: the patches.
       config: sizes.
       batch: B.
-      odds: [R], how often every region is drawn.
+      probabilities: [R], how often every region is drawn.
       key: random key.
 
     Returns:
@@ -104,57 +106,59 @@ def draw_masked_windows(
     """
     keys = jax.random.split(key, 7)
     most = config.train_days * config.patches_per_day
-    region = jax.random.categorical(keys[0], jnp.log(odds), shape=(batch,)).astype(jnp.int32)
+    region = jax.random.categorical(keys[0], jnp.log(probabilities), shape=(batch,)).astype(jnp.int32)
     longest = jnp.minimum(bank.count[region], most).astype(jnp.float32)
     shortest = jnp.float32(config.patches_per_day)
     length = shortest * (longest / shortest) ** jax.random.uniform(keys[1], (batch,))
     length = jnp.clip(jnp.round(length).astype(jnp.int32), 1, most)
-    room = (bank.count[region] - length + 1).astype(jnp.float32)
-    start = jnp.floor(room * jax.random.uniform(keys[2], (batch,))).astype(jnp.int32)
+    num_starts = (bank.count[region] - length + 1).astype(jnp.float32)
+    start = jnp.floor(num_starts * jax.random.uniform(keys[2], (batch,))).astype(jnp.int32)
     # Which patches are visible, and which hidden, among those with a reading: the first of a random order.
     place = jnp.arange(most, dtype=jnp.int32)[None]
     rows = (bank.offset[region] + start)[:, None] + jnp.minimum(place, length[:, None] - 1)
     observed = (bank.share[rows].sum(axis=2) > 0) & (place < length[:, None])
-    total = observed.sum(axis=1, keepdims=True)
-    shown = jnp.round((1.0 - config.masked_share) * total.astype(jnp.float32)).astype(jnp.int32)
-    shown = jnp.clip(shown, 1, jnp.maximum(total - 1, 1))
+    num_observed = observed.sum(axis=1, keepdims=True)
+    shown = jnp.round((1.0 - config.masked_share) * num_observed.astype(jnp.float32)).astype(jnp.int32)
+    shown = jnp.clip(shown, 1, jnp.maximum(num_observed - 1, 1))
     order = jnp.argsort(jnp.where(observed, jax.random.uniform(keys[3], observed.shape), 2.0), axis=1)
-    slots = max(1, round((1.0 - config.masked_share) * most))
-    rank = jnp.arange(slots)[None], shown + jnp.arange(min(config.queries, most))[None]
-    visible, hidden = (jnp.take_along_axis(order, jnp.minimum(r, most - 1), axis=1) for r in rank)
-    # Where a window's days are counted from means nothing, so a longer window than any here is read as well.
+    most_visible = max(1, round((1.0 - config.masked_share) * most))
+    visible_rank, hidden_rank = jnp.arange(most_visible)[None], shown + jnp.arange(min(config.queries, most))[None]
+    visible, hidden = (
+        jnp.take_along_axis(order, jnp.minimum(rank, most - 1), axis=1) for rank in (visible_rank, hidden_rank)
+    )
+    # A random origin of the days, so that the encoder reads windows longer than those in training as well.
     origin = LONGEST_PERIOD * jax.random.uniform(keys[4], (batch, 1))
     # Cities keep different hours: what is hidden is to be read off the visible patches too, not off the clock alone.
-    moved = jnp.floor(room * jax.random.uniform(keys[5], (batch,))).astype(jnp.int32)
-    clock = jnp.where(jax.random.uniform(keys[6], (batch,)) < config.shifted_share, moved, start)
+    moved = jnp.floor(num_starts * jax.random.uniform(keys[5], (batch,))).astype(jnp.int32)
+    clock_start = jnp.where(jax.random.uniform(keys[6], (batch,)) < config.shifted_share, moved, start)
 
     def gather(places: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         place = jnp.minimum(places, length[:, None] - 1)
         row = (bank.offset[region] + start)[:, None] + place
         days = origin + place.astype(jnp.float32) / np.float32(config.patches_per_day)
-        times = time_encodings(bank.clock[(bank.clock_offset[region] + clock)[:, None] + place], days)
+        times = time_encodings(bank.clock[(bank.clock_offset[region] + clock_start)[:, None] + place], days)
         return bank.bins[row], bank.share[row], times
 
     bins, share, times = gather(visible)
     target, weight, queries = gather(hidden)
-    present = (rank[0] < shown).astype(jnp.float32)
-    hidden = (rank[1] < total).astype(jnp.float32)
+    present = (visible_rank < shown).astype(jnp.float32)
+    is_query = (hidden_rank < num_observed).astype(jnp.float32)
     return MaskedWindows(
         visible=VisiblePatches(bins, share, times, present),
         queries=queries,
         target=target,
-        weight=weight * hidden[..., None],
+        weight=weight * is_query[..., None],
         scale=bank.scale[region],
     )
 
 
-def draw_pairs(bank: PatchBank, config: TemporalConfig, odds: jax.Array, *, key: Key) -> VisiblePatches:
+def draw_pairs(bank: PatchBank, config: TemporalConfig, probabilities: jax.Array, *, key: Key) -> VisiblePatches:
     """Draws regions of one city, and of each two whole windows that share no patch.
 
     Args:
       bank: the patches.
       config: sizes.
-      odds: [R], how often every region is drawn.
+      probabilities: [R], how often every region is drawn.
       key: random key.
 
     Returns:
@@ -162,15 +166,15 @@ def draw_pairs(bank: PatchBank, config: TemporalConfig, odds: jax.Array, *, key:
     """
     keys = jax.random.split(key, 4)
     count, most = config.contrast_pairs, config.contrast_days * config.patches_per_day
-    first = jax.random.categorical(keys[0], jnp.log(odds))
-    of_city = jnp.where(bank.clock_offset == bank.clock_offset[first], odds, 0.0)
+    first = jax.random.categorical(keys[0], jnp.log(probabilities))
+    of_city = jnp.where(bank.clock_offset == bank.clock_offset[first], probabilities, 0.0)
     # Without replacement: the largest of so many Gumbel draws.
     draws = jnp.log(of_city) + jax.random.gumbel(keys[1], of_city.shape)
-    value, region = jax.lax.top_k(draws, min(count, len(odds)))
+    value, region = jax.lax.top_k(draws, min(count, len(probabilities)))
     region = jnp.where(jnp.isfinite(value), region, region[0]).astype(jnp.int32)
     length = jnp.minimum(most, bank.count[first] // 2)
-    room = (bank.count[first] - 2 * length + 1).astype(jnp.float32)
-    starts = jnp.sort(jnp.floor(room * jax.random.uniform(keys[2], (2,)))).astype(jnp.int32)
+    num_starts = (bank.count[first] - 2 * length + 1).astype(jnp.float32)
+    starts = jnp.sort(jnp.floor(num_starts * jax.random.uniform(keys[2], (2,)))).astype(jnp.int32)
     starts = starts + jnp.stack([jnp.zeros_like(length), length])
     place = jnp.minimum(jnp.arange(most, dtype=jnp.int32), length - 1)
     step = jnp.repeat(starts[:, None] + place[None], region.shape[0], axis=0)

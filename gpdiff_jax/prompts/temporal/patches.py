@@ -19,8 +19,8 @@ _SMALLEST_UNIT = 1e-3  # in the data's units, for a city that does not move
 class Patches(NamedTuple):
     """Q consecutive patches of K bins, of all regions of one city."""
 
-    bins: Float[np.ndarray, "N Q K"]  # mean of the observed readings in units of `unit`; 0 where there is none
-    share: Float[np.ndarray, "N Q K"]  # share of the bin that was observed, 0..1
+    bins: Float[np.ndarray, "N Q bins"]  # mean of the observed readings in units of `unit`; 0 where there is none
+    share: Float[np.ndarray, "N Q bins"]  # share of the bin that was observed, 0..1
     clock: Float[np.ndarray, "Q F"]  # time of day and day of week at which each patch begins
     days: Float[np.ndarray, " Q"]  # days since the first patch
     unit: float  # data units: the median over regions of their standard deviation
@@ -31,7 +31,7 @@ class Patches(NamedTuple):
         return self.share.sum(axis=2) > 0
 
 
-def bin_weights(interval_minutes: int, patch_minutes: int, bins: int) -> Float[np.ndarray, "K s"]:
+def bin_weights(interval_minutes: int, patch_minutes: int, bins: int) -> Float[np.ndarray, "bins s"]:
     """The share of every bin of a patch that each of its steps covers; rows sum to 1.
 
     A step shorter than a bin falls into one or two of them, a longer one covers several.
@@ -97,7 +97,9 @@ def cut_patches(city: City, span: Span, patch_minutes: int, bins: int) -> Patche
     )
 
 
-def region_deviations(bins: Float[np.ndarray, "N Q K"], share: Float[np.ndarray, "N Q K"]) -> Float[np.ndarray, " N"]:
+def region_deviations(
+    bins: Float[np.ndarray, "N Q bins"], share: Float[np.ndarray, "N Q bins"]
+) -> Float[np.ndarray, " N"]:
     """Standard deviation of every region over its observed bins; 0 where nothing was observed."""
     count = np.maximum(share.sum(axis=(1, 2), dtype=np.float64), 1e-9)
     mean = (share * bins).sum(axis=(1, 2), dtype=np.float64) / count

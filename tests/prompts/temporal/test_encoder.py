@@ -245,12 +245,12 @@ def test_windows_show_a_quarter_and_ask_for_the_rest(city):
     # Every patch is known by its number.
     numbers = jnp.broadcast_to(jnp.arange(len(bank.bins), dtype=jnp.float32)[:, None], bank.bins.shape)
     bank = dataclasses.replace(bank, bins=numbers)
-    windows = _draw_windows(bank, _STILL, 200, bank.odds[0], key=jax.random.key(1))
+    windows = _draw_windows(bank, _STILL, 200, bank.probabilities[0], key=jax.random.key(1))
     present = np.asarray(windows.visible.present) > 0
     shown_bins, asked_bins = np.asarray(windows.visible.bins), np.asarray(windows.target)
     hidden = np.asarray(windows.weight).max(axis=2) > 0
-    held = np.flatnonzero(np.asarray(bank.odds[0]) == 0)
-    assert len(held) == 1 and np.asarray(bank.odds[1])[held] == pytest.approx(1.0)
+    held = np.flatnonzero(np.asarray(bank.probabilities[0]) == 0)
+    assert len(held) == 1 and np.asarray(bank.probabilities[1])[held] == pytest.approx(1.0)
     observed, per_region = np.asarray(bank.share).sum(axis=1) > 0, int(bank.count[0])
     lengths = []
     for row in range(200):
@@ -272,7 +272,7 @@ def test_shifted_windows_keep_their_readings_and_are_told_another_time(city):
     bank = build_patch_bank([city], [Span(0, 240)], _TINY, key=jax.random.key(0))
     changed = dataclasses.replace(_STILL, shifted_share=0.9)
     first, second = (
-        _draw_windows(bank, config, 200, bank.odds[0], key=jax.random.key(1)) for config in (_STILL, changed)
+        _draw_windows(bank, config, 200, bank.probabilities[0], key=jax.random.key(1)) for config in (_STILL, changed)
     )
     np.testing.assert_array_equal(first.target, second.target)
     np.testing.assert_array_equal(first.weight, second.weight)
@@ -287,14 +287,14 @@ def test_pairs_are_whole_windows_of_the_same_regions_that_share_nothing(simulate
     bank = dataclasses.replace(bank, bins=numbers)
     observed, cities = np.asarray(bank.share).sum(axis=1) > 0, set()
     for seed in range(8):
-        pairs = _draw_pairs(bank, _TINY, bank.odds[0], key=jax.random.key(seed))
+        pairs = _draw_pairs(bank, _TINY, bank.probabilities[0], key=jax.random.key(seed))
         places = np.asarray(pairs.bins[:, :, 0]).astype(int)
         present = np.asarray(pairs.present) > 0
         np.testing.assert_array_equal(present, observed[places])
         regions = places // int(bank.count[0])
         assert (regions == regions[:, :1]).all() and len(set(regions[:6, 0])) == 6
         np.testing.assert_array_equal(regions[:6, 0], regions[6:, 0])
-        assert (np.asarray(bank.odds[0])[regions[:, 0]] > 0).all()
+        assert (np.asarray(bank.probabilities[0])[regions[:, 0]] > 0).all()
         assert (places[:6, -1] < places[6:, 0]).all() and (np.diff(places, axis=1) == 1).all()
         assert len(set(regions[:, 0] // 8)) == 1
         cities |= set(regions[:, 0] // 8)

@@ -17,25 +17,24 @@ from collections.abc import Iterator
 from gpdiff_jax.errors import InputError
 
 _NAME = ".lock"
-_held: dict[pathlib.Path, int] = {}  # descriptors of this process's locks, which close with it
+# Descriptors of this process's locks, which close with it, and how often each was taken.
+_held: dict[pathlib.Path, tuple[int, int]] = {}
 
 
-def lock_folder(folder: pathlib.Path, *, outside: bool = False) -> bool:
-    """Locks a folder for this process, until `unlock_folder` or the end of the process.
+def lock_folder(folder: pathlib.Path, *, outside: bool = False) -> None:
+    """Locks a folder for this process, until as many calls of `unlock_folder`, or the end of the process.
 
     Args:
       folder: an existing folder.
       outside: keep the lock's file beside the folder, which need not exist or may be replaced as a whole.
 
-    Returns:
-      True, or False where this process held the lock already.
-
     Raises:
       InputError: another process holds it; names that.
     """
     path = _path(folder, outside)
-    if path in _held and _is_open(_held[path], path):
-        return False
+    if path in _held and _is_open(_held[path][0], path):
+        _held[path] = _held[path][0], _held[path][1] + 1
+        return
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _acquire(descriptor, folder)
@@ -49,14 +48,16 @@ def lock_folder(folder: pathlib.Path, *, outside: bool = False) -> bool:
     except BaseException:
         os.close(descriptor)
         raise
-    _held[path] = descriptor
-    return True
+    _held[path] = descriptor, 1
 
 
 def unlock_folder(folder: pathlib.Path, *, outside: bool = False) -> None:
-    """Gives a folder's lock back; does nothing where this process holds none."""
-    descriptor = _held.pop(_path(folder, outside), None)
-    if descriptor is not None:
+    """Undoes one `lock_folder`, the last of which gives the lock back; does nothing where this process holds none."""
+    path = _path(folder, outside)
+    descriptor, count = _held.pop(path, (None, 0))
+    if descriptor is not None and count > 1:
+        _held[path] = descriptor, count - 1
+    elif descriptor is not None:
         os.close(descriptor)
 
 
@@ -66,18 +67,18 @@ def locked_folder(folder: pathlib.Path | None, *, outside: bool = False) -> Iter
     if folder is None:
         yield
         return
-    is_new = lock_folder(folder, outside=outside)
+    lock_folder(folder, outside=outside)
     try:
         yield
     finally:
-        if is_new:
-            unlock_folder(folder, outside=outside)
+        unlock_folder(folder, outside=outside)
 
 
 def refuse_if_locked(folder: pathlib.Path) -> None:
     """Raises `InputError` at once where another process writes into a folder; makes no folder and no file."""
     if (folder / _NAME).is_file():
         lock_folder(folder)
+        unlock_folder(folder)
 
 
 def _path(folder: pathlib.Path, outside: bool) -> pathlib.Path:

@@ -146,6 +146,11 @@ class Hypernetwork:
           InputError: the city has another interval or kind than those that the generator was trained on; see
             `target_prompts`.
         """
+        if len(city.feature_names) > 1:
+            raise InputError(
+                f"city {city.name!r} has {len(city.feature_names)} channels; select one of {city.feature_names} by "
+                "`select_channels(city, NAME)[0]`"
+            )
         self.check_city(label_of(city), any_kind=any_kind)
         data = self.data
         return target_prompts(

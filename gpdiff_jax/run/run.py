@@ -25,7 +25,7 @@ from gpdiff_jax.run.diagnosis import write_diagnosis, write_inspection
 from gpdiff_jax.run.folder import open_run_folder
 from gpdiff_jax.run.methods import held_methods, method_forecast
 from gpdiff_jax.run.results import evaluate, results_table
-from gpdiff_jax.run.settings import METHODS, Settings
+from gpdiff_jax.run.settings import METHODS, Settings, choose_methods
 from gpdiff_jax.run.stages import Stages
 from gpdiff_jax.transfer.evaluate import MethodForecast, step_names
 
@@ -34,7 +34,8 @@ class Run(Stages):
     """A run in its folder: what `python -m experiments.transfer` and its stages do, for those who import.
 
     Nothing is trained until it is asked for. `zoo`, `hypernetwork`, `generated` and the other properties make what the
-    folder does not hold yet, or read it. While the run is open, no other process may write into its folder.
+    folder does not hold yet, or read it. While the run is open, no other process may write into its folder. Make one by
+    `Run.open`.
 
     Example:
       >>> import gpdiff_jax as gpd
@@ -43,6 +44,12 @@ class Run(Stages):
       ...     print(run.table())
       ...     forecasts = run.forecast("gpdiff_few_shot").forecast
     """
+
+    is_locked = False  # whether closing gives a lock back
+
+    def __repr__(self) -> str:
+        cities = ", ".join(city.name for city in self.source_cities)
+        return f"<Run in {str(self.folder)!r}: {cities} to {self.target_cities[0].name}>"
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], settings: Settings, *, cities: Sequence[City] | None = None) -> "Run":
@@ -73,6 +80,7 @@ class Run(Stages):
         run = cls(settings, place, sources, targets)
         run.check()
         open_run_folder(folder, settings, [*sources, *targets])
+        run.is_locked = True
         for line in run.notes(whole):
             print(line, file=sys.stderr)
         return run
@@ -138,7 +146,8 @@ class Run(Stages):
           InputError: there is no such method or channel.
         """
         if method not in METHODS:
-            raise InputError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}")
+            choose_methods((method,))  # names the nearest
+            raise InputError(f"`method` is one method, got {method!r}; `evaluate` makes those of the settings")
         if not 0 <= channel < len(self.target_cities):
             raise InputError(f"`channel` must be at least 0 and below {len(self.target_cities)}, got {channel}")
         held_methods(self)
@@ -164,8 +173,10 @@ class Run(Stages):
         return write_inspection(self)
 
     def close(self) -> None:
-        """Lets other processes write into the folder again."""
-        unlock_folder(self.folder)
+        """Lets other processes write into the folder again; ask a closed run for nothing that its folder lacks."""
+        if self.is_locked:
+            unlock_folder(self.folder)
+        self.is_locked = False
 
     def __enter__(self) -> "Run":
         return self

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,7 +60,9 @@ class Settings:
     """A run: where its cities are, and the configuration of every component; `small` is the default of every size.
 
     `data_dir` holds one NAME.npz for each of `sources` and for `target`. It is None where the cities are simulated, as
-    `simulation` says, or given to `Run.open` from memory.
+    `simulation` says, or passed to `Run.open` from memory. Every city is brought to `interval_minutes`; `channels` is
+    "first", "each" or the name of one; readings above `missing_above` are missing. `methods` holds names of methods, or
+    "default" or "all". The number of support days, covariates and windows are in `data`, samples in `generate`.
 
     Raises:
       InputError: two settings that do not go together, a city that is named twice, or a method that is none.
@@ -93,6 +96,15 @@ class Settings:
     methods: tuple[str, ...] = DEFAULT_METHODS
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "methods", choose_methods(self.methods))
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"`seed` must be at least 0 and below 2 ** 31, got {self.seed}")
+        named = {"data_dir": self.data_dir, "sources": self.sources, "target": self.target}
+        for lacking in ("sources", "target"):
+            if any(named.values()) and not named[lacking]:
+                raise InputError(f"`{lacking}` is missing, the names of cities; without any, cities are simulated")
+        if self.simulation is not None and any(named.values()):
+            raise InputError("the settings name cities and a `simulation` of cities; leave one of the two out")
         for name in self.sources:
             if self.sources.count(name) > 1:
                 raise InputError(f"`sources` names {name!r} twice; name every city once")
@@ -101,7 +113,6 @@ class Settings:
         check_sampler(self.generate.sampler, self.pretrain.denoiser.schedule)
         parts = sum((SPATIAL_OF_PART[part] for part in self.prompts.parts), ())
         check_conditioning(self.pretrain.denoiser.conditioning, parts)
-        choose_methods(self.methods)
 
     @classmethod
     def from_preset(cls, preset: str, *, model: str = "stgcn", **changes: Any) -> "Settings":
@@ -110,19 +121,28 @@ class Settings:
         Args:
           preset: sizes: "tiny" to check the path, "demo" for some dozens of regions, "small" for hundreds on two cores.
           model: name of a registered model, or a Python file that registers one; the file is read.
-          **changes: fields of `Settings` to be others than the preset's. Without `sources`, cities are simulated.
+          **changes: fields of `Settings` to be others than the preset's. A configuration is taken whole: to change one
+            number of the preset's, replace it in the preset's own, as below. Without names of cities, they are
+            simulated.
 
         Returns:
           The settings.
 
         Raises:
-          InputError: there is no such preset, or see `Settings` and `read_model_file`.
+          InputError: there is no such preset or field, or see `Settings`; or the model's file registers none.
+
+        Example:
+          >>> import dataclasses, gpdiff_jax as gpd
+          >>> settings = gpd.Settings.from_preset("tiny", seed=1, methods=("default",))
+          >>> data = dataclasses.replace(settings.data, covariates="calendar", support_days=2)
+          >>> settings = dataclasses.replace(settings, data=data)
         """
         if preset not in PRESETS:
             raise InputError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
+        changes = {name: _checked(name, value) for name, value in changes.items()}
         if model.endswith(".py"):
             model, changes["model_file_sha256"] = read_model_file(model)
-        if "sources" not in changes:
+        if not any(changes.get(name) for name in ("data_dir", "sources", "target")):
             changes.setdefault("simulation", SimulationConfig(interval_minutes=changes.get("interval_minutes", 60)))
         return cls(model=model, **{**_SIZES[preset], **changes})
 
@@ -141,6 +161,29 @@ class Settings:
         """How a run is computed, and from where, by the names of the settings; another way gives the same results."""
         settings = dataclasses.asdict(self)
         return {".".join(path): functools.reduce(dict.__getitem__, path, settings) for path in _EXECUTION}
+
+
+def _checked(name: str, value: Any) -> Any:
+    """A field of `Settings` as a user gives it: a path becomes a string, a list of names a tuple.
+
+    Raises:
+      InputError: there is no such field, or it is of another type.
+    """
+    fields = {field.name: field.default for field in dataclasses.fields(Settings)}
+    if name not in fields:
+        within = [
+            one for one, default in fields.items() if hasattr(default, name) and dataclasses.is_dataclass(default)
+        ]
+        near = difflib.get_close_matches(name, fields, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else "`Settings` lists its fields"
+        raise InputError(f"the settings have no `{name}`; {f'it is a field of `{within[0]}`' if within else hint}")
+    if dataclasses.is_dataclass(fields[name]) and type(value) is not type(fields[name]):
+        raise InputError(f"`{name}` must be a {type(fields[name]).__name__}, got {type(value).__name__}")
+    if name in ("sources", "methods"):
+        if isinstance(value, str):
+            raise InputError(f"`{name}` must be a tuple of names, got {value!r}")
+        return tuple(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 _SIZES: dict[str, dict[str, Any]] = {

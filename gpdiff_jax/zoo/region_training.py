@@ -67,8 +67,9 @@ class HarvestConfig:
             raise InputError(f"`averaging` must be below 1, got {self.averaging}")
         if self.steps % self.evaluate_every or self.steps < self.snapshots * self.evaluate_every:
             raise InputError(
-                f"the steps of a region (={self.steps}) must be a multiple of {self.evaluate_every}, after which each "
-                f"snapshot is taken, and at least {self.snapshots * self.evaluate_every} for {self.snapshots} snapshots"
+                f"`steps` of a region (={self.steps}) must be a multiple of `evaluate_every` (={self.evaluate_every}), "
+                f"after which each snapshot is taken, and at least that times `snapshots` (={self.snapshots}), "
+                f"{self.snapshots * self.evaluate_every}; change one of them"
             )
 
     @property

@@ -8,6 +8,7 @@ import pytest
 
 import gpdiff_jax as gpd
 from gpdiff_jax.models import protocol
+from gpdiff_jax.run.settings import METHODS
 from tests.runs import tiny_settings, without_seconds
 
 
@@ -20,12 +21,17 @@ def test_cities_from_memory_are_those_of_the_files(finished, data_dir, tmp_path)
     shutil.copytree(folder, tmp_path / "run")
     settings = dataclasses.replace(tiny_settings(data_dir), data_dir=None)
     with gpd.Run.open(tmp_path / "run", settings, cities=_cities(data_dir)) as run:
-        assert run.evaluate() == content
+        assert run.evaluate() == content and repr(run).endswith("run': crowd_0, crowd_1 to crowd_2>")
         assert run.table().splitlines()[1].split()[0] in content["methods"]
         made = run.forecast("gpdiff_few_shot")
         with np.load(folder / "forecasts.npz") as held:
             np.testing.assert_array_equal(made.forecast, held["gpdiff_few_shot"])
-        for method, channel, words in [("magic", 0, "`method` must be one of"), ("last_value", 1, "below 1, got 1")]:
+        mistakes = [
+            ("magic", 0, "`methods` names 'magic', which is no method"),
+            ("all", 0, "`method` is one method, got 'all'"),
+            ("last_value", 1, "below 1, got 1"),
+        ]
+        for method, channel, words in mistakes:
             with pytest.raises(gpd.InputError, match=words):
                 run.forecast(method, channel)
 
@@ -57,7 +63,9 @@ def test_a_preset_takes_a_model_of_ones_own_and_refuses_what_does_not_go_togethe
     settings = gpd.Settings.from_preset("tiny", model=str(tmp_path / "own.py"), seed=3)
     assert (settings.model, settings.seed, settings.data.variants) == ("own", 3, 4)
     assert settings.simulation == gpd.SimulationConfig() and len(settings.model_file_sha256) == 64
-    assert gpd.Settings.from_preset("small", data_dir="d", sources=("a",), target="b").simulation is None
+    named = gpd.Settings.from_preset("small", data_dir=tmp_path, sources=["a"], target="b", methods=["all"])
+    assert named.simulation is None and (named.data_dir, named.sources) == (str(tmp_path), ("a",))
+    assert named.methods == METHODS
     for changes, words in [
         ({"sources": ("a", "a"), "target": "b"}, "`sources` names 'a' twice"),
         ({"sources": ("a", "b"), "target": "b"}, "target 'b' is also a source"),
@@ -65,6 +73,15 @@ def test_a_preset_takes_a_model_of_ones_own_and_refuses_what_does_not_go_togethe
             {"methods": ("gpdiff_few",)},
             "`methods` names 'gpdiff_few', which is no method; did you mean gpdiff_few_shot",
         ),
+        ({"methods": "all"}, "`methods` must be a tuple of names, got 'all'"),
+        ({"sources": "ab", "target": "b"}, "`sources` must be a tuple of names, got 'ab'"),
+        ({"data_dir": "d", "target": "b"}, "`sources` is missing, the names of cities; without any, cities are simu"),
+        ({"data_dir": "d", "sources": ("a",)}, "`target` is missing"),
+        ({"data_dir": "d"}, "`sources` is missing"),
+        ({"data": {"covariates": "calendar"}}, "`data` must be a DataConfig, got dict"),
+        ({"seed": -1}, "`seed` must be at least 0 and below 2 .. 31, got -1"),
+        ({"covariates": "calendar"}, "the settings have no `covariates`; it is a field of `data`"),
+        ({"targett": "b"}, "the settings have no `targett`; did you mean `target`"),
         ({"generate": gpd.GenerateConfig(sampler="euler")}, "`sampler` 'euler' needs schedule 'rectified_flow'"),
     ]:
         with pytest.raises(gpd.InputError, match=words):

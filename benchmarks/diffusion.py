@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
     for name, shape in ({} if quick and on_cpu else _TOKENS).items():
         sizes[name] = shape, PretrainConfig(denoiser=_PUBLISHED, batch=batch)
     for name, (shape, config) in sizes.items():
-        ours = _our_steps(TrainingData(data.sources, _random_codes(shape), data.codec), config, functional=False)
+        ours = _our_steps(TrainingData(data.sources, _random_latents(shape), data.codec), config, functional=False)
         peers = _peers(shape, config, quick) if flags.FLAGS.peer else {}
         _measure(name, ours, ceiling, peers, quick)
     _measure_draws(data, own, quick)
@@ -145,7 +145,7 @@ def _simulated() -> tuple[TrainingData, Prompts]:
     return TrainingData(sources, latents, codec), sources.prompts
 
 
-def _random_codes(shape: tuple[int, ...]) -> ZooLatents:
+def _random_latents(shape: tuple[int, ...]) -> ZooLatents:
     keys = jax.random.split(jax.random.key(1))
     x0 = jax.random.normal(keys[0], (64, 1, *shape))
     return ZooLatents(x0, jax.random.normal(keys[1], (1, 64, _PROMPT_WIDTH)), jnp.ones(64))

@@ -37,6 +37,7 @@ from gpdiff_jax.run.run import Run
 from gpdiff_jax.run.settings import Settings
 from gpdiff_jax.training.caches import clear_caches
 from gpdiff_jax.training.compilation_cache import enable_compilation_cache
+from gpdiff_jax.training.parallel import use_every_core
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.forecasts import forecast
 from gpdiff_jax.transfer.new_city import (
@@ -105,4 +106,5 @@ __all__ = [
     "select_channels",
     "simulate_cities",
     "target_prompts",
+    "use_every_core",
 ]

@@ -81,7 +81,7 @@ def source_response(
         error, spread = share @ means / share.sum() if share.any() else (np.nan, np.nan)
         return float(error), float(spread)
 
-    def told_by(order: np.ndarray) -> tuple[float, float]:
+    def error_of_order(order: np.ndarray) -> tuple[float, float]:
         def params_of(variant: int) -> Params:
             values = zoo.prompts.values[variant, jnp.asarray(order[rows])][None]
             shuffled = Prompts(values, ids, zoo.prompts.names)
@@ -90,7 +90,7 @@ def source_response(
         return measure(params_of)
 
     everyone = np.arange(zoo.num_regions)
-    error, spread = told_by(everyone)
+    error, spread = error_of_order(everyone)
     layout = hypernetwork.codec.layout
     own = jnp.asarray(best_tokens(zoo, layout)[rows])
     harvested = _repeated(jax.vmap(partial(from_tokens, layout))(own), config.samples)
@@ -103,7 +103,7 @@ def source_response(
     }
     for suffix, groups in (("", zoo.city_index), ("_across", np.zeros(zoo.num_regions, int))):
         orders = [shuffle(groups, key=jax.random.fold_in(shuffle_key, number)) for number in range(shuffles)]
-        found |= _rise([told_by(order)[0] for order in orders], error, suffix)
+        found |= _rise([error_of_order(order)[0] for order in orders], error, suffix)
     return _measured(found)
 
 
@@ -139,16 +139,16 @@ def target_response(
         sums = np.asarray(_target_errors(hypernetwork.model, target, params), np.float64).sum(axis=0)
         return (float(sums[0] / sums[2]), float(sums[1] / sums[2])) if sums[2] else (np.nan, np.nan)
 
-    def told_by(order: np.ndarray) -> tuple[float, float]:
+    def error_of_order(order: np.ndarray) -> tuple[float, float]:
         shuffled = dataclasses.replace(prompts, values=prompts.values[:, jnp.asarray(order)])
         return measure(hypernetwork.generate(shuffled, key=draw_key, config=config).params)
 
     regions = target.num_regions
-    error, spread = told_by(np.arange(regions))
+    error, spread = error_of_order(np.arange(regions))
     orders = [shuffle(np.zeros(regions, int), key=jax.random.fold_in(shuffle_key, k)) for k in range(shuffles)]
     found: dict[str, float | None] = {"error": error, "spread": spread if config.samples > 1 else None}
     found["pooled"] = measure(_repeated(_everywhere(hypernetwork.pooled, regions), config.samples))[0]
-    return _measured(found | _rise([told_by(order)[0] for order in orders], error, ""))
+    return _measured(found | _rise([error_of_order(order)[0] for order in orders], error, ""))
 
 
 def _measured(found: dict[str, float | None]) -> dict[str, float | None]:

@@ -192,7 +192,7 @@ def _settings(content: Mapping[str, Any], run_dir: pathlib.Path, channel: str, u
     """What makes runs comparable. The folder's config.json may be gone: what it alone knows is then left out."""
     config_path = run_dir / "config.json"
     config = _read_json(config_path) if config_path.is_file() else {}
-    settings = config.get("flags")
+    settings = config.get("settings", config.get("flags"))
     chosen = dict(settings) if isinstance(settings, dict) else {}
     if chosen.get("simulation") is None:
         # Cities that are simulated are others for every seed.

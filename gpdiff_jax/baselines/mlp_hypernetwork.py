@@ -32,14 +32,14 @@ class PromptMlp(nn.Module):
 
     bottleneck: int
     width: int
-    code_shape: tuple[int, int]
+    latent_shape: tuple[int, int]
 
     @nn.compact
     def __call__(self, prompt: Float[Array, "B E"]) -> Float[Array, "B Z D"]:
         """Returns the latents of a batch of prompts."""
         hidden = nn.silu(nn.Dense(self.bottleneck, name="prompt_in")(prompt))
         hidden = nn.gelu(nn.Dense(self.width, name="hidden")(hidden))
-        rows, width = self.code_shape
+        rows, width = self.latent_shape
         latent = nn.Dense(rows * width, kernel_init=nn.initializers.zeros_init(), name="latent_out")(hidden)
         return latent.reshape(-1, rows, width)
 
@@ -73,7 +73,7 @@ class MlpHypernetwork:
 
         @jax.jit
         def decode(variables: Params, codec: Codec, scaled: Float[Array, "R E"]) -> Params:
-            return jax.vmap(codec.params)(predict_codes(self.network, variables, scaled, jnp.asarray(codec.mask())))
+            return jax.vmap(codec.params)(predict_latents(self.network, variables, scaled, jnp.asarray(codec.mask())))
 
         return decode(self.variables, self.space.codec, scaled)
 
@@ -125,7 +125,9 @@ def mlp_hypernetwork(
         model,
         space.held_out,
         make_mlp_loss(network, model, jnp.asarray(codec.mask()), config),
-        lambda variables, data, batch, key: predict_codes(network, variables, batch.prompt, jnp.asarray(codec.mask())),
+        lambda variables, data, batch, key: predict_latents(
+            network, variables, batch.prompt, jnp.asarray(codec.mask())
+        ),
         config,
         key=train_key,
         name="MLP",
@@ -144,7 +146,7 @@ def make_mlp_loss(network: PromptMlp, model: Model, mask: Float[Array, "Z D"], c
     ) -> tuple[jax.Array, DiffusionLosses]:
         noise_key, window_key = jax.random.split(key)
         noise = jax.vmap(lambda key: jax.random.normal(key, batch.prompt.shape[1:]))(example_keys(batch, noise_key))
-        x0 = predict_codes(network, variables, batch.prompt + config.prompt_noise * noise, mask)
+        x0 = predict_latents(network, variables, batch.prompt + config.prompt_noise * noise, mask)
         # The token loss of a denoiser that predicts v or x0 is this one where all is noise.
         token_loss = (jnp.square(x0 - batch.x0) * mask[None]).sum() / (mask.sum() * x0.shape[0])
         functional = bind_functional(model, data.sources, data.codec, config.windows)
@@ -155,10 +157,10 @@ def make_mlp_loss(network: PromptMlp, model: Model, mask: Float[Array, "Z D"], c
     return loss_fn
 
 
-def predict_codes(
+def predict_latents(
     network: PromptMlp, variables: Params, prompt: Float[Array, "B E"], mask: Float[Array, "Z D"]
 ) -> Float[Array, "B Z D"]:
-    """Codes of B scaled prompts; 0 on padding."""
+    """Latents of B scaled prompts; 0 on padding."""
     latents = network.apply({"params": variables}, prompt)
     assert isinstance(latents, jax.Array)
     return latents * mask[None]

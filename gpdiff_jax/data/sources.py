@@ -29,9 +29,9 @@ class SourceRegion(NamedTuple):
     """What is particular to one source region; stacked on a leading axis for many."""
 
     graph: RegionGraph
-    region_id: UInt32[Array, ""]  # seeds the region's randomness
-    validation_starts: Int[Array, " X"]
-    validated: Bool[Array, ""]  # whether it has a reading to forecast in its validation windows
+    region_id: UInt32[Array, "*R"]  # seeds the region's randomness
+    validation_starts: Int[Array, "*R X"]
+    validated: Bool[Array, "*R"]  # whether it has a reading to forecast in its validation windows
 
 
 @flax.struct.dataclass

@@ -24,7 +24,7 @@ _MOST_ROWS = 4096
 
 @dataclasses.dataclass(frozen=True)
 class DenoiserConfig:
-    """Size of the Transformer, how it hears the prompt, and what it predicts along which path from data to noise.
+    """Size of the Transformer, where the prompt enters, and what it predicts along which path from data to noise.
 
     `conditioning` is one of `conditioning.STRATEGIES`, `schedule` of `schedules.SCHEDULES`, `objective` of
     `objectives.OBJECTIVES`. `dtype` is what the layers compute in, one of `DTYPES`; "auto" is bfloat16 on an

@@ -96,7 +96,7 @@ def make_denoiser_step(
       codec: from latents to parameters.
       spatial: see `Prompts.spatial`.
       config: sizes.
-      num_devices: D, that share every batch.
+      num_devices: that share every batch.
 
     Returns:
       See `step.make_step`.
@@ -130,7 +130,7 @@ def make_denoiser_loss(model: Model, codec: Codec, spatial: tuple[int, ...], con
 
 
 def make_prediction(denoiser: Denoiser, codec: Codec) -> PredictFn:
-    """Codes that a denoiser makes of pure noise and a prompt, by which the best variables are chosen."""
+    """Latents that a denoiser makes of pure noise and a prompt, by which the best variables are chosen."""
     config, level_at = denoiser.config, SCHEDULES[denoiser.config.schedule]
     # From pure noise one step makes the mean of x0 under the prompt; eps, divided by hardly any signal, needs several.
     steps = _EPS_STEPS if config.objective == "eps" else 1

@@ -228,7 +228,7 @@ def make_network_step(
       loss_fn: what is minimised.
       optimiser: of the variables.
       config: batch, accumulated parts and average.
-      num_devices: D, that share every batch.
+      num_devices: that share every batch.
 
     Returns:
       See `step.make_step`.

@@ -218,6 +218,11 @@ def make_model(name: str, sizes: ModelSizes) -> Model:
     return _make(_REGISTRY[name], sizes)
 
 
+def is_built_in(name: str) -> bool:
+    """Whether a registered model is one of the library's own."""
+    return _REGISTRY[name].__module__.startswith("gpdiff_jax.")
+
+
 def abstract_params(model: Model, sizes: ModelSizes) -> Params:
     """Shapes and types of a model's parameters, which no graph of regions changes; nothing is computed.
 

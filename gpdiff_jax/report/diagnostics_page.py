@@ -17,7 +17,7 @@ _GROUPS = {"training": "Regions trained on", "held_out": "Held-out source region
 _ENOUGH_RISE = 5.0  # per cent, below which a generator is said to ignore its prompt
 
 # Key, heading, format and what it means, of latents and of forecasts.
-_CODE_ROWS = (
+_LATENT_ROWS = (
     ("rms", "Size", ".3f", "Root mean square distance from the zoo's average, in units of the zoo's spread."),
     ("harvested_rms", "Size, harvested", ".3f", "The same of the regions' own harvested vectors."),
     (
@@ -195,7 +195,7 @@ def _latents(groups: Mapping[str, Mapping[str, Any]]) -> str:
         )
         group["rms_ratio"], group["nearest_ratio"] = _ratio(like, "rms"), _ratio(like, "nearest")
     rows = []
-    for key, label, form, words in _CODE_ROWS:
+    for key, label, form, words in _LATENT_ROWS:
         cells = "".join(markup.cell(group.get(key), form) for group in columns.values())
         rows.append(_row(label, cells, words))
     head = ["What", *(f"{_group_label(name)} ({group['regions']})" for name, group in columns.items()), "What it means"]

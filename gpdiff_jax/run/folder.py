@@ -14,9 +14,10 @@ from gpdiff_jax.cities import City
 from gpdiff_jax.cities.digest import city_digest
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import write_json
-from gpdiff_jax.folder_lock import lock_folder
+from gpdiff_jax.folder_lock import lock_folder, unlock_folder
 from gpdiff_jax.run.settings import Settings
 
+_FORMAT = 2
 _PACKAGES = ("gpdiff_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jraph", "numpy")
 
 
@@ -49,7 +50,9 @@ def claim_folder(name: str | os.PathLike[str], mark: str, what: str) -> pathlib.
     return folder
 
 
-def open_run_folder(name: str | os.PathLike[str], settings: Settings, cities: Sequence[City]) -> pathlib.Path:
+def open_run_folder(
+    name: str | os.PathLike[str], settings: Settings, cities: Sequence[City], model_digest: str | None = None
+) -> pathlib.Path:
     """Makes the folder of a run, or continues the run that it holds.
 
     What makes a run this run is what is computed: its settings and what is known of its cities. How it is computed, and
@@ -59,6 +62,7 @@ def open_run_folder(name: str | os.PathLike[str], settings: Settings, cities: Se
       name: of the folder.
       settings: of the run; written as config.json.
       cities: what it reads; a run is not continued with other readings or facts.
+      model_digest: of the operations of a model that is not built in; a run is not continued with another model.
 
     Returns:
       The absolute path.
@@ -67,47 +71,59 @@ def open_run_folder(name: str | os.PathLike[str], settings: Settings, cities: Se
       InputError: see `claim_folder`; or the folder holds another program's config.json, or a run that computes
         something else.
     """
+    content = {
+        "format": _FORMAT,
+        "settings": json.loads(json.dumps(settings.computed())),
+        "execution": settings.execution(),
+        "cities": {city.name: city_digest(city) for city in cities},
+        "model_sha256": model_digest,
+        "seed": settings.seed,
+        "versions": _versions(),
+        "device_kind": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+    }
     folder = claim_folder(name, "config.json", "run")
-    computed = json.loads(json.dumps(settings.computed()))
-    digests = {city.name: city_digest(city) for city in cities}
-    config = folder / "config.json"
-    if not config.exists():
-        content = {
-            "flags": computed,
-            "execution": settings.execution(),
-            "cities": digests,
-            "seed": settings.seed,
-            "versions": _versions(),
-            "device_kind": jax.devices()[0].device_kind,
-            "device_count": jax.device_count(),
-        }
-        write_json(config, content)
-        return folder
     try:
-        content = json.loads(config.read_text())
-        held_settings, held_digests, held_versions = content["flags"], content["cities"], content["versions"]
-        if not all(isinstance(part, dict) for part in (held_settings, held_digests, held_versions)):
-            raise TypeError
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise InputError(
-            f"folder {str(name)!r} holds a config.json that no run of this program wrote; name an empty or a new folder"
-        ) from error
-    if held_settings != computed:
-        setting = next(_differences(held_settings, computed))
-        raise InputError(f"folder {str(name)!r} holds a run with other settings ({setting}); name another folder")
-    for city, digest in digests.items():
-        if held_digests.get(city) != digest:
+        config = folder / "config.json"
+        if config.exists():
+            _check_same(json.loads(config.read_text()), content, str(name))
+        else:
+            write_json(config, content)
+    except BaseException as error:
+        unlock_folder(folder)
+        if isinstance(error, (ValueError, KeyError, TypeError, OSError)) and not isinstance(error, InputError):
             raise InputError(
-                f"folder {str(name)!r} holds a run on other readings or facts of city {city!r}; name another folder"
+                f"folder {str(name)!r} holds a config.json that no run of this program wrote; name an empty or a new "
+                "folder"
+            ) from error
+        raise
+    return folder
+
+
+def _check_same(held: dict[str, Any], content: dict[str, Any], name: str) -> None:
+    """Raises `InputError` where a folder's config.json is that of another run; says where versions differ."""
+    if not all(isinstance(held[part], dict) for part in ("cities", "versions")):
+        raise TypeError
+    if held.get("format") != _FORMAT:
+        raise InputError(f"folder {name!r} holds a run of another version of this program; name another folder")
+    if held["settings"] != content["settings"]:
+        setting = next(_differences(held["settings"], content["settings"]))
+        raise InputError(f"folder {name!r} holds a run with other settings ({setting}); name another folder")
+    for city, digest in content["cities"].items():
+        if held["cities"].get(city) != digest:
+            raise InputError(
+                f"folder {name!r} holds a run on other readings or facts of city {city!r}; name another folder"
             )
     changed = [
-        f"{package} {held_versions[package]}, now {version}"
-        for package, version in _versions().items()
-        if held_versions.get(package, version) != version
+        f"{package} {held['versions'][package]}, now {version}"
+        for package, version in content["versions"].items()
+        if held["versions"].get(package, version) != version
     ]
+    if held["model_sha256"] != content["model_sha256"] and not changed:
+        # With another JAX the same model has other operations.
+        raise InputError(f"folder {name!r} holds a run of another model of that name; name another folder")
     if changed:
         print(f"this run was begun with other versions ({'; '.join(changed)}); its parts may differ", file=sys.stderr)
-    return folder
 
 
 def _versions() -> dict[str, str]:

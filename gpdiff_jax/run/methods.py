@@ -49,12 +49,18 @@ def held_methods(run: Stages) -> list[str]:
     A file that is damaged is named on standard error and removed, so that it is made again.
     """
     for path in sorted((run.folder / "methods").glob("*.npz")):
+        drop_damaged(path)
+    return [name for name in METHODS if all(forecast_path(run, c, name).exists() for c in range(len(run.targets)))]
+
+
+def drop_damaged(path: pathlib.Path) -> None:
+    """Names a file of forecasts that is damaged on standard error and removes it, so that it is made again."""
+    if path.exists():
         try:
             _read(path)
         except InputError as error:
             print(f"{error}; it is made again", file=sys.stderr)
             path.unlink()
-    return [name for name in METHODS if all(_path(run, c, name).exists() for c in range(len(run.targets)))]
 
 
 def method_forecast(run: Stages, channel: int, method: str) -> MethodForecast:
@@ -71,7 +77,7 @@ def method_forecast(run: Stages, channel: int, method: str) -> MethodForecast:
     Raises:
       InputError: the folder holds them, but damaged; `held_methods` clears that up.
     """
-    path = _path(run, channel, method)
+    path = forecast_path(run, channel, method)
     if path.exists():
         return _read(path)
     result = _make_forecast(run, channel, method)
@@ -88,7 +94,8 @@ def _read(path: pathlib.Path) -> MethodForecast:
     return MethodForecast(fields["forecast"], fields.get("spread"), curves=fields.get("curves"), **scalars)
 
 
-def _path(run: Stages, channel: int, method: str) -> pathlib.Path:
+def forecast_path(run: Stages, channel: int, method: str) -> pathlib.Path:
+    """Where the forecasts of a method for a channel are kept."""
     return run.folder / "methods" / f"{method}_{channel}.npz"
 
 

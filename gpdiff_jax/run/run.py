@@ -3,27 +3,28 @@
 After GPDiff (Yuan et al., ICLR 2024, arXiv 2402.11922); every stage can be asked for on its own.
 """
 
+import hashlib
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from gpdiff_jax.analysis.diagnostics import DiagnosticsConfig
 from gpdiff_jax.analysis.prediction import ParameterPrediction
-from gpdiff_jax.cities import City, find_cities, partial_bins, resample, select_channels, simulate_cities
+from gpdiff_jax.cities import City, check_city, find_cities, partial_bins, resample, select_channels, simulate_cities
 from gpdiff_jax.cities.overlap import find_overlap
 from gpdiff_jax.data.target import Target
 from gpdiff_jax.diffusion.conditioning import check_conditioning
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.folder_lock import refuse_if_locked, unlock_folder
-from gpdiff_jax.models.protocol import abstract_params
+from gpdiff_jax.models.protocol import abstract_params, is_built_in, model_text
 from gpdiff_jax.prompts.encoders import SPATIAL_OF_PART, check_parts
 from gpdiff_jax.run.diagnosis import write_diagnosis, write_inspection
 from gpdiff_jax.run.folder import open_run_folder
-from gpdiff_jax.run.methods import held_methods, method_forecast
+from gpdiff_jax.run.methods import drop_damaged, forecast_path, method_forecast
 from gpdiff_jax.run.results import evaluate, results_table
 from gpdiff_jax.run.settings import METHODS, Settings, choose_methods
 from gpdiff_jax.run.stages import Stages
@@ -35,7 +36,7 @@ class Run(Stages):
 
     Nothing is trained until it is asked for. `zoo`, `hypernetwork`, `generated` and the other properties make what the
     folder does not hold yet, or read it. While the run is open, no other process may write into its folder. Make one by
-    `Run.open`.
+    `Run.open`. `gpdiff_jax.use_every_core` before it lets a CPU work with all its cores, as the commands do.
 
     Example:
       >>> import gpdiff_jax as gpd
@@ -52,7 +53,7 @@ class Run(Stages):
         return f"<Run in {str(self.folder)!r}: {cities} to {self.target_cities[0].name}>"
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], settings: Settings, *, cities: Sequence[City] | None = None) -> "Run":
+    def open(cls, folder: str | os.PathLike[str], settings: Settings, *, cities: Iterable[City] | None = None) -> "Run":
         """Reads or simulates the cities of a run and checks that every part of the protocol can be kept.
 
         Args:
@@ -79,11 +80,18 @@ class Run(Stages):
                 _refuse_copy(source, target)
         run = cls(settings, place, sources, targets)
         run.check()
-        open_run_folder(folder, settings, [*sources, *targets])
+        open_run_folder(folder, settings, [*sources, *targets], run.model_digest())
         run.is_locked = True
         for line in run.notes(whole):
             print(line, file=sys.stderr)
         return run
+
+    def model_digest(self) -> str | None:
+        """By what a model that is not built in is known: its operations; None for a built-in one."""
+        if is_built_in(self.settings.model):
+            return None
+        text = model_text(self.model, self.sources.sizes, abstract_params(self.model, self.sources.sizes))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def check(self) -> None:
         """Raises `InputError` where the protocol cannot be kept; before the first minute of training."""
@@ -126,6 +134,7 @@ class Run(Stages):
         Returns:
           What metrics.json holds. Beside it lie regions.csv, forecasts.npz, report.npz and report.html.
         """
+        self._check_open()
         return evaluate(self)
 
     def table(self) -> str:
@@ -150,7 +159,8 @@ class Run(Stages):
             raise InputError(f"`method` is one method, got {method!r}; `evaluate` makes those of the settings")
         if not 0 <= channel < len(self.target_cities):
             raise InputError(f"`channel` must be at least 0 and below {len(self.target_cities)}, got {channel}")
-        held_methods(self)
+        self._check_open()
+        drop_damaged(forecast_path(self, channel, method))
         return method_forecast(self, channel, method)
 
     def diagnose(self, config: DiagnosticsConfig | None = None) -> dict[str, Any]:
@@ -162,6 +172,7 @@ class Run(Stages):
         Returns:
           What diagnostics.json holds.
         """
+        self._check_open()
         return write_diagnosis(self, config or DiagnosticsConfig(generate=self.settings.generate))
 
     def inspect_prompts(self) -> ParameterPrediction | None:
@@ -170,10 +181,15 @@ class Run(Stages):
         Returns:
           How well prompts predict the parameters of a source city that is left out; None where there is but one.
         """
+        self._check_open()
         return write_inspection(self)
 
+    def _check_open(self) -> None:
+        if not self.is_locked:
+            raise InputError(f"the run in {str(self.folder)!r} is closed; open it again by `Run.open`")
+
     def close(self) -> None:
-        """Lets other processes write into the folder again; ask a closed run for nothing that its folder lacks."""
+        """Lets other processes write into the folder again; a closed run makes nothing more."""
         if self.is_locked:
             unlock_folder(self.folder)
         self.is_locked = False
@@ -193,14 +209,20 @@ def _cities(settings: Settings) -> list[City]:
     return find_cities(settings.data_dir, [*settings.sources, settings.target], missing_above=settings.missing_above)
 
 
-def _as_named(cities: Sequence[City], settings: Settings) -> list[City]:
-    names, wanted = [city.name for city in cities], [*settings.sources, settings.target]
+def _as_named(cities: Iterable[City], settings: Settings) -> list[City]:
+    whole = list(cities)
+    for city in whole:
+        if not isinstance(city, City):
+            raise InputError(f"`cities` holds a {type(city).__name__}, which is no City; read files by `load_city`")
+    names, wanted = [city.name for city in whole], [*settings.sources, settings.target]
     if names != wanted or settings.simulation is not None:
         raise InputError(
-            f"`cities` are {', '.join(names)}, but the settings name {', '.join(wanted) or 'simulated cities'}; give "
-            "the sources in their order, then the target"
+            f"`cities` are {', '.join(names) or 'none'}, but the settings name "
+            f"{', '.join(filter(None, wanted)) or 'simulated cities'}; give the sources in their order, then the target"
         )
-    return list(cities)
+    if settings.missing_above is not None:
+        raise InputError("`missing_above` is for files; of cities from memory, make such readings NaN")
+    return [check_city(city) for city in whole]
 
 
 def partial_bins_note(city: City, interval_minutes: int) -> list[str]:

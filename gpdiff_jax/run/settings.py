@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import operator
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -183,6 +184,11 @@ def _checked(name: str, value: Any) -> Any:
         if isinstance(value, str):
             raise InputError(f"`{name}` must be a tuple of names, got {value!r}")
         return tuple(value)
+    if isinstance(fields[name], int):
+        try:
+            return operator.index(value)
+        except TypeError as error:
+            raise InputError(f"`{name}` must be a whole number, got {value!r}") from error
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 

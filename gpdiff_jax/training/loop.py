@@ -173,7 +173,7 @@ def compile_steps(
     Args:
       step: of `step.make_step`.
       count: steps of one call.
-      devices: D.
+      devices: that share the work.
 
     Returns:
       `run(state, data, key) -> (state, metrics)`, everything with a leading axis D; metrics [D, count]. The state is

@@ -23,7 +23,11 @@ _MANY_ROWS = 64
 def use_every_core() -> None:
     """Makes every CPU core a device, so that rows are spread over cores; for a process that owns the machine.
 
-    Call it before JAX is first used; later it does nothing. A number of devices asked for by `XLA_FLAGS` is kept.
+    Call it before JAX is first used; later it does nothing. A number of devices that `XLA_FLAGS` sets is kept.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> gpd.use_every_core()  # doctest: +SKIP
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
@@ -71,7 +75,7 @@ def _num_cores() -> int:
 
 
 DEVICES = "devices"
-"""The name of the device axis, D, in everything that is mapped over devices."""
+"""The name of the device axis in everything that is mapped over devices."""
 
 
 def replicate(tree: Any, devices: Sequence[Device]) -> Any:
@@ -81,7 +85,7 @@ def replicate(tree: Any, devices: Sequence[Device]) -> Any:
 
     Args:
       tree: arrays, typed keys and numbers.
-      devices: D devices.
+      devices: the devices.
 
     Returns:
       The leaves with a leading axis D, one copy on each device.
@@ -90,7 +94,7 @@ def replicate(tree: Any, devices: Sequence[Device]) -> Any:
 
 
 def shard(tree: Any, devices: Sequence[Device]) -> Any:
-    """Puts the entries of a leading axis D on D devices; compiles nothing."""
+    """Puts the entries of a leading axis on as many devices; compiles nothing."""
     return jax.tree.map(lambda leaf: _on_each(leaf, list(range(len(devices))), devices), tree)
 
 
@@ -126,7 +130,7 @@ class ShardedRows:
         Args:
           function: `function(shared, rows) -> result`, pytrees; every leaf of rows and result has X rows on axis 0.
           shared: a pytree of arrays.
-          devices: D devices; None for all local ones.
+          devices: the devices; None for all local ones.
         """
         self.devices = list(jax.local_devices() if devices is None else devices)
         self._shared = replicate(shared, self.devices)
@@ -194,7 +198,7 @@ def map_chunks(
       shared: a pytree of arrays.
       rows: leaves [X, ...], on the host; the last chunks are filled up with repeats of the last row, which are dropped.
       size: rows of a chunk.
-      devices: D devices; None for all local ones. No more are used than there are chunks.
+      devices: the devices; None for all local ones. No more are used than there are chunks.
 
     Returns:
       The results, leaves [X, ...], on the host.

@@ -92,7 +92,7 @@ def make_step(
     Args:
       terms: of the loss.
       optimiser: of the parameters.
-      num_devices: D; it divides the batch of every term that is not coupled.
+      num_devices: it divides the batch of every term that is not coupled.
       accumulate: parts that a device works on its share of a batch in, one after another, which takes less memory.
       averaging: decay of the running average; it is shorter in the first steps, which would otherwise linger in it. 0
         where the state has no average.

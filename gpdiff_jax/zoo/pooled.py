@@ -84,7 +84,7 @@ class PooledData(NamedTuple):
     """What every step of training the pooled model reads."""
 
     sources: Sources
-    probabilities: Float[Array, " R"]  # how often a region is drawn, and how much it counts in the validation
+    probabilities: Float[Array, "*devices R"]  # how often a region is drawn, and how much it counts in the validation
 
 
 def train_pooled(
@@ -146,7 +146,7 @@ def make_pooled_step(
       model: the forecaster.
       optimiser: of the parameters.
       config: regions and windows.
-      num_devices: D, that share the regions.
+      num_devices: that share the regions.
 
     Returns:
       See `step.make_step`.

@@ -82,20 +82,20 @@ class HarvestedRegion(NamedTuple):
     """M parameter vectors of one region, the best first, and where each came from; stacked over R after harvest."""
 
     params: Params  # [M, ...]
-    validation_mae: Float[Array, " M"]  # scaled; NaN where the region has no reading to validate on
-    step: Int[Array, " M"]  # training steps behind the vector
-    seed: Int[Array, " M"]  # which of the seeds
-    data_window: Int[Array, " M"]  # which stretch of the training span
-    start_mae: Float[Array, ""]  # the validation error of where seed 0 started
+    validation_mae: Float[Array | np.ndarray, "*R M"]  # scaled; NaN where the region has no reading to validate on
+    step: Int[Array | np.ndarray, "*R M"]  # training steps behind the vector
+    seed: Int[Array | np.ndarray, "*R M"]  # which of the seeds
+    data_window: Int[Array | np.ndarray, "*R M"]  # which stretch of the training span
+    start_mae: Float[Array | np.ndarray, "*R"]  # the validation error of where seed 0 started
 
 
 class Pace(NamedTuple):
     """How far and how fast regions are trained: numbers that one program takes, whatever they are."""
 
-    steps: Int[Array, ""]
-    patience: Int[Array, ""]
-    learning_rate: Float[Array, ""]
-    new_share: Float[Array, ""]  # of the newest parameters in the running average: 1 - `averaging`
+    steps: Int[Array, "*devices"]
+    patience: Int[Array, "*devices"]
+    learning_rate: Float[Array, "*devices"]
+    new_share: Float[Array, "*devices"]  # of the newest parameters in the running average: 1 - `averaging`
 
     @classmethod
     def of(cls, config: HarvestConfig) -> "Pace":

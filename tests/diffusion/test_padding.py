@@ -56,7 +56,7 @@ def _made(request):
     )
 
 
-def _codes(codec: Codec, padding: float) -> jax.Array:
+def _latents(codec: Codec, padding: float) -> jax.Array:
     latents = np.random.default_rng(2).normal(size=(_BATCH, *codec.mask().shape))
     return jnp.asarray(np.where(codec.mask() > 0, latents, padding), jnp.float32)
 
@@ -68,7 +68,7 @@ def test_rows_are_padded_as_the_layout_or_the_components_say(made):
 
 def test_padding_does_not_reach_parameters_nor_predictions(made):
     codec, _, variables, run = made
-    plain, spoiled = _codes(codec, 0.0), _codes(codec, np.nan)
+    plain, spoiled = _latents(codec, 0.0), _latents(codec, np.nan)
     for one, other in zip(
         *(jax.tree.leaves(jax.vmap(codec.params)(latents)) for latents in (plain, spoiled)), strict=True
     ):
@@ -82,9 +82,11 @@ def test_padding_does_not_reach_parameters_nor_predictions(made):
 
 def test_a_row_that_is_all_padding_is_not_attended_to(made):
     codec, _, variables, run = made
-    plain = run(variables, _codes(codec, 0.0))
+    plain = run(variables, _latents(codec, 0.0))
     for row, filled in enumerate(codec.filled):
-        moved = run(variables | {"place_embedding": variables["place_embedding"].at[row].add(3.0)}, _codes(codec, 0.0))
+        moved = run(
+            variables | {"place_embedding": variables["place_embedding"].at[row].add(3.0)}, _latents(codec, 0.0)
+        )
         others = np.arange(len(codec.filled)) != row
         changed = (moved[:, others] != plain[:, others]).any(axis=(0, 2))
         assert changed.all() if filled else not changed.any(), row
@@ -114,7 +116,7 @@ def test_padding_does_not_change_the_losses(made):
     def losses(x0):
         return loss_fn(variables, DiffusionBatch(x0, jnp.ones((_BATCH, 2)), rows, rows, rows), jax.random.key(3))[1]
 
-    plain, spoiled = losses(_codes(codec, 0.0)), losses(_codes(codec, 1e3))
+    plain, spoiled = losses(_latents(codec, 0.0)), losses(_latents(codec, 1e3))
     for one, other in zip(plain, spoiled, strict=True):
         assert np.isfinite(one) and one == other and one > 0
 

@@ -55,7 +55,7 @@ def _sources(simulated_cities: list[City]) -> Sources:
 
 @pytest.fixture(scope="module", name="toy")
 def _toy(sources: Sources) -> tuple[ZooLatents, Codec, np.ndarray]:
-    """Codes that are a linear function of two prompt entries, and a codec for them."""
+    """Latents that are a linear function of two prompt entries, and a codec for them."""
     rng = np.random.default_rng(0)
     prompt = rng.normal(size=(3, sources.num_regions, 4)).astype(np.float32)
     prompt[1:] = prompt[0] + 0.05 * rng.normal(size=(2, sources.num_regions, 4)).astype(np.float32)

@@ -105,8 +105,8 @@ def test_a_run_goes_on_from_another_place_with_other_devices_and_says_that_versi
     assert "versions" not in capsys.readouterr().err
     path = tmp_path / "run" / "config.json"
     config = json.loads(path.read_text())
-    assert config["execution"]["data_dir"] == str(data_dir) and "data_dir" not in config["flags"]
-    assert not any("regions_per_batch" in config["flags"][name] for name in ("harvest", "adapt", "target_only"))
+    assert config["execution"]["data_dir"] == str(data_dir) and "data_dir" not in config["settings"]
+    assert not any("regions_per_batch" in config["settings"][name] for name in ("harvest", "adapt", "target_only"))
     config["versions"]["jax"] = "0.0.1"
     path.write_text(json.dumps(config))
     Run.open(tmp_path / "run", settings)

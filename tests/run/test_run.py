@@ -1,15 +1,18 @@
 """In: cities in memory and settings. Out: a run from Python that is the run of the command line."""
 
 import dataclasses
+import functools
 import shutil
 
 import numpy as np
 import pytest
 
 import gpdiff_jax as gpd
+from gpdiff_jax.folder_lock import _held, lock_folder, unlock_folder
 from gpdiff_jax.models import protocol
 from gpdiff_jax.run.settings import METHODS
 from tests.runs import tiny_settings, without_seconds
+from tests.tiny import make_tiny, scale_and_bias
 
 
 def _cities(data_dir) -> list[gpd.City]:
@@ -34,6 +37,9 @@ def test_cities_from_memory_are_those_of_the_files(finished, data_dir, tmp_path)
         for method, channel, words in mistakes:
             with pytest.raises(gpd.InputError, match=words):
                 run.forecast(method, channel)
+    for closed in (run.evaluate, run.diagnose, run.inspect_prompts, lambda: run.forecast("last_value")):
+        with pytest.raises(gpd.InputError, match=r"the run in .* is closed; open it again"):
+            closed()
 
 
 def test_a_run_that_is_made_from_memory_has_the_numbers_of_the_files(finished, data_dir, tmp_path):
@@ -54,7 +60,35 @@ def test_cities_that_are_not_those_of_the_settings_are_refused(data_dir, tmp_pat
         gpd.Run.open(tmp_path / "run", settings, cities=swapped)
     with pytest.raises(gpd.InputError, match="the settings name no `data_dir`; give the folder of the city files, or"):
         gpd.Run.open(tmp_path / "run", settings)
+    broken = np.array(cities[1].values)
+    broken[3, 2] = np.inf
+    spoiled = [cities[0], dataclasses.replace(cities[1], values=broken), cities[2]]
+    for others, change, words in [
+        (spoiled, {}, "infinite"),
+        ([], {}, "`cities` are none, but the settings name crowd_0"),
+        (tuple(cities), {"missing_above": 9.0}, "`missing_above` is for files"),
+    ]:
+        with pytest.raises(gpd.InputError, match=words):
+            gpd.Run.open(tmp_path / "run", dataclasses.replace(settings, **change), cities=others)
     assert not (tmp_path / "run").exists()
+
+
+def test_another_model_of_the_same_name_is_another_run_and_a_refused_one_holds_no_lock(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(protocol, "_REGISTRY", dict(protocol._REGISTRY))
+    settings = tiny_settings(data_dir, methods=("last_value",))
+    gpd.Run.open(tmp_path, settings).close()
+    monkeypatch.setitem(protocol._REGISTRY, "tiny", functools.cache(scale_and_bias))
+    with pytest.raises(gpd.InputError, match="holds a run of another model of that name; name another folder"):
+        gpd.Run.open(tmp_path, settings)
+    lock_folder(tmp_path)
+    unlock_folder(tmp_path)
+    assert tmp_path.resolve() / ".lock" not in _held
+    monkeypatch.setitem(protocol._REGISTRY, "tiny", make_tiny)
+    gpd.Run.open(tmp_path, settings).close()
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(gpd.InputError, match="holds a run of another version of this program; name another folder"):
+        gpd.Run.open(tmp_path, settings)
 
 
 def test_a_preset_takes_a_model_of_ones_own_and_refuses_what_does_not_go_together(tmp_path, monkeypatch):
@@ -79,6 +113,7 @@ def test_a_preset_takes_a_model_of_ones_own_and_refuses_what_does_not_go_togethe
         ({"data_dir": "d", "sources": ("a",)}, "`target` is missing"),
         ({"data_dir": "d"}, "`sources` is missing"),
         ({"data": {"covariates": "calendar"}}, "`data` must be a DataConfig, got dict"),
+        ({"seed": 1.5}, "`seed` must be a whole number, got 1.5"),
         ({"seed": -1}, "`seed` must be at least 0 and below 2 .. 31, got -1"),
         ({"covariates": "calendar"}, "the settings have no `covariates`; it is a field of `data`"),
         ({"targett": "b"}, "the settings have no `targett`; did you mean `target`"),

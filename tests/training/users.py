@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpdiff_jax.baselines.mlp_hypernetwork import PromptMlp, make_mlp_loss, predict_codes
+from gpdiff_jax.baselines.mlp_hypernetwork import PromptMlp, make_mlp_loss, predict_latents
 from gpdiff_jax.cities import City
 from gpdiff_jax.cities.splits import Span, split_source
 from gpdiff_jax.data.config import DataConfig
@@ -108,7 +108,7 @@ def _mlp(cities: Sequence[City], sources: Sources, evaluations: int, **options: 
 
     def predict(variables, data, batch, key):
         del data, key
-        return predict_codes(network, variables, batch.prompt, mask)
+        return predict_latents(network, variables, batch.prompt, mask)
 
     loss = make_mlp_loss(network, model, mask, config)
     return train_network(start, data, model, held_out, loss, predict, config, key=_KEY, name="MLP", **options)

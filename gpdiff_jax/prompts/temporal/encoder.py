@@ -126,7 +126,7 @@ def make_encoder_step(
     Args:
       optimiser: of the variables.
       config: sizes.
-      num_devices: D.
+      num_devices: that share the work.
 
     Returns:
       See `step.make_step`.

@@ -201,7 +201,7 @@ def make_embedding_step(
       optimiser: of the free parameters.
       config: the losses; its number of epochs plays no part.
       batch: B, queries of a step. The last batch of an epoch is filled up from its first queries.
-      num_devices: D.
+      num_devices: that share the work.
 
     Returns:
       See `step.make_step`.

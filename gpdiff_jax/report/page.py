@@ -202,7 +202,12 @@ def _settings(results: Results) -> str:
         flat: dict[str, Any] = {}
         for key, value in results.config.items():
             if isinstance(value, dict):
-                flat.update({(name if key == "flags" else f"{key} · {name}"): item for name, item in value.items()})
+                flat.update(
+                    {
+                        (name if key in ("settings", "flags") else f"{key} · {name}"): item
+                        for name, item in value.items()
+                    }
+                )
             else:
                 flat[key] = value
         words = {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in flat.items()}

@@ -59,7 +59,7 @@ def test_a_graph_without_activity_classes_is_written_and_read_back(simulated_cit
     config = dataclasses.replace(_CONFIG, parts=("spatial",), graph=KnowledgeGraphConfig(relations=("BorderBy",)))
     encoder = fit_prompt_encoder(simulated_cities[:1], [_TRAIN], [_SEEN], config, key=jax.random.key(0))
     save_arrays(tmp_path / "encoder", encoder.arrays(), {"format": 1, **encoder.facts()})
-    again = PromptEncoder.from_arrays(*load_arrays(tmp_path / "encoder", 2, "prompt encoder"))
+    again = PromptEncoder.from_arrays(*load_arrays(tmp_path / "encoder", 1, "prompt encoder"))
     tables = [one.regions(simulated_cities[2], _SEEN)[0] for one in (encoder, again)]
     assert tables[0].shape == (8, 6)
     np.testing.assert_array_equal(*tables)

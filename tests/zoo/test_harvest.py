@@ -314,7 +314,7 @@ def test_what_suits_the_device_is_measured(sources, pooled, harvested):
         ({"init": "zero"}, "`init` must be one of pooled, shared, random, got 'zero'"),
         ({"steps": 0}, "`steps` must be above 0, got 0"),
         ({"averaging": 1.0}, "`averaging` must be below 1, got 1.0"),
-        ({"snapshots": 9}, r"steps of a region \(=24\) must be .* at least 54 for 9 snapshots"),
+        ({"snapshots": 9}, r"`steps` of a region \(=24\) must be .*`snapshots` \(=9\), 54; change"),
     ],
 )
 def test_a_configuration_out_of_range_is_refused(values, words):

@@ -83,27 +83,33 @@ def open_run_folder(
         "device_count": jax.device_count(),
     }
     folder = claim_folder(name, "config.json", "run")
+    config = folder / "config.json"
     try:
-        config = folder / "config.json"
         if config.exists():
-            _check_same(json.loads(config.read_text()), content, str(name))
+            _check_same(_read_config(config, str(name)), content, str(name))
         else:
             write_json(config, content)
-    except BaseException as error:
+    except BaseException:
         unlock_folder(folder)
-        if isinstance(error, (ValueError, KeyError, TypeError, OSError)) and not isinstance(error, InputError):
-            raise InputError(
-                f"folder {str(name)!r} holds a config.json that no run of this program wrote; name an empty or a new "
-                "folder"
-            ) from error
         raise
     return folder
 
 
+def _read_config(path: pathlib.Path, name: str) -> dict[str, Any]:
+    """What a config.json holds; raises `InputError` where no run wrote it."""
+    try:
+        held = json.loads(path.read_text())
+        if not all(isinstance(held[part], dict) for part in ("cities", "versions")):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise InputError(
+            f"folder {name!r} holds a config.json that no run of this program wrote; name an empty or a new folder"
+        ) from error
+    return held
+
+
 def _check_same(held: dict[str, Any], content: dict[str, Any], name: str) -> None:
     """Raises `InputError` where a folder's config.json is that of another run; says where versions differ."""
-    if not all(isinstance(held[part], dict) for part in ("cities", "versions")):
-        raise TypeError
     if held.get("format") != _FORMAT:
         raise InputError(f"folder {name!r} holds a run of another version of this program; name another folder")
     if held["settings"] != content["settings"]:

@@ -1,7 +1,9 @@
 """In: cities in memory and settings. Out: a run from Python that is the run of the command line."""
 
 import dataclasses
+import errno
 import functools
+import os
 import shutil
 
 import numpy as np
@@ -89,6 +91,16 @@ def test_another_model_of_the_same_name_is_another_run_and_a_refused_one_holds_n
     config.write_text(config.read_text().replace('"format": 2', '"format": 1'))
     with pytest.raises(gpd.InputError, match="holds a run of another version of this program; name another folder"):
         gpd.Run.open(tmp_path, settings)
+
+
+def test_a_full_disk_is_not_taken_for_another_programs_folder(data_dir, tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("gpdiff_jax.run.folder.write_json", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        gpd.Run.open(tmp_path, tiny_settings(data_dir))
+    assert tmp_path.resolve() / ".lock" not in _held
 
 
 def test_a_preset_takes_a_model_of_ones_own_and_refuses_what_does_not_go_together(tmp_path, monkeypatch):

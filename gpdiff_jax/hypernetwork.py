@@ -21,7 +21,8 @@ from gpdiff_jax.diffusion.objectives import Denoised, denoised
 from gpdiff_jax.diffusion.samplers import SAMPLERS, check_sampler, guided, sample
 from gpdiff_jax.diffusion.schedules import SCHEDULES
 from gpdiff_jax.errors import InputError, check_at_least, named
-from gpdiff_jax.models.protocol import Model, ModelSizes, abstract_params, make_model, model_names
+from gpdiff_jax.models.protocol import Model, ModelSizes, abstract_params
+from gpdiff_jax.models.registry import make_model, model_names
 from gpdiff_jax.prompts.encoders import PromptEncoder, plain_encoder
 from gpdiff_jax.prompts.prompt import Prompts, PromptScaler, scale_prompts, target_prompts
 from gpdiff_jax.training.caches import bounded_cache
@@ -31,7 +32,7 @@ from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo.codec import Codec
 from gpdiff_jax.zoo.tokens import TokenLayout, check_layout, from_tokens, make_layout
 
-_FORMAT = 4
+_FORMAT = 5
 # Draws that a device makes at a time; with another number they would differ by rounding.
 _DRAWS_ON_CPU = 32
 _DRAWS = 256

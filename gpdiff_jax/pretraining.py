@@ -17,7 +17,8 @@ from gpdiff_jax.diffusion.training import PretrainConfig, ZooLatents, held_out_r
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.folder_lock import locked_folder
 from gpdiff_jax.hypernetwork import Hypernetwork
-from gpdiff_jax.models.protocol import make_model, model_text
+from gpdiff_jax.models.protocol import model_text
+from gpdiff_jax.models.registry import make_model
 from gpdiff_jax.prompts.encoders import plain_encoder
 from gpdiff_jax.prompts.prompt import PromptScaler, fit_prompt_scaler, scale_prompts
 from gpdiff_jax.prompts.sources import PromptedSources

@@ -20,7 +20,7 @@ from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig
 from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork, _make_draw
-from gpdiff_jax.models import Model, ModelSizes, protocol
+from gpdiff_jax.models import Model, ModelSizes, registry
 from gpdiff_jax.pretraining import pretrain
 from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler, target_prompts
 from gpdiff_jax.prompts.sources import with_prompts
@@ -51,7 +51,7 @@ def _make_linear(sizes: ModelSizes) -> Model:
 @pytest.fixture(scope="module", autouse=True)
 def _linear_is_registered():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(protocol._REGISTRY, "linear", _make_linear)
+        patch.setitem(registry._REGISTRY, "linear", _make_linear)
         yield
 
 
@@ -248,7 +248,7 @@ def test_a_folder_that_holds_no_generator_is_refused(tmp_path, hypernetwork):
     with pytest.raises(InputError, match="no hypernetwork at"):
         Hypernetwork.load(tmp_path / "none")
     hypernetwork.save(tmp_path / "made")
-    arrays, facts = load_arrays(tmp_path / "made", 4, "hypernetwork")
+    arrays, facts = load_arrays(tmp_path / "made", 5, "hypernetwork")
     save_arrays(tmp_path / "newer", arrays, facts | {"format": 99})
     with pytest.raises(InputError, match="has format 99"):
         Hypernetwork.load(tmp_path / "newer")

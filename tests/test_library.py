@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gpdiff_jax as gpd
-from gpdiff_jax.models import protocol
+from gpdiff_jax.models import registry
 from gpdiff_jax.zoo.codec import CodecConfig
 
 _DATA = gpd.DataConfig(covariates="none", variants=3, max_neighbours=3)
@@ -203,9 +203,9 @@ def test_a_harvest_and_a_generator_that_were_stopped_go_on_in_their_folders(simu
     ):
         with pytest.raises(gpd.InputError, match=r"holds a harvest of other .* name another folder"):
             harvest(**change)
-    model = protocol._REGISTRY["tiny"]
+    model = registry._REGISTRY["tiny"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(protocol._REGISTRY, "tiny", lambda sizes: _louder(model(sizes)))
+        patch.setitem(registry._REGISTRY, "tiny", lambda sizes: _louder(model(sizes)))
         with pytest.raises(gpd.InputError, match=r"holds a harvest of other .*model.* name another folder"):
             harvest()
     with pytest.raises(gpd.InputError, match=r"zoo' holds a zoo of other .* name another folder"):

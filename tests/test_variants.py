@@ -9,7 +9,7 @@ from absl.testing import parameterized
 from gpdiff_jax.diffusion.objectives import denoised, target
 from gpdiff_jax.diffusion.samplers import SAMPLERS, guided, sample
 from gpdiff_jax.diffusion.schedules import SCHEDULES, add_noise
-from gpdiff_jax.models.loss import masked_absolute, masked_huber
+from gpdiff_jax.models.loss import DELTA, masked_absolute, masked_huber
 from gpdiff_jax.prompts.urban_graph.ranking import filtered_ranks
 from gpdiff_jax.vectors import squared_distances
 from gpdiff_jax.zoo.codec import fit_codec
@@ -27,7 +27,7 @@ class VariantsTest(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
     def test_losses(self):
         error = np.abs(_FORECAST - _TRUTH)
-        huber = np.where(error < 0.5, error**2, error - 0.25)
+        huber = np.where(error < DELTA, error**2 / (2 * DELTA), error - DELTA / 2)
         got = self.variant(masked_huber)(*_PAIR, _WEIGHT)
         np.testing.assert_allclose(got, (huber * _MASK).sum() / _MASK.sum(), rtol=1e-5)
         got = self.variant(masked_absolute)(*_PAIR, _WEIGHT)

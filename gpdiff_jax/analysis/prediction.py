@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Int
 from gpdiff_jax.baselines.ridge import PENALTIES, apply_ridge, choose_penalty, city_weights, solve_ridge
 from gpdiff_jax.data.sources import SourceRegion, Sources
 from gpdiff_jax.errors import InputError, check_at_least
-from gpdiff_jax.models.protocol import Model, make_model
+from gpdiff_jax.models.protocol import Model
+from gpdiff_jax.models.registry import make_model
 from gpdiff_jax.prompts.encoders import columns_of_parts
 from gpdiff_jax.prompts.prompt import in_scale, scale_of
 from gpdiff_jax.typing import Params

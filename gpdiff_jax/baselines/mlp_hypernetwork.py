@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 from gpdiff_jax.diffusion.losses import DiffusionBatch, DiffusionLosses, bind_functional, example_keys
 from gpdiff_jax.diffusion.training import LossFn, PretrainConfig, TrainingData, train_network
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models.protocol import Model, make_model
+from gpdiff_jax.models.protocol import Model
+from gpdiff_jax.models.registry import make_model
 from gpdiff_jax.pretraining import LatentSpace, encode_training_set
 from gpdiff_jax.prompts.prompt import Prompts, scale_prompts
 from gpdiff_jax.training.step import of_type

@@ -13,10 +13,20 @@ from gpdiff_jax.errors import InputError
 _SMALLEST_SHARE = 0.05
 
 
-def silent_regions(city: City, visible: Span) -> Bool[np.ndarray, " N"]:
-    """True for every region of a one-channel city without a single reading in the visible span."""
-    seen = np.isfinite(city.values[visible.start : visible.stop, :, 0])
-    return np.asarray(~seen.any(axis=0))
+Visible = Span | Bool[np.ndarray, " T"]
+"""What may be seen of a city: a span of its steps, or True for each step that may be seen."""
+
+
+def visible_readings(city: City, visible: Visible) -> Float[np.ndarray, "S N"]:
+    """The readings of a one-channel city that may be seen, NaN where missing."""
+    if isinstance(visible, Span):
+        return city.values[visible.start : visible.stop, :, 0]
+    return city.values[visible, :, 0]
+
+
+def silent_regions(city: City, visible: Visible) -> Bool[np.ndarray, " N"]:
+    """True for every region of a one-channel city without a single reading that may be seen."""
+    return np.asarray(~np.isfinite(visible_readings(city, visible)).any(axis=0))
 
 
 def fill_from_neighbours(
@@ -46,12 +56,12 @@ def fill_from_neighbours(
     return filled.astype(rows.dtype)
 
 
-def region_scales(city: City, visible: Span) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+def region_scales(city: City, visible: Visible) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
     """Mean and standard deviation of every region over the visible readings.
 
     Args:
       city: a one-channel city.
-      visible: the span that may be seen: the training span of a source, the support days of a target.
+      visible: what may be seen: the training span of a source, the support days of a target.
 
     Returns:
       Two float32 arrays [N] in the data's units. A standard deviation is at least 5 % of the city's median one, so
@@ -60,11 +70,12 @@ def region_scales(city: City, visible: Span) -> tuple[Float[np.ndarray, " N"], F
     Raises:
       InputError: no region has a reading in the visible span.
     """
-    readings = city.values[visible.start : visible.stop, :, 0].astype(np.float64)
+    readings = visible_readings(city, visible).astype(np.float64)
     silent = silent_regions(city, visible)
     if silent.all():
+        where = f" (steps {visible.start} to {visible.stop})" if isinstance(visible, Span) else ""
         raise InputError(
-            f"city {city.name!r} has no reading in its visible span (steps {visible.start} to {visible.stop}); "
+            f"city {city.name!r} has no reading in its visible span{where}; "
             "give it more support days, or a series that is observed there"
         )
     observed = np.isfinite(readings)

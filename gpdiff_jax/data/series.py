@@ -13,14 +13,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gpdiff_jax.cities.calendar import NUM_CALENDAR, calendar_features, is_weekend, slot_of_day
 from gpdiff_jax.cities.city import City
-from gpdiff_jax.cities.profile import daily_profile, weekend_share
-from gpdiff_jax.cities.scaling import region_scales
-from gpdiff_jax.cities.splits import Span
+from gpdiff_jax.cities.expectation import Expectation, expectation
+from gpdiff_jax.cities.scaling import Visible, region_scales
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import ModelSizes, Window
 
 COVARIATES = ("none", "calendar", "profile")
-_NUM_PROFILE = 2
+_NUM_EXPECTED = 3
 
 
 @flax.struct.dataclass
@@ -41,8 +40,11 @@ class SeriesBank:
     city_offset: Int[Array, "*devices nodes"]  # where a node's city begins in `calendar`
     mean: Float[Array, "*devices V nodes"]  # data units
     std: Float[Array, "*devices V nodes"]  # data units
-    profile: Float[Array, "*devices V nodes steps_per_day"]  # scaled (one step where no profile is used)
-    profile_weekend: Float[Array, "*devices V nodes"]  # share of weekend readings in the profile
+    # What a variant leads one to expect, scaled, by kind of day (0 weekday, 1 weekend); see `cities.expectation`. One
+    # step of the day where no profile is used.
+    profile: Float[Array, "*devices V nodes 2 steps_per_day"]
+    log_deviation: Float[Array, "*devices V nodes 2 steps_per_day"]
+    same_kind: Float[Array, "*devices V nodes 2 steps_per_day"]
     covariates: str = flax.struct.field(pytree_node=False)
     history: int = flax.struct.field(pytree_node=False)
     horizon: int = flax.struct.field(pytree_node=False)
@@ -55,33 +57,33 @@ class SeriesBank:
     @property
     def num_inputs(self) -> int:
         """I, the number of inputs per node and history step."""
-        return 3 if self.has_profile else 2
+        return 5 if self.has_profile else 2
 
     @property
     def has_profile(self) -> bool:
-        """Whether the daily profile is among the covariates."""
+        """Whether what the visible days lead one to expect is among the covariates."""
         return self.covariates == "profile"
 
 
 def num_covariates(covariates: str) -> int:
-    """Number of covariates per step of a choice: 0, 20 or 22.
+    """Number of covariates per step of a choice: 0, 20 or 23.
 
     Raises:
       InputError: unknown choice.
     """
     if covariates not in COVARIATES:
         raise InputError(f"`covariates` must be one of {', '.join(COVARIATES)}, got {covariates!r}")
-    return {"none": 0, "calendar": NUM_CALENDAR, "profile": NUM_CALENDAR + _NUM_PROFILE}[covariates]
+    return {"none": 0, "calendar": NUM_CALENDAR, "profile": NUM_CALENDAR + _NUM_EXPECTED}[covariates]
 
 
 def model_sizes(bank: SeriesBank) -> ModelSizes:
     """The sizes of a model that reads windows of this bank."""
-    return ModelSizes(bank.history, bank.horizon, bank.num_inputs, bank.num_covariates)
+    return ModelSizes(bank.history, bank.horizon, bank.num_inputs, bank.num_covariates, anomaly=bank.has_profile)
 
 
 def build_bank(
     cities: Sequence[City],
-    scale_spans: Sequence[Sequence[Span]],
+    scaled_by: Sequence[Sequence[Visible]],
     profile_masks: Sequence[Bool[np.ndarray, "V _"]],
     *,
     covariates: str,
@@ -92,7 +94,7 @@ def build_bank(
 
     Args:
       cities: one-channel cities of one interval.
-      scale_spans: per city, for each of the V variants the span whose mean and deviation scale every region.
+      scaled_by: per city, for each of the V variants the steps whose mean and deviation scale every region.
       profile_masks: per city, the time steps that enter each of the V variants of its daily profile.
       covariates: "none", "calendar" or "profile".
       history: H, steps that a model sees.
@@ -109,13 +111,12 @@ def build_bank(
     _check_cities(cities, covariates, history + horizon)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in _BANK_ARRAYS}
     total = steps = 0
-    for city, spans, masks in zip(cities, scale_spans, profile_masks, strict=True):
+    for city, scaling, masks in zip(cities, scaled_by, profile_masks, strict=True):
         readings = city.values[:, :, 0]
         weekend = is_weekend(city)
         weekend_step = np.full(city.num_steps, 0.5) if weekend is None else weekend.astype(np.float64)
         slots = slot_of_day(city)
-        scales = {span: region_scales(city, span) for span in set(spans)}
-        mean, std = (np.stack([scales[span][k] for span in spans]) for k in range(2))
+        mean, std = (np.stack(moment) for moment in zip(*(region_scales(city, own) for own in scaling), strict=True))
         parts["values"].append(np.where(np.isfinite(readings), readings, 0.0).T.reshape(-1))
         parts["observed"].append(np.isfinite(readings).T.reshape(-1))
         parts["node_offset"].append(total + city.num_steps * np.arange(city.num_nodes))
@@ -125,21 +126,20 @@ def build_bank(
         parts["city_offset"].append(np.full(city.num_nodes, steps))
         parts["mean"].append(mean)
         parts["std"].append(std)
-        if covariates == "profile":
-            profiles = [
-                daily_profile((readings[mask] - m) / s, slots[mask], city.steps_per_day)
-                for mask, m, s in zip(masks, mean, std, strict=True)
-            ]
-            parts["profile"].append(np.stack(profiles))
-        else:
-            parts["profile"].append(np.zeros((len(masks), city.num_nodes, 1)))
-        parts["profile_weekend"].append(np.stack([weekend_share(readings[mask], weekend_step[mask]) for mask in masks]))
+        expected = [
+            _expected(city, mask, m, s) if covariates == "profile" else _nothing(city)
+            for mask, m, s in zip(masks, mean, std, strict=True)
+        ]
+        profile, deviation, same_kind = (np.stack(values).swapaxes(1, 2) for values in zip(*expected, strict=True))
+        parts["profile"].append(profile)
+        parts["log_deviation"].append(np.log(deviation))
+        parts["same_kind"].append(same_kind)
         total += city.num_steps * city.num_nodes
         steps += city.num_steps
     if total >= 2**31:
         raise InputError(f"the cities hold {total} readings, more than 2^31; use fewer regions or a longer interval")
     arrays = {
-        name: np.concatenate(parts[name], axis=1 if name in _PER_VARIANT else 0).astype(dtype)
+        name: np.concatenate(parts[name], axis=1 if name in PER_VARIANT else 0).astype(dtype)
         for name, dtype in _BANK_ARRAYS.items()
     }
     arrays = jax.device_put(arrays)
@@ -176,9 +176,24 @@ _BANK_ARRAYS = {
     "mean": np.float32,
     "std": np.float32,
     "profile": np.float32,
-    "profile_weekend": np.float32,
+    "log_deviation": np.float32,
+    "same_kind": np.float32,
 }
-_PER_VARIANT = ("mean", "std", "profile", "profile_weekend")
+PER_VARIANT = ("mean", "std", "profile", "log_deviation", "same_kind")  # what a window is seen through
+
+
+def _expected(city: City, mask: np.ndarray, mean: np.ndarray, std: np.ndarray) -> Expectation:
+    """What the readings of a mask lead one to expect, scaled."""
+    readings, weekend = (city.values[mask, :, 0] - mean) / std, is_weekend(city)
+    found = expectation(
+        readings, slot_of_day(city)[mask], None if weekend is None else weekend[mask], city.steps_per_day
+    )
+    return found.filled(np.asarray(~np.isfinite(readings).any(axis=0)), city)
+
+
+def _nothing(city: City) -> Expectation:
+    one = np.ones((2, city.num_nodes, 1), np.float32)
+    return Expectation(np.zeros_like(one), one, one)
 
 
 def gather_window(
@@ -211,12 +226,19 @@ def gather_window(
         clock = clock + shift
     covariates = bank.calendar[clock]
     if bank.has_profile:
-        profile = bank.profile[variant, nodes[:, None], bank.slot[clock][None, :]]
-        history = jnp.concatenate([history, profile[:, : bank.history, None]], axis=-1)
-        share = bank.profile_weekend[variant, nodes[0]]
-        # How much of the profile was made on days of the same kind as this step's: 0 on a weekend after weekdays only.
-        same_kind = bank.weekend[clock] * share + (1.0 - bank.weekend[clock]) * (1.0 - share)
-        covariates = jnp.concatenate([covariates, profile[0, :, None], same_kind[:, None]], axis=-1)
+        # Where the calendar is unknown, both kinds of day lead to expect the same.
+        kind, slot = (bank.weekend[clock] > 0.5).astype(jnp.int32), bank.slot[clock]
+        profile, log_deviation = (
+            of_kind[variant, nodes[:, None], kind[None, :], slot[None, :]]
+            for of_kind in (bank.profile, bank.log_deviation)
+        )
+        before = profile[:, : bank.history], log_deviation[:, : bank.history]
+        anomaly = observed * (history[..., 0] - before[0]) * jnp.exp(-before[1])
+        history = jnp.concatenate([history, jnp.stack([anomaly, *before], axis=-1)], axis=-1)
+        same_kind = bank.same_kind[variant, nodes[0], kind, slot]
+        covariates = jnp.concatenate(
+            [covariates, jnp.stack([log_deviation[0], profile[0], same_kind], axis=-1)], axis=-1
+        )
     future = bank.node_offset[nodes[0]] + ahead
     mask = bank.observed[future]
     target = mask * (bank.values[future] - mean[0]) / std[0]

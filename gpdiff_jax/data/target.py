@@ -15,7 +15,7 @@ from gpdiff_jax.cities.scaling import silent_regions
 from gpdiff_jax.cities.splits import Span, TargetSplit, split_target
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.region_graphs import region_graphs
-from gpdiff_jax.data.series import SeriesBank, build_bank, model_sizes
+from gpdiff_jax.data.series import PER_VARIANT, SeriesBank, build_bank, model_sizes
 from gpdiff_jax.data.target_windows import support_masks
 from gpdiff_jax.data.windows import window_starts
 from gpdiff_jax.errors import InputError
@@ -110,7 +110,7 @@ def _before_validation(city: City, config: DataConfig, target: Target) -> Target
     eve = TargetSplit(split.adaptation, Span(split.adaptation.stop, split.adaptation.stop), split.validation)
     view = split_city(city, config, eve, np.asarray(target.validation_starts), graphs=target.graphs)
     # The readings are the same; only what they are seen through is not.
-    own = {name: getattr(view.bank, name) for name in ("mean", "std", "profile", "profile_weekend")}
+    own = {name: getattr(view.bank, name) for name in PER_VARIANT}
     return dataclasses.replace(view, bank=dataclasses.replace(target.bank, **own))
 
 
@@ -134,7 +134,8 @@ def split_city(
       graphs: the region graphs, where they are made already.
 
     Returns:
-      Its regions, without a `choice`; scale and profile come from the support days alone.
+      Its regions, without a `choice`. Scale and profile come from the support days alone, and those of a window in them
+      from the other days (of a single day, the scale from itself).
 
     Raises:
       InputError: see `build_bank`, `region_graphs`.
@@ -142,7 +143,9 @@ def split_city(
     windows: Any = {"history": config.history, "horizon": config.horizon}
     masks = support_masks(city, split, city.steps_per_day)
     visible = city.values[split.support.start : split.support.stop]
-    bank = build_bank([city], [[split.support] * len(masks)], [masks], covariates=config.covariates, **windows)
+    # A single day has no other to be scaled by.
+    scaled_by = [split.support if silent_regions(city, mask).all() else mask for mask in masks]
+    bank = build_bank([city], [scaled_by], [masks], covariates=config.covariates, **windows)
     if graphs is None:
         cut: Any = {"max_neighbours": config.max_neighbours, "pick": config.pick_neighbours, "seed": seed}
         graphs = region_graphs([city], **cut)

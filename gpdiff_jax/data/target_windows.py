@@ -34,7 +34,7 @@ def support_masks(city: City, split: TargetSplit, steps_per_day: int) -> np.ndar
 def gather_target(
     bank: SeriesBank, nodes: Int[Array, " N"], starts: Int[Array, " B"], support_start: int, steps_per_day: int
 ) -> Window:
-    """Gathers given windows of one target region, where the profile leaves out every day that a window forecasts.
+    """Gathers given windows of one target region, where scale and profile leave out every day that a window forecasts.
 
     Args:
       bank: the series of a target, whose profile variants are those of `support_masks`.
@@ -46,9 +46,14 @@ def gather_target(
     Returns:
       The windows, stacked on a leading axis B.
     """
+    variant = variant_of(bank, starts, support_start, steps_per_day)
+    return jax.vmap(gather_window, in_axes=(None, None, 0, 0))(bank, nodes, starts, variant)
+
+
+def variant_of(bank: SeriesBank, starts: Int[Array, " B"], support_start: int, steps_per_day: int) -> Int[Array, " B"]:
+    """The variant of `support_masks` that leaves out the days that each window forecasts; see `gather_target`."""
     days = bank.profile.shape[0] // 2
     first = (starts + bank.history - support_start) // steps_per_day
     last = (starts + bank.history + bank.horizon - 1 - support_start) // steps_per_day
     variant = jnp.where((first == last) | (last >= days), first, days + first)
-    variant = jnp.where(first < days, variant, 2 * days - 1).astype(jnp.int32)
-    return jax.vmap(gather_window, in_axes=(None, None, 0, 0))(bank, nodes, starts, variant)
+    return jnp.where(first < days, variant, 2 * days - 1).astype(jnp.int32)

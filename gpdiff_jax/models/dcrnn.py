@@ -19,7 +19,8 @@ from gpdiff_jax.models.layers import (
     channels_first,
     horizon_head,
 )
-from gpdiff_jax.models.protocol import Model, ModelSizes, linen_model, register_model
+from gpdiff_jax.models.protocol import Model, ModelSizes, linen_model
+from gpdiff_jax.models.registry import register_model
 
 _ORDER = 2  # steps of the diffusion per direction
 

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 
 from gpdiff_jax.models.graphs import node_mask, walks_beside_self
 from gpdiff_jax.models.layers import ChannelDense, add_shared, carry_channels, channels_first, dense, horizon_head
-from gpdiff_jax.models.protocol import Model, ModelSizes, linen_model, register_model
+from gpdiff_jax.models.protocol import Model, ModelSizes, linen_model
+from gpdiff_jax.models.registry import register_model
 
 _DILATIONS = (1, 2)  # of the two layers of a block
 _ORDER = 2  # steps of the diffusion per layer and direction

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.graphs import centre_weights
 from gpdiff_jax.models.layers import ChannelDense, add_shared, channels_first, horizon_head, unfold
-from gpdiff_jax.models.protocol import Model, ModelSizes, linen_model, register_model
+from gpdiff_jax.models.protocol import Model, ModelSizes, linen_model
+from gpdiff_jax.models.registry import register_model
 
 _KERNEL = 4
 

@@ -9,7 +9,8 @@ import jraph
 from jaxtyping import Array, Float
 
 from gpdiff_jax.models.layers import dense, horizon_head
-from gpdiff_jax.models.protocol import Model, ModelSizes, linen_model, register_model
+from gpdiff_jax.models.protocol import Model, ModelSizes, linen_model
+from gpdiff_jax.models.registry import register_model
 
 
 class STID(nn.Module):

@@ -20,7 +20,8 @@ from gpdiff_jax.data.target import Target
 from gpdiff_jax.diffusion.conditioning import check_conditioning
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.folder_lock import refuse_if_locked, unlock_folder
-from gpdiff_jax.models.protocol import abstract_params, is_built_in, model_text
+from gpdiff_jax.models.protocol import abstract_params, model_text
+from gpdiff_jax.models.registry import is_built_in
 from gpdiff_jax.prompts.encoders import SPATIAL_OF_PART, check_parts
 from gpdiff_jax.run.diagnosis import write_diagnosis, write_inspection
 from gpdiff_jax.run.folder import open_run_folder

@@ -36,7 +36,7 @@ from gpdiff_jax.zoo.harvest import harvest_zoo
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo, load_zoo
 from gpdiff_jax.zoo.pooled import train_pooled
 
-_FORMAT = 2
+_FORMAT = 3
 _MOST_NAMED = 5
 
 

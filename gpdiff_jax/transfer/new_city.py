@@ -19,7 +19,7 @@ from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.target import Target, split_city
 from gpdiff_jax.errors import InputError, check_at_least
 from gpdiff_jax.hypernetwork import Hypernetwork, RegionParameters, check_regions
-from gpdiff_jax.models.protocol import make_model
+from gpdiff_jax.models.registry import make_model
 from gpdiff_jax.prompts.encoders import check_parts
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.training.storage import load_arrays, save_arrays

@@ -14,7 +14,8 @@ from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.sources import Sources, prepare_sources
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.folder_lock import locked_folder
-from gpdiff_jax.models.protocol import Model, abstract_params, make_model, model_text
+from gpdiff_jax.models.protocol import Model, abstract_params, model_text
+from gpdiff_jax.models.registry import make_model
 from gpdiff_jax.prompts.encoders import PromptConfig, PromptEncoder, check_parts
 from gpdiff_jax.prompts.sources import fit_encoder, with_prompts
 from gpdiff_jax.training.checkpoints import digest_of
@@ -25,7 +26,7 @@ from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
 from gpdiff_jax.zoo.pooled import PooledConfig, train_pooled
 from gpdiff_jax.zoo.region_training import HarvestConfig
 
-_FORMAT = 1
+_FORMAT = 2
 
 Progress = Callable[[str, int, dict[str, float]], None]
 """Called with the name of a stage, how much of it is done (steps, or regions), and its metrics."""

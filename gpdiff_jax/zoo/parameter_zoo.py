@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models.protocol import abstract_params, make_model, model_names
+from gpdiff_jax.models.protocol import abstract_params
+from gpdiff_jax.models.registry import make_model, model_names
 from gpdiff_jax.prompts.prompt import Prompts
 from gpdiff_jax.prompts.sources import PromptedSources
 from gpdiff_jax.training.storage import load_arrays, save_arrays
@@ -24,7 +25,7 @@ from gpdiff_jax.typing import Params
 from gpdiff_jax.zoo.region_training import HarvestedRegion
 from gpdiff_jax.zoo.tokens import TokenLayout, check_layout, make_layout
 
-_FORMAT = 6
+_FORMAT = 7
 _INDEX = "index"
 
 

@@ -74,7 +74,7 @@ def initial_params(model: Model, graphs: jraph.GraphsTuple, sizes: ModelSizes, *
 # Compiled as a whole: run one operation after another, it is more than a hundred programs.
 @partial(jax.jit, static_argnums=(0, 1))
 def _initial_params(model: Model, sizes: ModelSizes, graphs: RegionGraph, key: Key) -> Params:
-    history, horizon, inputs, covariates = sizes
+    history, horizon, inputs, covariates, _ = sizes
     graph = jax.tree.map(lambda leaf: leaf[0], graphs)
     zeros = (jnp.zeros((graph.nodes.shape[0], history, inputs)), jnp.zeros((history + horizon, covariates)))
     return model.init(key, graph, *zeros)

@@ -27,7 +27,7 @@ from gpdiff_jax.data.target import Target, prepare_target
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork, RegionParameters
-from gpdiff_jax.models import Model, ModelSizes, protocol
+from gpdiff_jax.models import Model, ModelSizes, registry
 from gpdiff_jax.prompts.prompt import Prompts, PromptScaler
 from gpdiff_jax.prompts.sources import with_prompts
 from gpdiff_jax.zoo.codec import fit_codec
@@ -124,7 +124,7 @@ def _make_teller(sizes: ModelSizes) -> Model:
 @pytest.fixture(scope="module", autouse=True)
 def _teller_is_registered():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(protocol._REGISTRY, "teller", _make_teller)
+        patch.setitem(registry._REGISTRY, "teller", _make_teller)
         yield
 
 

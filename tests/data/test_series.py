@@ -10,6 +10,7 @@ import pytest
 
 from gpdiff_jax.cities import City
 from gpdiff_jax.cities.calendar import calendar_features, is_weekend, slot_of_day
+from gpdiff_jax.cities.expectation import expectation
 from gpdiff_jax.cities.profile import daily_profile, weekend_share
 from gpdiff_jax.cities.scaling import region_scales
 from gpdiff_jax.cities.splits import Span
@@ -60,22 +61,10 @@ def _bank(covariates: str):
     return build_bank(_CITIES, _SPANS, _masks(), covariates=covariates, history=_HISTORY, horizon=_HORIZON)
 
 
-def _loop_profile(city: City, mask: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    profile = np.zeros((city.num_nodes, city.steps_per_day))
-    slots = slot_of_day(city)
-    for node in range(city.num_nodes):
-        sums: dict[int, list[float]] = {}
-        for step in np.flatnonzero(mask):
-            if np.isfinite(city.values[step, node, 0]):
-                sums.setdefault(int(slots[step]), []).append((city.values[step, node, 0] - mean[node]) / std[node])
-        for slot in range(city.steps_per_day):
-            # An unseen slot lies on the line between the last one seen and the next, around the clock.
-            back = next(k for k in range(city.steps_per_day) if (slot - k) % city.steps_per_day in sums)
-            ahead = next(k for k in range(city.steps_per_day) if (slot + k) % city.steps_per_day in sums)
-            last = np.mean(sums[(slot - back) % city.steps_per_day])
-            coming = np.mean(sums[(slot + ahead) % city.steps_per_day])
-            profile[node, slot] = last if back == 0 else (ahead * last + back * coming) / (ahead + back)
-    return profile
+def _expectation(city: City, mask: np.ndarray, mean: np.ndarray, std: np.ndarray):
+    weekend = is_weekend(city)
+    scaled, kinds = (city.values[mask, :, 0] - mean) / std, None if weekend is None else weekend[mask]
+    return expectation(scaled, slot_of_day(city)[mask], kinds, city.steps_per_day)
 
 
 def _loop_window(covariates: str, index: int, nodes: list[int], start: int, variants: np.ndarray):
@@ -83,13 +72,8 @@ def _loop_window(covariates: str, index: int, nodes: list[int], start: int, vari
     scales = [region_scales(city, span) for span in _SPANS[index]]
     weekend = is_weekend(city)
     calendar = calendar_features(city)
-    profiles, shares = [], []
-    for (mean, std), mask in zip(scales, _masks()[index], strict=True):
-        profiles.append(_loop_profile(city, mask, mean, std) if covariates == "profile" else None)
-        # Of the readings, not of the steps.
-        seen = np.isfinite(city.values[mask, nodes[0], 0])
-        shares.append(0.5 if weekend is None else weekend[mask][seen].mean())
-    history = np.zeros((len(nodes), _HISTORY, 3 if covariates == "profile" else 2))
+    seen = [_expectation(city, mask, *scale) for scale, mask in zip(scales, _masks()[index], strict=True)]
+    history = np.zeros((len(nodes), _HISTORY, 5 if covariates == "profile" else 2))
     beside = np.zeros((_HISTORY + _HORIZON, num_covariates(covariates)))
     target, observed = np.zeros(_HORIZON), np.zeros(_HORIZON)
     for k in range(_HISTORY + _HORIZON):
@@ -102,15 +86,18 @@ def _loop_window(covariates: str, index: int, nodes: list[int], start: int, vari
                 if np.isfinite(reading):
                     history[row, k, :2] = (reading - mean[node]) / std[node], 1
                 if covariates == "profile":
-                    history[row, k, 2] = profiles[variant][node, slot]
+                    kind = 0 if weekend is None else int(weekend[step])
+                    profile, deviation, _ = (of_kind[kind, node, slot] for of_kind in seen[variant])
+                    anomaly = (history[row, k, 0] - profile) / deviation if history[row, k, 1] else 0.0
+                    history[row, k, 2:] = anomaly, profile, np.log(deviation)
             elif row == 0 and np.isfinite(reading):
                 target[k - _HISTORY], observed[k - _HISTORY] = (reading - mean[node]) / std[node], 1
         if covariates != "none":
             beside[k, :20] = calendar[step]
         if covariates == "profile":
-            day = 0.5 if weekend is None else float(weekend[step])
-            beside[k, 20] = profiles[variant][nodes[0], slot]
-            beside[k, 21] = day * shares[variant] + (1 - day) * (1 - shares[variant])
+            kind = 0 if weekend is None else int(weekend[step])
+            profile, deviation, same_kind = (of_kind[kind, nodes[0], slot] for of_kind in seen[variant])
+            beside[k, 20:] = np.log(deviation), profile, same_kind
     return history, beside, target, observed
 
 
@@ -140,7 +127,7 @@ def test_a_window_agrees_with_a_loop(covariates):
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5, err_msg=f"{name} of city {index}")
 
 
-@pytest.mark.parametrize(("covariates", "inputs", "beside"), [("none", 2, 0), ("calendar", 2, 20), ("profile", 3, 22)])
+@pytest.mark.parametrize(("covariates", "inputs", "beside"), [("none", 2, 0), ("calendar", 2, 20), ("profile", 5, 23)])
 def test_a_bank_knows_the_sizes_of_its_windows(covariates, inputs, beside):
     assert (_bank(covariates).num_inputs, _bank(covariates).num_covariates) == (inputs, beside)
 
@@ -191,7 +178,7 @@ def test_the_share_of_weekends_in_a_profile_is_that_of_its_readings():
     )
     span = [Span(0, 36)]
     bank = build_bank([closed], [span], [np.ones((1, 36), bool)], covariates="profile", history=5, horizon=3)
-    np.testing.assert_array_equal(bank.profile_weekend, [[0.0, 0.0]])
+    np.testing.assert_array_equal(bank.same_kind[0], np.broadcast_to([[[1.0], [0.0]]], (2, 2, 12)))
     window = gather_window(bank, jnp.asarray([0, 1], jnp.int32), jnp.int32(4), jnp.int32(0))
     # On the Sunday, nothing of the profile was made on a day like it; on Monday, all.
     np.testing.assert_array_equal(window.covariates[:, -1], np.zeros(8))

@@ -24,6 +24,7 @@ from gpdiff_jax.data.windows import (
     window_starts,
 )
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.anomaly import PROFILE
 
 
 def _city(values: np.ndarray, *, name: str = "town", interval: int = 240) -> City:
@@ -187,7 +188,7 @@ def test_a_city_without_a_window_is_refused_by_name():
 
 def test_a_targets_test_windows_see_the_whole_support_and_its_own_windows_all_but_the_days_they_forecast():
     rng = np.random.default_rng(0)
-    city = _city(rng.gamma(2.0, 10.0, (60, 2)))
+    city = dataclasses.replace(_city(rng.gamma(2.0, 10.0, (60, 2))), start=None)  # all days are of one kind
     split = TargetSplit(Span(20, 32), Span(32, 38), Span(38, 60))
     masks = support_masks(city, split, 6)
     bank = build_bank([city], [[split.support] * len(masks)], [masks], covariates="profile", history=3, horizon=2)
@@ -201,7 +202,7 @@ def test_a_targets_test_windows_see_the_whole_support_and_its_own_windows_all_bu
             step = start + k
             at = [s for d in days for s in range(20 + 6 * d, 26 + 6 * d) if s % 6 == step % 6]
             expected = np.mean([(city.values[s, 1, 0] - mean) / std for s in at])
-            np.testing.assert_allclose(windows.covariates[row, k, 20], expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(windows.covariates[row, k, PROFILE], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("begin", "kind"), [("2024-01-01", 1.0), ("2024-01-06", 0.0), ("2024-01-03", -1.0)])

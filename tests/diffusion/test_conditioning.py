@@ -161,7 +161,7 @@ def test_an_unknown_strategy_is_refused_with_the_names():
 
 
 def test_the_layers_of_every_model_are_told_apart_by_what_the_model_says(simulated_cities):
-    sizes = ModelSizes(12, 6, 3, 22)
+    sizes = ModelSizes(12, 6, 5, 23, anomaly=True)
     kinds = {}
     for name in ("stgcn", "graph_wavenet_adaptive", "dcrnn", "stid"):
         model = make_model(name, sizes)

@@ -22,7 +22,7 @@ import gpdiff_jax as gpd
 from experiments import generate
 from experiments.generate import flags
 from gpdiff_jax.diffusion.denoiser import make_denoiser
-from gpdiff_jax.models import protocol
+from gpdiff_jax.models import registry
 from gpdiff_jax.prompts.prompt import PromptScaler
 from gpdiff_jax.training.storage import load_arrays, save_arrays
 from gpdiff_jax.zoo.codec import fit_codec
@@ -66,7 +66,7 @@ def _folder(tmp_path_factory, simulated_cities: list[gpd.City]):
     names = ("exits_per_30min", "entries_per_30min")
     gpd.save_city(folder / "fine.npz", dataclasses.replace(city, values=both, interval_minutes=30, feature_names=names))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(protocol, "_REGISTRY", dict(protocol._REGISTRY))
+        patch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
         gpd.load_model_file(folder / "linear.py")
         _generator(city).save(folder / "made")
         yield folder

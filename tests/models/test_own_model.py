@@ -18,9 +18,9 @@ from gpdiff_jax.models import (
     load_model_file,
     make_model,
     model_names,
-    protocol,
     read_model_file,
     register_model,
+    registry,
 )
 from gpdiff_jax.prompts.sources import with_prompts
 from gpdiff_jax.zoo.harvest import harvest_zoo
@@ -33,8 +33,8 @@ _README = pathlib.Path(__file__).resolve().parents[2] / "README.md"
 @pytest.fixture(autouse=True)
 def _registry_stays_as_it_was():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(protocol, "_REGISTRY", dict(protocol._REGISTRY))
-        patch.setattr(protocol, "_FILES", {})
+        patch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+        patch.setattr(registry, "_FILES", {})
         yield
 
 

@@ -17,7 +17,7 @@ from experiments.run_flags import settings_from_flags
 from gpdiff_jax import Run
 from gpdiff_jax.cities import City, load_city, save_city
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models import protocol
+from gpdiff_jax.models import registry
 from gpdiff_jax.training.progress import read_log
 from tests.runs import tiny_settings, without_seconds
 
@@ -126,7 +126,7 @@ def test_another_programs_folder_is_left_alone(data_dir, tmp_path):
 
 
 def test_a_run_is_not_continued_with_another_model_file(finished, data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(protocol, "_REGISTRY", dict(protocol._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     path = tmp_path / "own.py"
     path.write_text("import gpdiff_jax as gpd\ngpd.register_model('own', lambda sizes: None)\n")
     with flagsaver.flagsaver():

@@ -11,7 +11,7 @@ import pytest
 
 import gpdiff_jax as gpd
 from gpdiff_jax.folder_lock import _held, lock_folder, unlock_folder
-from gpdiff_jax.models import protocol
+from gpdiff_jax.models import registry
 from gpdiff_jax.run.settings import METHODS
 from tests.runs import tiny_settings, without_seconds
 from tests.tiny import make_tiny, scale_and_bias
@@ -76,16 +76,16 @@ def test_cities_that_are_not_those_of_the_settings_are_refused(data_dir, tmp_pat
 
 
 def test_another_model_of_the_same_name_is_another_run_and_a_refused_one_holds_no_lock(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(protocol, "_REGISTRY", dict(protocol._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     settings = tiny_settings(data_dir, methods=("last_value",))
     gpd.Run.open(tmp_path, settings).close()
-    monkeypatch.setitem(protocol._REGISTRY, "tiny", functools.cache(scale_and_bias))
+    monkeypatch.setitem(registry._REGISTRY, "tiny", functools.cache(scale_and_bias))
     with pytest.raises(gpd.InputError, match="holds a run of another model of that name; name another folder"):
         gpd.Run.open(tmp_path, settings)
     lock_folder(tmp_path)
     unlock_folder(tmp_path)
     assert tmp_path.resolve() / ".lock" not in _held
-    monkeypatch.setitem(protocol._REGISTRY, "tiny", make_tiny)
+    monkeypatch.setitem(registry._REGISTRY, "tiny", make_tiny)
     gpd.Run.open(tmp_path, settings).close()
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"format": 2', '"format": 1'))
@@ -104,7 +104,7 @@ def test_a_full_disk_is_not_taken_for_another_programs_folder(data_dir, tmp_path
 
 
 def test_a_preset_takes_a_model_of_ones_own_and_refuses_what_does_not_go_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(protocol, "_REGISTRY", dict(protocol._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     (tmp_path / "own.py").write_text("import gpdiff_jax as gpd\ngpd.register_model('own', lambda sizes: None)\n")
     settings = gpd.Settings.from_preset("tiny", model=str(tmp_path / "own.py"), seed=3)
     assert (settings.model, settings.seed, settings.data.variants) == ("own", 3, 4)

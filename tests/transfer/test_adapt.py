@@ -9,6 +9,7 @@ import pytest
 
 from gpdiff_jax.cities import City
 from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.data.series import PER_VARIANT
 from gpdiff_jax.data.target import Target, prepare_target
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models import Model
@@ -237,9 +238,9 @@ def test_what_is_chosen_on_the_validation_day_knows_nothing_of_it(simulated_citi
         made.append((prepare_target(changed, data), target_prompts(changed, support_days=3, adaptation_only=True)))
     (one, prompts), (other, prompts_of_other) = made
     assert one.choice is not None and other.choice is not None
-    for name in ("mean", "std", "profile", "profile_weekend"):
+    for name in PER_VARIANT:
         np.testing.assert_array_equal(getattr(one.choice.bank, name), getattr(other.choice.bank, name), err_msg=name)
-        if name != "profile_weekend":
+        if name != "same_kind":
             assert (np.asarray(getattr(one.bank, name)) != np.asarray(getattr(other.bank, name))).any(), name
     np.testing.assert_array_equal(prompts.values, prompts_of_other.values)
     assert (np.asarray(prompts.values) != np.asarray(target_prompts(city, support_days=3).values)).any()

@@ -1,0 +1,140 @@
+"""How well a pooled model forecasts a city that it never saw, beside the historical average of the support days.
+
+    python -m benchmarks.held_out_city [--quick] [--data_dir DIR] [--cities a,b,c] [--held_out c] [--steps 2000]
+
+Every held-out city is forecast by a model of the others, after several stretches of support days that are spread over
+its series, for the seven days that follow each. Defaults are chosen by such errors, on cities that are nobody's target.
+Without --data_dir and GPDIFF_DATA, cities are simulated. `value` is the mean absolute error over all stretches in the
+unit of the city, the peer's that of the historical average; both also for weekdays, weekends and every horizon step.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from benchmarks.measuring import print_line
+from experiments import command_line
+from gpdiff_jax.analysis.metrics import mae
+from gpdiff_jax.baselines.rules import historical_average
+from gpdiff_jax.cities import City, SimulationConfig, find_cities, resample, select_channels, simulate_cities
+from gpdiff_jax.cities.splits import Span, split_before
+from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.data.region_graphs import region_graphs
+from gpdiff_jax.data.series import COVARIATES
+from gpdiff_jax.data.sources import prepare_sources
+from gpdiff_jax.data.target import Target, split_city
+from gpdiff_jax.data.windows import window_starts
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.models import make_model
+from gpdiff_jax.transfer.evaluate import observed_truth, zero_shot
+from gpdiff_jax.zoo.pooled import PooledConfig, train_pooled
+
+flags.DEFINE_bool("quick", False, "one held-out city, few steps and stretches; ends within two minutes")
+flags.DEFINE_string("data_dir", None, "folder of city files; default GPDIFF_DATA, and without that simulated cities")
+flags.DEFINE_list(
+    "cities",
+    ["taipei_metro", "paris_bike_counters", "sf_bike_2014", "auckland_pedestrians", "nyc_bike_2016"],
+    "the cities of a folder to take",
+)
+flags.DEFINE_list("held_out", None, "cities to hold out, one after another; all if not given")
+flags.DEFINE_integer("interval_minutes", 60, "interval that cities are resampled to", 1, 1440)
+flags.DEFINE_integer("support_days", 3, "visible days of a stretch", 1)
+flags.DEFINE_integer("stretches", 6, "stretches of support days in a held-out city", 1)
+flags.DEFINE_string("model", "stgcn", "name of the forecaster")
+flags.DEFINE_enum("covariates", "profile", COVARIATES, "what models see beside the readings")
+flags.DEFINE_integer("steps", PooledConfig().steps, "training steps of the pooled model", 1)
+flags.DEFINE_integer("seed", 0, "random seed", 0)
+
+_TEST_DAYS = 7
+_BENCHMARK = "held_out_city"
+
+
+def _cities() -> list[City]:
+    folder, minutes = flags.FLAGS.data_dir or os.environ.get("GPDIFF_DATA"), flags.FLAGS.interval_minutes
+    if folder is None:
+        cities = simulate_cities(SimulationConfig(cities=4, regions=24, days=42), seed=0)
+    else:
+        cities = [select_channels(city, "first")[0] for city in find_cities(folder, flags.FLAGS.cities)]
+    return [resample(city, minutes) for city in cities]
+
+
+def stretches(city: City, config: DataConfig, count: int) -> Iterator[Target]:
+    """The city after each of several stretches of support days, spread over its series.
+
+    Args:
+      city: a one-channel city.
+      config: support days, windows and graphs.
+      count: how many, as far as the series is long enough; at least one.
+
+    Yields:
+      The stretch, with the windows of the days after it as its test.
+    """
+    windows: Any = {"history": config.history, "horizon": config.horizon}
+    day = city.steps_per_day
+    graphs = region_graphs([city], max_neighbours=config.max_neighbours, pick=config.pick_neighbours, seed=0)
+    first, last = config.support_days * day, city.num_steps - _TEST_DAYS * day
+    for start in sorted(set(np.linspace(first, max(last, first), count).astype(int))):
+        test = Span(int(start), min(int(start) + _TEST_DAYS * day, city.num_steps))
+        split = split_before(test, day, config.support_days, before="a test", name=city.name, history=config.history)
+        starts = window_starts(city, test, reach_back=True, **windows)
+        visible = np.isfinite(city.values[split.support.start : split.support.stop])
+        if len(starts) and visible.any():
+            yield split_city(city, config, split, starts, graphs=graphs)
+
+
+def _print_errors(city: City, forecasts: list[dict[str, np.ndarray]], truths: list[tuple]) -> None:
+    """Mean absolute errors over all stretches: of all readings, by kind of day, and by horizon step."""
+    truth = np.concatenate([values for values, _ in truths])
+    joined = {name: np.concatenate([made[name] for made in forecasts]) for name in forecasts[0]}
+    parts = {"all": np.ones(truth.shape, bool)}
+    if truths[0][1] is not None:
+        weekend = np.broadcast_to(np.concatenate([days for _, days in truths])[:, None], truth.shape)
+        parts |= {"weekdays": ~weekend, "weekends": weekend}
+    for step in range(truth.shape[2]):
+        parts[f"step_{step + 1}"] = np.broadcast_to(np.arange(truth.shape[2]) == step, truth.shape)
+    for name, part in parts.items():
+        errors = [float(mae(made[part], truth[part])) for made in (joined["pooled"], joined["average"])]
+        more = {"peer": "historical average", "peer_value": errors[1], "ratio": errors[1] / errors[0]}
+        print_line(_BENCHMARK, f"{city.name}_{name}", "mean_absolute_error", errors[0], city.unit, **more)
+
+
+def main(argv: list[str]) -> None:
+    """Trains without every held-out city in turn, and measures on it."""
+    del argv
+    quick, cities, given = flags.FLAGS.quick, _cities(), flags.FLAGS
+    names = [city.name for city in cities]
+    held_out = given.held_out or names
+    unknown = sorted(set(held_out) - set(names))
+    if unknown or len(cities) < 2:
+        raise InputError(f"`held_out` (={unknown}) must be among at least two cities; choose from {', '.join(names)}")
+    data = DataConfig(covariates=given.covariates, support_days=given.support_days)
+    config = PooledConfig(steps=min(given.steps, 100) if quick else given.steps)
+    key = jax.random.key(given.seed)
+    for name in held_out[-1:] if quick else held_out:
+        city, others = cities[names.index(name)], [other for other in cities if other.name != name]
+        sources = prepare_sources(others, data, key=jax.random.fold_in(key, 0))
+        model, begin = make_model(given.model, sources.sizes), time.perf_counter()
+        pooled = jax.block_until_ready(train_pooled(model, sources, config, key=jax.random.fold_in(key, 1)))
+        print_line(_BENCHMARK, f"without_{name}", "training", time.perf_counter() - begin, "s")
+        forecasts, truths = [], []
+        for target in stretches(city, data, 2 if quick else given.stretches):
+            starts = np.asarray(target.test_starts)
+            windows: Any = {"history": data.history, "horizon": data.horizon}
+            params = jax.tree.map(lambda leaf, r=target.num_regions: np.broadcast_to(leaf, (1, r, *leaf.shape)), pooled)
+            forecasts.append(
+                {
+                    "pooled": zero_shot(model, target, params).forecast,
+                    "average": historical_average(city, target.split.support, starts, **windows),
+                }
+            )
+            truths.append(observed_truth(city, target))
+        _print_errors(city, forecasts, truths)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -13,7 +13,9 @@ class DataConfig:
 
     `variants` random windows per source region stand for the support days that a target region would show.
     `scaling` says what scales a source region: "support", each variant's own window, as it will be in a target, or
-    "span", its whole training span.
+    "span", its whole training span. A source window is seen through one of the variants that hold no day that it
+    forecasts, at odds that fall by 1 / e for every `near_days` between the two: the support days of a target lie before
+    what is forecast, not a season away. 0 makes all alike.
     """
 
     covariates: str = "profile"
@@ -24,8 +26,11 @@ class DataConfig:
     pick_neighbours: str = "weight"
     variants: int = 12
     scaling: str = "support"
+    near_days: float = 5.0
 
     def __post_init__(self) -> None:
         check_at_least(1, named(self, "support_days", "history", "horizon", "variants"))
+        if not 0 <= self.near_days < float("inf"):
+            raise InputError(f"`near_days` must be at least 0, got {self.near_days}")
         if self.scaling not in SCALINGS:
             raise InputError(f"`scaling` must be one of {', '.join(SCALINGS)}, got {self.scaling!r}")

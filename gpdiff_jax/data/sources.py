@@ -136,7 +136,7 @@ def prepare_sources(
     }
     return Sources(
         bank=bank,
-        train=start_table(cities, [split.train for split in splits], starts, spans),
+        train=start_table(cities, [split.train for split in splits], starts, spans, near_days=config.near_days),
         **jax.device_put(arrays),
         spans=tuple(tuple(s) for s in spans),
         names=tuple(names[row] for row in rows),

@@ -35,6 +35,7 @@ class StartTable:
     first_slot: Int[Array, "*devices nodes"]  # step of the day at which a node's city begins
     unseen: Float[Array, "*devices nodes"]  # kind of day that its city never shows: 1 weekend, 0 weekday, else -1
     steps_per_day: int = flax.struct.field(pytree_node=False)
+    near_days: float = flax.struct.field(pytree_node=False, default=0.0)  # see `DataConfig`
 
 
 def window_starts(city: City, span: Span, *, history: int, horizon: int, reach_back: bool = False) -> np.ndarray:
@@ -91,6 +92,8 @@ def start_table(
     train: Sequence[Span],
     starts: Sequence[Int[np.ndarray, " _"]],
     spans: Sequence[Sequence[Span]],
+    *,
+    near_days: float = 0.0,
 ) -> StartTable:
     """Lines up the allowed starts of several cities.
 
@@ -99,6 +102,7 @@ def start_table(
       train: per city, its training span.
       starts: per city, the allowed starts.
       spans: per city, the V spans of its profile variants.
+      near_days: how much a window prefers variants that lie near, see `DataConfig`.
 
     Returns:
       The table.
@@ -123,7 +127,7 @@ def start_table(
         "first_slot": np.repeat([slot_of_day(city)[0] for city in cities], nodes).astype(np.int32),
         "unseen": np.repeat(unseen, nodes).astype(np.float32),
     }
-    return StartTable(**jax.device_put(arrays), steps_per_day=cities[0].steps_per_day)
+    return StartTable(**jax.device_put(arrays), steps_per_day=cities[0].steps_per_day, near_days=near_days)
 
 
 def reserved_steps(starts: Any, first_slot: Any, history: int, horizon: int, steps_per_day: int) -> tuple[Any, Any]:
@@ -263,7 +267,7 @@ def choose_variants(
       table: the spans of the variants.
       centre: index of the centre node among the bank's nodes.
       starts: [B], starts of the windows.
-      key: random key of the choice.
+      key: random key of the choice, at odds by how near a variant lies (`StartTable.near_days`).
       variant: the one variant to see all windows through, instead of a random one for each.
 
     Returns:
@@ -274,7 +278,10 @@ def choose_variants(
     low, high = reserved_steps(starts, table.first_slot[centre], bank.history, bank.horizon, table.steps_per_day)
     free = (spans[None, :, 0] >= high[:, None]) | (spans[None, :, 1] <= low[:, None])
     if variant is None:
-        chosen = jax.random.categorical(key, jnp.where(free, 0.0, -1e9), axis=-1).astype(jnp.int32)
+        gap = jnp.maximum(spans[None, :, 0] - high[:, None], low[:, None] - spans[None, :, 1])
+        rate = 1.0 / (table.near_days * table.steps_per_day) if table.near_days else 0.0
+        logits = -rate * gap.astype(jnp.float32)
+        chosen = jax.random.categorical(key, jnp.where(free, logits, -1e9), axis=-1).astype(jnp.int32)
     else:
         chosen = jnp.broadcast_to(variant, starts.shape)
     allowed = jnp.take_along_axis(free, chosen[:, None], axis=1)[:, 0]

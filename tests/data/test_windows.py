@@ -16,6 +16,7 @@ from gpdiff_jax.cities.splits import Span, TargetSplit
 from gpdiff_jax.data.series import build_bank
 from gpdiff_jax.data.target_windows import gather_target, support_masks
 from gpdiff_jax.data.windows import (
+    choose_variants,
     draw_windows,
     gather_source,
     part_of,
@@ -165,6 +166,20 @@ def test_a_given_variant_masks_the_windows_whose_days_it_holds():
         shares = [_holds(span, int(start)) for start in starts]
         np.testing.assert_array_equal(np.asarray(windows.mask).max(axis=1) == 0, shares)
         np.testing.assert_allclose(_in_data_units(windows, bank, 0, variant)[:, 0], starts * 10.0, atol=1e-2)
+
+
+def test_a_window_prefers_the_variants_that_lie_near_it():
+    """The variants of the first city end at steps 12, 22 and 42, and its days have 6 steps."""
+    cities, bank, _, starts = _sources()
+    trains = [Span(0, c.num_steps - 9) for c in cities]
+    table = start_table(cities, trains, starts, _SPANS, near_days=5.0)
+    given = jnp.full(20_000, 44, jnp.int32)
+    choose = jax.jit(lambda table: choose_variants(bank, table, jnp.int32(0), given, key=jax.random.key(0)))
+    odds = np.exp(-(44 - np.array([12, 22, 42])) / (5 * 6))
+    counts = np.bincount(np.asarray(choose(table).variants), minlength=3) / len(given)
+    np.testing.assert_allclose(counts, odds / odds.sum(), atol=0.02)
+    alike = start_table(cities, trains, starts, _SPANS)
+    np.testing.assert_allclose(np.bincount(np.asarray(choose(alike).variants)) / len(given), 1 / 3, atol=0.02)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])

@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags
 
-from gpdiff_jax.data.config import SCALINGS
+from gpdiff_jax.data.config import SCALINGS, DataConfig
 from gpdiff_jax.data.region_graphs import PICKS
 from gpdiff_jax.diffusion.conditioning import STRATEGIES
 from gpdiff_jax.diffusion.denoiser import DTYPES
@@ -24,6 +24,7 @@ from gpdiff_jax.run.run import Run
 from gpdiff_jax.run.settings import METHODS, PRESETS, Settings, choose_methods
 from gpdiff_jax.training.compilation_cache import enable_compilation_cache
 from gpdiff_jax.training.parallel import use_every_core
+from gpdiff_jax.transfer.adapt import UPDATES
 from gpdiff_jax.zoo.codec import NORMALISATIONS
 
 flags.DEFINE_string("data_dir", None, "folder with one NAME.npz per city; without it, cities are simulated")
@@ -55,11 +56,32 @@ flags.DEFINE_integer("horizon", 6, "steps that it forecasts", 1, 1000)
 flags.DEFINE_integer("max_neighbours", 8, "most neighbours in a region graph", 0, 1000)
 flags.DEFINE_enum("pick_neighbours", "weight", list(PICKS), "which neighbours a crowded region keeps")
 flags.DEFINE_enum("scaling", "support", list(SCALINGS), "what scales a source region: windows like the support, or all")
+flags.DEFINE_float(
+    "near_days",
+    DataConfig().near_days,
+    "a source window sees the support days of a variant at odds that fall by 1/e for every so many days between them; "
+    "0 makes all variants alike",
+    0.0,
+)
+flags.DEFINE_list(
+    "damping",
+    [str(share) for share in DataConfig().damping],
+    "shares of an anomaly that a target's forecast keeps on kinds of day that the support shows, at the first and the "
+    "last step of the horizon; 1,1 keeps all",
+)
 flags.DEFINE_integer("samples", None, "parameter sets drawn per region; the preset's if not given", 1, 1000)
 flags.DEFINE_integer("pooled_steps", None, "training steps of the pooled model; the preset's if not given", 1)
 flags.DEFINE_integer("region_steps", None, "most training steps of a region; the preset's if not given", 1)
 flags.DEFINE_integer("pretrain_steps", None, "training steps of the generator; the preset's if not given", 1)
-flags.DEFINE_integer("adapt_steps", None, "most fine-tuning steps; the preset's if not given", 1)
+flags.DEFINE_enum(
+    "adapt",
+    "codes",
+    list(UPDATES),
+    "what is fine-tuned: codes, along the directions in which the sources' regions differ, or all weights of a region "
+    "on its own; target_only always tunes its own",
+)
+flags.DEFINE_integer("code_steps", None, "steps of fine-tuning in codes; the preset's if not given", 1, 10_000)
+flags.DEFINE_integer("adapt_steps", None, "most steps of fine-tuning all weights; the preset's if not given", 1)
 flags.DEFINE_integer("harvest_seeds", 1, "times that every region is trained, with other batches", 1, 1000)
 flags.DEFINE_integer("data_windows", 1, "stretches of its training span, on each of which a region is trained", 1, 1000)
 flags.DEFINE_integer(
@@ -113,7 +135,9 @@ flags.DEFINE_list(
     "what is compared: default, all (with every null hypothesis, each also fine-tuned), or names separated by commas, "
     f"of {', '.join(METHODS)}; a finished run makes only what it lacks",
 )
-flags.DEFINE_bool("refit", True, "after the choice on the validation day, fine-tune on all support days")
+flags.DEFINE_bool(
+    "refit", True, "where all weights are tuned, tune on all support days after the choice on the validation day"
+)
 
 
 def _replace(config: Any, **changes: Any) -> Any:
@@ -124,6 +148,15 @@ def _replace(config: Any, **changes: Any) -> Any:
 def _token_width(word: str | None) -> int | str | None:
     """A number where it is one; the codec refuses other words than its own."""
     return int(word) if word and word.isdecimal() else word
+
+
+def _shares(words: list[str]) -> tuple[float, float]:
+    """The two numbers of `--damping`."""
+    try:
+        first, last = map(float, words)
+    except ValueError as error:
+        raise InputError(f"--damping (={','.join(words)}) must be two shares in [0, 1], as 0.85,0.6") from error
+    return first, last
 
 
 def settings_from_flags() -> Settings:
@@ -152,7 +185,16 @@ def settings_from_flags() -> Settings:
         **where,
         **{name: getattr(values, name) for name in same},
     )
-    data = ("covariates", "support_days", "history", "horizon", "max_neighbours", "pick_neighbours", "scaling")
+    data = (
+        "covariates",
+        "support_days",
+        "history",
+        "horizon",
+        "max_neighbours",
+        "pick_neighbours",
+        "scaling",
+        "near_days",
+    )
     adapt = {"steps": values.adapt_steps, "refit": values.refit, "regions_per_batch": values.regions_per_batch or None}
     pretrain = settings.pretrain
     denoiser = _replace(
@@ -170,7 +212,7 @@ def settings_from_flags() -> Settings:
     )
     return dataclasses.replace(
         settings,
-        data=_replace(settings.data, **{name: getattr(values, name) for name in data}),
+        data=_replace(settings.data, **{name: getattr(values, name) for name in data}, damping=_shares(values.damping)),
         prompts=_replace(settings.prompts, parts=tuple(values.prompts)),
         pooled=_replace(settings.pooled, steps=values.pooled_steps),
         harvest=_replace(
@@ -197,7 +239,7 @@ def settings_from_flags() -> Settings:
             sampler=values.sampler,
             steps=values.sampler_steps,
         ),
-        adapt=_replace(settings.adapt, **adapt),
+        adapt=_replace(settings.adapt, **adapt, update=values.adapt, code_steps=values.code_steps),
         target_only=_replace(settings.target_only, **adapt),
     )
 

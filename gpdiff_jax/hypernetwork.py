@@ -67,6 +67,7 @@ class RegionParameters:
     data: DataConfig = flax.struct.field(pytree_node=False)
     # Whose regions they are for; None where that is not known.
     city: CityLabel | None = flax.struct.field(pytree_node=False, default=None)
+    directions: Params | None = None  # of the zoo, leaves [n, ...], along which they can be fine-tuned
 
 
 def check_regions(parameters: RegionParameters, city: City) -> None:
@@ -121,6 +122,7 @@ class Hypernetwork:
     interval_minutes: int | None = None  # of the cities it was trained on; None where that is not known
     kinds: tuple[str, ...] | None = None  # of the cities it was trained on; None where that is not known
     identity: str | None = None  # of the training that made it; None where that is not known
+    directions: Params | None = None  # of the zoo, leaves [n, ...], along which parameters are fine-tuned
 
     @property
     def model(self) -> Model:
@@ -237,9 +239,8 @@ class Hypernetwork:
         stacked = jax.device_put(
             jax.tree.map(lambda leaf: leaf.reshape(config.samples, count, *leaf.shape[1:]), params)
         )
-        return RegionParameters(
-            stacked, self.model_name, self.data, prompts.cities[0] if len(prompts.cities) == 1 else None
-        )
+        city = prompts.cities[0] if len(prompts.cities) == 1 else None
+        return RegionParameters(stacked, self.model_name, self.data, city, self.directions)
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes the generator into a folder, whole or not at all."""
@@ -254,7 +255,7 @@ class Hypernetwork:
             "prompts": {"mean": self.prompt_scaler.mean, "std": self.prompt_scaler.std},
             "pooled": self.pooled,
             "prompt_encoder": self.prompt_encoder.arrays(),
-        }
+        } | ({} if self.directions is None else {"directions": self.directions})
         facts = {
             "format": _FORMAT,
             "model": self.model_name,
@@ -294,7 +295,7 @@ class Hypernetwork:
         return cls(
             model_name=facts["model"],
             sizes=sizes,
-            data=DataConfig(**facts["data"]),
+            data=DataConfig.from_json(facts["data"]),
             denoiser_config=DenoiserConfig(**facts["denoiser"]),
             variables=arrays["variables"],
             codec=_stored_codec(arrays["codec"], layout, facts["components"]),
@@ -305,6 +306,7 @@ class Hypernetwork:
             interval_minutes=facts.get("interval_minutes"),
             kinds=None if facts.get("kinds") is None else tuple(facts["kinds"]),
             identity=facts.get("identity"),
+            directions=arrays.get("directions"),
         )
 
     def summary(self) -> str:

@@ -25,9 +25,11 @@ from gpdiff_jax.prompts.sources import PromptedSources
 from gpdiff_jax.training.checkpoints import digest_of
 from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo.codec import Codec, encode_zoo, fit_codec
+from gpdiff_jax.zoo.directions import zoo_directions
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
 from gpdiff_jax.zoo.tokens import TokenLayout, make_layout, to_tokens
 
+_DIRECTIONS = 64  # of the zoo that a generator keeps
 _MOST_VECTORS = 2048  # that the statistics of the codec are made from
 
 
@@ -229,6 +231,7 @@ def _pretrain_in(
         interval_minutes=MINUTES_PER_DAY // sources.train.steps_per_day,
         kinds=tuple(sorted({city.kind for city in sources.cities})) or None,
         identity=identity,
+        directions=zoo_directions(zoo, _DIRECTIONS),
     )
     if place is not None and checkpoints is not None:
         hypernetwork.save(place)

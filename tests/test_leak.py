@@ -36,7 +36,8 @@ from gpdiff_jax.zoo.pooled import initial_params
 from gpdiff_jax.zoo.tokens import make_layout, to_tokens
 
 _DATA = DataConfig(covariates="profile", support_days=3, max_neighbours=3, variants=3)
-_ADAPT = AdaptConfig(learning_rates=(1e-3, 1e-2), steps=8, evaluate_every=4, batch=16)
+_ADAPT = AdaptConfig(update="own", learning_rates=(1e-3, 1e-2), steps=8, evaluate_every=4, batch=16)
+_CODES = AdaptConfig(directions=3, code_steps=2, code_rate=0.5, code_windows=20)
 _LATER = 40  # a later test window
 _PROMPTS = PromptConfig(
     parts=PARTS,
@@ -105,6 +106,9 @@ def _hypernetwork(city: City, model: Model, encoder: PromptEncoder) -> Hypernetw
         prompt_names=described.names,
         prompt_spatial=described.spatial,
         prompt_encoder=encoder,
+        directions=jax.tree.map(
+            lambda *leaves: np.stack(leaves), *(_random(shapes, 0.05, seed=s) for s in range(6, 9))
+        ),
     )
 
 
@@ -118,6 +122,8 @@ def _transfer(model: Model, hypernetwork: Hypernetwork):
         drawn = hypernetwork.generate(described, key=jax.random.key(3), config=GenerateConfig(samples=2, steps=2))
         without = zero_shot(model, target, drawn.params)
         tuned = few_shot(model, target, drawn.params, _ADAPT, key=jax.random.key(4))
+        known = {"directions": drawn.directions, "key": jax.random.key(4)}
+        in_codes = few_shot(model, target, drawn.params, _CODES, **known)
         window = {"history": _DATA.history, "horizon": _DATA.horizon}
         starts = np.asarray(target.test_starts)
         made = {
@@ -125,6 +131,7 @@ def _transfer(model: Model, hypernetwork: Hypernetwork):
             "zero-shot spread": without.spread,
             "few-shot": tuned.forecast,
             "few-shot spread": tuned.spread,
+            "few-shot in codes": in_codes.forecast,
             **{f"{part} of the prompts": described.values[:, :, entries] for part, entries in described.parts.items()},
             "parameters": jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(drawn.params)]),
             "choice": np.asarray([tuned.learning_rate, tuned.steps, tuned.validation_mae]),

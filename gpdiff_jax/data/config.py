@@ -1,6 +1,8 @@
 """In: nothing. Out: how cities become windows, one configuration for sources and targets."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from gpdiff_jax.errors import InputError, check_at_least, named
 
@@ -15,7 +17,10 @@ class DataConfig:
     `scaling` says what scales a source region: "support", each variant's own window, as it will be in a target, or
     "span", its whole training span. A source window is seen through one of the variants that hold no day that it
     forecasts, at odds that fall by 1 / e for every `near_days` between the two: the support days of a target lie before
-    what is forecast, not a season away. 0 makes all alike.
+    what is forecast, not a season away. 0 makes all alike. In a target, `damping` is the share of a forecast's anomaly
+    that is kept on kinds of day that the support shows, at the first and the last step of the horizon (linear between):
+    anomalies of a city that no model was trained on last less long than models of other cities think. (1, 1) keeps all.
+    Both were chosen by leaving out source cities (docs/experiments.md, section 24).
     """
 
     covariates: str = "profile"
@@ -27,10 +32,18 @@ class DataConfig:
     variants: int = 12
     scaling: str = "support"
     near_days: float = 5.0
+    damping: tuple[float, float] = (0.85, 0.6)
 
     def __post_init__(self) -> None:
         check_at_least(1, named(self, "support_days", "history", "horizon", "variants"))
+        if len(self.damping) != 2 or not all(0 <= kept <= 1 for kept in self.damping):
+            raise InputError(f"`damping` must be two shares in [0, 1], got {self.damping}")
         if not 0 <= self.near_days < float("inf"):
             raise InputError(f"`near_days` must be at least 0, got {self.near_days}")
         if self.scaling not in SCALINGS:
             raise InputError(f"`scaling` must be one of {', '.join(SCALINGS)}, got {self.scaling!r}")
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "DataConfig":
+        """The configuration of its fields, as JSON has them."""
+        return cls(**{**fields, "damping": tuple(fields["damping"])})

@@ -16,10 +16,10 @@ from gpdiff_jax.cities.splits import Span, TargetSplit, split_target
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.region_graphs import region_graphs
 from gpdiff_jax.data.series import PER_VARIANT, SeriesBank, build_bank, model_sizes
-from gpdiff_jax.data.target_windows import support_masks
+from gpdiff_jax.data.target_windows import gather_target, support_masks
 from gpdiff_jax.data.windows import window_starts
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models.protocol import ModelSizes
+from gpdiff_jax.models.protocol import ModelSizes, Window
 from gpdiff_jax.typing import RegionGraph
 
 
@@ -41,6 +41,7 @@ class Target:
     split: TargetSplit = flax.struct.field(pytree_node=False)
     steps_per_day: int = flax.struct.field(pytree_node=False)
     silent: tuple[int, ...] = flax.struct.field(pytree_node=False)  # regions without a visible reading
+    damping: tuple[float, float] = flax.struct.field(pytree_node=False)  # see `DataConfig`
 
     @property
     def num_regions(self) -> int:
@@ -56,6 +57,12 @@ class Target:
     def sizes(self) -> ModelSizes:
         """What a model of these windows must fit."""
         return model_sizes(self.bank)
+
+
+def region_windows(target: Target, region: Int[Array, ""], starts: Int[Array, " B"]) -> tuple[RegionGraph, Window]:
+    """The graph of a region and its windows at the given starts; see `gather_target`."""
+    graph = jax.tree.map(lambda leaf: leaf[region], target.graphs)
+    return graph, gather_target(target.bank, graph.nodes, starts, target.split.support.start, target.steps_per_day)
 
 
 def prepare_targets(cities: Sequence[City], config: DataConfig, *, seed: int = 0) -> list[Target]:
@@ -165,6 +172,7 @@ def split_city(
         split=split,
         steps_per_day=city.steps_per_day,
         silent=tuple(int(n) for n in np.flatnonzero(silent_regions(city, split.support))),
+        damping=config.damping,
     )
 
 

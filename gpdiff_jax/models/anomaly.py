@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from gpdiff_jax.models.protocol import Model, ModelSizes, example_inputs
 from gpdiff_jax.training.caches import bounded_cache
@@ -47,6 +48,26 @@ def forecast_anomalies(model: Model, sizes: ModelSizes) -> Model:
 
     apply_batch = None if model.apply_batch is None else around(model.apply_batch)
     return model._replace(init=init, apply=around(model.apply), apply_batch=apply_batch)
+
+
+def damp_anomalies(
+    forecast: Float[Array, "B P"], covariates: Float[Array, "B HP F"], damping: tuple[float, float]
+) -> Float[Array, "B P"]:
+    """Draws forecasts towards the profile on kinds of day that it was made of.
+
+    Args:
+      forecast: scaled.
+      covariates: of the windows, which end as `forecast_anomalies` says.
+      damping: the share of the anomaly that is kept at the first and the last step; see `DataConfig`.
+
+    Returns:
+      Forecasts; those on a kind of day that was not seen are as they were.
+    """
+    horizon = forecast.shape[1]
+    ahead = covariates[:, -horizon:]
+    lost = 1.0 - jnp.linspace(*damping, horizon, dtype=forecast.dtype)
+    kept = 1.0 - ahead[..., SAME_KIND] * lost[None, :]
+    return ahead[..., PROFILE] + kept * (forecast - ahead[..., PROFILE])
 
 
 @bounded_cache(64)

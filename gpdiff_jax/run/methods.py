@@ -23,6 +23,7 @@ _RULES = {"historical_average": rules.historical_average, "last_value": rules.la
 _SCALARS = ("seconds", "learning_rate", "steps", "validation_mae")
 # Whose starts are the same whatever the target shows.
 _BLIND = ("pooled", "target_only", "zoo_mean")
+_HARVESTED = ("prompt_encoder", "prompts", "pooled", "harvest")
 _STAGES = {
     "target_only": (),
     "pooled": ("pooled",),
@@ -36,11 +37,19 @@ def family_of(method: str) -> str:
     return method.removesuffix("_zero_shot").removesuffix("_few_shot")
 
 
-def training_stages(method: str) -> tuple[str, ...]:
-    """The stages that a method needs before it looks at the target, by the names that they are logged under."""
+def training_stages(method: str, adapt: AdaptConfig) -> tuple[str, ...]:
+    """The stages that a method needs before it looks at the target, by the names that they are logged under.
+
+    Args:
+      method: one of `METHODS`.
+      adapt: how it is fine-tuned: updates in codes need the zoo.
+    """
     if method in _RULES:
         return ()
-    return _STAGES.get(family_of(method), ("prompt_encoder", "prompts", "pooled", "harvest"))
+    family = family_of(method)
+    if family == "pooled" and method.endswith("_few_shot") and adapt.update == "codes":
+        return _HARVESTED
+    return _STAGES.get(family, _HARVESTED)
 
 
 def held_methods(run: Stages) -> list[str]:
@@ -111,19 +120,21 @@ def _make_forecast(run: Stages, channel: int, method: str) -> MethodForecast:
     if method.endswith("_zero_shot"):
         result = zero_shot(run.model, target, starts)
         return result._replace(seconds=result.seconds + making)
-    choice_starts = None
-    if target.choice is not None and family not in _BLIND:
+    config: AdaptConfig = run.settings.target_only if family == "target_only" else run.settings.adapt
+    in_codes = config.update == "codes"
+    directions, choice_starts = run.directions if in_codes else None, None
+    if target.choice is not None and family not in _BLIND and not in_codes:
         # What is chosen on the validation day starts from what the days before it show.
         choice_starts, again = _starts(run, channel, family, True)
         making += again
-    config: AdaptConfig = run.settings.target_only if family == "target_only" else run.settings.adapt
-    with stage(f"adapt {method}", len(config.learning_rates) + 1) as shown:
+    with stage(f"adapt {method}", 1 if in_codes else len(config.learning_rates) + 1) as shown:
         result = few_shot(
             run.model,
             target,
             starts,
             config,
             key=run.key("adapt"),
+            directions=directions,
             choice_params=choice_starts,
             progress=lambda done, metrics: shown.advance(done - shown.completed, **metrics),
         )

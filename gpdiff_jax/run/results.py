@@ -42,7 +42,8 @@ def evaluate(run: Stages) -> dict[str, Any]:
     content = _describe(run)
     seconds = run.seconds
     training = {
-        method: sum((seconds.get(name, 0.0) for name in training_stages(method)), start=0.0) for method in results
+        method: sum((seconds.get(name, 0.0) for name in training_stages(method, run.settings.adapt)), start=0.0)
+        for method in results
     }
     scales = _channel_scales(run, truths)
     content["methods"] = {

@@ -53,7 +53,7 @@ _EXECUTION = (
 def _from_random_weights(**changes: Any) -> AdaptConfig:
     """From random weights every choice of rate and steps is larger, and there is nothing to stay near."""
     sizes = {"learning_rates": (1e-3, 3e-3, 1e-2), "steps": 240, "evaluate_every": 20}
-    return AdaptConfig(**{**sizes, **changes}, one_standard_error=False, blind_learning_rate=3e-3)
+    return AdaptConfig(**{**sizes, **changes}, update="own", one_standard_error=False, blind_learning_rate=3e-3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,9 +206,7 @@ _SIZES: dict[str, dict[str, Any]] = {
         ),
         "generate": GenerateConfig(samples=2, steps=5),
         "adapt": AdaptConfig(learning_rates=(1e-3,), steps=20),
-        "target_only": AdaptConfig(
-            learning_rates=(3e-3,), steps=40, one_standard_error=False, blind_learning_rate=3e-3
-        ),
+        "target_only": _from_random_weights(learning_rates=(3e-3,), steps=40, evaluate_every=10),
     },
     "demo": {
         "pooled": PooledConfig(steps=500, evaluations=10),

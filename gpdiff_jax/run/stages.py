@@ -32,6 +32,7 @@ from gpdiff_jax.training.progress import LogWriter, stage
 from gpdiff_jax.training.stopwatch import stopwatch
 from gpdiff_jax.training.storage import load_arrays, save_arrays
 from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.zoo.directions import zoo_directions
 from gpdiff_jax.zoo.harvest import harvest_zoo
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo, load_zoo
 from gpdiff_jax.zoo.pooled import train_pooled
@@ -114,6 +115,11 @@ class Stages:
     def zoo(self) -> ParameterZoo:
         """The harvested regions."""
         return _harvest_stage(self)
+
+    @functools.cached_property
+    def directions(self) -> Params:
+        """The directions along which methods are fine-tuned in codes."""
+        return zoo_directions(self.zoo, self.settings.adapt.directions)
 
     @functools.cached_property
     def hypernetwork(self) -> Hypernetwork:

@@ -1,7 +1,8 @@
 """In: a start for every region of a target city, and its support days. Out: fine-tuned parameters.
 
-Every method is tuned alike: learning rate and number of steps are chosen on the validation day, by one rule. Rows do
-not depend on each other and are spread over all local devices.
+Every method is tuned alike. In codes, every region takes the same few steps along the directions of the zoo (`codes`);
+else each tunes all its weights, with learning rate and number of steps that are chosen on the validation day by one
+rule. Rows are spread over all local devices.
 """
 
 import dataclasses
@@ -16,22 +17,28 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from gpdiff_jax.data.target import Target
-from gpdiff_jax.data.target_windows import gather_target
-from gpdiff_jax.errors import InputError, check_at_least, named
-from gpdiff_jax.models.loss import batch_forecast, masked_huber
+from gpdiff_jax.data.target import Target, region_windows
+from gpdiff_jax.errors import InputError, check_above_zero, check_at_least, named
+from gpdiff_jax.models.loss import masked_huber
 from gpdiff_jax.models.protocol import Model, Window
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.optimisers import clipped_adam
 from gpdiff_jax.training.parallel import ShardedRows, rows_side_by_side
+from gpdiff_jax.transfer.codes import move_along_directions
+from gpdiff_jax.transfer.damped import target_forecast
 from gpdiff_jax.typing import Key, Params, RegionGraph
+
+UPDATES = ("codes", "own")
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaptConfig:
-    """The choices offered to a method.
+    """How starts are fine-tuned.
 
-    With `refit`, the chosen learning rate and number of steps are used once more on all support days. With
+    `update` is "codes", `code_steps` gradient steps of length `code_rate` along the first `directions` of the zoo, on
+    all support days, half of every gradient the region's own and half its city's mean (numbers chosen by leaving out
+    source cities, docs/experiments.md, section 25); or "own", all weights of every region on its own, for which the
+    rest is. With `refit`, the chosen learning rate and number of steps are used once more on all support days. With
     `one_standard_error`, the least fine-tuning within one standard error of the best is chosen (see
     `choose_adaptation`); without it, which suits random initial parameters, the best. Where the support is too short to
     choose on, parameters stay as they are, or, with `blind_learning_rate`, which suits random ones too, take all steps
@@ -39,6 +46,11 @@ class AdaptConfig:
     None takes what suits the device (`parallel.rows_side_by_side`).
     """
 
+    update: str = "codes"
+    directions: int = 32
+    code_steps: int = 12
+    code_rate: float = 6.0
+    code_windows: int = 128
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     steps: int = 120
     evaluate_every: int = 10
@@ -49,6 +61,9 @@ class AdaptConfig:
     regions_per_batch: int | None = None
 
     def __post_init__(self) -> None:
+        if self.update not in UPDATES:
+            raise InputError(f"`update` must be one of {', '.join(UPDATES)}, got {self.update!r}")
+        check_above_zero(named(self, "directions", "code_steps", "code_rate", "code_windows"))
         blind = () if self.blind_learning_rate is None else (self.blind_learning_rate,)
         if not self.learning_rates or not all(0 < rate < math.inf for rate in (*self.learning_rates, *blind)):
             rates = f"{self.learning_rates}, {self.blind_learning_rate}"
@@ -66,11 +81,6 @@ class Adapted(NamedTuple):
     curves: np.ndarray  # [rates, evaluations + 1], validation error of the city, data units
 
 
-def _windows(target: Target, region: Int[Array, ""], starts: Int[Array, " B"]) -> tuple[RegionGraph, Window]:
-    graph = jax.tree.map(lambda leaf: leaf[region], target.graphs)
-    return graph, gather_target(target.bank, graph.nodes, starts, target.split.support.start, target.steps_per_day)
-
-
 def _scaled_floor(target: Target, graph: RegionGraph) -> jax.Array:
     """The least forecast of a region, in its scale."""
     node = graph.nodes[0]
@@ -78,7 +88,7 @@ def _scaled_floor(target: Target, graph: RegionGraph) -> jax.Array:
 
 
 def _make_update(
-    model: Model, graph: RegionGraph, windows: Window, rate: jax.Array, batch: int, key: Key
+    model: Model, target: Target, graph: RegionGraph, windows: Window, rate: jax.Array, batch: int, key: Key
 ) -> tuple[Callable[[jax.Array, tuple], tuple], Callable[[Params], optax.OptState]]:
     optimiser = clipped_adam(rate)
     count = windows.mask.shape[0]
@@ -88,7 +98,7 @@ def _make_update(
         if count > batch:
             rows = jax.random.choice(jax.random.fold_in(key, step), count, (batch,), replace=False)
             seen = jax.tree.map(lambda leaf: leaf[rows], windows)
-        return masked_huber(batch_forecast(model, params, graph, seen), seen.target, seen.mask)
+        return masked_huber(target_forecast(model, target, params, graph, seen), seen.target, seen.mask)
 
     def update(step: jax.Array, carry: tuple) -> tuple:
         params, opt_state = carry
@@ -132,13 +142,13 @@ def _make_trace(
 ) -> Callable[[tuple, tuple], tuple]:
     def trace(shared: tuple, row: tuple) -> tuple[jax.Array, jax.Array]:
         (eve, key, rate), (samples, region) = shared, row
-        graph, windows = _windows(eve, region, eve.adaptation_starts)
-        _, held_out = _windows(eve, region, eve.test_starts)
+        graph, windows = region_windows(eve, region, eve.adaptation_starts)
+        _, held_out = region_windows(eve, region, eve.test_starts)
         own_key = jax.random.fold_in(key, eve.region_ids[region])
-        update, init = _make_update(model, graph, windows, rate, batch, own_key)
+        update, init = _make_update(model, eve, graph, windows, rate, batch, own_key)
 
         def forecast(params: Params) -> jax.Array:
-            return jnp.maximum(batch_forecast(model, params, graph, held_out), _scaled_floor(eve, graph))
+            return jnp.maximum(target_forecast(model, eve, params, graph, held_out), _scaled_floor(eve, graph))
 
         def forecasts_of(initial: Params) -> Float[Array, "evaluations S P"]:
             def advance(carry: tuple, step: jax.Array) -> tuple[tuple, jax.Array]:
@@ -194,9 +204,9 @@ def fine_tune(
 def _make_tune(model: Model, batch: int, regions_per_batch: int) -> Callable[[tuple, tuple], Params]:
     def tune(shared: tuple, row: tuple) -> Params:
         (target, key, rate, steps, starts), (initial, region) = shared, row
-        graph, windows = _windows(target, region, starts)
+        graph, windows = region_windows(target, region, starts)
         own_key = jax.random.fold_in(key, target.region_ids[region])
-        update, init = _make_update(model, graph, windows, rate, batch, own_key)
+        update, init = _make_update(model, target, graph, windows, rate, batch, own_key)
         return jax.lax.fori_loop(0, steps, update, (initial, init(initial)))[0]
 
     return _over_rows(tune, regions_per_batch)
@@ -214,9 +224,10 @@ def forecast_rows(
 def _make_forecast(model: Model) -> Callable[[tuple, tuple], jax.Array]:
     def forecast(shared: tuple, row: tuple) -> jax.Array:
         (target, starts), (params, region) = shared, row
-        graph, windows = _windows(target, region, starts)
+        graph, windows = region_windows(target, region, starts)
         bank, node = target.bank, graph.nodes[0]
-        forecast = batch_forecast(model, params, graph, windows) * bank.std[-1, node] + bank.mean[-1, node]
+        scaled = target_forecast(model, target, params, graph, windows)
+        forecast = scaled * bank.std[-1, node] + bank.mean[-1, node]
         return jnp.maximum(forecast, target.floor)
 
     return _over_rows(forecast, 1)
@@ -270,10 +281,11 @@ def adapt(
     params: Params,
     *,
     key: Key,
+    directions: Params | None = None,
     choice_params: Params | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Adapted:
-    """Fine-tunes every region with the learning rate and the number of steps that the validation day prefers.
+    """Fine-tunes every region, as the configuration says.
 
     Args:
       model: the forecaster.
@@ -281,15 +293,33 @@ def adapt(
       target: the city.
       params: initial ones, leaves [K, R, ...].
       key: random key.
-      choice_params: initial parameters of the choice, leaves [K, R, ...], made as `params` but of the adaptation days
-        alone: what is chosen on the validation day must not know it. None where `params` know nothing of the support
-        days.
+      directions: of the zoo, leaves [n, ...], which updates in codes need; see `zoo.directions`.
+      choice_params: initial parameters of the choice of rate and steps, leaves [K, R, ...], made as `params` but of the
+        adaptation days alone: what is chosen on the validation day must not know it. None where `params` know nothing
+        of the support days.
       progress: called with (learning rates tried, metrics).
 
     Returns:
-      The fine-tuned parameters. Zero steps are among the choices; with a single support day, which leaves nothing to
-      adapt on, they come back as they were.
+      The fine-tuned parameters. Where rate and steps are chosen, zero steps are among the choices; with a single
+      support day, which leaves nothing to adapt on, they come back as they were.
+
+    Raises:
+      InputError: there are no directions to update in codes.
     """
+    if config.update == "codes":
+        if directions is None:
+            raise InputError("updates in codes need the directions of a zoo; tune all weights by `update='own'`")
+        moved = move_along_directions(
+            model,
+            target,
+            params,
+            jax.tree.map(lambda leaf: leaf[: config.directions], directions),
+            steps=config.code_steps,
+            rate=config.code_rate,
+            most_windows=config.code_windows,
+            rows_side_by_side=rows_side_by_side(config.regions_per_batch),
+        )
+        return Adapted(moved, config.code_rate, config.code_steps, None, np.zeros((0, 0)))
     samples = jax.tree.leaves(params)[0].shape[0]
 
     def tune(starts: Int[Array, " B"], rate: float, steps: int) -> Params:

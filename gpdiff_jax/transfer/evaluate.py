@@ -61,6 +61,7 @@ def few_shot(
     config: AdaptConfig,
     *,
     key: Key,
+    directions: Params | None = None,
     choice_params: Params | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> MethodForecast:
@@ -73,6 +74,7 @@ def few_shot(
         then every sample is fine-tuned with them.
       config: the choices, the same for every method.
       key: random key.
+      directions: of the zoo, for updates in codes: see `adapt`.
       choice_params: the starts of the choice, where they depend on the support days: see `adapt`.
       progress: called with (learning rates tried, metrics).
 
@@ -80,7 +82,8 @@ def few_shot(
       The forecasts, averaged over the K fine-tuned samples.
     """
     with stopwatch() as watch:
-        tuned = adapt(model, config, target, params, key=key, choice_params=choice_params, progress=progress)
+        known = {"directions": directions, "choice_params": choice_params}
+        tuned = adapt(model, config, target, params, key=key, **known, progress=progress)
         forecast, spread = _forecast(model, target, tuned.params)
     chosen = tuned.learning_rate, tuned.steps, tuned.validation_mae, tuned.curves
     return MethodForecast(forecast, spread, watch.seconds, *chosen)

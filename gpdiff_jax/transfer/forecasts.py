@@ -53,4 +53,5 @@ def forecast(
         check_regions(choice, city)
     own_key = jax.random.key(0) if key is None else key
     starts = None if choice is None else choice.params
-    return few_shot(model, target, parameters.params, adapt, key=own_key, choice_params=starts).forecast
+    known = {"directions": parameters.directions, "choice_params": starts}
+    return few_shot(model, target, parameters.params, adapt, key=own_key, **known).forecast

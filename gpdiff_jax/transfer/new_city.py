@@ -25,7 +25,7 @@ from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.training.storage import load_arrays, save_arrays
 from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, step_names, window_start_names, zero_shot
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -185,7 +185,10 @@ def save_parameters(folder: str | pathlib.Path, parameters: RegionParameters, ne
         "regions": city.node_ids,
     }
     check_regions(parameters, city)
-    save_arrays(pathlib.Path(folder), parameters.params, facts)
+    arrays: dict[str, Any] = {"params": parameters.params}
+    if parameters.directions is not None:
+        arrays["directions"] = parameters.directions
+    save_arrays(pathlib.Path(folder), arrays, facts)
 
 
 def load_parameters(folder: str | pathlib.Path) -> CityParameters:
@@ -209,7 +212,13 @@ def load_parameters(folder: str | pathlib.Path) -> CityParameters:
     names = (facts["city"], facts.get("kind", ""), facts["channel"], facts["interval_minutes"])
     label = CityLabel(*names, node_ids=tuple(facts["regions"]))
     return CityParameters(
-        RegionParameters(jax.device_put(arrays), facts["model"], DataConfig(**facts["data"]), label),
+        RegionParameters(
+            jax.device_put(arrays["params"]),
+            facts["model"],
+            DataConfig.from_json(facts["data"]),
+            label,
+            jax.device_put(arrays.get("directions")),
+        ),
         facts["city"],
         facts["channel"],
         facts["interval_minutes"],

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.errors import InputError
 from gpdiff_jax.models import Model, ModelSizes, linen_model, make_model, register_model, registry
-from gpdiff_jax.models.anomaly import LOG_DEVIATION, PROFILE, linear_leaves
+from gpdiff_jax.models.anomaly import LOG_DEVIATION, PROFILE, SAME_KIND, damp_anomalies, linear_leaves
 from gpdiff_jax.models.protocol import example_inputs
 from tests.tiny import scale_and_bias
 
@@ -119,3 +121,17 @@ def test_a_model_of_the_users_own_is_made_so_without_a_line_of_its_own(monkeypat
         start = jax.jit(model.init)(jax.random.key(0), *seen)
         assert bool((start["out"]["kernel"] == 0).all()) == zero
     np.testing.assert_array_equal(jax.jit(model.apply)(start, *seen), _expected(seen[2])[0])
+
+
+def test_damping_keeps_a_share_of_the_anomaly_on_kinds_of_day_that_were_seen():
+    covariates = np.zeros((3, 15, 4), np.float32)
+    covariates[..., PROFILE] = 10.0
+    covariates[:, :, SAME_KIND] = np.array([1.0, 0.0, 0.5])[:, None]
+    forecast = np.full((3, 3), 20.0, np.float32)
+    damped = damp_anomalies(*jax.device_put((forecast, covariates)), (0.8, 0.4))
+    np.testing.assert_allclose(damped, [[18, 16, 14], [20, 20, 20], [19, 18, 17]], rtol=1e-6)
+    np.testing.assert_array_equal(damp_anomalies(*jax.device_put((forecast, covariates)), (1.0, 1.0)), forecast)
+    one = damp_anomalies(*jax.device_put((forecast[:, :1], covariates)), (0.8, 0.4))
+    np.testing.assert_allclose(one[:, 0], [18, 20, 19], rtol=1e-6)
+    with pytest.raises(InputError, match=r"`damping` must be two shares in \[0, 1\], got \(2.0, 0.5\)"):
+        DataConfig(damping=(2.0, 0.5))

@@ -112,6 +112,8 @@ def test_what_is_chosen_on_the_validation_day_starts_from_prompts_that_do_not_kn
         lambda leaf: leaf + 0.1 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), run.hypernetwork.variables
     )
     run.hypernetwork = dataclasses.replace(run.hypernetwork, variables=moved)
+    own = dataclasses.replace(run.settings.adapt, update="own")
+    run.settings = dataclasses.replace(run.settings, adapt=own)
 
     def watched(model, target, params, config, **options):
         starts[method] = (params, options["choice_params"])

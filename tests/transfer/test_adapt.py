@@ -26,7 +26,7 @@ from gpdiff_jax.transfer.adapt import (
 from gpdiff_jax.transfer.evaluate import few_shot, zero_shot
 
 _DATA = DataConfig(covariates="calendar", support_days=3, max_neighbours=2)
-_CONFIG = AdaptConfig(learning_rates=(3e-3, 3e-2), steps=12, evaluate_every=4, batch=8, refit=False)
+_CONFIG = AdaptConfig(update="own", learning_rates=(3e-3, 3e-2), steps=12, evaluate_every=4, batch=8, refit=False)
 _KEY = jax.random.key(7)
 
 

@@ -1,0 +1,104 @@
+"""In: a start for every region of a target city, directions of the zoo, the support days. Out: the starts, moved.
+
+A few gradient steps in the few directions in which regions of the sources differ from their pooled model, each as long
+as regions usually differ: the zoo is the prior of what three days can't show.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from gpdiff_jax.data.target import Target, region_windows
+from gpdiff_jax.models.loss import masked_huber
+from gpdiff_jax.models.protocol import Model
+from gpdiff_jax.training.caches import bounded_cache
+from gpdiff_jax.training.parallel import DEVICES, ShardedRows
+from gpdiff_jax.transfer.damped import target_forecast
+from gpdiff_jax.typing import Params
+
+
+def move_along_directions(
+    model: Model,
+    target: Target,
+    params: Params,
+    directions: Params,
+    *,
+    steps: int,
+    rate: float,
+    most_windows: int,
+    rows_side_by_side: int,
+) -> Params:
+    """Moves the parameters of every region along the directions, by gradient descent on the support days.
+
+    A region's coordinates z begin at 0 and take steps z - rate (g / 2 + mean of g over the city / 2), where g is the
+    gradient of its mean Huber loss on its support windows, each seen through the days that it does not forecast.
+
+    Args:
+      model: the forecaster.
+      target: the city.
+      params: initial ones, leaves [K, R, ...]; every sample moves on its own.
+      directions: leaves [n, ...]; see `directions.zoo_directions`.
+      steps: number of steps.
+      rate: length of a step.
+      most_windows: of a region in every step, spread evenly over the support.
+      rows_side_by_side: regions that a device works on at a time.
+
+    Returns:
+      Parameters, leaves [K, R, ...]. A region without a visible reading moves with the city; where the support holds no
+      window, all come back as they were.
+    """
+    starts = np.asarray(target.support_starts)
+    if len(starts) == 0:
+        return params
+    picked = np.unique(np.linspace(0, len(starts) - 1, min(most_windows, len(starts))).round().astype(int))
+    samples, regions = jax.tree.leaves(params)[0].shape[0], target.num_regions
+    shared = (dataclasses.replace(target, choice=None), directions, starts[picked], np.int32(steps), np.float32(rate))
+    rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)
+    numbers = np.arange(samples * regions, dtype=np.int32)
+    # Rows that fill up a device would count in the mean.
+    spread = ShardedRows(_make_move(model, samples, rows_side_by_side), shared)
+    missing = -len(numbers) % len(spread.devices)
+    filled = np.minimum(np.arange(len(numbers) + missing), len(numbers) - 1)
+    counts = (np.arange(len(filled)) < len(numbers)).astype(np.float32)
+    moved = spread((jax.tree.map(lambda leaf: leaf[filled], rows), numbers[filled], counts)).read()
+    return jax.tree.map(lambda leaf: leaf[: len(numbers)].reshape(samples, regions, *leaf.shape[1:]), moved)
+
+
+@bounded_cache(16)
+def _make_move(model: Model, samples: int, side_by_side: int) -> Callable[[tuple, tuple], Params]:
+    batch_size = side_by_side if side_by_side > 1 else None
+
+    def at(start: Params, directions: Params, z: Float[Array, " n"]) -> Params:
+        return jax.tree.map(lambda leaf, axes: leaf + jnp.tensordot(z, axes, axes=1), start, directions)
+
+    def loss(z: Float[Array, " n"], shared: tuple, start: Params, region: Int[Array, ""]) -> Float[Array, ""]:
+        target, directions, starts, *_ = shared
+        graph, windows = region_windows(target, region, starts)
+        forecast = target_forecast(model, target, at(start, directions, z), graph, windows)
+        return masked_huber(forecast, windows.target, windows.mask)
+
+    def move(shared: tuple, rows: tuple) -> Params:
+        (target, directions, _, steps, rate), (starts, numbers, counts) = shared, rows
+        regions = numbers % target.num_regions
+        sample = jax.nn.one_hot(numbers // target.num_regions, samples, dtype=counts.dtype) * counts[:, None]
+        in_sample = jax.lax.psum(sample.sum(axis=0), DEVICES)
+
+        def gradient(row: tuple) -> Float[Array, " n"]:
+            start, region, z = row
+            return jax.grad(loss)(z, shared, start, region)
+
+        def step(_: Int[Array, ""], z: Float[Array, "X n"]) -> Float[Array, "X n"]:
+            own = jax.lax.map(gradient, (starts, regions, z), batch_size=batch_size)
+            of_city = jax.lax.psum(sample.T @ own, DEVICES) / in_sample[:, None]
+            return z - rate * 0.5 * (own + of_city[numbers // target.num_regions])
+
+        z = jnp.zeros((len(numbers), jax.tree.leaves(directions)[0].shape[0]), rate.dtype)
+        z = jax.lax.fori_loop(0, steps, step, z)
+        return jax.vmap(functools.partial(at, directions=directions))(starts, z=z)
+
+    return move

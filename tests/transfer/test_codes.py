@@ -1,0 +1,127 @@
+"""In: starts, two directions and the support days of a city. Out: starts moved along them, as by a loop."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpdiff_jax.cities import City
+from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.data.target import Target, prepare_target, region_windows
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.models import Model
+from gpdiff_jax.models.loss import batch_forecast, masked_huber
+from gpdiff_jax.training import parallel
+from gpdiff_jax.transfer.adapt import AdaptConfig, adapt
+from gpdiff_jax.transfer.codes import move_along_directions
+
+_DATA = DataConfig(covariates="calendar", support_days=3, max_neighbours=2)
+_SILENT = 5
+_HOW = {"steps": 3, "rate": 0.5, "most_windows": 10, "rows_side_by_side": 1}
+
+
+def _apply(params, graph, history, covariates):
+    del graph
+    seen = jnp.concatenate([history[0, :, 0], covariates[12]])
+    return (params["kernel"] @ seen + params["bias"])[:, None]
+
+
+_MODEL = Model("linear", lambda *_: {}, _apply)
+
+
+def _params(*axes: int, seed: int) -> dict:
+    rng = np.random.default_rng(seed)
+    return {name: 0.1 * rng.normal(size=(*axes, *shape)).astype(np.float32) for name, shape in _SHAPES.items()}
+
+
+_SHAPES = {"bias": (6,), "kernel": (6, 32)}
+_DIRECTIONS = _params(2, seed=1)
+
+
+@pytest.fixture(scope="module", name="target")
+def _target(simulated_cities: list[City]) -> Target:
+    """One region shows nothing in the support days."""
+    city = simulated_cities[2]
+    support = prepare_target(city, _DATA).split.support
+    values = np.array(city.values)
+    values[support.start : support.stop, _SILENT] = np.nan
+    return prepare_target(dataclasses.replace(city, values=values), _DATA)
+
+
+def _at(start: dict, z) -> dict:
+    return {name: start[name] + z[0] * _DIRECTIONS[name][0] + z[1] * _DIRECTIONS[name][1] for name in start}
+
+
+def _loop(target: Target, params: dict, steps: int, rate: float, starts) -> list[dict]:
+    """Every region after so many steps, one region at a time."""
+
+    @jax.jit
+    def gradient(z, start, region):
+        graph, windows = region_windows(target, region, starts)
+
+        def loss(z):
+            return masked_huber(batch_forecast(_MODEL, _at(start, z), graph, windows), windows.target, windows.mask)
+
+        return jax.grad(loss)(z)
+
+    own = [jax.tree.map(lambda leaf, r=region: leaf[r], params) for region in range(8)]
+    z = np.zeros((8, 2), np.float32)
+    for _ in range(steps):
+        g = np.stack([gradient(jnp.asarray(z[r]), own[r], jnp.int32(r)) for r in range(8)])
+        z = z - rate * (g / 2 + g.mean(axis=0) / 2)
+    return [_at(own[region], z[region]) for region in range(8)]
+
+
+def test_steps_along_the_directions_agree_with_a_loop(target):
+    params = _params(2, 8, seed=0)
+    moved = move_along_directions(_MODEL, target, params, _DIRECTIONS, **_HOW)
+    everything = np.asarray(target.support_starts)
+    picked = everything[np.linspace(0, len(everything) - 1, 10).round().astype(int)]
+    for sample in range(2):
+        # A sample moves on its own.
+        want = _loop(target, jax.tree.map(lambda leaf, k=sample: leaf[k], params), 3, 0.5, jnp.asarray(picked))
+        for region in range(8):
+            for name in _SHAPES:
+                np.testing.assert_allclose(moved[name][sample, region], want[region][name], rtol=1e-4, atol=1e-5)
+    gone = np.abs(moved["kernel"] - params["kernel"]).max(axis=(0, 2, 3))
+    # A region that shows nothing moves with its city.
+    assert (gone > 1e-3).all()
+
+
+def test_more_devices_change_nothing_and_neither_does_what_fills_them_up(target, monkeypatch):
+    """Seven regions on two devices: the eighth row is no region, and counts in no mean."""
+    devices = jax.local_devices()
+    assert len(devices) == 2
+    cut = jax.tree.map(lambda leaf: leaf[:7], target.graphs)
+    seven, params = dataclasses.replace(target, graphs=cut, region_ids=target.region_ids[:7]), _params(1, 7, seed=0)
+    made = []
+    for count in (1, 2):
+        monkeypatch.setattr(parallel.jax, "local_devices", lambda count=count: devices[:count])
+        made.append(move_along_directions(_MODEL, seven, params, _DIRECTIONS, **_HOW))
+    for name in _SHAPES:
+        assert made[0][name].shape[:2] == (1, 7)
+        np.testing.assert_allclose(made[1][name], made[0][name], rtol=1e-5, atol=1e-6)
+
+
+def test_fine_tuning_in_codes_takes_the_leading_directions_and_needs_some(target):
+    params = _params(1, 8, seed=0)
+    config = AdaptConfig(directions=1, code_steps=2, code_rate=0.3, code_windows=10)
+    made = adapt(_MODEL, config, target, params, key=jax.random.key(0), directions=_DIRECTIONS)
+    first = jax.tree.map(lambda leaf: leaf[:1], _DIRECTIONS)
+    want = move_along_directions(_MODEL, target, params, first, **(_HOW | {"steps": 2, "rate": 0.3}))
+    jax.tree.map(np.testing.assert_array_equal, made.params, want)
+    assert (made.learning_rate, made.steps, made.validation_mae) == (0.3, 2, None)
+    with pytest.raises(InputError, match="need the directions of a zoo; tune all weights by `update='own'`"):
+        adapt(_MODEL, config, target, params, key=jax.random.key(0))
+    with pytest.raises(InputError, match="`update` must be one of codes, own, got 'all'"):
+        AdaptConfig(update="all")
+    with pytest.raises(InputError, match="`code_rate`"):
+        AdaptConfig(code_rate=0.0)
+
+
+def test_a_support_without_a_window_leaves_the_starts_as_they_are(target):
+    params = _params(1, 8, seed=0)
+    without = dataclasses.replace(target, support_starts=target.support_starts[:0])
+    assert move_along_directions(_MODEL, without, params, _DIRECTIONS, **_HOW) is params

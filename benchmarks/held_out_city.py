@@ -6,8 +6,10 @@ Every held-out city is forecast by a model of the others, after several stretche
 its series, for the seven days that follow each. Defaults are chosen by such errors, on cities that are nobody's target.
 Without --data_dir and GPDIFF_DATA, cities are simulated. `value` is the mean absolute error over all stretches in the
 unit of the city, the peer's that of the historical average; both also for weekdays, weekends and every horizon step.
+With --code_rates, the other cities are harvested too, and their pooled model is fine-tuned in codes at each rate.
 """
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -26,13 +28,19 @@ from gpdiff_jax.cities.splits import Span, split_before
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.region_graphs import region_graphs
 from gpdiff_jax.data.series import COVARIATES
-from gpdiff_jax.data.sources import prepare_sources
+from gpdiff_jax.data.sources import Sources, prepare_sources
 from gpdiff_jax.data.target import Target, split_city
 from gpdiff_jax.data.windows import window_starts
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models import make_model
-from gpdiff_jax.transfer.evaluate import observed_truth, zero_shot
+from gpdiff_jax.models import Model, make_model
+from gpdiff_jax.prompts.sources import with_prompts
+from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.evaluate import few_shot, observed_truth, zero_shot
+from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.zoo.directions import zoo_directions
+from gpdiff_jax.zoo.harvest import harvest_zoo
 from gpdiff_jax.zoo.pooled import PooledConfig, train_pooled
+from gpdiff_jax.zoo.region_training import HarvestConfig
 
 flags.DEFINE_bool("quick", False, "one held-out city, few steps and stretches; ends within two minutes")
 flags.DEFINE_string("data_dir", None, "folder of city files; default GPDIFF_DATA, and without that simulated cities")
@@ -49,6 +57,9 @@ flags.DEFINE_string("model", "stgcn", "name of the forecaster")
 flags.DEFINE_enum("covariates", "profile", COVARIATES, "what models see beside the readings")
 flags.DEFINE_integer("steps", PooledConfig().steps, "training steps of the pooled model", 1)
 flags.DEFINE_integer("seed", 0, "random seed", 0)
+flags.DEFINE_list("code_rates", [], "rates at which the pooled model is fine-tuned in codes")
+flags.DEFINE_integer("code_steps", AdaptConfig().code_steps, "steps of that", 1)
+flags.DEFINE_integer("directions", AdaptConfig().directions, "directions of that", 1)
 
 _TEST_DAYS = 7
 _BENCHMARK = "held_out_city"
@@ -87,6 +98,24 @@ def stretches(city: City, config: DataConfig, count: int) -> Iterator[Target]:
             yield split_city(city, config, split, starts, graphs=graphs)
 
 
+def _adaptations() -> dict[str, AdaptConfig]:
+    """Fine-tuning in codes at every rate that was asked for."""
+    given = flags.FLAGS
+    try:
+        rates = [float(word) for word in given.code_rates]
+    except ValueError as error:
+        raise InputError(f"--code_rates (={','.join(given.code_rates)}) must be numbers, as 1,3") from error
+    more = {"code_steps": given.code_steps, "directions": given.directions}
+    return {f"codes_{rate:g}": AdaptConfig(code_rate=rate, **more) for rate in rates}
+
+
+def _directions(model: Model, sources: Sources, cities: list[City], pooled: Params, *, key: Key) -> Params:
+    """The directions of the other cities, which are harvested for them."""
+    config = HarvestConfig(steps=20, evaluate_every=10, snapshots=2) if flags.FLAGS.quick else HarvestConfig()
+    zoo = harvest_zoo(model, with_prompts(sources, cities), pooled, config, key=key)
+    return zoo_directions(zoo, flags.FLAGS.directions)
+
+
 def _print_errors(city: City, forecasts: list[dict[str, np.ndarray]], truths: list[tuple]) -> None:
     """Mean absolute errors over all stretches: of all readings, by kind of day, and by horizon step."""
     truth = np.concatenate([values for values, _ in truths])
@@ -97,10 +126,11 @@ def _print_errors(city: City, forecasts: list[dict[str, np.ndarray]], truths: li
         parts |= {"weekdays": ~weekend, "weekends": weekend}
     for step in range(truth.shape[2]):
         parts[f"step_{step + 1}"] = np.broadcast_to(np.arange(truth.shape[2]) == step, truth.shape)
-    for name, part in parts.items():
-        errors = [float(mae(made[part], truth[part])) for made in (joined["pooled"], joined["average"])]
+    average = joined.pop("historical average")
+    for (method, made), (name, part) in itertools.product(joined.items(), parts.items()):
+        errors = [float(mae(values[part], truth[part])) for values in (made, average)]
         more = {"peer": "historical average", "peer_value": errors[1], "ratio": errors[1] / errors[0]}
-        print_line(_BENCHMARK, f"{city.name}_{name}", "mean_absolute_error", errors[0], city.unit, **more)
+        print_line(_BENCHMARK, f"{city.name}_{method}_{name}", "mean_absolute_error", errors[0], city.unit, **more)
 
 
 def main(argv: list[str]) -> None:
@@ -121,17 +151,20 @@ def main(argv: list[str]) -> None:
         model, begin = make_model(given.model, sources.sizes), time.perf_counter()
         pooled = jax.block_until_ready(train_pooled(model, sources, config, key=jax.random.fold_in(key, 1)))
         print_line(_BENCHMARK, f"without_{name}", "training", time.perf_counter() - begin, "s")
+        tuned = _adaptations()
+        directions = _directions(model, sources, others, pooled, key=jax.random.fold_in(key, 2)) if tuned else None
         forecasts, truths = [], []
         for target in stretches(city, data, 2 if quick else given.stretches):
             starts = np.asarray(target.test_starts)
             windows: Any = {"history": data.history, "horizon": data.horizon}
             params = jax.tree.map(lambda leaf, r=target.num_regions: np.broadcast_to(leaf, (1, r, *leaf.shape)), pooled)
-            forecasts.append(
-                {
-                    "pooled": zero_shot(model, target, params).forecast,
-                    "average": historical_average(city, target.split.support, starts, **windows),
-                }
-            )
+            made = {
+                "pooled": zero_shot(model, target, params).forecast,
+                "historical average": historical_average(city, target.split.support, starts, **windows),
+            }
+            for case, adapt in tuned.items():
+                made[case] = few_shot(model, target, params, adapt, key=key, directions=directions).forecast
+            forecasts.append(made)
             truths.append(observed_truth(city, target))
         _print_errors(city, forecasts, truths)
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from gpdiff_jax.baselines import nulls, rules
+from gpdiff_jax.baselines.autoregression import broadcast_regions, residual_autoregression
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import read_npz, write_npz
 from gpdiff_jax.prompts.prompt import Prompts
@@ -26,6 +27,7 @@ _BLIND = ("pooled", "target_only", "zoo_mean")
 _HARVESTED = ("prompt_encoder", "prompts", "pooled", "harvest")
 _STAGES = {
     "target_only": (),
+    "residual_autoregression": ("residual_autoregression",),
     "pooled": ("pooled",),
     "gpdiff": ("prompt_encoder", "prompts", "pooled", "harvest", "pretrain"),
     "mlp_hypernetwork": ("prompt_encoder", "prompts", "pooled", "harvest", "mlp"),
@@ -115,6 +117,9 @@ def _make_forecast(run: Stages, channel: int, method: str) -> MethodForecast:
         with stopwatch() as watch:
             forecast = _RULES[method](city, target.split.support, np.asarray(target.test_starts), **windows)
         return MethodForecast(forecast, None, watch.seconds)
+    if method == "residual_autoregression":
+        starts = broadcast_regions(run.autoregression, target.num_regions)
+        return zero_shot(residual_autoregression(target.sizes), target, starts)
     family = family_of(method)
     starts, making = _starts(run, channel, family, False)
     if method.endswith("_zero_shot"):
@@ -170,7 +175,7 @@ def _make_starts(run: Stages, channel: int, family: str, for_choice: bool) -> tu
             own = _random_starts(run, channel)
         return jax.tree.map(lambda leaf: np.asarray(leaf)[None], own), watch.seconds
     if family == "pooled":
-        return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (1, regions, *leaf.shape)), run.pooled), 0.0
+        return broadcast_regions(run.pooled, regions), 0.0
     # What is trained on the sources is trained before the watch runs.
     prompts = (run.choice_prompts if for_choice else run.target_prompts)[channel]
     _ = run.mlp if family == "mlp_hypernetwork" else run.zoo

@@ -28,6 +28,7 @@ PRESETS = ("tiny", "demo", "small")
 DEFAULT_METHODS = (
     "historical_average",
     "last_value",
+    "residual_autoregression",
     "target_only",
     "pooled_zero_shot",
     "pooled_few_shot",

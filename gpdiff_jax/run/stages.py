@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from gpdiff_jax.baselines.autoregression import residual_autoregression
 from gpdiff_jax.baselines.mlp_hypernetwork import MlpHypernetwork, make_network, mlp_hypernetwork
 from gpdiff_jax.cities import City
 from gpdiff_jax.data.sources import Sources, prepare_sources
@@ -39,6 +40,7 @@ from gpdiff_jax.zoo.pooled import train_pooled
 
 _FORMAT = 3
 _MOST_NAMED = 5
+_LINEAR_RATE = 1e-2  # learning rate of a linear model
 
 
 @dataclasses.dataclass
@@ -109,7 +111,12 @@ class Stages:
     @functools.cached_property
     def pooled(self) -> Params:
         """The pooled model."""
-        return _pooled_stage(self)
+        return _pooled_stage(self, "pooled", self.model)
+
+    @functools.cached_property
+    def autoregression(self) -> Params:
+        """The linear autoregression, fitted on all source regions."""
+        return _pooled_stage(self, "residual_autoregression", residual_autoregression(self.sources.sizes), _LINEAR_RATE)
 
     @functools.cached_property
     def zoo(self) -> ParameterZoo:
@@ -219,15 +226,18 @@ def _prompts_stage(run: Stages) -> PromptedSources:
     return sources
 
 
-def _pooled_stage(run: Stages) -> Params:
-    folder = run.folder / "pooled"
+def _pooled_stage(run: Stages, name: str, model: Model, learning_rate: float | None = None) -> Params:
+    """A model trained on all source regions together, at the rate of the settings if none is given."""
+    folder, config = run.folder / name, run.settings.pooled
+    if learning_rate is not None:
+        config = dataclasses.replace(config, learning_rate=learning_rate)
     if folder.is_dir():
-        return jax.device_put(load_arrays(folder, _FORMAT, "pooled")[0])
-    with _logged(run, "pooled", run.settings.pooled.steps) as report:
-        kept, config = run.checkpoints("pooled"), run.settings.pooled
-        pooled = train_pooled(run.model, run.sources, config, key=run.key("pooled"), checkpoints=kept, progress=report)
+        return jax.device_put(load_arrays(folder, _FORMAT, name)[0])
+    with _logged(run, name, config.steps) as report:
+        kept: Any = {"checkpoints": run.checkpoints(name), "progress": report}
+        pooled = train_pooled(model, run.sources, config, key=run.key(name), **kept)
     save_arrays(folder, pooled, {"format": _FORMAT})
-    run.drop_checkpoints("pooled")
+    run.drop_checkpoints(name)
     return pooled
 
 

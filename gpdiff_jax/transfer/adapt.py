@@ -49,7 +49,7 @@ class AdaptConfig:
     update: str = "codes"
     directions: int = 32
     code_steps: int = 12
-    code_rate: float = 6.0
+    code_rate: float = 0.3
     code_windows: int = 128
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     steps: int = 120

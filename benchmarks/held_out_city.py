@@ -10,7 +10,6 @@ With --code_rates, the other cities are harvested too, and their pooled model is
 """
 
 import itertools
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,11 +18,12 @@ import jax
 import numpy as np
 from absl import flags
 
+from benchmarks.cities import cities_of_flags, held_out_names
 from benchmarks.measuring import print_line
 from experiments import command_line
 from gpdiff_jax.analysis.metrics import mae
 from gpdiff_jax.baselines.rules import historical_average
-from gpdiff_jax.cities import City, SimulationConfig, find_cities, resample, select_channels, simulate_cities
+from gpdiff_jax.cities import City
 from gpdiff_jax.cities.splits import Span, split_before
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.region_graphs import region_graphs
@@ -39,7 +39,7 @@ from gpdiff_jax.transfer.evaluate import few_shot, observed_truth, zero_shot
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo.directions import zoo_directions
 from gpdiff_jax.zoo.harvest import harvest_zoo
-from gpdiff_jax.zoo.pooled import PooledConfig, train_pooled
+from gpdiff_jax.zoo.pooled import PooledConfig, broadcast_regions, train_pooled
 from gpdiff_jax.zoo.region_training import HarvestConfig
 
 flags.DEFINE_bool("quick", False, "one held-out city, few steps and stretches; ends within two minutes")
@@ -63,15 +63,6 @@ flags.DEFINE_integer("directions", AdaptConfig().directions, "directions of that
 
 _TEST_DAYS = 7
 _BENCHMARK = "held_out_city"
-
-
-def _cities() -> list[City]:
-    folder, minutes = flags.FLAGS.data_dir or os.environ.get("GPDIFF_DATA"), flags.FLAGS.interval_minutes
-    if folder is None:
-        cities = simulate_cities(SimulationConfig(cities=4, regions=24, days=42), seed=0)
-    else:
-        cities = [select_channels(city, "first")[0] for city in find_cities(folder, flags.FLAGS.cities)]
-    return [resample(city, minutes) for city in cities]
 
 
 def stretches(city: City, config: DataConfig, count: int) -> Iterator[Target]:
@@ -136,28 +127,23 @@ def _print_errors(city: City, forecasts: list[dict[str, np.ndarray]], truths: li
 def main(argv: list[str]) -> None:
     """Trains without every held-out city in turn, and measures on it."""
     del argv
-    quick, cities, given = flags.FLAGS.quick, _cities(), flags.FLAGS
-    names = [city.name for city in cities]
-    held_out = given.held_out or names
-    unknown = sorted(set(held_out) - set(names))
-    if unknown or len(cities) < 2:
-        raise InputError(f"`held_out` (={unknown}) must be among at least two cities; choose from {', '.join(names)}")
+    quick, cities, given, tuned = flags.FLAGS.quick, cities_of_flags(), flags.FLAGS, _adaptations()
     data = DataConfig(covariates=given.covariates, support_days=given.support_days)
     config = PooledConfig(steps=min(given.steps, 100) if quick else given.steps)
     key = jax.random.key(given.seed)
-    for name in held_out[-1:] if quick else held_out:
-        city, others = cities[names.index(name)], [other for other in cities if other.name != name]
+    for name in held_out_names(cities):
+        city = next(one for one in cities if one.name == name)
+        others = [other for other in cities if other.name != name]
         sources = prepare_sources(others, data, key=jax.random.fold_in(key, 0))
         model, begin = make_model(given.model, sources.sizes), time.perf_counter()
         pooled = jax.block_until_ready(train_pooled(model, sources, config, key=jax.random.fold_in(key, 1)))
         print_line(_BENCHMARK, f"without_{name}", "training", time.perf_counter() - begin, "s")
-        tuned = _adaptations()
         directions = _directions(model, sources, others, pooled, key=jax.random.fold_in(key, 2)) if tuned else None
         forecasts, truths = [], []
         for target in stretches(city, data, 2 if quick else given.stretches):
             starts = np.asarray(target.test_starts)
             windows: Any = {"history": data.history, "horizon": data.horizon}
-            params = jax.tree.map(lambda leaf, r=target.num_regions: np.broadcast_to(leaf, (1, r, *leaf.shape)), pooled)
+            params = broadcast_regions(pooled, target.num_regions)
             made = {
                 "pooled": zero_shot(model, target, params).forecast,
                 "historical average": historical_average(city, target.split.support, starts, **windows),

@@ -10,7 +10,6 @@ window is nearest to (or among the five nearest to) their own in another window 
 `value` is the mean over seeds, `deviation` their standard deviation.
 """
 
-import os
 import time
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from benchmarks.cities import cities_of_flags, held_out_names
 from benchmarks.measuring import print_line
 from experiments import command_line
 from gpdiff_jax.analysis.measures import (
@@ -29,16 +29,8 @@ from gpdiff_jax.analysis.measures import (
     profile_of_visible,
     recall_at,
 )
-from gpdiff_jax.cities import (
-    City,
-    SimulationConfig,
-    find_cities,
-    resample,
-    select_channels,
-    simulate_cities,
-)
+from gpdiff_jax.cities import City
 from gpdiff_jax.cities.splits import Span, split_source
-from gpdiff_jax.errors import InputError
 from gpdiff_jax.prompts.statistics import temporal_statistics
 from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.temporal.encoder import TemporalEncoder, encode, pretrain_encoder, reconstruct
@@ -61,15 +53,6 @@ flags.DEFINE_integer("steps", TemporalConfig().steps, "pre-training steps", 1)
 _LENGTHS = (1, 3, 7, 14)  # days of the windows that are reconstructed
 _RANKS = (1, 5)
 _PEERS = ("linear interpolation", "daily profile of the visible patches")
-
-
-def _cities() -> list[City]:
-    folder, minutes = flags.FLAGS.data_dir or os.environ.get("GPDIFF_DATA"), flags.FLAGS.interval_minutes
-    if folder is None:
-        cities = simulate_cities(SimulationConfig(cities=4, regions=24, days=42), seed=0)
-    else:
-        cities = [select_channels(city, "first")[0] for city in find_cities(folder, flags.FLAGS.cities)]
-    return [resample(city, minutes) if minutes else city for city in cities]
 
 
 def _windows(city: City, days: int, pairs: int) -> list[tuple[Span, Span]]:
@@ -132,16 +115,12 @@ def _print_recall(city: City, days: int, recalls: Sequence[dict[str, np.ndarray]
 def main(argv: list[str]) -> None:
     """Pre-trains without every held-out city in turn, and measures on it."""
     del argv
-    quick, cities = flags.FLAGS.quick, _cities()
-    names = [city.name for city in cities]
-    held_out = flags.FLAGS.held_out or names
-    unknown = sorted(set(held_out) - set(names))
-    if unknown or len(cities) < 2:
-        raise InputError(f"`held_out` (={unknown}) must be among at least two cities; choose from {', '.join(names)}")
+    quick, cities = flags.FLAGS.quick, cities_of_flags()
     seeds, pairs = (1, 2) if quick else (flags.FLAGS.seeds, flags.FLAGS.pairs)
     config = TemporalConfig(steps=min(flags.FLAGS.steps, 400) if quick else flags.FLAGS.steps)
-    for name in held_out[-1:] if quick else held_out:
-        city, sources = cities[names.index(name)], [other for other in cities if other.name != name]
+    for name in held_out_names(cities):
+        city = next(one for one in cities if one.name == name)
+        sources = [other for other in cities if other.name != name]
         spans = [split_source(source.num_steps, history=12, horizon=6, name=source.name).train for source in sources]
         encoders, seconds = [], []
         for seed in range(seeds):

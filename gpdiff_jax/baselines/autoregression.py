@@ -4,9 +4,7 @@ Of the region's past and its neighbours', in anomalies where what is to be expec
 residuals from the profile), else in readings. It is fitted on the sources as the pooled model is, by the same loss.
 """
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from gpdiff_jax.models.anomaly import forecast_anomalies
@@ -49,8 +47,3 @@ def residual_autoregression(sizes: ModelSizes) -> Model:
 
     model = Model("residual_autoregression", init, apply)
     return forecast_anomalies(model, sizes) if sizes.anomaly else model
-
-
-def broadcast_regions(params: Params, regions: int) -> Params:
-    """One vector as the start of every region: leaves [1, R, ...]."""
-    return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (1, regions, *leaf.shape)), params)

@@ -13,7 +13,7 @@ from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.profile import daily_profile
 from gpdiff_jax.cities.scaling import fill_from_neighbours
 
-# In standard deviations of a region, chosen on source cities (docs/experiments.md, section 24).
+# In standard deviations of a region; taken as a first study of real cities had them, not chosen anew.
 ALONE = 0.4  # deviation to be expected where no two visible days of one kind can be compared
 UNLIKE = 0.5  # what a kind of day that was not seen adds to it, as a root mean square
 SMALLEST = 0.03

@@ -127,7 +127,7 @@ def build_bank(
         parts["mean"].append(mean)
         parts["std"].append(std)
         expected = [
-            _expected(city, mask, m, s) if covariates == "profile" else _nothing(city)
+            _expected(city, slots, weekend, mask, m, s) if covariates == "profile" else _nothing(city)
             for mask, m, s in zip(masks, mean, std, strict=True)
         ]
         profile, deviation, same_kind = (np.stack(values).swapaxes(1, 2) for values in zip(*expected, strict=True))
@@ -182,12 +182,12 @@ _BANK_ARRAYS = {
 PER_VARIANT = ("mean", "std", "profile", "log_deviation", "same_kind")  # what a window is seen through
 
 
-def _expected(city: City, mask: np.ndarray, mean: np.ndarray, std: np.ndarray) -> Expectation:
+def _expected(
+    city: City, slots: np.ndarray, weekend: np.ndarray | None, mask: np.ndarray, mean: np.ndarray, std: np.ndarray
+) -> Expectation:
     """What the readings of a mask lead one to expect, scaled."""
-    readings, weekend = (city.values[mask, :, 0] - mean) / std, is_weekend(city)
-    found = expectation(
-        readings, slot_of_day(city)[mask], None if weekend is None else weekend[mask], city.steps_per_day
-    )
+    readings, seen = (city.values[mask, :, 0] - mean) / std, None if weekend is None else weekend[mask]
+    found = expectation(readings, slots[mask], seen, city.steps_per_day)
     return found.filled(np.asarray(~np.isfinite(readings).any(axis=0)), city)
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from gpdiff_jax.models.protocol import Model, Window
 from gpdiff_jax.typing import Params
 
-DELTA = 0.05  # chosen on source cities (docs/experiments.md, section 24)
+DELTA = 0.05  # as a first study of real cities had it; see docs/experiments.md, section 24
 
 
 def masked_huber(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from gpdiff_jax.baselines import nulls, rules
-from gpdiff_jax.baselines.autoregression import broadcast_regions, residual_autoregression
+from gpdiff_jax.baselines.autoregression import residual_autoregression
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import read_npz, write_npz
 from gpdiff_jax.prompts.prompt import Prompts
@@ -18,7 +18,7 @@ from gpdiff_jax.training.stopwatch import stopwatch
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.evaluate import MethodForecast, few_shot, zero_shot
 from gpdiff_jax.typing import Key, Params, RegionGraph
-from gpdiff_jax.zoo.pooled import initial_params
+from gpdiff_jax.zoo.pooled import broadcast_regions, initial_params
 
 _RULES = {"historical_average": rules.historical_average, "last_value": rules.last_value}
 _SCALARS = ("seconds", "learning_rate", "steps", "validation_mae")

@@ -36,14 +36,14 @@ class AdaptConfig:
     """How starts are fine-tuned.
 
     `update` is "codes", `code_steps` gradient steps of length `code_rate` along the first `directions` of the zoo, on
-    all support days, half of every gradient the region's own and half its city's mean (numbers chosen by leaving out
-    source cities, docs/experiments.md, section 25); or "own", all weights of every region on its own, for which the
-    rest is. With `refit`, the chosen learning rate and number of steps are used once more on all support days. With
-    `one_standard_error`, the least fine-tuning within one standard error of the best is chosen (see
-    `choose_adaptation`); without it, which suits random initial parameters, the best. Where the support is too short to
-    choose on, parameters stay as they are, or, with `blind_learning_rate`, which suits random ones too, take all steps
-    at that rate. `regions_per_batch` rows are tuned side by side, each a region with all its samples or one of them;
-    None takes what suits the device (`parallel.rows_side_by_side`).
+    all support days, half of every gradient the region's own and half its city's mean (the rate
+    is one that does no harm on two source cities left out, docs/experiments.md, section 25); or "own", all weights of
+    every region on its own, for which the rest is. With `refit`, the chosen learning rate and number of steps are used
+    once more on all support days. With `one_standard_error`, the least fine-tuning within one standard error of the
+    best is chosen (see `choose_adaptation`); without it, which suits random initial parameters, the best. Where the
+    support is too short to choose on, parameters stay as they are, or, with `blind_learning_rate`, which suits random
+    ones too, take all steps at that rate. `regions_per_batch` rows are tuned side by side, each a region with all its
+    samples or one of them; None takes what suits the device (`parallel.rows_side_by_side`).
     """
 
     update: str = "codes"

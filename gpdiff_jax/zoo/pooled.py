@@ -80,6 +80,11 @@ def _initial_params(model: Model, sizes: ModelSizes, graphs: RegionGraph, key: K
     return model.init(key, graph, *zeros)
 
 
+def broadcast_regions(params: Params, regions: int) -> Params:
+    """One vector as the start of every region: leaves [1, R, ...], on the host."""
+    return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (1, regions, *leaf.shape)), params)
+
+
 class PooledData(NamedTuple):
     """What every step of training the pooled model reads."""
 

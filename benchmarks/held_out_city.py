@@ -9,9 +9,10 @@ unit of the city, the peer's that of the historical average; both also for weekd
 With --code_rates, the other cities are harvested too, and their pooled model is fine-tuned in codes at each rate.
 """
 
+import dataclasses
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ from benchmarks.cities import cities_of_flags, held_out_names
 from benchmarks.measuring import print_line
 from experiments import command_line
 from gpdiff_jax.analysis.metrics import mae
+from gpdiff_jax.baselines.autoregression import LINEAR_RATE, residual_autoregression
+from gpdiff_jax.baselines.boosted_trees import BoostedTreesConfig, boosted_trees, forecast_trees
 from gpdiff_jax.baselines.rules import historical_average
 from gpdiff_jax.cities import City
 from gpdiff_jax.cities.splits import Span, split_before
@@ -57,6 +60,7 @@ flags.DEFINE_string("model", "stgcn", "name of the forecaster")
 flags.DEFINE_enum("covariates", "profile", COVARIATES, "what models see beside the readings")
 flags.DEFINE_integer("steps", PooledConfig().steps, "training steps of the pooled model", 1)
 flags.DEFINE_integer("seed", 0, "random seed", 0)
+flags.DEFINE_bool("rivals", False, "also the linear autoregression and boosted trees, fitted on the other cities")
 flags.DEFINE_list("code_rates", [], "rates at which the pooled model is fine-tuned in codes")
 flags.DEFINE_integer("code_steps", AdaptConfig().code_steps, "steps of that", 1)
 flags.DEFINE_integer("directions", AdaptConfig().directions, "directions of that", 1)
@@ -107,6 +111,18 @@ def _directions(model: Model, sources: Sources, cities: list[City], pooled: Para
     return zoo_directions(zoo, flags.FLAGS.directions)
 
 
+def _rivals(sources: Sources, config: PooledConfig, *, key: Key) -> dict[str, Callable[[Target], np.ndarray]]:
+    """Other forecasters of the sources, by name: each makes of a target its forecasts."""
+    linear = residual_autoregression(sources.sizes)
+    fitted = train_pooled(linear, sources, dataclasses.replace(config, learning_rate=LINEAR_RATE), key=key)
+    trees = boosted_trees(sources, BoostedTreesConfig(), key=key)
+
+    def autoregression(target: Target) -> np.ndarray:
+        return zero_shot(linear, target, broadcast_regions(fitted, target.num_regions)).forecast
+
+    return {"residual autoregression": autoregression, "boosted trees": lambda target: forecast_trees(trees, target)}
+
+
 def _print_errors(city: City, forecasts: list[dict[str, np.ndarray]], truths: list[tuple]) -> None:
     """Mean absolute errors over all stretches: of all readings, by kind of day, and by horizon step."""
     truth = np.concatenate([values for values, _ in truths])
@@ -138,6 +154,7 @@ def main(argv: list[str]) -> None:
         model, begin = make_model(given.model, sources.sizes), time.perf_counter()
         pooled = jax.block_until_ready(train_pooled(model, sources, config, key=jax.random.fold_in(key, 1)))
         print_line(_BENCHMARK, f"without_{name}", "training", time.perf_counter() - begin, "s")
+        rivals = _rivals(sources, config, key=jax.random.fold_in(key, 3)) if given.rivals else {}
         directions = _directions(model, sources, others, pooled, key=jax.random.fold_in(key, 2)) if tuned else None
         forecasts, truths = [], []
         for target in stretches(city, data, 2 if quick else given.stretches):
@@ -148,6 +165,7 @@ def main(argv: list[str]) -> None:
                 "pooled": zero_shot(model, target, params).forecast,
                 "historical average": historical_average(city, target.split.support, starts, **windows),
             }
+            made |= {rival: forecast(target) for rival, forecast in rivals.items()}
             for case, adapt in tuned.items():
                 made[case] = few_shot(model, target, params, adapt, key=key, directions=directions).forecast
             forecasts.append(made)

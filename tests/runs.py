@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+from gpdiff_jax.baselines.boosted_trees import BoostedTreesConfig
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.training import PretrainConfig
@@ -39,6 +40,7 @@ def tiny_settings(data_dir: pathlib.Path, **change) -> Settings:
             windows=2,
             evaluations=2,
         ),
+        trees=BoostedTreesConfig(trees=4, leaves=4, windows=4),
         generate=GenerateConfig(samples=2, steps=3),
         adapt=AdaptConfig(learning_rates=(1e-3,), steps=4, evaluate_every=2, batch=16),
         target_only=AdaptConfig(update="own", learning_rates=(3e-3,), steps=4, evaluate_every=2, batch=16),

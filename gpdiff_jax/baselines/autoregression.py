@@ -13,6 +13,7 @@ from gpdiff_jax.models.protocol import Model, ModelSizes
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.typing import Key, Params, RegionGraph
 
+LINEAR_RATE = 1e-2  # its learning rate
 _READING, _ANOMALY = 0, 2  # among the inputs of a node, see `Window`
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from gpdiff_jax.baselines import nulls, rules
 from gpdiff_jax.baselines.autoregression import residual_autoregression
+from gpdiff_jax.baselines.boosted_trees import forecast_trees
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import read_npz, write_npz
 from gpdiff_jax.prompts.prompt import Prompts
@@ -28,6 +29,7 @@ _HARVESTED = ("prompt_encoder", "prompts", "pooled", "harvest")
 _STAGES = {
     "target_only": (),
     "residual_autoregression": ("residual_autoregression",),
+    "boosted_trees": ("boosted_trees",),
     "pooled": ("pooled",),
     "gpdiff": ("prompt_encoder", "prompts", "pooled", "harvest", "pretrain"),
     "mlp_hypernetwork": ("prompt_encoder", "prompts", "pooled", "harvest", "mlp"),
@@ -120,6 +122,11 @@ def _make_forecast(run: Stages, channel: int, method: str) -> MethodForecast:
     if method == "residual_autoregression":
         starts = broadcast_regions(run.autoregression, target.num_regions)
         return zero_shot(residual_autoregression(target.sizes), target, starts)
+    if method == "boosted_trees":
+        trees = run.trees
+        with stopwatch() as watch:
+            forecast = forecast_trees(trees, target)
+        return MethodForecast(forecast, None, watch.seconds)
     family = family_of(method)
     starts, making = _starts(run, channel, family, False)
     if method.endswith("_zero_shot"):

@@ -14,6 +14,7 @@ import numpy as np
 
 from gpdiff_jax.analysis.diagnostics import DiagnosticsConfig
 from gpdiff_jax.analysis.prediction import ParameterPrediction
+from gpdiff_jax.baselines.boosted_trees import INSTALL, has_lightgbm, import_lightgbm
 from gpdiff_jax.cities import City, check_city, find_cities, partial_bins, resample, select_channels, simulate_cities
 from gpdiff_jax.cities.overlap import find_overlap
 from gpdiff_jax.data.target import Target
@@ -96,6 +97,8 @@ class Run(Stages):
 
     def check(self) -> None:
         """Raises `InputError` where the protocol cannot be kept; before the first minute of training."""
+        if "boosted_trees" in self.settings.methods:
+            import_lightgbm()
         _ = self.targets, self.sources, self.model
         settings = self.settings
         layers = self.model.layer_kinds(abstract_params(self.model, self.sources.sizes)).values()
@@ -121,6 +124,8 @@ class Run(Stages):
                 f"the target {self.settings.target!r} is of kind {target.kind} and the sources are of kind "
                 f"{', '.join(kinds)}: what they teach may not hold there"
             )
+        if not has_lightgbm() and set(self.settings.methods) >= set(choose_methods(("default",))):
+            lines.append(f"boosted_trees is left out of the methods: LightGBM cannot be imported; {INSTALL}")
         for city in whole:
             lines += partial_bins_note(city, self.settings.interval_minutes)
         for city, regions in zip(self.target_cities, self.targets, strict=True):

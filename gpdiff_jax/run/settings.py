@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from gpdiff_jax.baselines.boosted_trees import BoostedTreesConfig, has_lightgbm
 from gpdiff_jax.cities import SimulationConfig
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.diffusion.conditioning import check_conditioning
@@ -29,6 +30,7 @@ DEFAULT_METHODS = (
     "historical_average",
     "last_value",
     "residual_autoregression",
+    "boosted_trees",
     "target_only",
     "pooled_zero_shot",
     "pooled_few_shot",
@@ -89,13 +91,14 @@ class Settings:
     data: DataConfig = DataConfig()
     prompts: PromptConfig = PromptConfig()
     pooled: PooledConfig = PooledConfig()
+    trees: BoostedTreesConfig = BoostedTreesConfig()
     harvest: HarvestConfig = HarvestConfig()
     pretrain: PretrainConfig = PretrainConfig()
     generate: GenerateConfig = GenerateConfig()
     adapt: AdaptConfig = AdaptConfig()
     target_only: AdaptConfig = _from_random_weights()
     missing_above: float | None = None
-    methods: tuple[str, ...] = DEFAULT_METHODS
+    methods: tuple[str, ...] = ("default",)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", choose_methods(self.methods))
@@ -201,6 +204,7 @@ _SIZES: dict[str, dict[str, Any]] = {
             embedding=EmbeddingConfig(width=8, relation_width=4, epochs=5),
         ),
         "pooled": PooledConfig(steps=100, regions=16, evaluations=2),
+        "trees": BoostedTreesConfig(trees=20, leaves=8, windows=8),
         "harvest": HarvestConfig(steps=40, evaluate_every=20, snapshots=2),
         "pretrain": PretrainConfig(
             denoiser=DenoiserConfig(width=32, layers=1), steps=40, batch=8, windows=4, evaluations=2
@@ -220,13 +224,19 @@ _SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+def _available(methods: tuple[str, ...]) -> tuple[str, ...]:
+    return methods if has_lightgbm() else tuple(name for name in methods if name != "boosted_trees")
+
+
 def choose_methods(words: Sequence[str]) -> tuple[str, ...]:
     """The methods that a list of names, "default" and "all" stands for, in the order of `METHODS`.
+
+    Sets hold boosted trees where LightGBM is installed.
 
     Raises:
       InputError: it is empty or names something else.
     """
-    sets = {"default": DEFAULT_METHODS, "all": METHODS} | {name: (name,) for name in METHODS}
+    sets = {"default": _available(DEFAULT_METHODS), "all": _available(METHODS)} | {name: (name,) for name in METHODS}
     if not words:
         raise InputError(f"`methods` is empty; name default, all, or some of {', '.join(METHODS)}")
     for word in words:

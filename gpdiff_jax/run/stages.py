@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gpdiff_jax.baselines.autoregression import residual_autoregression
+from gpdiff_jax.baselines.autoregression import LINEAR_RATE, residual_autoregression
+from gpdiff_jax.baselines.boosted_trees import BoostedTrees, boosted_trees
 from gpdiff_jax.baselines.mlp_hypernetwork import MlpHypernetwork, make_network, mlp_hypernetwork
 from gpdiff_jax.cities import City
 from gpdiff_jax.data.sources import Sources, prepare_sources
@@ -40,7 +41,6 @@ from gpdiff_jax.zoo.pooled import train_pooled
 
 _FORMAT = 3
 _MOST_NAMED = 5
-_LINEAR_RATE = 1e-2  # learning rate of a linear model
 
 
 @dataclasses.dataclass
@@ -116,7 +116,12 @@ class Stages:
     @functools.cached_property
     def autoregression(self) -> Params:
         """The linear autoregression, fitted on all source regions."""
-        return _pooled_stage(self, "residual_autoregression", residual_autoregression(self.sources.sizes), _LINEAR_RATE)
+        return _pooled_stage(self, "residual_autoregression", residual_autoregression(self.sources.sizes), LINEAR_RATE)
+
+    @functools.cached_property
+    def trees(self) -> BoostedTrees:
+        """The boosted trees, fitted on all source regions."""
+        return _trees_stage(self)
 
     @functools.cached_property
     def zoo(self) -> ParameterZoo:
@@ -239,6 +244,16 @@ def _pooled_stage(run: Stages, name: str, model: Model, learning_rate: float | N
     save_arrays(folder, pooled, {"format": _FORMAT})
     run.drop_checkpoints(name)
     return pooled
+
+
+def _trees_stage(run: Stages) -> BoostedTrees:
+    folder, sizes = run.folder / "boosted_trees", run.sources.sizes
+    if folder.is_dir():
+        return BoostedTrees.from_arrays(load_arrays(folder, _FORMAT, "boosted trees")[0], sizes)
+    with _logged(run, "boosted_trees", sizes.horizon) as report:
+        trees = boosted_trees(run.sources, run.settings.trees, key=run.key("boosted_trees"), progress=report)
+    save_arrays(folder, trees.arrays(), {"format": _FORMAT})
+    return trees
 
 
 def _harvest_stage(run: Stages) -> ParameterZoo:

@@ -25,7 +25,7 @@ from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.optimisers import clipped_adam
 from gpdiff_jax.training.parallel import ShardedRows, rows_side_by_side
 from gpdiff_jax.transfer.codes import move_along_directions
-from gpdiff_jax.transfer.damped import target_forecast
+from gpdiff_jax.transfer.damped import in_data_units, target_forecast
 from gpdiff_jax.typing import Key, Params, RegionGraph
 
 UPDATES = ("codes", "own")
@@ -225,10 +225,7 @@ def _make_forecast(model: Model) -> Callable[[tuple, tuple], jax.Array]:
     def forecast(shared: tuple, row: tuple) -> jax.Array:
         (target, starts), (params, region) = shared, row
         graph, windows = region_windows(target, region, starts)
-        bank, node = target.bank, graph.nodes[0]
-        scaled = target_forecast(model, target, params, graph, windows)
-        forecast = scaled * bank.std[-1, node] + bank.mean[-1, node]
-        return jnp.maximum(forecast, target.floor)
+        return in_data_units(target, graph.nodes[0], target_forecast(model, target, params, graph, windows))
 
     return _over_rows(forecast, 1)
 

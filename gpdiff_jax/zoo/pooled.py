@@ -18,7 +18,7 @@ from gpdiff_jax.data.sources import SourceRegion, Sources
 from gpdiff_jax.data.windows import StartTable, draw_windows, gather_source
 from gpdiff_jax.errors import check_above_zero
 from gpdiff_jax.models.loss import batch_forecast, huber_sums, masked_absolute
-from gpdiff_jax.models.protocol import Model, ModelSizes, model_text
+from gpdiff_jax.models.protocol import Model, ModelSizes, Window, model_text
 from gpdiff_jax.training.loop import VALIDATION, steps_between_evaluations, train
 from gpdiff_jax.training.optimisers import clipped_adam
 from gpdiff_jax.training.parallel import DEVICES, training_devices
@@ -45,10 +45,14 @@ def validation_error(
     model: Model, params: Params, bank: SeriesBank, table: StartTable, region: SourceRegion
 ) -> Float[Array, ""]:
     """Mean absolute error of one region's parameters on its validation windows, scaled; NaN without a reading there."""
-    # A fixed key: every evaluation of a region sees the same variants.
-    key = jax.random.fold_in(jax.random.key(0), region.region_id)
-    windows = gather_source(bank, table, region.graph.nodes, region.validation_starts, key=key)
+    windows = validation_windows(bank, table, region)
     return masked_absolute(batch_forecast(model, params, region.graph, windows), windows.target, windows.mask)
+
+
+def validation_windows(bank: SeriesBank, table: StartTable, region: SourceRegion) -> Window:
+    """The validation windows of one region, stacked; every evaluation sees the same, through the same variants."""
+    key = jax.random.fold_in(jax.random.key(0), region.region_id)
+    return gather_source(bank, table, region.graph.nodes, region.validation_starts, key=key)
 
 
 def initial_params(model: Model, graphs: jraph.GraphsTuple, sizes: ModelSizes, *, key: Key) -> Params:

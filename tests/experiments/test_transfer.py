@@ -94,7 +94,7 @@ def test_every_other_file_of_a_run_is_there_and_readable(finished):
     config = json.loads((folder / "config.json").read_text())
     assert config["seed"] == 0 and config["device_count"] >= 1 and {"jax", "flax", "optax"} <= set(config["versions"])
     log = read_log(folder / "log.jsonl")
-    trained = {"residual_autoregression", "pooled", "harvest", "pretrain", "generate", "adapt"}
+    trained = {"residual_autoregression", "boosted_trees", "pooled", "harvest", "pretrain", "generate", "adapt"}
     assert {line["stage"] for line in log} == trained
     steps = [line["step"] for line in log if line["stage"] == "pooled"]
     assert steps == [10, 20] and all("train_loss" in line for line in log if line["stage"] == "pooled")

@@ -90,7 +90,7 @@ def test_rules_that_train_nothing_train_nothing(data_dir, tmp_path, capsys):
 def test_seconds_hold_what_a_method_needs_and_training_is_told_apart(finished):
     folder, content = finished
     stages = json.loads((folder / "seconds.json").read_text())
-    trained = {"residual_autoregression", "pooled", "harvest", "pretrain", "generate"}
+    trained = {"residual_autoregression", "boosted_trees", "pooled", "harvest", "pretrain", "generate"}
     assert set(stages) == trained and min(stages.values()) > 0
     training = {name: entry["training_seconds"] for name, entry in content["methods"].items()}
     assert training["last_value"] == training["target_only"] == 0

@@ -88,7 +88,7 @@ def test_another_model_of_the_same_name_is_another_run_and_a_refused_one_holds_n
     monkeypatch.setitem(registry._REGISTRY, "tiny", make_tiny)
     gpd.Run.open(tmp_path, settings).close()
     config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace('"format": 3', '"format": 2'))
+    config.write_text(config.read_text().replace('"format": 4', '"format": 3'))
     with pytest.raises(gpd.InputError, match="holds a run of another version of this program; name another folder"):
         gpd.Run.open(tmp_path, settings)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gpdiff_jax.baselines import rules
+from gpdiff_jax.baselines.boosted_trees import BoostedTrees, BoostedTreesConfig, boosted_trees, forecast_trees
 from gpdiff_jax.cities import City
 from gpdiff_jax.cities.splits import split_source
 from gpdiff_jax.data.config import DataConfig
@@ -112,8 +113,14 @@ def _hypernetwork(city: City, model: Model, encoder: PromptEncoder) -> Hypernetw
     )
 
 
+@pytest.fixture(scope="module", name="trees")
+def _trees(simulated_cities: list[City]) -> BoostedTrees:
+    sources = prepare_sources(simulated_cities[:2], _DATA, key=jax.random.key(0), validation_windows=4)
+    return boosted_trees(sources, BoostedTreesConfig(trees=5, leaves=8, windows=16), key=jax.random.key(6))
+
+
 @pytest.fixture(scope="module", name="transfer")
-def _transfer(model: Model, hypernetwork: Hypernetwork):
+def _transfer(model: Model, hypernetwork: Hypernetwork, trees: BoostedTrees):
     """Returns a function from a target city to all that is made for it, as one flat dictionary of arrays."""
 
     def transfer(city: City) -> dict[str, np.ndarray]:
@@ -132,6 +139,7 @@ def _transfer(model: Model, hypernetwork: Hypernetwork):
             "few-shot": tuned.forecast,
             "few-shot spread": tuned.spread,
             "few-shot in codes": in_codes.forecast,
+            "boosted trees": forecast_trees(trees, target),
             **{f"{part} of the prompts": described.values[:, :, entries] for part, entries in described.parts.items()},
             "parameters": jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(drawn.params)]),
             "choice": np.asarray([tuned.learning_rate, tuned.steps, tuned.validation_mae]),
@@ -150,7 +158,10 @@ def _expected(transfer, city: City) -> dict[str, np.ndarray]:
     return dict(transfer(city))
 
 
-_FORECASTS = ("zero-shot", "zero-shot spread", "few-shot", "few-shot spread", "historical average", "last value")
+_FORECASTS = (
+    *("zero-shot", "zero-shot spread", "few-shot", "few-shot spread", "few-shot in codes"),
+    *("boosted trees", "historical average", "last value"),
+)
 _PARTS = tuple(f"{part} of the prompts" for part in PARTS)
 _ONCE = (*_PARTS, "parameters", "choice", "curves", "test starts")
 
@@ -171,7 +182,7 @@ def test_readings_after_a_windows_history_change_neither_its_forecast_nor_any_ch
     for name in _FORECASTS:
         np.testing.assert_array_equal(made[name][: window + 1], expected[name][: window + 1], err_msg=name)
     # The next windows have changed readings in their history: the comparison above sees what it should.
-    for name in ("zero-shot", "few-shot", "last value"):
+    for name in ("zero-shot", "few-shot", "few-shot in codes", "last value"):
         assert (made[name][window + 1 :] != expected[name][window + 1 :]).any(axis=(1, 2)).all(), name
 
 
@@ -179,7 +190,17 @@ def test_readings_after_a_windows_history_change_neither_its_forecast_nor_any_ch
 def test_every_support_day_changes_what_is_made(transfer, city, expected, day):
     begin = prepare_target(city, _DATA).split.support.start + 24 * day
     made = transfer(_changed(city, begin, begin + 24))
-    for name in ("zero-shot", "few-shot", "historical average", *_PARTS, "parameters", "curves", "choice"):
+    for name in (
+        "zero-shot",
+        "few-shot",
+        "few-shot in codes",
+        "boosted trees",
+        "historical average",
+        *_PARTS,
+        "parameters",
+        "curves",
+        "choice",
+    ):
         assert (made[name] != expected[name]).any(), name
 
 

@@ -77,10 +77,11 @@ flags.DEFINE_enum(
     "adapt",
     "codes",
     list(UPDATES),
-    "what is fine-tuned: codes, along the directions in which the sources' regions differ, or all weights of a region "
-    "on its own; target_only always tunes its own",
+    "what is fine-tuned: codes, along the directions in which the sources' regions differ; shared, all weights by one "
+    "update for the whole city; own, all weights of every region on its own, as target_only always does",
 )
 flags.DEFINE_integer("code_steps", None, "steps of fine-tuning in codes; the preset's if not given", 1, 10_000)
+flags.DEFINE_integer("shared_steps", None, "steps of a shared update; the preset's if not given", 1, 10_000)
 flags.DEFINE_integer("adapt_steps", None, "most steps of fine-tuning all weights; the preset's if not given", 1)
 flags.DEFINE_integer("harvest_seeds", 1, "times that every region is trained, with other batches", 1, 1000)
 flags.DEFINE_integer("data_windows", 1, "stretches of its training span, on each of which a region is trained", 1, 1000)
@@ -195,6 +196,7 @@ def settings_from_flags() -> Settings:
         "scaling",
         "near_days",
     )
+    fixed = {"code_steps": values.code_steps, "shared_steps": values.shared_steps}
     adapt = {"steps": values.adapt_steps, "refit": values.refit, "regions_per_batch": values.regions_per_batch or None}
     pretrain = settings.pretrain
     denoiser = _replace(
@@ -239,7 +241,7 @@ def settings_from_flags() -> Settings:
             sampler=values.sampler,
             steps=values.sampler_steps,
         ),
-        adapt=_replace(settings.adapt, **adapt, update=values.adapt, code_steps=values.code_steps),
+        adapt=_replace(settings.adapt, **adapt, **fixed, update=values.adapt),
         target_only=_replace(settings.target_only, **adapt),
     )
 

@@ -39,6 +39,7 @@ from gpdiff_jax.zoo.tokens import make_layout, to_tokens
 _DATA = DataConfig(covariates="profile", support_days=3, max_neighbours=3, variants=3)
 _ADAPT = AdaptConfig(update="own", learning_rates=(1e-3, 1e-2), steps=8, evaluate_every=4, batch=16)
 _CODES = AdaptConfig(directions=3, code_steps=2, code_rate=0.5, code_windows=20)
+_SHARED = AdaptConfig(update="shared", shared_steps=2, shared_rate=1e-2)
 _LATER = 40  # a later test window
 _PROMPTS = PromptConfig(
     parts=PARTS,
@@ -139,6 +140,7 @@ def _transfer(model: Model, hypernetwork: Hypernetwork, trees: BoostedTrees):
             "few-shot": tuned.forecast,
             "few-shot spread": tuned.spread,
             "few-shot in codes": in_codes.forecast,
+            "few-shot, shared": few_shot(model, target, drawn.params, _SHARED, key=jax.random.key(4)).forecast,
             "boosted trees": forecast_trees(trees, target),
             **{f"{part} of the prompts": described.values[:, :, entries] for part, entries in described.parts.items()},
             "parameters": jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(drawn.params)]),
@@ -159,7 +161,7 @@ def _expected(transfer, city: City) -> dict[str, np.ndarray]:
 
 
 _FORECASTS = (
-    *("zero-shot", "zero-shot spread", "few-shot", "few-shot spread", "few-shot in codes"),
+    *("zero-shot", "zero-shot spread", "few-shot", "few-shot spread", "few-shot in codes", "few-shot, shared"),
     *("boosted trees", "historical average", "last value"),
 )
 _PARTS = tuple(f"{part} of the prompts" for part in PARTS)
@@ -182,7 +184,7 @@ def test_readings_after_a_windows_history_change_neither_its_forecast_nor_any_ch
     for name in _FORECASTS:
         np.testing.assert_array_equal(made[name][: window + 1], expected[name][: window + 1], err_msg=name)
     # The next windows have changed readings in their history: the comparison above sees what it should.
-    for name in ("zero-shot", "few-shot", "few-shot in codes", "last value"):
+    for name in ("zero-shot", "few-shot", "few-shot in codes", "few-shot, shared", "last value"):
         assert (made[name][window + 1 :] != expected[name][window + 1 :]).any(axis=(1, 2)).all(), name
 
 

@@ -133,13 +133,13 @@ def _make_forecast(run: Stages, channel: int, method: str) -> MethodForecast:
         result = zero_shot(run.model, target, starts)
         return result._replace(seconds=result.seconds + making)
     config: AdaptConfig = run.settings.target_only if family == "target_only" else run.settings.adapt
-    in_codes = config.update == "codes"
-    directions, choice_starts = run.directions if in_codes else None, None
-    if target.choice is not None and family not in _BLIND and not in_codes:
+    chooses = config.update == "own"
+    directions, choice_starts = run.directions if config.update == "codes" else None, None
+    if target.choice is not None and family not in _BLIND and chooses:
         # What is chosen on the validation day starts from what the days before it show.
         choice_starts, again = _starts(run, channel, family, True)
         making += again
-    with stage(f"adapt {method}", 1 if in_codes else len(config.learning_rates) + 1) as shown:
+    with stage(f"adapt {method}", len(config.learning_rates) + 1 if chooses else 1) as shown:
         result = few_shot(
             run.model,
             target,

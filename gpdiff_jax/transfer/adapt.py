@@ -26,9 +26,10 @@ from gpdiff_jax.training.optimisers import clipped_adam
 from gpdiff_jax.training.parallel import ShardedRows, rows_side_by_side
 from gpdiff_jax.transfer.codes import move_along_directions
 from gpdiff_jax.transfer.damped import in_data_units, target_forecast
+from gpdiff_jax.transfer.shared import move_together
 from gpdiff_jax.typing import Key, Params, RegionGraph
 
-UPDATES = ("codes", "own")
+UPDATES = ("codes", "shared", "own")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,8 @@ class AdaptConfig:
 
     `update` is "codes", `code_steps` gradient steps of length `code_rate` along the first `directions` of the zoo, on
     all support days, half of every gradient the region's own and half its city's mean (the rate
-    is one that does no harm on two source cities left out, docs/experiments.md, section 25); or "own", all weights of
+    is one that does no harm on two source cities left out, docs/experiments.md, section 25); "shared", `shared_steps`
+    steps of Adam at `shared_rate` on all weights, one update for all regions of the city; or "own", all weights of
     every region on its own, for which the rest is. With `refit`, the chosen learning rate and number of steps are used
     once more on all support days. With `one_standard_error`, the least fine-tuning within one standard error of the
     best is chosen (see `choose_adaptation`); without it, which suits random initial parameters, the best. Where the
@@ -51,6 +53,8 @@ class AdaptConfig:
     code_steps: int = 12
     code_rate: float = 0.3
     code_windows: int = 128
+    shared_steps: int = 20
+    shared_rate: float = 3e-4
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     steps: int = 120
     evaluate_every: int = 10
@@ -63,7 +67,9 @@ class AdaptConfig:
     def __post_init__(self) -> None:
         if self.update not in UPDATES:
             raise InputError(f"`update` must be one of {', '.join(UPDATES)}, got {self.update!r}")
-        check_above_zero(named(self, "directions", "code_steps", "code_rate", "code_windows"))
+        check_above_zero(
+            named(self, "directions", "code_steps", "code_rate", "code_windows", "shared_steps", "shared_rate")
+        )
         blind = () if self.blind_learning_rate is None else (self.blind_learning_rate,)
         if not self.learning_rates or not all(0 < rate < math.inf for rate in (*self.learning_rates, *blind)):
             rates = f"{self.learning_rates}, {self.blind_learning_rate}"
@@ -75,7 +81,7 @@ class Adapted(NamedTuple):
     """Fine-tuned parameters of all regions, and how they were chosen."""
 
     params: Params  # [K, R, ...]
-    learning_rate: float | None  # None where nothing was chosen: no window to adapt on
+    learning_rate: float | None  # None where there was no window to adapt on
     steps: int
     validation_mae: float | None  # of the city, data units
     curves: np.ndarray  # [rates, evaluations + 1], validation error of the city, data units
@@ -282,7 +288,7 @@ def adapt(
     choice_params: Params | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Adapted:
-    """Fine-tunes every region, as the configuration says.
+    """Fine-tunes the regions, as the configuration says.
 
     Args:
       model: the forecaster.
@@ -317,6 +323,10 @@ def adapt(
             rows_side_by_side=rows_side_by_side(config.regions_per_batch),
         )
         return Adapted(moved, config.code_rate, config.code_steps, None, np.zeros((0, 0)))
+    if config.update == "shared":
+        steps, rate = config.shared_steps, config.shared_rate
+        moved = move_together(model, target, params, steps=steps, rate=rate, key=key)
+        return Adapted(moved, rate, steps, None, np.zeros((0, 0)))
     samples = jax.tree.leaves(params)[0].shape[0]
 
     def tune(starts: Int[Array, " B"], rate: float, steps: int) -> Params:

@@ -115,7 +115,7 @@ def test_fine_tuning_in_codes_takes_the_leading_directions_and_needs_some(target
     assert (made.learning_rate, made.steps, made.validation_mae) == (0.3, 2, None)
     with pytest.raises(InputError, match="need the directions of a zoo; tune all weights by `update='own'`"):
         adapt(_MODEL, config, target, params, key=jax.random.key(0))
-    with pytest.raises(InputError, match="`update` must be one of codes, own, got 'all'"):
+    with pytest.raises(InputError, match="`update` must be one of codes, shared, own, got 'all'"):
         AdaptConfig(update="all")
     with pytest.raises(InputError, match="`code_rate`"):
         AdaptConfig(code_rate=0.0)

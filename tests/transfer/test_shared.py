@@ -1,0 +1,85 @@
+"""In: starts of two samples and the support days of a city. Out: all of them moved by one and the same update."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpdiff_jax.cities import City
+from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.data.target import Target, prepare_target, region_windows
+from gpdiff_jax.models import Model
+from gpdiff_jax.models.loss import masked_huber
+from gpdiff_jax.training import parallel
+from gpdiff_jax.transfer.adapt import AdaptConfig, adapt
+from gpdiff_jax.transfer.damped import target_forecast
+from gpdiff_jax.transfer.shared import move_together
+
+_SHAPES = {"bias": (6,), "kernel": (6, 35)}
+_KEY = jax.random.key(3)
+
+
+def _apply(params, graph, history, covariates):
+    del graph
+    seen = jnp.concatenate([history[0, :, 0], covariates[12]])
+    return (params["kernel"] @ seen + params["bias"])[:, None]
+
+
+_MODEL = Model("linear", lambda *_: {}, _apply)
+
+
+@pytest.fixture(scope="module", name="target")
+def _target(simulated_cities: list[City]) -> Target:
+    return prepare_target(simulated_cities[2], DataConfig(support_days=3, max_neighbours=2))
+
+
+def _starts(samples: int, regions: int) -> dict:
+    rng = np.random.default_rng(0)
+    return {
+        name: 0.1 * rng.normal(size=(samples, regions, *shape)).astype(np.float32) for name, shape in _SHAPES.items()
+    }
+
+
+def _loss(target: Target, params: dict) -> float:
+    """Mean over all regions and samples of the loss on all support windows."""
+
+    @jax.jit
+    def of_row(params, region):
+        graph, windows = region_windows(target, region, target.support_starts)
+        return masked_huber(target_forecast(_MODEL, target, params, graph, windows), windows.target, windows.mask)
+
+    rows = [jax.tree.map(lambda leaf, k=k, r=r: leaf[k, r], params) for k in range(2) for r in range(8)]
+    return float(np.mean([of_row(row, np.int32(number % 8)) for number, row in enumerate(rows)]))
+
+
+def test_every_region_and_sample_gets_the_same_update_and_the_support_is_forecast_better(target):
+    params = _starts(2, 8)
+    moved = move_together(_MODEL, target, params, steps=60, rate=1e-2, key=_KEY)
+    for name in _SHAPES:
+        update = moved[name] - params[name]
+        np.testing.assert_allclose(update, np.broadcast_to(update[:1, :1], update.shape), atol=1e-5)
+        assert np.abs(update).max() > 0.05
+    assert _loss(target, moved) < 0.8 * _loss(target, params)
+
+
+def test_more_devices_change_nothing(target, monkeypatch):
+    devices, made = jax.local_devices(), []
+    assert len(devices) == 2
+    for count in (1, 2):
+        monkeypatch.setattr(parallel.jax, "local_devices", lambda count=count: devices[:count])
+        made.append(move_together(_MODEL, target, _starts(1, 8), steps=3, rate=1e-2, key=_KEY))
+    jax.tree.map(lambda one, two: np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-5), *made)
+
+
+def test_fine_tuning_takes_a_fixed_number_of_steps_and_needs_no_zoo(target):
+    params, config = _starts(1, 8), AdaptConfig(update="shared", shared_steps=2, shared_rate=1e-2)
+    made = adapt(_MODEL, config, target, params, key=_KEY)
+    want = move_together(_MODEL, target, params, steps=2, rate=1e-2, key=_KEY)
+    jax.tree.map(np.testing.assert_array_equal, made.params, want)
+    assert (made.learning_rate, made.steps, made.validation_mae) == (1e-2, 2, None)
+
+
+def test_a_support_without_a_window_leaves_the_starts_as_they_are(target):
+    params = _starts(1, 8)
+    without = target.replace(support_starts=target.support_starts[:0])
+    assert move_together(_MODEL, without, params, steps=2, rate=1e-2, key=_KEY) is params

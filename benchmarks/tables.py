@@ -1,0 +1,242 @@
+"""Makes the results that the README's tables show, one run after another, and the tables of what there is.
+
+    python -m benchmarks.tables --data_dir DIR [--seeds 0,1,2] [--minutes 120] [--commit] [--sources four,all]
+
+Every run is `experiments.transfer` with the methods of its default table: six targets from the same few sources, from
+all cities that fit, and two targets with other covariates. One run keeps one core busy, so as many run side by side as
+there are cores. The numbers of a run that is finished are copied to --results, and what is there is not made again; a
+run that was stopped goes on from its last stage. With --commit, every result is committed. With --readme, the tables
+between the two marks of that file are made of all results.
+"""
+
+import concurrent.futures
+import math
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from absl import flags
+
+from benchmarks.measuring import print_line
+from experiments import command_line
+from gpdiff_jax.analysis.summary import Statistic, summarize_runs
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import write_atomically
+from gpdiff_jax.run.settings import METHODS
+
+flags.DEFINE_string("data_dir", os.environ.get("GPDIFF_DATA"), "folder of city files; default GPDIFF_DATA")
+flags.DEFINE_string("out_dir", "runs/tables", "folder of the runs")
+flags.DEFINE_string("results", "benchmarks/results/transfer", "folder of the results, one per run")
+flags.DEFINE_list("seeds", ["0", "1", "2"], "random seeds")
+flags.DEFINE_list("sources", ["four", "all"], "the sources: four, the same few for comparison, or all that fit")
+flags.DEFINE_list("covariates", ["profile", "calendar", "none"], "the covariates")
+flags.DEFINE_string("preset", "small", "sizes of the runs")
+flags.DEFINE_integer("jobs", None, "runs side by side; default one per core", 1)
+flags.DEFINE_float("minutes", None, "when to stop, with what is finished kept; no limit if not given", 0)
+flags.DEFINE_bool("commit", False, "commit every result")
+flags.DEFINE_string("readme", None, "the file whose tables to make anew")
+
+_HOURLY = ("beijing_metro", "hangzhou_metro", "nyc_bike_2014", "nyc_taxi_zones_2018", "melbourne_pedestrians")
+# Counts of people or vehicles by the hour, of other cities or other kinds; stocks and road traffic are left out.
+_MORE = (
+    *("taipei_metro", "paris_bike_counters", "sf_bike_2014", "auckland_pedestrians", "salvador_bus", "tehran_ride"),
+    *("nyc_taxi_grid_2015", "nyc_bike_2016"),
+)
+# The same service in the same city, in another year.
+_TWINS = {"nyc_bike_2014": ("nyc_bike_2016",), "nyc_taxi_zones_2018": ("nyc_taxi_grid_2015",)}
+_SPEED = {"shenzhen_speed": ("los_angeles_speed", "hangzhou_link_speed")}
+_OTHER_COVARIATES = ("hangzhou_metro", "nyc_bike_2014")
+_MARKS = ("<!-- tables -->\n", "<!-- end of tables -->\n")
+_COMMITTING = threading.Lock()
+
+flags.DEFINE_list("targets", [*_HOURLY, *_SPEED], "the targets")
+
+
+class Case(NamedTuple):
+    """One run."""
+
+    target: str
+    sources: str  # "four" or "all"
+    covariates: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.target}-{self.sources}-{self.covariates}-{self.seed}"
+
+    @property
+    def cities(self) -> tuple[str, ...]:
+        """Names of its source cities."""
+        if self.target in _SPEED:
+            return _SPEED[self.target]
+        more = [name for name in _MORE if name not in _TWINS.get(self.target, ())] if self.sources == "all" else []
+        return (*(name for name in _HOURLY if name != self.target), *more)
+
+
+def cases_of(
+    seeds: Iterable[int], targets: Sequence[str], sources: Sequence[str], covariates: Sequence[str]
+) -> list[Case]:
+    """The runs that the tables are made of, in the order in which they are made."""
+    chosen = [name for name in (*_HOURLY, *_SPEED) if name in targets]
+    made = []
+    for seed in seeds:
+        for which in sources:
+            # Two cities are all that there are at 15 minutes.
+            made += [Case(name, which, "profile", seed) for name in chosen if which == "four" or name not in _SPEED]
+        made += [Case(name, "four", other, seed) for other in ("calendar", "none") for name in _OTHER_COVARIATES]
+    return [
+        case for case in made if case.covariates in covariates and case.target in targets and case.sources in sources
+    ]
+
+
+def run_case(case: Case, core: int | None, deadline: float) -> bool:
+    """Makes or continues one run, and keeps its numbers.
+
+    Args:
+      case: the run.
+      core: the processor core to keep to; None for all.
+      deadline: of `time.monotonic`, when the run is stopped; it goes on from there another time.
+
+    Returns:
+      Whether it was finished.
+    """
+    given = flags.FLAGS
+    folder = pathlib.Path(given.out_dir).absolute() / case.name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    words = {
+        "data_dir": given.data_dir,
+        "sources": ",".join(case.cities),
+        "target": case.target,
+        "interval_minutes": 15 if case.target in _SPEED else 60,
+        "covariates": case.covariates,
+        "seed": case.seed,
+        "preset": given.preset,
+        "out_dir": folder,
+    }
+    command = [sys.executable, "-m", "experiments.transfer", *(f"--{name}={value}" for name, value in words.items())]
+    if core is not None:
+        command = ["taskset", "--cpu-list", str(core), *command]
+    begin = time.monotonic()
+    with open(folder.with_suffix(".log"), "a") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            code = process.wait(max(deadline - begin, 0.0) if math.isfinite(deadline) else None)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
+            return False
+    if code:
+        last = folder.with_suffix(".log").read_text().splitlines()[-1:]
+        raise InputError(f"the run {case.name!r} ended with exit code {code}: {''.join(last)}")
+    seconds = time.monotonic() - begin
+    _keep(case, folder)
+    print_line("tables", case.name, "time", seconds, "s")
+    return True
+
+
+def _keep(case: Case, folder: pathlib.Path) -> None:
+    """Copies what a run says in numbers to the folder of results."""
+    kept = pathlib.Path(flags.FLAGS.results) / case.name
+    kept.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "seconds.json", "metrics.json"):  # the last says that all are there
+        write_atomically(kept / name, (folder / name).read_bytes())
+    if flags.FLAGS.commit:
+        with _COMMITTING:
+            subprocess.run(["git", "add", str(kept)], check=True)
+            words = ["git", "commit", "-q", "-m", f"Results: {case.name}", "--", str(kept)]
+            subprocess.run(words, check=True)
+
+
+def _run_all(cases: Sequence[Case]) -> None:
+    """Makes runs side by side, each on a core of its own, until all are made or the time is over."""
+    given, begin = flags.FLAGS, time.monotonic()
+    deadline = begin + 60 * given.minutes if given.minutes else math.inf
+    cores = sorted(os.sched_getaffinity(0))
+    jobs = min(given.jobs or len(cores), len(cores))
+    waiting = list(reversed(cases))
+
+    def work(core: int | None) -> None:
+        while waiting and time.monotonic() < deadline:
+            if not run_case(waiting.pop(), core, deadline):
+                return
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        for done in [pool.submit(work, core if jobs > 1 else None) for core in cores[:jobs]]:
+            done.result()
+    print_line("tables", f"{len(cases) - len(waiting)}_runs", "time", time.monotonic() - begin, "s")
+
+
+def readme_tables(results: pathlib.Path) -> str:
+    """Markdown tables of what a folder of results holds.
+
+    Args:
+      results: folder of run folders, named as `Case.name` has it.
+
+    Returns:
+      For every choice of sources and covariates a table: a row for every method, and for every target the mean of the
+      mean absolute errors over seeds, with their standard deviation where there are several.
+    """
+    groups: dict[tuple[str, str], dict[str, list[pathlib.Path]]] = {}
+    for folder in sorted(results.iterdir()):
+        words = folder.name.split("-")
+        if len(words) == 4 and (folder / "metrics.json").exists():
+            target, sources, covariates, _ = words
+            groups.setdefault((sources, covariates), {}).setdefault(target, []).append(folder)
+    parts = []
+    for (sources, covariates), targets in sorted(groups.items(), key=lambda item: (item[0][1] != "profile", item[0])):
+        chosen = [name for name in (*_HOURLY, *_SPEED) if name in targets]
+        columns = [summarize_runs(targets[name])[0] for name in chosen]
+        seeds = max(len(column.seeds) for column in columns)
+        few = "the same few sources" if sources == "four" else "all sources that fit"
+        parts.append(f"`{covariates}`, {few}, {seeds} seed{'s' if seeds > 1 else ''}:\n")
+        units = [f"{name} ({column.settings['unit']})" for name, column in zip(chosen, columns, strict=True)]
+        rows = [["", *units], ["---", *["---:"] * len(units)]]
+        for method in METHODS:
+            cells = [_cell(column.methods.get(method, {}).get("mae_mean")) for column in columns]
+            if any(cells):
+                rows.append([method.replace("_", " "), *cells])
+        parts.append("".join(f"| {' | '.join(row)} |\n" for row in rows))
+    return "\n".join(parts)
+
+
+def _cell(found: Statistic | None) -> str:
+    if found is None or found.mean is None:
+        return ""
+    digits = 1 if found.mean >= 20 else 2
+    return f"{found.mean:.{digits}f}" + ("" if found.std is None else f" ± {found.std:.{digits}f}")
+
+
+def write_tables(path: pathlib.Path, tables: str) -> None:
+    """Puts the tables between the marks of a file; raises `InputError` where it has no marks."""
+    before, mark, rest = path.read_text().partition(_MARKS[0])
+    _, end, after = rest.partition(_MARKS[1])
+    if not (mark and end):
+        raise InputError(f"{str(path)!r} has no place for the tables; put {_MARKS[0].strip()} and {_MARKS[1].strip()}")
+    write_atomically(path, f"{before}{mark}{tables}{end}{after}".encode())
+
+
+def main(argv: list[str]) -> None:
+    """Makes what the folder of results lacks, and the tables."""
+    del argv
+    given = flags.FLAGS
+    if given.data_dir is None:
+        raise InputError("neither --data_dir nor GPDIFF_DATA names the folder of the city files")
+    try:
+        seeds = [int(word) for word in given.seeds]
+    except ValueError as error:
+        raise InputError(f"--seeds (={','.join(given.seeds)}) must be whole numbers, as 0,1") from error
+    cases = cases_of(seeds, given.targets, given.sources, given.covariates)
+    results = pathlib.Path(given.results)
+    _run_all([case for case in cases if not (results / case.name / "metrics.json").exists()])
+    if given.readme:
+        write_tables(pathlib.Path(given.readme), readme_tables(results))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

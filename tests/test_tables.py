@@ -1,0 +1,51 @@
+"""In: the script of the README's tables. Out: which runs it makes, and what it writes of their results."""
+
+import json
+import shutil
+
+import pytest
+
+from benchmarks.tables import Case, cases_of, readme_tables, write_tables
+from gpdiff_jax.errors import InputError
+
+_SIX = (
+    *("beijing_metro", "hangzhou_metro", "nyc_bike_2014", "nyc_taxi_zones_2018", "melbourne_pedestrians"),
+    "shenzhen_speed",
+)
+
+
+def test_no_run_is_trained_on_its_target_nor_on_the_same_service_of_another_year():
+    cases = cases_of([0, 1], _SIX, ["four", "all"], ["profile", "calendar", "none"])
+    assert len(cases) == len(set(cases)) == 2 * (6 + 5 + 4)
+    assert cases[:6] == [Case(name, "four", "profile", 0) for name in _SIX]
+    for case in cases:
+        assert case.target not in case.cities and len(set(case.cities)) == len(case.cities)
+        if case.target == "shenzhen_speed":
+            assert len(case.cities) == 2
+        else:
+            assert len(case.cities) == 4 if case.sources == "four" else len(case.cities) > 8
+    bikes = Case("nyc_bike_2014", "all", "profile", 0).cities
+    assert "nyc_bike_2016" not in bikes and "taipei_metro" in bikes
+    assert cases_of([0], ["hangzhou_metro"], ["four"], ["none"]) == [Case("hangzhou_metro", "four", "none", 0)]
+
+
+def test_a_table_has_a_row_for_every_method_and_a_column_for_every_target(finished, tmp_path):
+    content = json.loads((finished[0] / "metrics.json").read_text())
+    for seed in (0, 1):
+        folder = tmp_path / "results" / f"hangzhou_metro-four-profile-{seed}"
+        folder.mkdir(parents=True)
+        shutil.copy(finished[0] / "config.json", folder)
+        content["methods"]["last_value"]["mae_mean"] = 3.0 + seed
+        (folder / "metrics.json").write_text(json.dumps(content | {"seed": seed}))
+    (tmp_path / "results" / "other").mkdir()
+    tables = readme_tables(tmp_path / "results")
+    assert tables.startswith("`profile`, the same few sources, 2 seeds:\n\n|  | hangzhou_metro (")
+    assert "\n| last value | 3.50 ± 0.71 |\n" in tables and "| gpdiff few shot |" in tables
+    assert "kernel average" not in tables
+    page = tmp_path / "README.md"
+    page.write_text("above\n<!-- tables -->\nold\n<!-- end of tables -->\nbelow\n")
+    write_tables(page, tables)
+    assert page.read_text() == f"above\n<!-- tables -->\n{tables}<!-- end of tables -->\nbelow\n"
+    page.write_text("no marks")
+    with pytest.raises(InputError, match="has no place for the tables"):
+        write_tables(page, tables)

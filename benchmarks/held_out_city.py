@@ -56,7 +56,7 @@ flags.DEFINE_list("held_out", None, "cities to hold out, one after another; all 
 flags.DEFINE_integer("interval_minutes", 60, "interval that cities are resampled to", 1, 1440)
 flags.DEFINE_integer("support_days", 3, "visible days of a stretch", 1)
 flags.DEFINE_integer("stretches", 6, "stretches of support days in a held-out city", 1)
-flags.DEFINE_string("model", "stgcn", "name of the forecaster")
+flags.DEFINE_string("model", "stid", "name of the forecaster")
 flags.DEFINE_enum("covariates", "profile", COVARIATES, "what models see beside the readings")
 flags.DEFINE_integer("steps", PooledConfig().steps, "training steps of the pooled model", 1)
 flags.DEFINE_integer("seed", 0, "random seed", 0)

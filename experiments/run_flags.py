@@ -39,7 +39,7 @@ flags.DEFINE_float(
 )
 flags.DEFINE_string(
     "model",
-    "stgcn",
+    "stid",
     f"the forecaster to harvest and generate: {', '.join(model_names())}, or a Python file that registers one",
 )
 flags.DEFINE_integer("seed", 0, "seed of everything random", 0, 2**31 - 1)

@@ -84,7 +84,7 @@ class Settings:
     target: str = ""
     interval_minutes: int = 60
     channels: str = "first"
-    model: str = "stgcn"
+    model: str = "stid"
     model_file_sha256: str | None = None  # of a model of the user's own: with another file it is another run
     seed: int = 0
     simulation: SimulationConfig | None = None
@@ -120,7 +120,7 @@ class Settings:
         check_conditioning(self.pretrain.denoiser.conditioning, parts)
 
     @classmethod
-    def from_preset(cls, preset: str, *, model: str = "stgcn", **changes: Any) -> "Settings":
+    def from_preset(cls, preset: str, *, model: str = "stid", **changes: Any) -> "Settings":
         """The settings that a preset stands for.
 
         Args:

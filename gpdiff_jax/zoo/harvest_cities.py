@@ -35,7 +35,7 @@ Progress = Callable[[str, int, dict[str, float]], None]
 def harvest_cities(
     cities: Sequence[City],
     *,
-    model: str = "stgcn",
+    model: str = "stid",
     key: Key,
     data: DataConfig = DataConfig(),
     pooled: PooledConfig = PooledConfig(),

@@ -233,7 +233,7 @@ def _mistakes(tmp_path_factory, data_dir: pathlib.Path, finished) -> pathlib.Pat
         (["--out_dir=foreign"], "'foreign' holds 'thesis.tex' but no run"),
         (["--out_dir=file/run"], "folder 'file/run' cannot be written"),
         (["--out_dir=other"], "'other' holds a run with other settings"),
-        (["--history=3"], "history of at least 7 steps, got 3"),
+        (["--history=3", "--model=stgcn"], "history of at least 7 steps, got 3"),
         (["--guidance=11"], "--guidance=11"),
         (
             ["--methods=default,zoo_men_few_shot"],

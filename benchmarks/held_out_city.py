@@ -6,7 +6,8 @@ Every held-out city is forecast by a model of the others, after several stretche
 its series, for the seven days that follow each. Defaults are chosen by such errors, on cities that are nobody's target.
 Without --data_dir and GPDIFF_DATA, cities are simulated. `value` is the mean absolute error over all stretches in the
 unit of the city, the peer's that of the historical average; both also for weekdays, weekends and every horizon step.
-With --code_rates, the other cities are harvested too, and their pooled model is fine-tuned in codes at each rate.
+With --code_rates, the other cities are harvested too, and their pooled model is fine-tuned in codes at each rate; with
+--shared_steps, it is fine-tuned by one update for the city.
 """
 
 import dataclasses
@@ -62,6 +63,7 @@ flags.DEFINE_integer("steps", PooledConfig().steps, "training steps of the poole
 flags.DEFINE_integer("seed", 0, "random seed", 0)
 flags.DEFINE_bool("rivals", False, "also the linear autoregression and boosted trees, fitted on the other cities")
 flags.DEFINE_list("code_rates", [], "rates at which the pooled model is fine-tuned in codes")
+flags.DEFINE_list("shared_steps", [], "steps for which the pooled model is fine-tuned by one update for the city")
 flags.DEFINE_integer("code_steps", AdaptConfig().code_steps, "steps of that", 1)
 flags.DEFINE_integer("directions", AdaptConfig().directions, "directions of that", 1)
 
@@ -94,14 +96,17 @@ def stretches(city: City, config: DataConfig, count: int) -> Iterator[Target]:
 
 
 def _adaptations() -> dict[str, AdaptConfig]:
-    """Fine-tuning in codes at every rate that was asked for."""
+    """Fine-tuning in codes at every rate, and by a shared update for every number of steps, that was asked for."""
     given = flags.FLAGS
     try:
         rates = [float(word) for word in given.code_rates]
+        steps = [int(word) for word in given.shared_steps]
     except ValueError as error:
-        raise InputError(f"--code_rates (={','.join(given.code_rates)}) must be numbers, as 1,3") from error
+        asked = ",".join((*given.code_rates, *given.shared_steps))
+        raise InputError(f"--code_rates and --shared_steps (={asked}) must be numbers, as 1,3") from error
     more = {"code_steps": given.code_steps, "directions": given.directions}
-    return {f"codes_{rate:g}": AdaptConfig(code_rate=rate, **more) for rate in rates}
+    codes = {f"codes_{rate:g}": AdaptConfig(code_rate=rate, **more) for rate in rates}
+    return codes | {f"shared_{count}": AdaptConfig(update="shared", shared_steps=count) for count in steps}
 
 
 def _directions(model: Model, sources: Sources, cities: list[City], pooled: Params, *, key: Key) -> Params:
@@ -155,7 +160,9 @@ def main(argv: list[str]) -> None:
         pooled = jax.block_until_ready(train_pooled(model, sources, config, key=jax.random.fold_in(key, 1)))
         print_line(_BENCHMARK, f"without_{name}", "training", time.perf_counter() - begin, "s")
         rivals = _rivals(sources, config, key=jax.random.fold_in(key, 3)) if given.rivals else {}
-        directions = _directions(model, sources, others, pooled, key=jax.random.fold_in(key, 2)) if tuned else None
+        directions = (
+            _directions(model, sources, others, pooled, key=jax.random.fold_in(key, 2)) if given.code_rates else None
+        )
         forecasts, truths = [], []
         for target in stretches(city, data, 2 if quick else given.stretches):
             starts = np.asarray(target.test_starts)

@@ -42,7 +42,7 @@ class PretrainConfig:
 
     denoiser: DenoiserConfig = dataclasses.field(default_factory=DenoiserConfig)
     codec: CodecConfig = dataclasses.field(default_factory=CodecConfig)
-    steps: int = 2000
+    steps: int = 1000
     batch: int = 32
     accumulate: int = 1
     windows: int = 16

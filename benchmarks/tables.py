@@ -95,13 +95,14 @@ def cases_of(
     ]
 
 
-def run_case(case: Case, core: int | None, deadline: float) -> bool:
+def run_case(case: Case, core: int | None, deadline: float, stop: threading.Event) -> bool:
     """Makes or continues one run, and keeps its numbers.
 
     Args:
       case: the run.
       core: the processor core to keep to; None for all.
       deadline: of `time.monotonic`, when the run is stopped; it goes on from there another time.
+      stop: set to stop it at once.
 
     Returns:
       Whether it was finished.
@@ -125,12 +126,11 @@ def run_case(case: Case, core: int | None, deadline: float) -> bool:
     begin = time.monotonic()
     with open(folder.with_suffix(".log"), "a") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            code = process.wait(max(deadline - begin, 0.0) if math.isfinite(deadline) else None)
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            process.wait()
-            return False
+        while (code := process.poll()) is None:
+            if time.monotonic() > deadline or stop.wait(1.0):
+                process.terminate()
+                process.wait()
+                return False
     if code:
         last = folder.with_suffix(".log").read_text().splitlines()[-1:]
         raise InputError(f"the run {case.name!r} ended with exit code {code}: {''.join(last)}")
@@ -159,16 +159,23 @@ def _run_all(cases: Sequence[Case]) -> None:
     deadline = begin + 60 * given.minutes if given.minutes else math.inf
     cores = sorted(os.sched_getaffinity(0))
     jobs = min(given.jobs or len(cores), len(cores))
-    waiting = list(reversed(cases))
+    waiting, stop = list(reversed(cases)), threading.Event()
 
     def work(core: int | None) -> None:
-        while waiting and time.monotonic() < deadline:
-            if not run_case(waiting.pop(), core, deadline):
-                return
+        try:
+            while waiting and not stop.is_set() and time.monotonic() < deadline:
+                if not run_case(waiting.pop(), core, deadline, stop):
+                    return
+        except BaseException:
+            stop.set()
+            raise
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        for done in [pool.submit(work, core if jobs > 1 else None) for core in cores[:jobs]]:
-            done.result()
+        try:
+            for done in [pool.submit(work, core if jobs > 1 else None) for core in cores[:jobs]]:
+                done.result()
+        finally:
+            stop.set()  # also where this process is to end: what it started ends with it
     print_line("tables", f"{len(cases) - len(waiting)}_runs", "time", time.monotonic() - begin, "s")
 
 

@@ -88,7 +88,7 @@ def boosted_trees(
     They see what models see: of the centre all inputs, of its neighbours the mean anomaly or reading, by the weights of
     their edges, and the covariates of the step that is forecast. With a profile they forecast the anomaly in units of
     e, weighted by e, so that the loss is the absolute error of the reading; else the reading. Their number is chosen on
-    the sources' validation windows, as the steps of the pooled model are.
+    the sources' validation windows, as the steps of the pooled model are; without a reading there, all are taken.
 
     Args:
       sources: the source regions.
@@ -100,13 +100,11 @@ def boosted_trees(
       The trees.
 
     Raises:
-      InputError: LightGBM cannot be imported, or the sources have no reading to validate on.
+      InputError: LightGBM cannot be imported, or no window has a reading at some step.
     """
     lightgbm = import_lightgbm()
     share = _city_shares(sources)
     train, held_out = jax.device_get((_training_rows(sources, key, config.windows), _validation_rows(sources)))
-    if not np.asarray(sources.validated).any():
-        raise InputError("no source region has a reading in its validation windows; `boosted_trees` cannot be sized")
     settings = {
         "objective": "regression_l1",
         "num_leaves": config.leaves,
@@ -119,14 +117,19 @@ def boosted_trees(
     texts = []
     for step in range(sources.sizes.horizon):
         inputs, wanted, weight = _observed_rows(train, share, step)
-        data = lightgbm.Dataset(inputs, wanted, weight=weight)
+        if len(wanted) == 0:
+            raise InputError(f"the sources have no reading at step {step + 1} for `boosted_trees`; leave it out")
+        data, how = lightgbm.Dataset(inputs, wanted, weight=weight), {}
         inputs, wanted, weight = _observed_rows(held_out, share, step)
-        validation = lightgbm.Dataset(inputs, wanted, weight=weight, reference=data)
-        stop = lightgbm.early_stopping(config.patience, verbose=False)
-        fitted = lightgbm.train(settings, data, config.trees, valid_sets=[validation], callbacks=[stop])
+        if len(wanted):  # else all trees are taken
+            how["valid_sets"] = [lightgbm.Dataset(inputs, wanted, weight=weight, reference=data)]
+            how["callbacks"] = [lightgbm.early_stopping(config.patience, verbose=False)]
+        fitted = lightgbm.train(settings, data, config.trees, **how)
         texts.append(fitted.model_to_string())
         if progress is not None:
-            progress(step + 1, {"trees": fitted.best_iteration, "validation_loss": fitted.best_score["valid_0"]["l1"]})
+            errors = fitted.best_score.get("valid_0", {})
+            told = {"validation_loss": float(errors["l1"])} if errors else {}
+            progress(step + 1, {"trees": fitted.best_iteration or fitted.current_iteration(), **told})
     return BoostedTrees(tuple(texts), sources.sizes)
 
 
@@ -237,7 +240,7 @@ def _observed_rows(seen: _Seen, share: Float[np.ndarray, " R"], step: int) -> tu
     weight = np.asarray(seen.weight)[..., step] * share[:, None]
     known = weight > 0
     inputs, wanted, counted = seen.inputs(step)[known], np.asarray(seen.wanted)[..., step][known], weight[known]
-    return inputs, wanted, counted / counted.mean()
+    return inputs, wanted, counted / (counted.mean() if len(counted) else 1.0)
 
 
 def import_lightgbm() -> ModuleType:

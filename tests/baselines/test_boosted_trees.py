@@ -10,6 +10,7 @@ import pytest
 from gpdiff_jax.baselines import boosted_trees as module
 from gpdiff_jax.baselines.boosted_trees import BoostedTrees, BoostedTreesConfig, boosted_trees, forecast_trees
 from gpdiff_jax.cities import City
+from gpdiff_jax.cities.splits import split_source
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.sources import Sources, prepare_sources
 from gpdiff_jax.data.target import Target, prepare_target, region_windows
@@ -99,6 +100,24 @@ def test_inputs_are_those_of_the_models(simulated_cities, kind):
     np.testing.assert_allclose((profile + deviation * seen.wanted)[known], wanted[known], rtol=1e-4, atol=1e-4)
     # Weighted so, an error of what they say is an error of the reading.
     np.testing.assert_allclose(seen.weight, mask * deviation, rtol=1e-5)
+
+
+def test_without_a_reading_to_validate_on_all_trees_are_taken(simulated_cities):
+    cities = []
+    for city in simulated_cities[:2]:
+        values = city.values.copy()
+        # What the validation windows forecast is hidden, but for one reading that makes them windows.
+        begin = split_source(city.num_steps, history=12, horizon=3, name=city.name).validation.start
+        values[begin:] = np.nan
+        values[-1, 0] = 1.0
+        cities.append(dataclasses.replace(city, values=values))
+    data = DataConfig(covariates="calendar", variants=4, horizon=3)
+    sources = prepare_sources(cities, data, key=jax.random.key(0), validation_windows=8)
+    told = []
+    small = dataclasses.replace(_CONFIG, trees=6, windows=8)
+    boosted_trees(sources, small, key=jax.random.key(1), progress=lambda *line: told.append(line))
+    # That reading is at the last step of the horizon in the last window alone.
+    assert [line for _, line in told[:2]] == [{"trees": 6}] * 2 and "validation_loss" in told[2][1]
 
 
 def test_every_city_weighs_alike(simulated_cities):

@@ -10,6 +10,7 @@ between the two marks of that file are made of all results.
 """
 
 import concurrent.futures
+import json
 import math
 import os
 import pathlib
@@ -26,7 +27,7 @@ from benchmarks.measuring import print_line
 from experiments import command_line
 from gpdiff_jax.analysis.summary import Statistic, summarize_runs
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.files import write_atomically
+from gpdiff_jax.files import write_atomically, write_json
 from gpdiff_jax.run.settings import METHODS
 
 flags.DEFINE_string("data_dir", os.environ.get("GPDIFF_DATA"), "folder of city files; default GPDIFF_DATA")
@@ -144,7 +145,10 @@ def _keep(case: Case, folder: pathlib.Path) -> None:
     """Copies what a run says in numbers to the folder of results."""
     kept = pathlib.Path(flags.FLAGS.results) / case.name
     kept.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "seconds.json", "metrics.json"):  # the last says that all are there
+    config = json.loads((folder / "config.json").read_text())
+    config["execution"]["data_dir"] = "data"  # where the files lay is nobody's business
+    write_json(kept / "config.json", config)
+    for name in ("seconds.json", "metrics.json"):  # the last says that all are there
         write_atomically(kept / name, (folder / name).read_bytes())
     if flags.FLAGS.commit:
         with _COMMITTING:

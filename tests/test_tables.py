@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from benchmarks.tables import Case, cases_of, readme_tables, write_tables
+from benchmarks.table_cases import Case, cases_of, readme_tables, write_tables
 from gpdiff_jax.errors import InputError
 
 _SIX = (

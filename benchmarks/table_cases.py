@@ -1,0 +1,115 @@
+"""In: seeds, targets and choices of sources. Out: the runs that the README's tables are made of, and the tables."""
+
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from gpdiff_jax.analysis.summary import Statistic, summarize_runs
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import write_atomically
+from gpdiff_jax.run.settings import METHODS
+
+_HOURLY = ("beijing_metro", "hangzhou_metro", "nyc_bike_2014", "nyc_taxi_zones_2018", "melbourne_pedestrians")
+# Counts of people or vehicles by the hour, of other cities or other kinds; stocks and road traffic are left out.
+_MORE = (
+    *("taipei_metro", "paris_bike_counters", "sf_bike_2014", "auckland_pedestrians", "salvador_bus", "tehran_ride"),
+    *("nyc_taxi_grid_2015", "nyc_bike_2016"),
+)
+# The same service in the same city, in another year.
+_TWINS = {"nyc_bike_2014": ("nyc_bike_2016",), "nyc_taxi_zones_2018": ("nyc_taxi_grid_2015",)}
+_SPEED = {"shenzhen_speed": ("los_angeles_speed", "hangzhou_link_speed")}
+_OTHER_COVARIATES = ("hangzhou_metro", "nyc_bike_2014")
+_MARKS = ("<!-- tables -->\n", "<!-- end of tables -->\n")
+TARGETS = (*_HOURLY, *_SPEED)
+
+
+class Case(NamedTuple):
+    """One run."""
+
+    target: str
+    sources: str  # "four" or "all"
+    covariates: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.target}-{self.sources}-{self.covariates}-{self.seed}"
+
+    @property
+    def interval_minutes(self) -> int:
+        """What its cities are brought to."""
+        return 15 if self.target in _SPEED else 60
+
+    @property
+    def cities(self) -> tuple[str, ...]:
+        """Names of its source cities."""
+        if self.target in _SPEED:
+            return _SPEED[self.target]
+        more = [name for name in _MORE if name not in _TWINS.get(self.target, ())] if self.sources == "all" else []
+        return (*(name for name in _HOURLY if name != self.target), *more)
+
+
+def cases_of(
+    seeds: Iterable[int], targets: Sequence[str], sources: Sequence[str], covariates: Sequence[str]
+) -> list[Case]:
+    """The runs that the tables are made of, in the order in which they are made."""
+    chosen = [name for name in (*_HOURLY, *_SPEED) if name in targets]
+    made = []
+    for seed in seeds:
+        for which in sources:
+            # Two cities are all that there are at 15 minutes.
+            made += [Case(name, which, "profile", seed) for name in chosen if which == "four" or name not in _SPEED]
+        made += [Case(name, "four", other, seed) for other in ("calendar", "none") for name in _OTHER_COVARIATES]
+    return [
+        case for case in made if case.covariates in covariates and case.target in targets and case.sources in sources
+    ]
+
+
+def readme_tables(results: pathlib.Path) -> str:
+    """Markdown tables of what a folder of results holds.
+
+    Args:
+      results: folder of run folders, named as `Case.name` has it.
+
+    Returns:
+      For every choice of sources and covariates a table: a row for every method, and for every target the mean of the
+      mean absolute errors over seeds, with their standard deviation where there are several.
+    """
+    groups: dict[tuple[str, str], dict[str, list[pathlib.Path]]] = {}
+    for folder in sorted(results.iterdir()):
+        words = folder.name.split("-")
+        if len(words) == 4 and (folder / "metrics.json").exists():
+            target, sources, covariates, _ = words
+            groups.setdefault((sources, covariates), {}).setdefault(target, []).append(folder)
+    parts = []
+    for (sources, covariates), targets in sorted(groups.items(), key=lambda item: (item[0][1] != "profile", item[0])):
+        chosen = [name for name in (*_HOURLY, *_SPEED) if name in targets]
+        columns = [summarize_runs(targets[name])[0] for name in chosen]
+        seeds = max(len(column.seeds) for column in columns)
+        few = "the same few sources" if sources == "four" else "all sources that fit"
+        parts.append(f"`{covariates}`, {few}, {seeds} seed{'s' if seeds > 1 else ''}:\n")
+        units = [f"{name} ({column.settings['unit']})" for name, column in zip(chosen, columns, strict=True)]
+        rows = [["", *units], ["---", *["---:"] * len(units)]]
+        for method in METHODS:
+            cells = [_cell(column.methods.get(method, {}).get("mae_mean")) for column in columns]
+            if any(cells):
+                rows.append([method.replace("_", " "), *cells])
+        parts.append("".join(f"| {' | '.join(row)} |\n" for row in rows))
+    return "\n".join(parts)
+
+
+def _cell(found: Statistic | None) -> str:
+    if found is None or found.mean is None:
+        return ""
+    digits = 1 if found.mean >= 20 else 2
+    return f"{found.mean:.{digits}f}" + ("" if found.std is None else f" ± {found.std:.{digits}f}")
+
+
+def write_tables(path: pathlib.Path, tables: str) -> None:
+    """Puts the tables between the marks of a file; raises `InputError` where it has no marks."""
+    before, mark, rest = path.read_text().partition(_MARKS[0])
+    _, end, after = rest.partition(_MARKS[1])
+    if not (mark and end):
+        raise InputError(f"{str(path)!r} has no place for the tables; put {_MARKS[0].strip()} and {_MARKS[1].strip()}")
+    write_atomically(path, f"{before}{mark}{tables}{end}{after}".encode())

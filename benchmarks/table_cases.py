@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from gpdiff_jax.analysis.summary import Statistic, summarize_runs
+from gpdiff_jax.data.series import COVARIATES
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import write_atomically
 from gpdiff_jax.run.settings import METHODS
@@ -21,6 +22,7 @@ _SPEED = {"shenzhen_speed": ("los_angeles_speed", "hangzhou_link_speed")}
 _OTHER_COVARIATES = ("hangzhou_metro", "nyc_bike_2014")
 _MARKS = ("<!-- tables -->\n", "<!-- end of tables -->\n")
 TARGETS = (*_HOURLY, *_SPEED)
+SOURCES = ("four", "all")  # the same few, or all that fit
 
 
 class Case(NamedTuple):
@@ -53,17 +55,37 @@ class Case(NamedTuple):
 def cases_of(
     seeds: Iterable[int], targets: Sequence[str], sources: Sequence[str], covariates: Sequence[str]
 ) -> list[Case]:
-    """The runs that the tables are made of, in the order in which they are made."""
-    chosen = [name for name in (*_HOURLY, *_SPEED) if name in targets]
+    """The runs that the tables are made of, in the order in which they are made.
+
+    Args:
+      seeds: of the runs.
+      targets: some of `TARGETS`.
+      sources: some of `SOURCES`.
+      covariates: some of `COVARIATES`.
+
+    Returns:
+      Those runs of the tables that are chosen by all four.
+
+    Raises:
+      InputError: a word that is not known, or no run.
+    """
+    choices = {"targets": (targets, TARGETS), "sources": (sources, SOURCES), "covariates": (covariates, COVARIATES)}
+    for name, (words, known) in choices.items():
+        if unknown := [word for word in words if word not in known]:
+            raise InputError(f"`{name}` names {unknown[0]!r}; use some of {', '.join(known)}")
+    names = [name for name in TARGETS if name in targets]
     made = []
     for seed in seeds:
         for which in sources:
             # Two cities are all that there are at 15 minutes.
-            made += [Case(name, which, "profile", seed) for name in chosen if which == "four" or name not in _SPEED]
+            made += [Case(name, which, "profile", seed) for name in names if which == "four" or name not in _SPEED]
         made += [Case(name, "four", other, seed) for other in ("calendar", "none") for name in _OTHER_COVARIATES]
-    return [
+    chosen = [
         case for case in made if case.covariates in covariates and case.target in targets and case.sources in sources
     ]
+    if not chosen:
+        raise InputError("no table has a run of these seeds, targets, sources and covariates; leave one choice out")
+    return chosen
 
 
 def readme_tables(results: pathlib.Path) -> str:

@@ -23,8 +23,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from benchmarks.measuring import print_line
-from benchmarks.table_cases import TARGETS, Case, cases_of, readme_tables, write_tables
+from benchmarks.table_cases import SOURCES, TARGETS, Case, cases_of, readme_tables, write_tables
 from experiments import command_line
+from gpdiff_jax.data.series import COVARIATES
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import write_atomically, write_json
 
@@ -32,17 +33,17 @@ flags.DEFINE_string("data_dir", os.environ.get("GPDIFF_DATA"), "folder of city f
 flags.DEFINE_string("out_dir", "runs/tables", "folder of the runs")
 flags.DEFINE_string("results", "benchmarks/results/transfer", "folder of the results, one per run")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "random seeds")
-flags.DEFINE_list("sources", ["four", "all"], "the sources: four, the same few for comparison, or all that fit")
-flags.DEFINE_list("covariates", ["profile", "calendar", "none"], "the covariates")
+flags.DEFINE_list("sources", list(SOURCES), "the sources: four, the same few for comparison, or all that fit")
+flags.DEFINE_list("covariates", list(reversed(COVARIATES)), "the covariates")
 flags.DEFINE_string("preset", "small", "sizes of the runs")
 flags.DEFINE_integer("jobs", None, "runs side by side; default one per core", 1)
 flags.DEFINE_float("minutes", None, "when to stop, with what is finished kept; no limit if not given", 0)
 flags.DEFINE_bool("commit", False, "commit every result")
 flags.DEFINE_string("readme", None, "the file whose tables to make anew")
 
-_COMMITTING = threading.Lock()
-
 flags.DEFINE_list("targets", list(TARGETS), "the targets")
+
+_COMMITTING = threading.Lock()
 
 
 def run_case(case: Case, core: int | None, deadline: float, stop: threading.Event) -> bool:
@@ -112,13 +113,15 @@ def _run_all(cases: Sequence[Case]) -> None:
     deadline = begin + 60 * given.minutes if given.minutes else math.inf
     cores = sorted(os.sched_getaffinity(0))
     jobs = min(given.jobs or len(cores), len(cores))
-    waiting, stop = list(reversed(cases)), threading.Event()
+    waiting, stop, made = list(reversed(cases)), threading.Event(), []
 
     def work(core: int | None) -> None:
         try:
             while waiting and not stop.is_set() and time.monotonic() < deadline:
-                if not run_case(waiting.pop(), core, deadline, stop):
+                case = waiting.pop()
+                if not run_case(case, core, deadline, stop):
                     return
+                made.append(case.name)
         except BaseException:
             stop.set()
             raise
@@ -129,7 +132,7 @@ def _run_all(cases: Sequence[Case]) -> None:
                 done.result()
         finally:
             stop.set()  # also where this process is to end: what it started ends with it
-    print_line("tables", f"{len(cases) - len(waiting)}_runs", "time", time.monotonic() - begin, "s")
+    print_line("tables", f"{len(made)}_of_{len(cases)}_runs", "time", time.monotonic() - begin, "s")
 
 
 def main(argv: list[str]) -> None:

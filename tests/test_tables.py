@@ -29,6 +29,17 @@ def test_no_run_is_trained_on_its_target_nor_on_the_same_service_of_another_year
     assert cases_of([0], ["hangzhou_metro"], ["four"], ["none"]) == [Case("hangzhou_metro", "four", "none", 0)]
 
 
+def test_words_that_no_table_knows_are_named():
+    with pytest.raises(InputError, match="`targets` names 'hangzhou'; use some of beijing_metro, "):
+        cases_of([0], ["hangzhou"], ["four"], ["profile"])
+    with pytest.raises(InputError, match="`sources` names 'five'; use some of four, all"):
+        cases_of([0], ["hangzhou_metro"], ["five"], ["profile"])
+    with pytest.raises(InputError, match="`covariates` names 'day'; use some of none, calendar, profile"):
+        cases_of([0], ["hangzhou_metro"], ["four"], ["day"])
+    with pytest.raises(InputError, match="no table has a run"):
+        cases_of([0], ["beijing_metro"], ["all"], ["none"])
+
+
 def test_a_table_has_a_row_for_every_method_and_a_column_for_every_target(finished, tmp_path):
     content = json.loads((finished[0] / "metrics.json").read_text())
     for seed in (0, 1):

@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 
 from gpdiff_jax.analysis.measures import join_parts, recall_at
 from gpdiff_jax.analysis.prediction import ALL_PARTS, parts_of_prompts
-from gpdiff_jax.baselines.ridge import city_weights
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.splits import Span
+from gpdiff_jax.data.sources import city_weights
 from gpdiff_jax.errors import check_at_least
 from gpdiff_jax.prompts.encoders import PromptEncoder, columns_of_parts, plain_encoder
 from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler, region_prompts, scale_prompts

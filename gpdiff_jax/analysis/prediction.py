@@ -16,8 +16,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from gpdiff_jax.baselines.ridge import PENALTIES, apply_ridge, choose_penalty, city_weights, solve_ridge
-from gpdiff_jax.data.sources import SourceRegion, Sources
+from gpdiff_jax.baselines.ridge import PENALTIES, apply_ridge, choose_penalty, solve_ridge
+from gpdiff_jax.data.sources import SourceRegion, Sources, city_weights
 from gpdiff_jax.errors import InputError, check_at_least
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.models.registry import make_model

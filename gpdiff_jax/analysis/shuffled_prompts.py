@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gpdiff_jax.data.sources import Sources
+from gpdiff_jax.data.sources import Sources, city_weights
 from gpdiff_jax.data.target import Target
 from gpdiff_jax.data.target_windows import gather_target
 from gpdiff_jax.data.windows import gather_source
@@ -67,7 +67,7 @@ def source_response(
     if sources is None:
         raise InputError("the zoo has no sources attached; load it with `load_zoo(folder, sources)`")
     city, ids = zoo.city_index[rows], zoo.prompts.region_ids[jnp.asarray(rows)]
-    weights = 1.0 / np.bincount(city)[city]
+    weights = city_weights(city)
     used = range(min(variants, zoo.prompts.values.shape[0]))
 
     def measure(params_of: Callable[[int], Params]) -> tuple[float, float]:

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gpdiff_jax.data.sources import SourceRegion, Sources
+from gpdiff_jax.data.sources import SourceRegion, Sources, city_weights
 from gpdiff_jax.data.target import Target, region_windows
 from gpdiff_jax.data.windows import draw_windows
 from gpdiff_jax.errors import InputError, check_above_zero
-from gpdiff_jax.models.anomaly import LOG_DEVIATION, PROFILE
+from gpdiff_jax.models.anomaly import profile_and_deviation
 from gpdiff_jax.models.graphs import centre_weights
 from gpdiff_jax.models.protocol import ModelSizes, Window
 from gpdiff_jax.training.caches import bounded_cache
@@ -103,7 +103,7 @@ def boosted_trees(
       InputError: LightGBM cannot be imported, or no window has a reading at some step.
     """
     lightgbm = import_lightgbm()
-    share = _city_shares(sources)
+    share = city_weights(np.asarray(sources.city_index)).astype(np.float32)
     train, held_out = jax.device_get((_training_rows(sources, key, config.windows), _validation_rows(sources)))
     settings = {
         "objective": "regression_l1",
@@ -150,11 +150,12 @@ def forecast_trees(trees: BoostedTrees, target: Target) -> Float[np.ndarray, "S 
         raise InputError(f"the trees were fitted to {trees.sizes}, and the target's windows are {target.sizes}")
     lightgbm = import_lightgbm()
     boosters = [lightgbm.Booster(model_str=text) for text in trees.texts]
-    starts, made = target.test_starts, []
+    made = []
     for region in np.arange(target.num_regions, dtype=np.int32):
-        seen = jax.device_get(_target_rows(target, region, starts))
-        found = [booster.predict(seen.inputs(step)) for step, booster in enumerate(boosters)]
-        made.append(np.asarray(_to_forecast(target, region, starts, np.stack(found, axis=1).astype(np.float32))))
+        node, windows, seen = _target_rows(target, region)
+        inputs = jax.device_get(seen)
+        found = [booster.predict(inputs.inputs(step)) for step, booster in enumerate(boosters)]
+        made.append(np.asarray(_to_forecast(target, node, windows, np.stack(found, axis=1).astype(np.float32))))
     return np.stack(made, axis=1)
 
 
@@ -186,8 +187,8 @@ def _see(graph: RegionGraph, windows: Window) -> _Seen:
     ahead = windows.covariates[:, history.shape[2] :]
     wanted, weight = windows.target, windows.mask
     if anomaly:
-        deviation = jnp.exp(ahead[..., LOG_DEVIATION])
-        wanted, weight = (wanted - ahead[..., PROFILE]) / deviation, weight * deviation
+        profile, deviation = profile_and_deviation(ahead)
+        wanted, weight = (wanted - profile) / deviation, weight * deviation
     return _Seen(jnp.concatenate(past, axis=1), ahead, wanted, weight)
 
 
@@ -213,26 +214,21 @@ def _validation_rows(sources: Sources) -> _Seen:
 
 
 @jax.jit
-def _target_rows(target: Target, region: Int[Array, ""], starts: Int[Array, " S"]) -> _Seen:
-    return _see(*region_windows(target, region, starts))
+def _target_rows(target: Target, region: Int[Array, ""]) -> tuple[Int[Array, ""], Window, _Seen]:
+    """The number of a region's node, its test windows, and what trees see of them."""
+    graph, windows = region_windows(target, region, target.test_starts)
+    return graph.nodes[0], windows, _see(graph, windows)
 
 
 @jax.jit
 def _to_forecast(
-    target: Target, region: Int[Array, ""], starts: Int[Array, " S"], said: Float[Array, "S P"]
+    target: Target, node: Int[Array, ""], windows: Window, said: Float[Array, "S P"]
 ) -> Float[Array, "S P"]:
-    """What trees say of the windows of a region, as forecasts in data units."""
-    graph, windows = region_windows(target, region, starts)
+    """What trees say of the windows of a node, as forecasts in data units."""
     if target.bank.has_profile:
-        ahead = windows.covariates[:, target.bank.history :]
-        said = ahead[..., PROFILE] + jnp.exp(ahead[..., LOG_DEVIATION]) * said
-    return in_data_units(target, graph.nodes[0], damped(target, said, windows))
-
-
-def _city_shares(sources: Sources) -> Float[np.ndarray, " R"]:
-    """What a region counts, so that every city counts alike."""
-    cities = np.asarray(sources.city_index)
-    return (1.0 / np.bincount(cities).astype(np.float32))[cities]
+        profile, deviation = profile_and_deviation(windows.covariates[:, target.bank.history :])
+        said = profile + deviation * said
+    return in_data_units(target, node, damped(target, said, windows))
 
 
 def _observed_rows(seen: _Seen, share: Float[np.ndarray, " R"], step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from gpdiff_jax.baselines.ridge import apply_ridge, choose_penalty, city_weights, fold_of_region, solve_ridge
+from gpdiff_jax.baselines.ridge import apply_ridge, choose_penalty, fold_of_region, solve_ridge
+from gpdiff_jax.data.sources import city_weights
 from gpdiff_jax.errors import check_at_least
 from gpdiff_jax.pretraining import best_tokens
 from gpdiff_jax.prompts.prompt import Prompts, in_scale, scale_of

@@ -8,15 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from gpdiff_jax.data.sources import city_weights
 from gpdiff_jax.prompts.prompt import in_scale, scale_of
 
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _FOLDS = 5  # into which the regions of an only city fall
-
-
-def city_weights(city_index: Int[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
-    """A weight for every region that lets every city weigh the same."""
-    return 1.0 / np.bincount(city_index)[city_index]
 
 
 def fold_of_region(city_index: Int[np.ndarray, " R"]) -> Int[np.ndarray, " R"]:

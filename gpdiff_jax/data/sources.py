@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jraph
 import numpy as np
-from jaxtyping import Array, Bool, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from gpdiff_jax.cities.city import City, CityLabel, label_of
 from gpdiff_jax.cities.scaling import silent_regions
@@ -144,6 +144,11 @@ def prepare_sources(
         config=config,
         cities=tuple(label_of(city, some) for city, some in zip(cities, kept, strict=True)),
     )
+
+
+def city_weights(city_index: Int[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
+    """What each of R regions counts, so that every city counts alike: one over the number of its city's regions."""
+    return 1.0 / np.bincount(city_index)[city_index]
 
 
 _fold_in = jax.jit(jax.random.fold_in)

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from gpdiff_jax.data.sources import Sources
+from gpdiff_jax.data.sources import Sources, city_weights
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.losses import DiffusionBatch, DiffusionLosses, bind_functional
 from gpdiff_jax.errors import InputError, check_above_zero, named
@@ -257,7 +257,7 @@ def _make_evaluate(
 ) -> Callable[[Params, TrainingData, Key], dict[str, jax.Array]]:
     """The functional loss on held-out regions, for `loop.train`; the devices share the variants."""
     chosen = np.flatnonzero(held_out).astype(np.int32)
-    weights = _city_weights(data.sources, held_out)
+    weights = _held_out_weights(data.sources, held_out)
     variants = data.zoo.prompts.shape[0]
     turns = -(-variants // num_devices)
 
@@ -280,8 +280,8 @@ def _make_evaluate(
     return evaluate
 
 
-def _city_weights(sources: Sources, held_out: np.ndarray) -> np.ndarray:
+def _held_out_weights(sources: Sources, held_out: np.ndarray) -> np.ndarray:
     """float32 weights of the held-out regions, every city with the same total, summing to 1."""
     city = np.asarray(sources.city_index)[held_out]
-    weights = 1.0 / np.maximum(np.bincount(city, minlength=1), 1)[city] if len(city) else np.zeros(0)
+    weights = city_weights(city) if len(city) else np.zeros(0)
     return (weights / max(weights.sum(), 1e-9)).astype(np.float32)

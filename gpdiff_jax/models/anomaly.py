@@ -34,9 +34,8 @@ def forecast_anomalies(model: Model, sizes: ModelSizes) -> Model:
 
     def around(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         def apply_around(params: Params, graph: RegionGraph, history: jax.Array, covariates: jax.Array) -> jax.Array:
-            ahead = covariates[sizes.history :]
-            profile, deviation = ahead[..., PROFILE, None], jnp.exp(ahead[..., LOG_DEVIATION, None])
-            return profile + deviation * apply(params, graph, history, covariates)
+            profile, deviation = profile_and_deviation(covariates[sizes.history :])
+            return profile[..., None] + deviation[..., None] * apply(params, graph, history, covariates)
 
         return apply_around
 
@@ -48,6 +47,11 @@ def forecast_anomalies(model: Model, sizes: ModelSizes) -> Model:
 
     apply_batch = None if model.apply_batch is None else around(model.apply_batch)
     return model._replace(init=init, apply=around(model.apply), apply_batch=apply_batch)
+
+
+def profile_and_deviation(covariates: Float[Array, "*X F"]) -> tuple[Float[Array, "*X"], Float[Array, "*X"]]:
+    """What is expected at the steps of some covariates, scaled: the profile, and the deviation e from it."""
+    return covariates[..., PROFILE], jnp.exp(covariates[..., LOG_DEVIATION])
 
 
 def damp_anomalies(

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from gpdiff_jax.data.sources import city_weights
 from gpdiff_jax.errors import check_at_least
 from gpdiff_jax.typing import Params
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
@@ -32,7 +33,7 @@ def zoo_directions(zoo: ParameterZoo, count: int) -> Params:
         own = [np.asarray(leaf)[:, 0].reshape(len(numbers), -1) for leaf in jax.tree.leaves(params)]
         rows[numbers] = np.concatenate(own, axis=1)
     rows -= np.concatenate([np.asarray(leaf).ravel() for leaf in leaves])
-    weights = 1.0 / np.bincount(zoo.city_index)[zoo.city_index]
+    weights = city_weights(zoo.city_index)
     rows *= np.sqrt(weights / weights.sum())[:, None]
     # Along a unit vector of the rows' products, their sum is an axis as long as its spread.
     _, mixtures = np.linalg.eigh(rows @ rows.T)

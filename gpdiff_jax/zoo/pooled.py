@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float
 
 from gpdiff_jax.data.series import SeriesBank
-from gpdiff_jax.data.sources import SourceRegion, Sources
+from gpdiff_jax.data.sources import SourceRegion, Sources, city_weights
 from gpdiff_jax.data.windows import StartTable, draw_windows, gather_source
 from gpdiff_jax.errors import check_above_zero
 from gpdiff_jax.models.loss import batch_forecast, huber_sums, masked_absolute
@@ -128,8 +128,7 @@ def train_pooled(
     devices = training_devices(config.regions, devices)
     optimiser = clipped_adam(optax.cosine_decay_schedule(config.learning_rate, config.steps, alpha=0.02))
     params = initial_params(model, sources.graphs, sources.sizes, key=init_key)
-    city = np.asarray(sources.city_index)
-    probabilities = (1.0 / np.bincount(city).astype(np.float32))[city]
+    probabilities = city_weights(np.asarray(sources.city_index)).astype(np.float32)
     return train(
         make_pooled_step(model, optimiser, config, len(devices)),
         start_training(params, optimiser),

@@ -76,7 +76,7 @@ def test_inputs_are_those_of_the_models(simulated_cities, kind):
     history, covariates, wanted, mask = (
         np.asarray(part) for part in (windows.history, windows.covariates, windows.target, windows.mask)
     )
-    seen = jax.device_get(module._target_rows(target, region, target.test_starts))
+    seen = jax.device_get(module._target_rows(target, region)[2])
     observed = history[..., 1] > 0
     neighbours = [(graph.senders[e], graph.edges[e]) for e in range(graph.n_edge[0]) if graph.receivers[e] == 0]
     assert len(neighbours) > 1 and not observed[:, 0].all()
@@ -118,16 +118,6 @@ def test_without_a_reading_to_validate_on_all_trees_are_taken(simulated_cities):
     boosted_trees(sources, small, key=jax.random.key(1), progress=lambda *line: told.append(line))
     # That reading is at the last step of the horizon in the last window alone.
     assert [line for _, line in told[:2]] == [{"trees": 6}] * 2 and "validation_loss" in told[2][1]
-
-
-def test_every_city_weighs_alike(simulated_cities):
-    values = simulated_cities[0].values.copy()
-    values[:, 3:] = np.nan
-    few = dataclasses.replace(simulated_cities[0], values=values)
-    data = DataConfig(covariates="none", variants=4)
-    sources = prepare_sources([few, simulated_cities[1]], data, key=jax.random.key(0), validation_windows=8)
-    share = module._city_shares(sources)
-    assert share[:3].sum() == pytest.approx(share[3:].sum()) and len(share) == 11
 
 
 def test_without_lightgbm_the_default_methods_do_without_it_and_say_so(data_dir, tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import pytest
 
 from gpdiff_jax.cities import City
 from gpdiff_jax.data.config import DataConfig
-from gpdiff_jax.data.sources import prepare_sources
+from gpdiff_jax.data.sources import city_weights, prepare_sources
 from gpdiff_jax.data.target import prepare_target, prepare_targets
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.prompts.sources import with_prompts
@@ -41,6 +41,11 @@ def test_a_region_without_a_reading_in_its_training_span_is_left_out_everywhere(
     assert sources.validation_starts.shape[0] == 15
     # It still is a neighbour of others, through its neighbours' scale.
     assert 11 in np.asarray(sources.graphs.nodes) and np.isfinite(sources.bank.mean).all()
+
+
+def test_every_city_weighs_alike_whatever_its_regions():
+    weights = city_weights(np.asarray([0, 0, 1, 0, 1, 3]))
+    np.testing.assert_allclose(weights, [1 / 3, 1 / 3, 1 / 2, 1 / 3, 1 / 2, 1.0])
 
 
 def test_training_and_validation_windows_keep_to_their_spans(simulated_cities):

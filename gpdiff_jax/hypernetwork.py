@@ -32,7 +32,7 @@ from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo.codec import Codec
 from gpdiff_jax.zoo.tokens import TokenLayout, check_layout, from_tokens, make_layout
 
-_FORMAT = 5
+_FORMAT = 6
 # Draws that a device makes at a time; with another number they would differ by rounding.
 _DRAWS_ON_CPU = 32
 _DRAWS = 256

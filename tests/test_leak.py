@@ -261,8 +261,8 @@ def test_neither_scale_nor_expectation_that_a_support_window_sees_holds_a_day_th
     after = _seen_beside_readings(_changed(city, begin, begin + 24), starts)
     for name, old in before.items():
         np.testing.assert_array_equal(after[name][:, forecasts_it], old[:, forecasts_it], err_msg=name)
-        # The other windows see the change, so the comparison above can fail.
-        assert (after[name][:, ~forecasts_it] != old[:, ~forecasts_it]).mean() > 0.5, name
+        # The other windows see the change, so the comparison above can fail; the share of days of a kind may stay.
+        assert (after[name][:, ~forecasts_it] != old[:, ~forecasts_it]).mean() > 0.3, name
 
 
 def test_adaptation_and_validation_windows_are_among_those_of_the_support(city):

@@ -12,7 +12,9 @@ fixes what its readings show at once and what they show only over time:
 with persistence a_i, spill-over s_i, response b_i to good and bad days g and noise sigma_i all linear in z_i. Events e
 (concerts, accidents) strike one region and travel along the graph through s. A crowd is a negative binomial count
 around level_i x_i; a speed falls from its free flow as x_i nears the capacity. So a forecaster that reads z off a few
-days of rhythm knows the dynamics that those days are too short to reveal.
+days of rhythm knows the dynamics that those days are too short to reveal. The days of offices repeat, those of leisure
+differ. Every series begins on a Sunday, so that three support days before the last 30 % of four weeks are workdays, and
+what a free day is like has to be known from elsewhere.
 """
 
 import dataclasses
@@ -43,7 +45,7 @@ _QUIET = 0.04  # demand that never stops
 # Per function, at steps of one hour. Persistence and spill-over add up to less than one, so deviations die out.
 _PERSISTENCE = np.array([0.60, 0.20, 0.92, 0.10])
 _SPILLOVER = np.array([0.10, 0.60, 0.02, 0.80])
-_NOISE = np.array([0.14, 0.14, 0.22, 0.16])
+_NOISE = np.array([0.12, 0.07, 0.22, 0.10])
 _RESPONSE = np.array([0.3, 0.2, 1.3, 0.6])
 _LOG_LEVEL = np.array([0.0, 0.4, 0.2, 0.8])
 _EVENT_CHANCE = np.array([0.1, 0.2, 1.0, 0.6])
@@ -145,7 +147,7 @@ def simulate_city_with_truth(config: SimulationConfig, *, index: int, seed: int)
     positions = _scatter(config.regions, map_rng)
     adjacency = _gabriel_graph(positions)
     functions = _draw_functions(positions, map_rng)
-    start = np.datetime64("2024-01-01T00:00", "m") + np.timedelta64(int(map_rng.integers(28)), "D")
+    start = np.datetime64("2024-01-07T00:00", "m") + np.timedelta64(int(map_rng.integers(4)), "W")
     workday, free_day = _profiles(functions, 24 * 60 // config.interval_minutes, rhythm_rng)
     weekday = (start.astype("datetime64[D]").astype(np.int64) + 3 + np.arange(config.days)) % 7
     profile = np.where((weekday < 5)[:, None, None], workday, free_day).reshape(-1, config.regions)

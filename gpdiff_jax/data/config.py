@@ -13,14 +13,15 @@ SCALINGS = ("support", "span")
 class DataConfig:
     """How cities become windows.
 
-    `variants` random windows per source region stand for the support days that a target region would show.
+    `variants` random windows per source region stand for the support days that a target region would show. Prompts are
+    made of `prompt_variants` of them, or of all if they are fewer.
     `scaling` says what scales a source region: "support", each variant's own window, as it will be in a target, or
     "span", its whole training span. A source window is seen through one of the variants that hold no day that it
     forecasts, at odds that fall by 1 / e for every `near_days` between the two: the support days of a target lie before
     what is forecast, not a season away. 0 makes all alike. In a target, `damping` is the share of a forecast's anomaly
     that is kept on kinds of day that the support shows, at the first and the last step of the horizon (linear between):
     anomalies of a city that no model was trained on last less long than models of other cities think. (1, 1) keeps all.
-    Both were chosen by leaving out source cities (docs/experiments.md, section 24).
+    These and the variants were chosen by leaving out source cities (docs/experiments.md, sections 24 and 27).
     """
 
     covariates: str = "profile"
@@ -29,13 +30,14 @@ class DataConfig:
     horizon: int = 6
     max_neighbours: int = 8
     pick_neighbours: str = "weight"
-    variants: int = 12
+    variants: int = 48
+    prompt_variants: int = 12
     scaling: str = "support"
     near_days: float = 5.0
     damping: tuple[float, float] = (0.85, 0.6)
 
     def __post_init__(self) -> None:
-        check_at_least(1, named(self, "support_days", "history", "horizon", "variants"))
+        check_at_least(1, named(self, "support_days", "history", "horizon", "variants", "prompt_variants"))
         if len(self.damping) != 2 or not all(0 <= kept <= 1 for kept in self.damping):
             raise InputError(f"`damping` must be two shares in [0, 1], got {self.damping}")
         if not 0 <= self.near_days < float("inf"):

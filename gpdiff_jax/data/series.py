@@ -19,7 +19,7 @@ from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import ModelSizes, Window
 
 COVARIATES = ("none", "calendar", "profile")
-_NUM_EXPECTED = 3
+_NUM_EXPECTED = 4
 
 
 @flax.struct.dataclass
@@ -66,7 +66,7 @@ class SeriesBank:
 
 
 def num_covariates(covariates: str) -> int:
-    """Number of covariates per step of a choice: 0, 20 or 23.
+    """Number of covariates per step of a choice: 0, 20 or 24.
 
     Raises:
       InputError: unknown choice.
@@ -232,13 +232,13 @@ def gather_window(
             of_kind[variant, nodes[:, None], kind[None, :], slot[None, :]]
             for of_kind in (bank.profile, bank.log_deviation)
         )
+        other = (bank.profile[variant, nodes[0], 1 - kind, slot] - profile[0]) * jnp.exp(-log_deviation[0])
         before = profile[:, : bank.history], log_deviation[:, : bank.history]
         anomaly = observed * (history[..., 0] - before[0]) * jnp.exp(-before[1])
         history = jnp.concatenate([history, jnp.stack([anomaly, *before], axis=-1)], axis=-1)
         same_kind = bank.same_kind[variant, nodes[0], kind, slot]
-        covariates = jnp.concatenate(
-            [covariates, jnp.stack([log_deviation[0], profile[0], same_kind], axis=-1)], axis=-1
-        )
+        expected = jnp.stack([other, log_deviation[0], profile[0], same_kind], axis=-1)
+        covariates = jnp.concatenate([covariates, expected], axis=-1)
     future = bank.node_offset[nodes[0]] + ahead
     mask = bank.observed[future]
     target = mask * (bank.values[future] - mean[0]) / std[0]

@@ -62,6 +62,11 @@ class Sources:
         return model_sizes(self.bank)
 
     @property
+    def prompted_spans(self) -> tuple[tuple[Span, ...], ...]:
+        """Per city, the first of its variants, of which prompts are made."""
+        return tuple(spans[: self.config.prompt_variants] for spans in self.spans)
+
+    @property
     def regions(self) -> SourceRegion:
         """All regions, stacked."""
         return SourceRegion(self.graphs, self.region_ids, self.validation_starts, self.validated)
@@ -98,7 +103,7 @@ def prepare_sources(
         splits.append(split)
         length = config.support_days * city.steps_per_day
         city_key = _fold_in(key, np.uint32(zlib.crc32(city.name.encode())))
-        drawn = random_spans(city, split.train, length, config.variants, key=city_key)
+        drawn = _spread_first(random_spans(city, split.train, length, config.variants, key=city_key), config)
         spans.append(drawn)
         scale_spans.append(drawn if config.scaling == "support" else [split.train] * config.variants)
         allowed = window_starts(city, split.train, **windows)
@@ -144,6 +149,13 @@ def prepare_sources(
         config=config,
         cities=tuple(label_of(city, some) for city, some in zip(cities, kept, strict=True)),
     )
+
+
+def _spread_first(spans: list[Span], config: DataConfig) -> list[Span]:
+    """The same spans, those that prompts are made of first; they are spread over all."""
+    count = min(config.prompt_variants, len(spans))
+    first = np.arange(count) * len(spans) // count
+    return [spans[k] for k in first] + [span for k, span in enumerate(spans) if k not in first]
 
 
 def city_weights(city_index: Int[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:

@@ -38,8 +38,9 @@ class Window:
     # Reading (0 where missing) and whether observed; with a profile also the anomaly in units of the deviation that is
     # to be expected (0 where missing), the profile, and the logarithm of that deviation.
     history: Float[Array, "*B N H I"]
-    # The calendar; with a profile also, of the centre, the logarithm of the deviation, the profile, and which share of
-    # the profile was seen on days of the step's kind.
+    # The calendar; with a profile also, of the centre, how far the profile of the other kind of day lies from that of
+    # the step's, in units of the deviation; its logarithm; the profile; and which share of it was seen on days of the
+    # step's kind.
     covariates: Float[Array, "*B steps F"]
     target: Float[Array, "*B P"]  # of the centre, 0 where missing
     mask: Float[Array, "*B P"]  # 1 where observed

@@ -16,7 +16,7 @@ from gpdiff_jax.typing import Key
 
 @flax.struct.dataclass
 class PromptedSources(Sources):
-    """R source regions with the prompts of their V variants."""
+    """R source regions with the prompts of the first of their variants."""
 
     prompts: Prompts  # [V, R, E]
     prompt_encoder: PromptEncoder | None = None  # what made the prompts; None for statistics alone
@@ -74,7 +74,7 @@ def with_prompts(
     Raises:
       InputError: see `source_prompts`.
     """
-    prompts = source_prompts(cities, sources.spans, sources.train_spans, encoder, progress)
+    prompts = source_prompts(cities, sources.prompted_spans, sources.train_spans, encoder, progress)
     return attach_prompts(sources, prompts, encoder)
 
 

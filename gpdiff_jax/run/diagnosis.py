@@ -60,7 +60,7 @@ def inspect_prompts(run: Stages) -> tuple[Inspection, ParameterPrediction | None
     """
     prompted = run.prompted
     sources, row_of_name = [], {name: row for row, name in enumerate(prompted.names)}
-    for city, spans in zip(run.source_cities, prompted.spans, strict=True):
+    for city, spans in zip(run.source_cities, prompted.prompted_spans, strict=True):
         known = [row_of_name.get(f"{city.name}/{node}") for node in city.node_ids]
         nodes = np.asarray([node for node, row in enumerate(known) if row is not None])
         rows = np.asarray([row for row in known if row is not None])

@@ -56,7 +56,8 @@ _EXECUTION = (
 def _from_random_weights(**changes: Any) -> AdaptConfig:
     """From random weights every choice of rate and steps is larger, and there is nothing to stay near."""
     sizes = {"learning_rates": (1e-3, 3e-3, 1e-2), "steps": 240, "evaluate_every": 20}
-    return AdaptConfig(**{**sizes, **changes}, update="own", one_standard_error=False, blind_learning_rate=3e-3)
+    fixed = {"update": "own", "one_standard_error": False, "blind_learning_rate": 3e-3, "seen_kinds_only": False}
+    return AdaptConfig(**{**sizes, **changes}, **fixed)
 
 
 @dataclasses.dataclass(frozen=True)

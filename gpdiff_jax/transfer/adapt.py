@@ -25,7 +25,7 @@ from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.optimisers import clipped_adam
 from gpdiff_jax.training.parallel import ShardedRows, rows_side_by_side
 from gpdiff_jax.transfer.codes import move_along_directions
-from gpdiff_jax.transfer.damped import in_data_units, target_forecast
+from gpdiff_jax.transfer.damped import in_data_units, on_seen_kinds, target_forecast
 from gpdiff_jax.transfer.shared import move_together
 from gpdiff_jax.typing import Key, Params, RegionGraph
 
@@ -37,23 +37,25 @@ class AdaptConfig:
     """How starts are fine-tuned.
 
     `update` is "codes", `code_steps` gradient steps of length `code_rate` along the first `directions` of the zoo, on
-    all support days, half of every gradient the region's own and half its city's mean (the rate
-    is one that does no harm on two source cities left out, docs/experiments.md, section 25); "shared", `shared_steps`
-    steps of Adam at `shared_rate` on all weights, one update for all regions of the city; or "own", all weights of
-    every region on its own, for which the rest is. With `refit`, the chosen learning rate and number of steps are used
+    all support days, half of every gradient the region's own and half its city's mean; "shared", `shared_steps` steps
+    of Adam at `shared_rate` on all weights, one update for all regions of the city; or "own", all weights of every
+    region on its own, for which the rest is. Rate and steps of the first two were chosen by leaving out source cities
+    (docs/experiments.md, section 27). With `refit`, the chosen learning rate and number of steps are used
     once more on all support days. With `one_standard_error`, the least fine-tuning within one standard error of the
     best is chosen (see `choose_adaptation`); without it, which suits random initial parameters, the best. Where the
     support is too short to choose on, parameters stay as they are, or, with `blind_learning_rate`, which suits random
     ones too, take all steps at that rate. `regions_per_batch` rows are tuned side by side, each a region with all its
-    samples or one of them; None takes what suits the device (`parallel.rows_side_by_side`).
+    samples or one of them; None takes what suits the device (`parallel.rows_side_by_side`). With `seen_kinds_only`,
+    fine-tuned parameters forecast kinds of day that the support shows, and the initial ones the others (see
+    `damped.on_seen_kinds`); random ones have nothing to say of those.
     """
 
     update: str = "codes"
     directions: int = 32
     code_steps: int = 12
-    code_rate: float = 0.3
+    code_rate: float = 1.0
     code_windows: int = 128
-    shared_steps: int = 20
+    shared_steps: int = 5
     shared_rate: float = 3e-4
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     steps: int = 120
@@ -63,6 +65,7 @@ class AdaptConfig:
     one_standard_error: bool = True
     blind_learning_rate: float | None = None
     regions_per_batch: int | None = None
+    seen_kinds_only: bool = True
 
     def __post_init__(self) -> None:
         if self.update not in UPDATES:
@@ -132,7 +135,8 @@ def trace_validation(
       number of observed readings that went into each sum.
     """
     # Compiled programs are found by what they depend on, which the other choices are not.
-    sizes = (config.steps, config.evaluate_every, config.batch, rows_side_by_side(config.regions_per_batch))
+    side_by_side = rows_side_by_side(config.regions_per_batch)
+    sizes = (config.steps, config.evaluate_every, config.batch, side_by_side, config.seen_kinds_only)
     rows = _by_region(params), np.arange(eve.num_regions, dtype=np.int32)
     return ShardedRows(_make_trace(model, *sizes), (eve, key, np.float32(rate)))(rows).read()
 
@@ -144,7 +148,7 @@ def _by_region(params: Params) -> Params:
 
 @bounded_cache(16)
 def _make_trace(
-    model: Model, steps: int, evaluate_every: int, batch: int, regions_per_batch: int
+    model: Model, steps: int, evaluate_every: int, batch: int, regions_per_batch: int, seen_kinds_only: bool
 ) -> Callable[[tuple, tuple], tuple]:
     def trace(shared: tuple, row: tuple) -> tuple[jax.Array, jax.Array]:
         (eve, key, rate), (samples, region) = shared, row
@@ -161,8 +165,11 @@ def _make_trace(
                 carry = jax.lax.fori_loop(step, jnp.minimum(step + evaluate_every, steps), update, carry)
                 return carry, forecast(carry[0])
 
+            first = forecast(initial)
             _, later = jax.lax.scan(advance, (initial, init(initial)), jnp.arange(0, steps, evaluate_every))
-            return jnp.concatenate([forecast(initial)[None], later])
+            if seen_kinds_only:
+                later = jax.vmap(lambda tuned: on_seen_kinds(eve, tuned, first, held_out))(later)
+            return jnp.concatenate([first[None], later])
 
         # What counts is the error of what is reported: the mean of the samples' forecasts.
         together = jax.tree.leaves(samples)[0].shape[0] if regions_per_batch > 1 else None
@@ -219,19 +226,41 @@ def _make_tune(model: Model, batch: int, regions_per_batch: int) -> Callable[[tu
 
 
 def forecast_rows(
-    model: Model, target: Target, params: Params, regions: Int[Array | np.ndarray, " X"], starts: Int[Array, " S"]
+    model: Model,
+    target: Target,
+    params: Params,
+    regions: Int[Array | np.ndarray, " X"],
+    starts: Int[Array, " S"],
+    initial: Params | None = None,
 ) -> Float[np.ndarray, "X S P"]:
-    """Forecasts of every row for the given windows, in data units; none below the target's floor."""
+    """Forecasts of every row for the given windows, in data units; none below the target's floor.
+
+    Args:
+      model: the forecaster.
+      target: the city.
+      params: of every row, leaves [X, ...].
+      regions: of every row.
+      starts: of the windows.
+      initial: what `params` were before they were fine-tuned, where these are to forecast the kinds of day that the
+        support lacks; see `damped.on_seen_kinds`.
+
+    Returns:
+      float32.
+    """
     shared = (dataclasses.replace(target, choice=None), starts)
-    return ShardedRows(_make_forecast(model), shared)((params, regions)).read()
+    return ShardedRows(_make_forecast(model), shared)((params, initial, regions)).read()
 
 
 @bounded_cache(16)
 def _make_forecast(model: Model) -> Callable[[tuple, tuple], jax.Array]:
     def forecast(shared: tuple, row: tuple) -> jax.Array:
-        (target, starts), (params, region) = shared, row
+        (target, starts), (params, initial, region) = shared, row
         graph, windows = region_windows(target, region, starts)
-        return in_data_units(target, graph.nodes[0], target_forecast(model, target, params, graph, windows))
+        scaled = target_forecast(model, target, params, graph, windows)
+        if initial is not None:
+            before = target_forecast(model, target, initial, graph, windows)
+            scaled = on_seen_kinds(target, scaled, before, windows)
+        return in_data_units(target, graph.nodes[0], scaled)
 
     return _over_rows(forecast, 1)
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.data.target import Target
-from gpdiff_jax.models.anomaly import damp_anomalies
+from gpdiff_jax.models.anomaly import SAME_KIND, damp_anomalies
 from gpdiff_jax.models.loss import batch_forecast
 from gpdiff_jax.models.protocol import Model, Window
 from gpdiff_jax.typing import Params, RegionGraph
@@ -26,6 +26,30 @@ def target_forecast(
       What is reported, and what fine-tuning minimises the error of.
     """
     return damped(target, batch_forecast(model, params, graph, windows), windows)
+
+
+def on_seen_kinds(
+    target: Target, tuned: Float[Array, "B P"], start: Float[Array, "B P"], windows: Window
+) -> Float[Array, "B P"]:
+    """Forecasts that were fine-tuned, on kinds of day that the support shows, and what they began as on others.
+
+    The support says nothing of a kind of day that it lacks, and parameters that were moved for another kind forecast it
+    worse than before (docs/experiments.md, section 27). Between the two, forecasts mix by the share of the profile that
+    was seen on days of the kind. Without a profile, all are as they were tuned.
+
+    Args:
+      target: the city.
+      tuned: forecasts of fine-tuned parameters.
+      start: those of the initial parameters.
+      windows: of the region.
+
+    Returns:
+      Forecasts.
+    """
+    if not target.bank.has_profile:
+        return tuned
+    share = windows.covariates[:, -target.bank.horizon :, SAME_KIND]
+    return start + share * (tuned - start)
 
 
 def damped(target: Target, scaled: Float[Array, "B P"], windows: Window) -> Float[Array, "B P"]:

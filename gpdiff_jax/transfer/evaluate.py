@@ -28,12 +28,14 @@ class MethodForecast(NamedTuple):
     curves: np.ndarray | None = None  # [rates, evaluations + 1], validation error while tuning
 
 
-def _forecast(model: Model, target: Target, params: Params) -> tuple[np.ndarray, np.ndarray | None]:
-    """Mean and deviation of the samples' forecasts; parameters [K, R, ...]."""
+def _forecast(
+    model: Model, target: Target, params: Params, initial: Params | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Mean and deviation of the samples' forecasts; parameters [K, R, ...], and what they were, see `forecast_rows`."""
     samples = jax.tree.leaves(params)[0].shape[0]
-    flat = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)
+    flat, before = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), (params, initial))
     regions = np.tile(np.arange(target.num_regions, dtype=np.int32), samples)
-    rows = np.asarray(forecast_rows(model, target, flat, regions, target.test_starts))
+    rows = np.asarray(forecast_rows(model, target, flat, regions, target.test_starts, before))
     drawn = rows.reshape(samples, target.num_regions, *rows.shape[1:]).transpose(0, 2, 1, 3)
     return drawn.mean(axis=0), drawn.std(axis=0) if samples > 1 else None
 
@@ -84,7 +86,7 @@ def few_shot(
     with stopwatch() as watch:
         known = {"directions": directions, "choice_params": choice_params}
         tuned = adapt(model, config, target, params, key=key, **known, progress=progress)
-        forecast, spread = _forecast(model, target, tuned.params)
+        forecast, spread = _forecast(model, target, tuned.params, params if config.seen_kinds_only else None)
     chosen = tuned.learning_rate, tuned.steps, tuned.validation_mae, tuned.curves
     return MethodForecast(forecast, spread, watch.seconds, *chosen)
 

@@ -26,7 +26,7 @@ from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
 from gpdiff_jax.zoo.pooled import PooledConfig, train_pooled
 from gpdiff_jax.zoo.region_training import HarvestConfig
 
-_FORMAT = 2
+_FORMAT = 3
 
 Progress = Callable[[str, int, dict[str, float]], None]
 """Called with the name of a stage, how much of it is done (steps, or regions), and its metrics."""

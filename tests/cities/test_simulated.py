@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from gpdiff_jax.cities import City, SimulationConfig, check_city, simulate_cities, simulate_city_with_truth
+from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.data.target import prepare_target
 from gpdiff_jax.errors import InputError
 
 _WHOLE = SimulationConfig(missing_rate=0.0, closing_share=0.0)
@@ -114,6 +116,29 @@ def test_a_day_repeats_and_free_days_differ(kind, interval):
     hours = np.arange(city.num_steps) // (60 // interval) % 24
     morning = readings[(hours == 8) & ~free].mean() - readings[(hours == 8) & free].mean()
     assert morning > 0 if kind == "crowd" else morning < 0
+
+
+def test_days_of_offices_repeat_and_those_of_leisure_differ():
+    offices, leisure = [], []
+    for index in range(4):
+        city, truth = simulate_city_with_truth(dataclasses.replace(_WHOLE, regions=40), index=index, seed=2)
+        readings = _readings(city)
+        support = prepare_target(city, DataConfig()).split.support
+        seen = np.stack([readings[support.start :][24 * day :][:24] for day in range(3)]) / readings.std(axis=0)
+        apart = np.sqrt(seen.var(axis=0, ddof=1).mean(axis=0))
+        offices.append(apart[truth.functions[:, 1] > 0.6])
+        leisure.append(apart[truth.functions[:, 2] > 0.6])
+    assert min(len(np.concatenate(part)) for part in (offices, leisure)) >= 10
+    assert np.concatenate(leisure).mean() > 1.5 * np.concatenate(offices).mean()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_support_of_four_weeks_lacks_free_days(seed):
+    for city in simulate_cities(SimulationConfig(cities=3, regions=4), seed=seed):
+        target = prepare_target(city, DataConfig())
+        free = np.isin(_weekday(city), (5, 6))
+        assert not free[target.split.support.start : target.split.support.stop].any()
+        assert 0.2 < free[target.split.test.start :].mean() < 0.4
 
 
 @pytest.mark.parametrize("kind", ["crowd", "speed"])

@@ -97,7 +97,8 @@ def _loop_window(covariates: str, index: int, nodes: list[int], start: int, vari
         if covariates == "profile":
             kind = 0 if weekend is None else int(weekend[step])
             profile, deviation, same_kind = (of_kind[kind, nodes[0], slot] for of_kind in seen[variant])
-            beside[k, 20:] = np.log(deviation), profile, same_kind
+            other = (seen[variant].profile[1 - kind, nodes[0], slot] - profile) / deviation
+            beside[k, 20:] = other, np.log(deviation), profile, same_kind
     return history, beside, target, observed
 
 
@@ -127,7 +128,7 @@ def test_a_window_agrees_with_a_loop(covariates):
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5, err_msg=f"{name} of city {index}")
 
 
-@pytest.mark.parametrize(("covariates", "inputs", "beside"), [("none", 2, 0), ("calendar", 2, 20), ("profile", 5, 23)])
+@pytest.mark.parametrize(("covariates", "inputs", "beside"), [("none", 2, 0), ("calendar", 2, 20), ("profile", 5, 24)])
 def test_a_bank_knows_the_sizes_of_its_windows(covariates, inputs, beside):
     assert (_bank(covariates).num_inputs, _bank(covariates).num_covariates) == (inputs, beside)
 

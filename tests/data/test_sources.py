@@ -1,6 +1,7 @@
 """In: simulated cities, some with silent regions or outages. Out: which regions and windows training may use."""
 
 import dataclasses
+import operator
 
 import jax
 import numpy as np
@@ -41,6 +42,18 @@ def test_a_region_without_a_reading_in_its_training_span_is_left_out_everywhere(
     assert sources.validation_starts.shape[0] == 15
     # It still is a neighbour of others, through its neighbours' scale.
     assert 11 in np.asarray(sources.graphs.nodes) and np.isfinite(sources.bank.mean).all()
+
+
+def test_prompts_are_made_of_variants_that_are_spread_over_all(simulated_cities):
+    few, all_of_them = (
+        prepare_sources(simulated_cities[:1], DataConfig(variants=9, prompt_variants=count), key=jax.random.key(0))
+        for count in (3, 20)
+    )
+    in_time, by_start = all_of_them.spans[0], operator.attrgetter("start")
+    assert all_of_them.prompted_spans == all_of_them.spans and list(in_time) == sorted(in_time, key=by_start)
+    assert few.prompted_spans[0] == few.spans[0][:3] == (in_time[0], in_time[3], in_time[6])
+    assert sorted(few.spans[0], key=by_start) == list(in_time)
+    assert with_prompts(few, simulated_cities[:1]).prompts.values.shape[0] == 3
 
 
 def test_every_city_weighs_alike_whatever_its_regions():

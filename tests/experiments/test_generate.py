@@ -118,8 +118,8 @@ def test_the_command_forecasts_a_new_city_from_its_end_with_nothing_but_the_fold
     assert (result.returncode, result.stderr) == (0, "")
     out = alone / "runs" / "whole"
     lines = result.stdout.splitlines()
-    assert lines[0] == "whole: 8 regions, seen from 2024-01-08T00:00 to 2024-01-11T00:00"
-    assert lines[1] == "visitors per 60 min, forecast from 2024-01-11T00:00"
+    assert lines[0] == "whole: 8 regions, seen from 2024-01-14T00:00 to 2024-01-17T00:00"
+    assert lines[1] == "visitors per 60 min, forecast from 2024-01-17T00:00"
     assert [line.split()[0] for line in lines[3:11]] == [f"r{k}" for k in range(8)] and lines[11:] == [str(out)]
 
     # The same by the library, bit for bit.
@@ -131,7 +131,7 @@ def test_the_command_forecasts_a_new_city_from_its_end_with_nothing_but_the_fold
         np.testing.assert_array_equal(held["forecast"], made.forecast)
         np.testing.assert_array_equal(held["spread"], made.spread)
         assert held["forecast"].shape == held["truth"].shape == (1, 8, 6) and np.isnan(held["truth"]).all()
-        assert held["window_start"].tolist() == ["2024-01-11T00:00"] and held["node_ids"].tolist() == list(
+        assert held["window_start"].tolist() == ["2024-01-17T00:00"] and held["node_ids"].tolist() == list(
             city.node_ids
         )
         assert held["horizon_minutes"].tolist() == [60, 120, 180, 240, 300, 360]
@@ -151,7 +151,7 @@ def test_the_command_forecasts_a_new_city_from_its_end_with_nothing_but_the_fold
     np.testing.assert_allclose(made.forecast[0], drawn.mean(axis=0), rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(made.spread[0], drawn.std(axis=0), rtol=1e-3, atol=1e-3)
     summary = json.loads((out / "generate.json").read_text())
-    assert summary["support"] == ["2024-01-08T00:00", "2024-01-11T00:00"] and summary["support_days"] == 3
+    assert summary["support"] == ["2024-01-14T00:00", "2024-01-17T00:00"] and summary["support_days"] == 3
     assert summary["generate"] == dataclasses.asdict(_CONFIG) and summary["mae"] is None
     assert summary["generator"] == json.loads(hypernetwork.summary())
     np.testing.assert_allclose(summary["forecast_mean"], drawn.mean(axis=(0, 1)), rtol=1e-4)
@@ -184,7 +184,7 @@ def test_other_intervals_and_channels_come_to_the_generators_interval(folder):
     fine = _generate(folder, "--channels=entries_per_30min", city="fine.npz")
     # The last of 240 hours is only half there and does not count; regions are prompts apart by the city's name.
     city = gpd.load_city(folder / "whole.npz")
-    assert fine["window_start"].tolist() == ["2024-01-10T23:00"]
+    assert fine["window_start"].tolist() == ["2024-01-16T23:00"]
     assert str(fine["unit"]) == "entries per 60 min"
     shorter = dataclasses.replace(city, name="fine", values=city.values[:239])
     hypernetwork = gpd.Hypernetwork.load(folder / "made")

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import functools
+import json
 import os
 import shutil
 
@@ -88,7 +89,8 @@ def test_another_model_of_the_same_name_is_another_run_and_a_refused_one_holds_n
     monkeypatch.setitem(registry._REGISTRY, "tiny", make_tiny)
     gpd.Run.open(tmp_path, settings).close()
     config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace('"format": 4', '"format": 3'))
+    held = json.loads(config.read_text())
+    config.write_text(json.dumps(held | {"format": held["format"] - 1}))
     with pytest.raises(gpd.InputError, match="holds a run of another version of this program; name another folder"):
         gpd.Run.open(tmp_path, settings)
 

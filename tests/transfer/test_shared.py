@@ -15,7 +15,7 @@ from gpdiff_jax.transfer.adapt import AdaptConfig, adapt
 from gpdiff_jax.transfer.damped import target_forecast
 from gpdiff_jax.transfer.shared import move_together
 
-_SHAPES = {"bias": (6,), "kernel": (6, 35)}
+_SHAPES = {"bias": (6,), "kernel": (6, 36)}
 _KEY = jax.random.key(3)
 
 

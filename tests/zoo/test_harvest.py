@@ -120,7 +120,7 @@ def test_a_region_is_held_to_its_start_on_the_kind_of_day_that_its_city_never_sh
     week = dataclasses.replace(city, values=city.values[:144], start=np.datetime64("2024-01-01T00:00", "m"))
     data = dataclasses.replace(DATA, covariates="profile", support_days=1)
     sources = with_prompts(prepare_sources([week], data, key=jax.random.key(0)), [week])
-    pooled = {"bias": jnp.zeros(6), "kernel": 0.03 * jax.random.normal(KEY, (6, 47))}
+    pooled = {"bias": jnp.zeros(6), "kernel": 0.03 * jax.random.normal(KEY, (6, 48))}
     np.testing.assert_array_equal(sources.train.unseen, 1.0)
 
     @jax.jit

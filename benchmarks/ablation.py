@@ -1,15 +1,17 @@
-"""What every step of the forecaster is worth: the error of the pooled model, zero-shot, with each switched off alone.
+"""What every step of the forecaster is worth: the error of the pooled model, zero-shot, without it.
 
     python -m benchmarks.ablation [--quick] [--data_dir DIR] [--targets a,b] [--seed 0] [--steps 2000] [--few_shot]
 
 The targets and their few sources are those of `benchmarks.tables`. `value` is the mean absolute error of the test span,
 the peer's that of the historical average; both also for weekdays and weekends. With --few_shot, the sources are
 harvested, and the whole model is also fine-tuned on the support days, in codes, by one update and region by region.
-Without --data_dir and GPDIFF_DATA, cities are simulated. A step is switched off from outside, by another setting or,
-for this process, by another function in its place.
+Without --data_dir and GPDIFF_DATA, one target is simulated. A step is switched off from outside, by another setting or,
+for this process, by another function in its place; what stands on it goes too: without kinds of day, there is none that
+was seen, so damping is halved and every deviation wider; without anomalies, there is nothing to damp.
 """
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -40,7 +42,9 @@ from gpdiff_jax.data.sources import Sources, prepare_sources
 from gpdiff_jax.data.target import Target, prepare_target
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models import Model, make_model
+from gpdiff_jax.models.anomaly import OTHER_KIND
 from gpdiff_jax.models.loss import huber_sums
+from gpdiff_jax.models.protocol import ModelSizes
 from gpdiff_jax.prompts.sources import with_prompts
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.evaluate import few_shot, observed_truth, zero_shot
@@ -51,7 +55,7 @@ from gpdiff_jax.zoo.harvest import harvest_zoo
 from gpdiff_jax.zoo.pooled import PooledConfig, broadcast_regions, train_pooled
 from gpdiff_jax.zoo.region_training import HarvestConfig
 
-flags.DEFINE_bool("quick", False, "few steps of training; ends within two minutes on simulated cities")
+flags.DEFINE_bool("quick", False, "few steps of training, to see that it runs")
 flags.DEFINE_string("data_dir", None, "folder of city files; default GPDIFF_DATA, and without that simulated cities")
 flags.DEFINE_list("targets", ["hangzhou_metro", "melbourne_pedestrians"], "the targets")
 flags.DEFINE_string("model", "stid", "name of the forecaster")
@@ -60,7 +64,10 @@ flags.DEFINE_integer("seed", 0, "random seed", 0)
 flags.DEFINE_bool("few_shot", False, "also the ways of fine-tuning")
 
 _BENCHMARK = "ablation"
-_UPDATES = ("codes", "shared", "own")
+_FINE_TUNED = {
+    **{f"fine-tuned, {update}": AdaptConfig(update=update) for update in ("codes", "shared", "own")},
+    "fine-tuned, codes on all kinds of day": AdaptConfig(seen_kinds_only=False),
+}
 
 
 class Variation(NamedTuple):
@@ -68,6 +75,7 @@ class Variation(NamedTuple):
 
     data: Mapping[str, Any] = {}  # fields of `DataConfig` that differ
     anomaly: bool = True  # whether the model forecasts departures from what is expected
+    other_kind: bool = True  # whether it sees what is expected of the other kind of day
     patches: tuple[tuple[Any, str, Any], ...] = ()  # module, name in it, what stands there instead
 
 
@@ -92,6 +100,8 @@ VARIATIONS = {
     "unseen kinds of day no wider": Variation(patches=((expectation, "UNLIKE", 0.0),)),
     "readings instead of anomalies": Variation(data={"damping": (1.0, 1.0)}, anomaly=False),
     "no damping": Variation(data={"damping": (1.0, 1.0)}),
+    "nothing of the other kind of day": Variation(other_kind=False),
+    "12 variants": Variation(data={"variants": 12}),
     "variants of any season": Variation(data={"near_days": 0.0}),
     "Huber loss with delta 0.5": Variation(patches=((pooled_training, "huber_sums", _rounder_loss),)),
 }
@@ -104,15 +114,28 @@ def _switched(variation: Variation) -> Iterator[None]:
         for module, name, other in variation.patches:
             stack.enter_context(mock.patch.object(module, name, other))
         gpd.clear_caches()
-        yield
-    gpd.clear_caches()
+        try:
+            yield
+        finally:
+            gpd.clear_caches()
+
+
+def _model(variation: Variation, sizes: ModelSizes) -> Model:
+    model = make_model(flags.FLAGS.model, sizes._replace(anomaly=variation.anomaly))
+    if variation.other_kind:
+        return model
+
+    def apply(params: Params, graph: Any, history: jax.Array, covariates: jax.Array) -> jax.Array:
+        return model.apply(params, graph, history, covariates.at[..., OTHER_KIND].set(0.0))
+
+    return model._replace(apply=apply, apply_batch=None)
 
 
 def _cities(name: str) -> tuple[list[City], City]:
     """The sources of a target, and the target."""
     folder = flags.FLAGS.data_dir or os.environ.get("GPDIFF_DATA")
     if folder is None:
-        *sources, target = simulate_cities(SimulationConfig(cities=4), seed=0)
+        *sources, target = simulate_cities(SimulationConfig(cities=4), seed=flags.FLAGS.seed)
         return sources, target
     case = Case(name, "four", "profile", flags.FLAGS.seed)
     found = find_cities(folder, (*case.cities, name))
@@ -144,10 +167,10 @@ def _report_few_shot(city: City, cities: list[City], model: Model, sources: Sour
     directions = zoo_directions(zoo, AdaptConfig().directions)
     target = prepare_target(city, sources.config)
     params = broadcast_regions(pooled, target.num_regions)
-    for update in _UPDATES:
-        adapt = AdaptConfig(update=update, steps=10 if quick else AdaptConfig().steps)
-        tuned = few_shot(model, target, params, adapt, key=key, choice_params=params, directions=directions)
-        _report(f"fine-tuned, {update}", city, tuned.forecast, target)
+    for case, adapt in _FINE_TUNED.items():
+        chosen = dataclasses.replace(adapt, steps=10) if quick else adapt
+        tuned = few_shot(model, target, params, chosen, key=key, choice_params=params, directions=directions)
+        _report(case, city, tuned.forecast, target)
 
 
 def main(argv: list[str]) -> None:
@@ -157,13 +180,14 @@ def main(argv: list[str]) -> None:
     if unknown := [name for name in given.targets if name not in TARGETS]:
         raise InputError(f"--targets names {unknown[0]!r}; use some of {', '.join(TARGETS)}")
     config = PooledConfig(steps=min(given.steps, 100) if given.quick else given.steps)
-    for name in given.targets:
+    real = given.data_dir or os.environ.get("GPDIFF_DATA")
+    for name in given.targets if real else given.targets[:1]:
         cities, city = _cities(name)
         for case, variation in VARIATIONS.items():
             with _switched(variation):
                 data = DataConfig(**variation.data)
                 sources = prepare_sources(cities, data, key=jax.random.fold_in(key, 0))
-                model = make_model(given.model, sources.sizes._replace(anomaly=variation.anomaly))
+                model = _model(variation, sources.sizes)
                 pooled = train_pooled(model, sources, config, key=jax.random.fold_in(key, 1))
                 target = prepare_target(city, data)
                 params = broadcast_regions(pooled, target.num_regions)

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from gpdiff_jax.analysis.summary import Statistic, summarize_runs
+from gpdiff_jax.analysis.summary import GroupSummary, Statistic, summarize_runs
 from gpdiff_jax.data.series import COVARIATES
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import write_atomically
@@ -97,6 +97,9 @@ def readme_tables(results: pathlib.Path) -> str:
     Returns:
       For every choice of sources and covariates a table: a row for every method, and for every target the mean of the
       mean absolute errors over seeds, with their standard deviation where there are several.
+
+    Raises:
+      InputError: seeds of a target were run with different settings.
     """
     groups: dict[tuple[str, str], dict[str, list[pathlib.Path]]] = {}
     for folder in sorted(results.iterdir()):
@@ -107,7 +110,7 @@ def readme_tables(results: pathlib.Path) -> str:
     parts = []
     for (sources, covariates), targets in sorted(groups.items(), key=lambda item: (item[0][1] != "profile", item[0])):
         chosen = [name for name in (*_HOURLY, *_SPEED) if name in targets]
-        columns = [summarize_runs(targets[name])[0] for name in chosen]
+        columns = [_only(summarize_runs(targets[name]), targets[name]) for name in chosen]
         seeds = max(len(column.seeds) for column in columns)
         few = "the same few sources" if sources == "four" else "all sources that fit"
         parts.append(f"`{covariates}`, {few}, {seeds} seed{'s' if seeds > 1 else ''}:\n")
@@ -119,6 +122,15 @@ def readme_tables(results: pathlib.Path) -> str:
                 rows.append([method.replace("_", " "), *cells])
         parts.append("".join(f"| {' | '.join(row)} |\n" for row in rows))
     return "\n".join(parts)
+
+
+def _only(groups: Sequence[GroupSummary], folders: Sequence[pathlib.Path]) -> GroupSummary:
+    if len(groups) > 1:
+        names = ", ".join(folder.name for folder in folders)
+        raise InputError(
+            f"the results {names} were made with different settings; remove the old ones, and make them anew"
+        )
+    return groups[0]
 
 
 def _cell(found: Statistic | None) -> str:

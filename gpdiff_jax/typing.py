@@ -6,7 +6,7 @@ An axis over what is independent comes before one over what is not: devices, K o
     N nodes of a region graph (centre first)                   E prompt width
     H history steps     P horizon steps    C channels          F covariates          T series length
     L tokens            W token width      Z rows of a latent  D entries of its row
-    V random windows of a source region, or spans that leave a day of a target out (variants)
+    V random windows of a source region, or spans that leave a day of a target out (variants); of prompts, the first
     I inputs of a node  Q patches of time  G width of a time encoding                X, Y whatever else
 
 What is spread over devices has one more axis in front, `*devices`.

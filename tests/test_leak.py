@@ -24,7 +24,7 @@ from gpdiff_jax.data.windows import draw_windows
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models import Model, make_model
-from gpdiff_jax.models.anomaly import LOG_DEVIATION
+from gpdiff_jax.models.anomaly import OTHER_KIND
 from gpdiff_jax.prompts.encoders import PARTS, PromptConfig, PromptEncoder
 from gpdiff_jax.prompts.prompt import PromptScaler, region_prompts
 from gpdiff_jax.prompts.sources import fit_encoder, with_prompts
@@ -244,7 +244,7 @@ def _seen_beside_readings(city: City, starts: np.ndarray) -> dict[str, np.ndarra
         nodes = np.asarray(target.graphs.nodes[region])
         windows = gather(target.bank, nodes, jnp.asarray(starts), begin, 24)
         found["expected"].append(windows.history[..., 3:])
-        found["covariates"].append(windows.covariates[..., LOG_DEVIATION:])
+        found["covariates"].append(windows.covariates[..., OTHER_KIND:])
         found["mean"].append(np.asarray(target.bank.mean)[variants][:, nodes])
         found["std"].append(np.asarray(target.bank.std)[variants][:, nodes])
     return {name: np.stack([np.asarray(part) for part in parts]) for name, parts in found.items()}

@@ -57,6 +57,11 @@ def test_a_table_has_a_row_for_every_method_and_a_column_for_every_target(finish
     page.write_text("above\n<!-- tables -->\nold\n<!-- end of tables -->\nbelow\n")
     write_tables(page, tables)
     assert page.read_text() == f"above\n<!-- tables -->\n{tables}<!-- end of tables -->\nbelow\n"
+    settings = json.loads((folder / "config.json").read_text())
+    settings["settings"]["data"]["support_days"] += 1
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="hangzhou_metro-four-profile-1 differ in settings"):
+        readme_tables(tmp_path / "results")
     page.write_text("no marks")
     with pytest.raises(InputError, match="has no place for the tables"):
         write_tables(page, tables)

@@ -15,8 +15,8 @@ from gpdiff_jax.models.protocol import Model, ModelSizes, example_inputs
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.typing import Key, Params, RegionGraph
 
-# Where the expectation of a step stands among its covariates: they are the last three.
-LOG_DEVIATION, PROFILE, SAME_KIND = -3, -2, -1
+# Where the expectation of a step stands among its covariates: they are the last four.
+OTHER_KIND, LOG_DEVIATION, PROFILE, SAME_KIND = -4, -3, -2, -1
 _TOLERANCE = 1e-4
 
 

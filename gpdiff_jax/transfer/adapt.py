@@ -47,7 +47,8 @@ class AdaptConfig:
     ones too, take all steps at that rate. `regions_per_batch` rows are tuned side by side, each a region with all its
     samples or one of them; None takes what suits the device (`parallel.rows_side_by_side`). With `seen_kinds_only`,
     fine-tuned parameters forecast kinds of day that the support shows, and the initial ones the others (see
-    `damped.on_seen_kinds`); random ones have nothing to say of those.
+    `damped.on_seen_kinds`); random ones have nothing to say of those. The validation day judges the fine-tuned
+    parameters themselves, whatever its kind.
     """
 
     update: str = "codes"
@@ -135,8 +136,7 @@ def trace_validation(
       number of observed readings that went into each sum.
     """
     # Compiled programs are found by what they depend on, which the other choices are not.
-    side_by_side = rows_side_by_side(config.regions_per_batch)
-    sizes = (config.steps, config.evaluate_every, config.batch, side_by_side, config.seen_kinds_only)
+    sizes = (config.steps, config.evaluate_every, config.batch, rows_side_by_side(config.regions_per_batch))
     rows = _by_region(params), np.arange(eve.num_regions, dtype=np.int32)
     return ShardedRows(_make_trace(model, *sizes), (eve, key, np.float32(rate)))(rows).read()
 
@@ -148,7 +148,7 @@ def _by_region(params: Params) -> Params:
 
 @bounded_cache(16)
 def _make_trace(
-    model: Model, steps: int, evaluate_every: int, batch: int, regions_per_batch: int, seen_kinds_only: bool
+    model: Model, steps: int, evaluate_every: int, batch: int, regions_per_batch: int
 ) -> Callable[[tuple, tuple], tuple]:
     def trace(shared: tuple, row: tuple) -> tuple[jax.Array, jax.Array]:
         (eve, key, rate), (samples, region) = shared, row
@@ -165,11 +165,8 @@ def _make_trace(
                 carry = jax.lax.fori_loop(step, jnp.minimum(step + evaluate_every, steps), update, carry)
                 return carry, forecast(carry[0])
 
-            first = forecast(initial)
             _, later = jax.lax.scan(advance, (initial, init(initial)), jnp.arange(0, steps, evaluate_every))
-            if seen_kinds_only:
-                later = jax.vmap(lambda tuned: on_seen_kinds(eve, tuned, first, held_out))(later)
-            return jnp.concatenate([first[None], later])
+            return jnp.concatenate([forecast(initial)[None], later])
 
         # What counts is the error of what is reported: the mean of the samples' forecasts.
         together = jax.tree.leaves(samples)[0].shape[0] if regions_per_batch > 1 else None

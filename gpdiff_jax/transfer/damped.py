@@ -33,9 +33,9 @@ def on_seen_kinds(
 ) -> Float[Array, "B P"]:
     """Forecasts that were fine-tuned, on kinds of day that the support shows, and what they began as on others.
 
-    The support says nothing of a kind of day that it lacks, and parameters that were moved for another kind forecast it
-    worse than before (docs/experiments.md, section 27). Between the two, forecasts mix by the share of the profile that
-    was seen on days of the kind. Without a profile, all are as they were tuned.
+    The support says nothing of a kind of day that it lacks, and parameters that are moved for another kind may forecast
+    it much worse than before (docs/experiments.md, section 27). Between the two, forecasts mix by the share of the
+    profile that was seen on days of the kind. Without a profile, all are as they were tuned.
 
     Args:
       target: the city.
@@ -49,7 +49,8 @@ def on_seen_kinds(
     if not target.bank.has_profile:
         return tuned
     share = windows.covariates[:, -target.bank.horizon :, SAME_KIND]
-    return start + share * (tuned - start)
+    # Where nothing was seen, not even what is not finite comes through.
+    return jnp.where(share > 0, share * tuned + (1.0 - share) * start, start)
 
 
 def damped(target: Target, scaled: Float[Array, "B P"], windows: Window) -> Float[Array, "B P"]:

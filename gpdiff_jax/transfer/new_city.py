@@ -25,7 +25,7 @@ from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.training.storage import load_arrays, save_arrays
 from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, step_names, window_start_names, zero_shot
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

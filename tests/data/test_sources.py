@@ -53,7 +53,11 @@ def test_prompts_are_made_of_variants_that_are_spread_over_all(simulated_cities)
     assert all_of_them.prompted_spans == all_of_them.spans and list(in_time) == sorted(in_time, key=by_start)
     assert few.prompted_spans[0] == few.spans[0][:3] == (in_time[0], in_time[3], in_time[6])
     assert sorted(few.spans[0], key=by_start) == list(in_time)
-    assert with_prompts(few, simulated_cities[:1]).prompts.values.shape[0] == 3
+    # A prompt and what a forecaster sees through the variant of the same number come from one span.
+    made = [np.asarray(with_prompts(one, simulated_cities[:1]).prompts.values) for one in (few, all_of_them)]
+    assert len(made[0]) == 3 and len(made[1]) == 9
+    np.testing.assert_array_equal(made[0], made[1][[0, 3, 6]])
+    np.testing.assert_array_equal(few.bank.profile[:3], np.asarray(all_of_them.bank.profile)[[0, 3, 6]])
 
 
 def test_every_city_weighs_alike_whatever_its_regions():

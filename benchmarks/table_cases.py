@@ -127,9 +127,7 @@ def readme_tables(results: pathlib.Path) -> str:
 def _only(groups: Sequence[GroupSummary], folders: Sequence[pathlib.Path]) -> GroupSummary:
     if len(groups) > 1:
         names = ", ".join(folder.name for folder in folders)
-        raise InputError(
-            f"the results {names} were made with different settings; remove the old ones, and make them anew"
-        )
+        raise InputError(f"the results {names} differ in settings; remove the old ones and make them anew")
     return groups[0]
 
 

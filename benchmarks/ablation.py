@@ -22,10 +22,9 @@ import numpy as np
 from absl import flags
 
 import gpdiff_jax as gpd
-from benchmarks.measuring import print_line
+from benchmarks.measuring import print_errors
 from benchmarks.table_cases import TARGETS, Case
 from experiments import command_line
-from gpdiff_jax.analysis.metrics import mae
 from gpdiff_jax.baselines.rules import historical_average
 from gpdiff_jax.cities import (
     City,
@@ -146,17 +145,9 @@ def _cities(name: str) -> tuple[list[City], City]:
 def _report(case: str, city: City, forecast: np.ndarray, target: Target) -> None:
     """Mean absolute errors of the test span: of all readings, and by kind of day."""
     truth, weekend = observed_truth(city, target)
-    split, starts = target.split, np.asarray(target.test_starts)
     windows: Any = {"history": target.sizes.history, "horizon": target.sizes.horizon}
-    average = historical_average(city, split.support, starts, **windows)
-    parts = {"all": np.ones(truth.shape, bool)}
-    if weekend is not None:
-        on_weekend = np.broadcast_to(weekend[:, None], truth.shape)
-        parts |= {"weekdays": ~on_weekend, "weekends": on_weekend}
-    for name, part in parts.items():
-        error, peer = (float(mae(values[part], truth[part])) for values in (forecast, average))
-        more = {"peer": "historical average", "peer_value": peer, "ratio": peer / error}
-        print_line(_BENCHMARK, f"{city.name}: {case}: {name}", "mean_absolute_error", error, city.unit, **more)
+    average = historical_average(city, target.split.support, np.asarray(target.test_starts), **windows)
+    print_errors(_BENCHMARK, f"{city.name}: {case}", forecast, truth, average, weekend=weekend, unit=city.unit)
 
 
 def _report_few_shot(city: City, cities: list[City], model: Model, sources: Sources, pooled: Params) -> None:

@@ -11,7 +11,6 @@ With --code_rates, the other cities are harvested too, and their pooled model is
 """
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,9 +20,8 @@ import numpy as np
 from absl import flags
 
 from benchmarks.cities import cities_of_flags, held_out_names
-from benchmarks.measuring import print_line
+from benchmarks.measuring import print_errors, print_line
 from experiments import command_line
-from gpdiff_jax.analysis.metrics import mae
 from gpdiff_jax.baselines.autoregression import LINEAR_RATE, residual_autoregression
 from gpdiff_jax.baselines.boosted_trees import BoostedTreesConfig, boosted_trees, forecast_trees
 from gpdiff_jax.baselines.rules import historical_average
@@ -131,18 +129,13 @@ def _rivals(sources: Sources, config: PooledConfig, *, key: Key) -> dict[str, Ca
 def _print_errors(city: City, forecasts: list[dict[str, np.ndarray]], truths: list[tuple]) -> None:
     """Mean absolute errors over all stretches: of all readings, by kind of day, and by horizon step."""
     truth = np.concatenate([values for values, _ in truths])
+    weekend = None if truths[0][1] is None else np.concatenate([days for _, days in truths])
     joined = {name: np.concatenate([made[name] for made in forecasts]) for name in forecasts[0]}
-    parts = {"all": np.ones(truth.shape, bool)}
-    if truths[0][1] is not None:
-        weekend = np.broadcast_to(np.concatenate([days for _, days in truths])[:, None], truth.shape)
-        parts |= {"weekdays": ~weekend, "weekends": weekend}
-    for step in range(truth.shape[2]):
-        parts[f"step_{step + 1}"] = np.broadcast_to(np.arange(truth.shape[2]) == step, truth.shape)
-    average = joined.pop("historical average")
-    for (method, made), (name, part) in itertools.product(joined.items(), parts.items()):
-        errors = [float(mae(values[part], truth[part])) for values in (made, average)]
-        more = {"peer": "historical average", "peer_value": errors[1], "ratio": errors[1] / errors[0]}
-        print_line(_BENCHMARK, f"{city.name}_{method}_{name}", "mean_absolute_error", errors[0], city.unit, **more)
+    average, steps = joined.pop("historical average"), np.arange(truth.shape[2])
+    more = {f"step_{step + 1}": np.broadcast_to(steps == step, truth.shape) for step in steps}
+    for method, made in joined.items():
+        case = f"{city.name}: {method}"
+        print_errors(_BENCHMARK, case, made, truth, average, weekend=weekend, unit=city.unit, parts=more)
 
 
 def main(argv: list[str]) -> None:

@@ -5,10 +5,14 @@ import pathlib
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Bool, Float
+
+from gpdiff_jax.analysis.metrics import mae
 
 
 def median_seconds(function: Callable[[], object], repeats: int) -> float:
@@ -37,6 +41,39 @@ def device_name() -> str:
     with open("/proc/cpuinfo") as lines:
         names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else processor} x {jax.device_count()} cores"
+
+
+def print_errors(
+    benchmark: str,
+    case: str,
+    forecast: Float[np.ndarray, "S R P"],
+    truth: Float[np.ndarray, "S R P"],
+    average: Float[np.ndarray, "S R P"],
+    *,
+    weekend: Bool[np.ndarray, "S P"] | None,
+    unit: str,
+    parts: Mapping[str, Bool[np.ndarray, "S R P"]] | None = None,
+) -> None:
+    """Mean absolute errors as JSON lines, beside the historical average's: of all, by kind of day, and of more parts.
+
+    Args:
+      benchmark: its name.
+      case: what was forecast, and how.
+      forecast: [S, R, P], in data units.
+      truth: the same, NaN where missing.
+      average: the historical average.
+      weekend: [S, P], whether a step falls on a weekend; None where the calendar is unknown.
+      unit: of all three.
+      parts: by name, further parts of the readings.
+    """
+    chosen: dict[str, np.ndarray] = {"all": np.ones(truth.shape, bool)}
+    if weekend is not None:
+        on_weekend = np.broadcast_to(weekend[:, None], truth.shape)
+        chosen |= {"weekdays": ~on_weekend, "weekends": on_weekend}
+    for name, part in (chosen | dict(parts or {})).items():
+        error, peer = (float(mae(values[part], truth[part])) for values in (forecast, average))
+        more = {"peer": "historical average", "peer_value": peer, "ratio": peer / error}
+        print_line(benchmark, f"{case}: {name}", "mean_absolute_error", error, unit, **more)
 
 
 def print_line(benchmark: str, case: str, metric: str, value: float, unit: str, **peer: Any) -> None:

@@ -28,7 +28,7 @@ def tiny_settings(data_dir: pathlib.Path, **change) -> Settings:
         model_file_sha256=None,
         seed=0,
         simulation=None,
-        data=DataConfig(variants=3, max_neighbours=3),
+        data=DataConfig(variants=5, prompt_variants=3, max_neighbours=3),
         prompts=PromptConfig(),
         pooled=PooledConfig(steps=20, regions=4, windows=4, evaluations=2),
         harvest=HarvestConfig(steps=8, windows=4, evaluate_every=4, snapshots=2, anchor_windows=0),

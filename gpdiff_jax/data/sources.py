@@ -45,7 +45,7 @@ class Sources:
     validated: Bool[Array, "*devices R"]  # False where a region has no reading to forecast in them
     region_ids: UInt32[Array, "*devices R"]  # stable ids that seed a region's randomness
     city_index: Int[Array, "*devices R"]
-    spans: tuple[tuple[Span, ...], ...] = flax.struct.field(pytree_node=False)  # per city, V
+    spans: tuple[tuple[Span, ...], ...] = flax.struct.field(pytree_node=False)  # per city, V; prompts: `prompted_spans`
     names: tuple[str, ...] = flax.struct.field(pytree_node=False)  # "city/node" of every region
     train_spans: tuple[Span, ...] = flax.struct.field(pytree_node=False)  # per city
     config: DataConfig = flax.struct.field(pytree_node=False)

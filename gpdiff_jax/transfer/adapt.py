@@ -40,8 +40,8 @@ class AdaptConfig:
     all support days, half of every gradient the region's own and half its city's mean; "shared", `shared_steps` steps
     of Adam at `shared_rate` on all weights, one update for all regions of the city; or "own", all weights of every
     region on its own, for which the rest is. Rate and steps of the first two were chosen by leaving out source cities
-    (docs/experiments.md, section 27). With `refit`, the chosen learning rate and number of steps are used
-    once more on all support days. With `one_standard_error`, the least fine-tuning within one standard error of the
+    (docs/experiments.md, section 27). With `refit`, the chosen learning rate and number of steps are used once more on
+    all support days. With `one_standard_error`, the least fine-tuning within one standard error of the
     best is chosen (see `choose_adaptation`); without it, which suits random initial parameters, the best. Where the
     support is too short to choose on, parameters stay as they are, or, with `blind_learning_rate`, which suits random
     ones too, take all steps at that rate. `regions_per_batch` rows are tuned side by side, each a region with all its

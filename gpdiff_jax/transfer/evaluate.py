@@ -86,7 +86,8 @@ def few_shot(
     with stopwatch() as watch:
         known = {"directions": directions, "choice_params": choice_params}
         tuned = adapt(model, config, target, params, key=key, **known, progress=progress)
-        forecast, spread = _forecast(model, target, tuned.params, params if config.seen_kinds_only else None)
+        mixed = config.seen_kinds_only and tuned.steps > 0
+        forecast, spread = _forecast(model, target, tuned.params, params if mixed else None)
     chosen = tuned.learning_rate, tuned.steps, tuned.validation_mae, tuned.curves
     return MethodForecast(forecast, spread, watch.seconds, *chosen)
 

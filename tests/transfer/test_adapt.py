@@ -300,7 +300,7 @@ def test_counts_are_never_forecast_below_zero_and_what_was_seen_below_zero_is(ci
     assert (np.asarray(forecast_rows(_MODEL, cold, low, _REGIONS, cold.test_starts)) < 0).any()
 
 
-@pytest.mark.parametrize("update", ["own", "shared"])
+@pytest.mark.parametrize("update", ["codes", "own", "shared"])
 def test_a_kind_of_day_that_the_support_lacks_is_forecast_as_before_the_fine_tuning(simulated_cities, update):
     # Three weekdays before a test span that begins with a weekend.
     city = dataclasses.replace(simulated_cities[2], start=np.datetime64("2024-01-02T00:00", "m"))
@@ -310,9 +310,17 @@ def test_a_kind_of_day_that_the_support_lacks_is_forecast_as_before_the_fine_tun
     assert not np.asarray(target.bank.same_kind)[-1, :, 1].any()
     params = jax.tree.map(lambda *leaf: jnp.stack(leaf), *(_starts(8, seed, inputs=36) for seed in (0, 1)))
     config = dataclasses.replace(_CONFIG, update=update, one_standard_error=False, learning_rates=(3e-3,))
+    directions = jax.tree.map(lambda leaf: 0.1 * leaf[:3], _starts(8, seed=2, inputs=36))
     before = zero_shot(_MODEL, target, params).forecast.transpose(1, 0, 2)
     tuned = [
-        few_shot(_MODEL, target, params, dataclasses.replace(config, seen_kinds_only=only), key=_KEY)
+        few_shot(
+            _MODEL,
+            target,
+            params,
+            dataclasses.replace(config, seen_kinds_only=only),
+            key=_KEY,
+            directions=directions if update == "codes" else None,
+        )
         for only in (True, False)
     ]
     kept, moved = (one.forecast.transpose(1, 0, 2) for one in tuned)

@@ -1,6 +1,7 @@
 """What every step of the forecaster is worth: the error of the pooled model, zero-shot, without it.
 
     python -m benchmarks.ablation [--quick] [--data_dir DIR] [--targets a,b] [--seed 0] [--steps 2000] [--few_shot]
+        [--model stid] [--variations "whole,readings instead of anomalies"]
 
 The targets and their few sources are those of `benchmarks.tables`. `value` is the mean absolute error of the test span,
 the peer's that of the historical average; both also for weekdays and weekends. With --few_shot, the sources are
@@ -61,6 +62,7 @@ flags.DEFINE_string("model", "stid", "name of the forecaster")
 flags.DEFINE_integer("steps", PooledConfig().steps, "training steps of the pooled model", 1)
 flags.DEFINE_integer("seed", 0, "random seed", 0)
 flags.DEFINE_bool("few_shot", False, "also the ways of fine-tuning")
+flags.DEFINE_list("variations", None, "some of the variations, by name; all if not given")
 
 _BENCHMARK = "ablation"
 _FINE_TUNED = {
@@ -147,7 +149,8 @@ def _report(case: str, city: City, forecast: np.ndarray, target: Target) -> None
     truth, weekend = observed_truth(city, target)
     windows: Any = {"history": target.sizes.history, "horizon": target.sizes.horizon}
     average = historical_average(city, target.split.support, np.asarray(target.test_starts), **windows)
-    print_errors(_BENCHMARK, f"{city.name}: {case}", forecast, truth, average, weekend=weekend, unit=city.unit)
+    named = f"{city.name}: {flags.FLAGS.model}, {case}"
+    print_errors(_BENCHMARK, named, forecast, truth, average, weekend=weekend, unit=city.unit)
 
 
 def _report_few_shot(city: City, cities: list[City], model: Model, sources: Sources, pooled: Params) -> None:
@@ -170,11 +173,15 @@ def main(argv: list[str]) -> None:
     given, key = flags.FLAGS, jax.random.key(flags.FLAGS.seed)
     if unknown := [name for name in given.targets if name not in TARGETS]:
         raise InputError(f"--targets names {unknown[0]!r}; use some of {', '.join(TARGETS)}")
+    chosen = VARIATIONS if given.variations is None else given.variations
+    if unknown := [case for case in chosen if case not in VARIATIONS]:
+        raise InputError(f"--variations names {unknown[0]!r}; use some of {', '.join(VARIATIONS)}")
     config = PooledConfig(steps=min(given.steps, 100) if given.quick else given.steps)
     real = given.data_dir or os.environ.get("GPDIFF_DATA")
     for name in given.targets if real else given.targets[:1]:
         cities, city = _cities(name)
-        for case, variation in VARIATIONS.items():
+        for case in chosen:
+            variation = VARIATIONS[case]
             with _switched(variation):
                 data = DataConfig(**variation.data)
                 sources = prepare_sources(cities, data, key=jax.random.fold_in(key, 0))

@@ -13,6 +13,7 @@ _LINES = (
     ("typing", "errors", "files", "folder_lock", "vectors"),
     ("training",),
     ("cities",),
+    ("ingest",),
     ("models",),
     ("data",),
     ("prompts",),
@@ -26,7 +27,7 @@ _LINES = (
     ("run",),
 )
 _ORDER = {name: number for number, line in enumerate(_LINES) for name in line}
-_WITHOUT_JAX = ("cities", "files", "errors", "folder_lock")
+_WITHOUT_JAX = ("cities", "ingest", "files", "errors", "folder_lock")
 
 
 def _imported(path: pathlib.Path) -> set[str]:

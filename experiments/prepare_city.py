@@ -1,0 +1,98 @@
+"""In: a table of readings, long or wide, and what links the regions: edges, sites or a matrix.
+Out: a city file, which every other experiment reads, and on standard output what was seen in the tables.
+
+    python -m experiments.prepare_city --readings counts.csv --sites sites.csv --kind crowd --out_file my_city.npz
+
+A long table has the columns unique_id, ds and y; a wide one a column of times and one for every region.
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments import command_line
+
+_READINGS = flags.DEFINE_string("readings", None, "Table of readings, CSV or Parquet.", required=True)
+_OUT_FILE = flags.DEFINE_string("out_file", None, "City file to write, NAME.npz.", required=True)
+_KIND = flags.DEFINE_enum("kind", None, ["crowd", "flow", "speed"], "What the city measures.", required=True)
+_EDGES = flags.DEFINE_string("edges", None, "Table with from, to and weight or, with --distances, distance.")
+_SITES = flags.DEFINE_string("sites", None, "Table with unique_id, latitude, longitude; links the nearest regions.")
+_MATRIX = flags.DEFINE_string("matrix", None, "Matrix of weights between all regions, in their order: .npy or .csv.")
+_DISTANCES = flags.DEFINE_bool("distances", False, "Edges or matrix hold distances, which become a Gaussian kernel.")
+_NEIGHBOURS = flags.DEFINE_integer("neighbours", 5, "Nearest sites that a region is linked with.", lower_bound=1)
+_QUANTITY = flags.DEFINE_string("quantity", None, "What is read; default visitors, vehicles or speed_kmh, by --kind.")
+_INTERVAL = flags.DEFINE_integer(
+    "interval_minutes", None, "Interval of the city; default that of the table.", lower_bound=1, upper_bound=1440
+)
+_COLUMNS = flags.DEFINE_list(
+    "columns", ["unique_id", "ds", "y"], "Columns of region, time and reading in a long table."
+)
+_TIME_ZONE = flags.DEFINE_string(
+    "time_zone", None, "Time zone of the city, e.g. Europe/Berlin: clock changes are seen."
+)
+_TIME_FORMAT = flags.DEFINE_string("time_format", None, "How times are written, e.g. %d/%m/%Y %H:%M; default ISO 8601.")
+_DUPLICATES = flags.DEFINE_enum(
+    "duplicates", "refuse", ["refuse", "sum", "mean", "last"], "What to do with several readings of a region and time."
+)
+_ZERO_IS_MISSING = flags.DEFINE_bool("zero_is_missing", False, "A reading of 0 is none; of speeds that always holds.")
+_MISSING_ABOVE = flags.DEFINE_float("missing_above", None, "Readings above this value are missing, e.g. fill values.")
+
+_QUANTITIES = {"crowd": "visitors", "flow": "vehicles", "speed": "speed_kmh"}
+
+
+def main(argv: list[str]) -> None:
+    """Makes the city and writes it."""
+    del argv
+    # Not before: `--help` need not wait for the library.
+    from gpdiff_jax import ingest
+    from gpdiff_jax.cities import save_city
+    from gpdiff_jax.errors import InputError
+
+    out = pathlib.Path(_OUT_FILE.value).expanduser()
+    if out.suffix != ".npz":
+        raise InputError(f"--out_file (={out}) is no city file; name it {out.stem}.npz")
+    if len(_COLUMNS.value) != 3:
+        raise InputError(
+            f"--columns (={','.join(_COLUMNS.value)}) must name three columns: of region, time and reading"
+        )
+    given = [name for name, flag in (("edges", _EDGES), ("sites", _SITES), ("matrix", _MATRIX)) if flag.value]
+    if not given or ("edges" in given and "matrix" in given):
+        said = " and ".join(f"--{name}" for name in given) or "nothing"
+        raise InputError(
+            f"{said} says what links the regions; give --edges, --matrix or, for the nearest ones, --sites"
+        )
+    region, time, reading = _COLUMNS.value
+    read = {"columns": (region, time, reading), "time_zone": _TIME_ZONE.value, "time_format": _TIME_FORMAT.value}
+    found = ingest.grid(
+        ingest.read_rows(_READINGS.value, **read),
+        counts=_KIND.value != "speed",
+        interval_minutes=_INTERVAL.value,
+        duplicates=_DUPLICATES.value,
+        time_zone=_TIME_ZONE.value,
+    )
+    sites = ingest.read_sites(pathlib.Path(_SITES.value), found.ids) if _SITES.value else None
+    if _EDGES.value:
+        adjacency = ingest.read_edges(pathlib.Path(_EDGES.value), found.ids, distances=_DISTANCES.value)
+    elif _MATRIX.value:
+        adjacency = ingest.read_matrix(pathlib.Path(_MATRIX.value), found.ids, distances=_DISTANCES.value)
+    else:
+        assert sites is not None
+        adjacency = ingest.nearest_sites(sites, _NEIGHBOURS.value)
+    city, facts = ingest.table_city(
+        found,
+        adjacency,
+        name=out.stem,
+        kind=_KIND.value,
+        quantity=_QUANTITY.value or _QUANTITIES[_KIND.value],
+        interval_minutes=_INTERVAL.value,
+        zero_is_missing=_ZERO_IS_MISSING.value,
+        missing_above=_MISSING_ABOVE.value,
+        sites=sites,
+    )
+    save_city(out, city)
+    print("\n".join(ingest.fact_lines(facts)))
+    print(f"{out}: {city.num_steps} steps of {city.interval_minutes} min, {city.num_nodes} regions, {city.unit}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,155 @@
+"""In: the times of a table. Out: local wall time, and which hours a clock change repeats or skips."""
+
+import re
+import zoneinfo
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool
+
+from gpdiff_jax.errors import InputError
+
+_OFFSET = re.compile(r":\d{2}(?::\d{2}(?:\.\d+)?)?\s*(?:Z|[+-]\d{2}:?\d{2})$")
+_WRITTEN_OFFSET = re.compile(r"\s*(?:Z|[+-]\d{2}:?\d{2})$")
+
+
+class LocalTimes(NamedTuple):
+    """When the rows of a table were read, on the clocks of the city."""
+
+    wall: np.ndarray  # datetime64[s] [X]
+    repeated: Bool[np.ndarray, " X"]  # within an hour that a clock change repeats
+    second: Bool[np.ndarray, " X"]  # known to be the second time of that hour; never True where the table cannot tell
+
+
+def local_times(column: pd.Series, *, time_zone: str | None = None, time_format: str | None = None) -> LocalTimes:
+    """Brings the times of a table to local wall time.
+
+    Times without an offset from UTC are taken as local. Those with one are converted to `time_zone`; without that, the
+    time that is written is the local one, as in 2024-03-31T01:00+01:00, unless all of them are in UTC.
+
+    Args:
+      column: text, or datetimes with or without a time zone.
+      time_zone: of the city, as "Europe/Berlin". Where it is given, clock changes are known.
+      time_format: how text is written, as `datetime.strptime` has it; None for ISO 8601.
+
+    Returns:
+      Wall times in whole seconds.
+
+    Raises:
+      InputError: a time that cannot be read, times with and without offsets, an unknown time zone, or times in UTC
+        without a time zone.
+    """
+    zone = check_time_zone(time_zone)
+    if isinstance(column.dtype, pd.DatetimeTZDtype):
+        _refuse_missing(column, column.isna())
+        instants, written = pd.DatetimeIndex(column).tz_convert("UTC"), pd.DatetimeIndex(column).tz_localize(None)
+    elif pd.api.types.is_datetime64_any_dtype(column.dtype):
+        _refuse_missing(column, column.isna())
+        return _without_offsets(pd.DatetimeIndex(column), zone)
+    elif pd.api.types.is_numeric_dtype(column.dtype):
+        raise InputError(
+            f"the time (={column.iloc[0]}) in column {column.name!r} is a number; write ISO times, e.g. "
+            "2024-01-31T14:00, or say by --time_format how they are written"
+        )
+    else:
+        text = column.astype("string").str.strip()
+        _refuse_missing(column, text.isna())
+        aware = text.str.contains(_OFFSET).to_numpy(bool)
+        if aware.any() and not aware.all():
+            row = int(np.argmin(aware))
+            raise InputError(
+                f"the time {text.iloc[row]!r} (row {row + 1}) in column {column.name!r} has no offset from UTC "
+                "and others have one; write all alike"
+            )
+        if not aware.all():
+            return _without_offsets(_read(text, time_format, utc=False), zone)
+        instants = _read(text, time_format, utc=True)
+        bare = None if time_format is None else re.sub(r"\s*%z$", "", time_format)
+        written = _read(text.str.replace(_WRITTEN_OFFSET, "", regex=True), bare, utc=False)
+    if zone is None:
+        return _as_written(instants, written)
+    wall = instants.tz_convert(zone).tz_localize(None)
+    repeated = _is_repeated(wall, zone)
+    first = wall.tz_localize(zone, ambiguous=np.ones(len(wall), bool), nonexistent="shift_forward").tz_convert("UTC")
+    return LocalTimes(_seconds(wall), repeated, repeated & np.asarray(first != instants))
+
+
+def skipped_steps(steps: np.ndarray, time_zone: str) -> Bool[np.ndarray, " T"]:
+    """Which moments the clocks of a time zone never show, for they are put forward over them.
+
+    Args:
+      steps: datetime64 [T], wall times.
+      time_zone: as "Europe/Berlin".
+
+    Returns:
+      bool [T].
+    """
+    index = pd.DatetimeIndex(steps)
+    return np.asarray(index.tz_localize(time_zone, ambiguous=np.ones(len(index), bool), nonexistent="NaT").isna())
+
+
+def check_time_zone(time_zone: str | None) -> str | None:
+    """Returns the name of a time zone; raises `InputError` where there is none of that name."""
+    if time_zone is not None:
+        try:
+            zoneinfo.ZoneInfo(time_zone)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+            raise InputError(
+                f"`time_zone` (={time_zone!r}) is unknown; name one of the IANA database, e.g. Europe/Berlin"
+            ) from None
+    return time_zone
+
+
+def _read(text: pd.Series, time_format: str | None, *, utc: bool) -> pd.DatetimeIndex:
+    read = pd.DatetimeIndex(pd.to_datetime(text, format=time_format or "ISO8601", utc=utc, errors="coerce"))
+    wrong = np.asarray(read.isna())
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        wanted = "as 2024-01-31T14:00" if time_format is None else f"as --time_format (={time_format!r}) says"
+        raise InputError(
+            f"the time {text.iloc[row]!r} (row {row + 1}) in column {text.name!r} cannot be read; write times "
+            f"{wanted}, or say by --time_format how they are written, e.g. %d/%m/%Y %H:%M"
+        )
+    return read
+
+
+def _refuse_missing(column: pd.Series, missing: pd.Series) -> None:
+    if missing.any():
+        row = int(np.argmax(missing.to_numpy(bool)))
+        raise InputError(f"row {row + 1} has no time in column {column.name!r}; give it one or leave the row out")
+
+
+def _without_offsets(wall: pd.DatetimeIndex, zone: str | None) -> LocalTimes:
+    repeated = np.zeros(len(wall), bool) if zone is None else _is_repeated(wall, zone)
+    return LocalTimes(_seconds(wall), repeated, np.zeros(len(wall), bool))
+
+
+def _as_written(instants: pd.DatetimeIndex, written: pd.DatetimeIndex) -> LocalTimes:
+    wall = _seconds(written)
+    offsets = (wall - _seconds(instants.tz_localize(None))).astype(np.int64)
+    if not offsets.any():
+        raise InputError(
+            "the times are in UTC, which says nothing of the city's clocks; give its --time_zone, e.g. Europe/Berlin"
+        )
+    repeated, second = np.zeros(len(wall), bool), np.zeros(len(wall), bool)
+    if len(np.unique(offsets)) > 1:
+        # A wall time that is written with two offsets comes twice, first with the larger one.
+        _, group = np.unique(wall, return_inverse=True)
+        largest, smallest = (
+            np.full(group.max() + 1, np.iinfo(np.int64).min),
+            np.full(group.max() + 1, np.iinfo(np.int64).max),
+        )
+        np.maximum.at(largest, group, offsets)
+        np.minimum.at(smallest, group, offsets)
+        repeated = (largest != smallest)[group]
+        second = repeated & (offsets == smallest[group])
+    return LocalTimes(wall, repeated, second)
+
+
+def _is_repeated(wall: pd.DatetimeIndex, zone: str) -> Bool[np.ndarray, " X"]:
+    return np.asarray(wall.tz_localize(zone, ambiguous="NaT", nonexistent="shift_forward").isna())
+
+
+def _seconds(index: pd.DatetimeIndex) -> np.ndarray:
+    return np.asarray(index.to_numpy(), "datetime64[s]")

@@ -1,0 +1,195 @@
+"""In: a table of edges, of sites, or a matrix. Out: the weights [N, N] between the regions of a city."""
+
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from gpdiff_jax.cities.distances import is_distance_matrix
+from gpdiff_jax.errors import InputError, check_at_least
+from gpdiff_jax.ingest.readings import column_of, numbers, read_table
+
+_EARTH_KM = 6371.0088  # mean radius, IUGG
+_WEAKEST = 0.1  # weights below it are no edge, as Li et al. (DCRNN, 2018) cut them
+NEIGHBOURS = 5
+
+
+class Sites(NamedTuple):
+    """Where the regions of a city lie."""
+
+    latitude: Float[np.ndarray, " N"]  # degrees
+    longitude: Float[np.ndarray, " N"]
+
+
+def read_edges(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool = False) -> Float[np.ndarray, "N N"]:
+    """Reads a table with the columns `from`, `to` and `weight` (or `cost` or `distance`).
+
+    Args:
+      path: CSV or Parquet.
+      ids: the regions; edges of others are left out.
+      distances: whether the third column is a distance, of which `gaussian_kernel` makes weights.
+
+    Returns:
+      The weights, row = from, column = to.
+
+    Raises:
+      InputError: columns that lack, a number that is none, an edge that is listed twice, or none between the regions.
+    """
+    table = read_table(path)
+    columns = ["from", "to"]
+    third = next((name for name in ("weight", "cost", "distance") if name in table.columns), None)
+    if third is None or not set(columns) <= set(table.columns):
+        raise InputError(
+            f"{path} has the columns {', '.join(table.columns[:8])}; edges need from, to and weight (or distance)"
+        )
+    number = {name: index for index, name in enumerate(ids)}
+    ends = [column_of(table, name).astype("string").str.strip().map(number) for name in columns]
+    weights = numbers(column_of(table, third))
+    kept = np.asarray(ends[0].notna() & ends[1].notna() & np.isfinite(weights) & (ends[0] != ends[1]), bool)
+    if not kept.any():
+        raise InputError(
+            f"{path} has no edge between two regions of the city, e.g. {ids[0]!r}; write ids as the readings have them"
+        )
+    rows, cols = (np.asarray(end[kept], np.int64) for end in ends)
+    pairs = rows * len(ids) + cols
+    unique, first = np.unique(pairs, return_index=True)
+    if len(unique) < len(pairs):
+        again = int(np.setdiff1d(np.arange(len(pairs)), first)[0])
+        raise InputError(f"{path} lists the edge from {ids[rows[again]]!r} to {ids[cols[again]]!r} twice; keep one")
+    matrix = np.full((len(ids), len(ids)), np.nan if distances else 0.0)
+    matrix[rows, cols] = weights[kept]
+    return gaussian_kernel(matrix) if distances else matrix.astype(np.float32)
+
+
+def read_matrix(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool = False) -> Float[np.ndarray, "N N"]:
+    """Reads a matrix between all regions, in their order: .npy, or a CSV of numbers without a header.
+
+    Args:
+      path: the file.
+      ids: the regions.
+      distances: whether it holds distances, of which `gaussian_kernel` makes weights.
+
+    Returns:
+      The weights, row = from, column = to, with a zero diagonal.
+
+    Raises:
+      InputError: another shape, cells that are no numbers, or what looks like distances and is not said to be.
+    """
+    if not path.is_file():
+        raise InputError(f"{str(path)!r} is no file; check the path")
+    try:
+        matrix = (
+            np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, delimiter=",", ndmin=2)
+        )
+        matrix = np.asarray(matrix, np.float64)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(
+            f"{path} is no matrix of numbers ({' '.join(str(error).split())[:120]}); write .npy, or CSV "
+            "without a header"
+        ) from None
+    if matrix.shape != (len(ids), len(ids)):
+        raise InputError(
+            f"{path} holds a matrix of shape {matrix.shape}; the {len(ids)} regions need [{len(ids)}, {len(ids)}]"
+        )
+    matrix = np.where(np.eye(len(ids), dtype=bool), 0.0, matrix)
+    if distances:
+        return gaussian_kernel(np.where(np.eye(len(ids), dtype=bool), np.nan, matrix))
+    if is_distance_matrix(matrix):
+        raise InputError(
+            f"{path} looks like distances (every pair has one, and none is longer than a detour); say so by --distances"
+        )
+    return matrix.astype(np.float32)
+
+
+def gaussian_kernel(distances: Float[np.ndarray, "N N"]) -> Float[np.ndarray, "N N"]:
+    """Weights exp(-(d / s)^2), s the standard deviation of all distances, and none where that is below 0.1.
+
+    Source: Li et al., "Diffusion Convolutional Recurrent Neural Network", ICLR 2018, section 4.
+
+    Args:
+      distances: NaN where there is none, as on the diagonal.
+
+    Returns:
+      float32 weights.
+
+    Raises:
+      InputError: a distance is negative.
+    """
+    known = distances[np.isfinite(distances)]
+    if (known < 0).any():
+        raise InputError(f"a distance (={known.min():g}) is negative; give distances of at least 0")
+    spread = known.std() or known.max(initial=0.0) or 1.0
+    weights = np.exp(-np.square(np.where(np.isfinite(distances), distances, np.inf) / spread))
+    return np.where(weights < _WEAKEST, 0.0, weights).astype(np.float32)
+
+
+def read_sites(path: pathlib.Path, ids: tuple[str, ...]) -> Sites:
+    """Reads a table with the columns `unique_id`, `latitude` and `longitude`.
+
+    Raises:
+      InputError: columns that lack, a region without a site or with two, or a place that is none on earth.
+    """
+    table, columns = read_table(path), ("unique_id", "latitude", "longitude")
+    if not set(columns) <= set(table.columns):
+        raise InputError(f"{path} has the columns {', '.join(table.columns[:8])}; sites need {', '.join(columns)}")
+    names = column_of(table, "unique_id").astype("string").str.strip()
+    if names.duplicated().any():
+        raise InputError(f"{path} has two sites of {names[names.duplicated()].iloc[0]!r}; keep one")
+    row_of = {name: row for row, name in enumerate(names)}
+    absent = [name for name in ids if name not in row_of]
+    if absent:
+        raise InputError(
+            f"{path} has no site of region {absent[0]!r} ({len(absent)} such); add it, or leave the region out"
+        )
+    rows = [row_of[name] for name in ids]
+    places = []
+    for name, limit in (("latitude", 90.0), ("longitude", 180.0)):
+        degrees = numbers(column_of(table, name))[rows]
+        wrong = ~(np.abs(degrees) <= limit)
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            raise InputError(
+                f"`{name}` (={degrees[at]}) of region {ids[at]!r} must be degrees in -{limit:g}..{limit:g}; correct it"
+            )
+        places.append(degrees)
+    return Sites(*places)
+
+
+def nearest_sites(sites: Sites, neighbours: int = NEIGHBOURS) -> Float[np.ndarray, "N N"]:
+    """Links every region with its nearest ones.
+
+    Weights are exp(-(d / s)^2) of the great-circle distance d, s the median distance of the farthest of a region's
+    neighbours; the same in both directions.
+
+    Args:
+      sites: of the regions.
+      neighbours: how many each is linked with; it may get more from others.
+
+    Returns:
+      float32 weights; none is 0 that stands for a link.
+
+    Raises:
+      InputError: `neighbours` is below 1.
+    """
+    check_at_least(1, {"neighbours": neighbours})
+    distance = great_circle_km(sites)
+    count = min(neighbours, len(distance) - 1)
+    if count < 1:
+        return np.zeros_like(distance, np.float32)
+    np.fill_diagonal(distance, np.inf)
+    nearest = np.argsort(distance, axis=1, kind="stable")[:, :count]
+    linked = np.zeros(distance.shape, bool)
+    np.put_along_axis(linked, nearest, True, axis=1)
+    linked |= linked.T
+    spread = float(np.median(np.take_along_axis(distance, nearest[:, -1:], axis=1))) or 1.0
+    weights = np.maximum(np.exp(-np.square(distance / spread)), 1e-6)
+    return np.where(linked, weights, 0.0).astype(np.float32)
+
+
+def great_circle_km(sites: Sites) -> Float[np.ndarray, "N N"]:
+    """Distances in km on a sphere, by the haversine formula."""
+    latitude, longitude = (np.radians(degrees)[:, None] for degrees in sites)
+    half = np.square(np.sin((latitude - latitude.T) / 2))
+    half = half + np.cos(latitude) * np.cos(latitude.T) * np.square(np.sin((longitude - longitude.T) / 2))
+    return 2 * _EARTH_KM * np.arcsin(np.sqrt(np.clip(half, 0.0, 1.0)))

@@ -1,0 +1,133 @@
+"""In: readings on a grid, and weights between their regions. Out: a checked city, and what was seen in its tables."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from gpdiff_jax.cities import City, check_city, resample
+from gpdiff_jax.cities.city import edges_of
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.ingest.graph import Sites
+from gpdiff_jax.ingest.readings import Grid
+
+
+class TableFacts(NamedTuple):
+    """What was seen in the tables of a city, to be read by who made them."""
+
+    regions: int
+    without_reading: tuple[str, ...]  # regions that were left out
+    first: np.datetime64  # local time of the first step
+    steps: int
+    interval_minutes: int  # of the tables
+    missing: float  # share of the steps of all regions
+    zeros: float  # share of the readings
+    duplicates: int
+    moved: int
+    repeated: int
+    skipped: int
+    edges: int
+    isolated: int  # regions without an edge
+
+
+def table_city(
+    grid: Grid,
+    adjacency: Float[np.ndarray, "N N"],
+    *,
+    name: str,
+    kind: str,
+    quantity: str,
+    interval_minutes: int | None = None,
+    zero_is_missing: bool = False,
+    missing_above: float | None = None,
+    sites: Sites | None = None,
+) -> tuple[City, TableFacts]:
+    """Makes a city of what its tables hold.
+
+    Args:
+      grid: the readings.
+      adjacency: weights between the regions, row = from, column = to.
+      name: of the city, letters, digits and _.:-.
+      kind: "speed", "flow" or "crowd".
+      quantity: what is read, as "entries" or "speed_kmh".
+      interval_minutes: to which the city is brought; None keeps that of the tables.
+      zero_is_missing: whether a reading of 0 is none, as it always is of a speed.
+      missing_above: above which value readings are missing.
+      sites: where the regions lie.
+
+    Returns:
+      The city, without regions that have no reading, and what was seen.
+
+    Raises:
+      InputError: no reading is left, or the city breaks a rule of `check_city`.
+    """
+    values = grid.values
+    zeros = np.nansum(values == 0) / max(np.isfinite(values).sum(), 1)
+    if zero_is_missing or kind == "speed":
+        values = np.where(values == 0, np.float32(np.nan), values)
+    if missing_above is not None:
+        values = np.where(values > missing_above, np.float32(np.nan), values)
+    kept = np.isfinite(values).any(axis=0)
+    if not kept.any():
+        raise InputError("no region has a reading; give tables with numbers, or a larger `missing_above`")
+    weights = adjacency[np.ix_(kept, kept)]
+    senders, receivers, strengths = edges_of(weights)
+    linked = np.union1d(senders, receivers)
+    ids = np.asarray(grid.ids, object)
+    facts = TableFacts(
+        regions=int(kept.sum()),
+        without_reading=tuple(ids[~kept]),
+        first=grid.start,
+        steps=len(values),
+        interval_minutes=grid.interval_minutes,
+        missing=float(np.isnan(values[:, kept]).mean()),
+        zeros=float(zeros),
+        duplicates=grid.duplicates,
+        moved=grid.moved,
+        repeated=grid.repeated,
+        skipped=grid.skipped,
+        edges=len(senders),
+        isolated=int(kept.sum()) - len(linked),
+    )
+    city = City(
+        name=name,
+        kind=kind,
+        values=np.ascontiguousarray(values[:, kept, None]),
+        senders=senders,
+        receivers=receivers,
+        weights=strengths,
+        interval_minutes=grid.interval_minutes,
+        start=grid.start,
+        feature_names=(quantity,),
+        node_ids=tuple(ids[kept]),
+        latitude=None if sites is None else np.ascontiguousarray(sites.latitude[kept], np.float64),
+        longitude=None if sites is None else np.ascontiguousarray(sites.longitude[kept], np.float64),
+        place=name,
+    )
+    city = check_city(city, judge_extremes=missing_above is None)
+    return (city if interval_minutes is None else resample(city, interval_minutes)), facts
+
+
+def fact_lines(facts: TableFacts) -> list[str]:
+    """The facts as lines of a small table, without those of which there is nothing to say."""
+    last = facts.first + np.timedelta64((facts.steps - 1) * facts.interval_minutes, "m")
+    rows = {
+        "regions": f"{facts.regions}",
+        "span": f"{facts.first} to {last}, {facts.steps} steps of {facts.interval_minutes} minutes",
+        "missing": f"{100 * facts.missing:.1f} % of the steps",
+        "zeros": f"{100 * facts.zeros:.1f} % of the readings",
+        "graph": f"{facts.edges} edges, {facts.isolated} regions without one",
+    }
+    if facts.without_reading:
+        few = ", ".join(facts.without_reading[:5]) + (", ..." if len(facts.without_reading) > 5 else "")
+        rows["left out"] = f"{len(facts.without_reading)} regions without a reading: {few}"
+    for name, count, what in (
+        ("duplicates", facts.duplicates, "rows of a region and time that had another"),
+        ("moved", facts.moved, "readings whose time was not on a step"),
+        ("repeated", facts.repeated, "steps that a clock change repeats; they hold the mean of both"),
+        ("skipped", facts.skipped, "steps that a clock change skips; they are missing"),
+    ):
+        if count:
+            rows[name] = f"{count} {what}"
+    width = max(map(len, rows))
+    return [f"{name:<{width}}  {text}" for name, text in rows.items()]

@@ -1,0 +1,162 @@
+"""In: tables of readings in files. Out: the readings at regular steps, by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.ingest.readings import grid, read_rows
+
+_LONG = """unique_id,ds,y
+north,2024-05-01T02:00,5
+south,2024-05-01T00:00,1
+north,2024-05-01T00:00,3
+south,2024-05-01T01:00,
+north,2024-05-01T03:00,6
+"""
+_WIDE = """ds,north,south
+2024-05-01T00:00,3,1
+2024-05-01T02:00,5,nan
+2024-05-01T03:00,6,
+"""
+_HOURS = np.array([[3, 1], [np.nan, np.nan], [5, np.nan], [6, np.nan]], np.float32)
+
+
+def _write(tmp_path, text, name="table.csv"):
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def _gridded(tmp_path, text, *, counts=True, zone=None, **options):
+    return grid(read_rows(_write(tmp_path, text), time_zone=zone), counts=counts, time_zone=zone, **options)
+
+
+@pytest.mark.parametrize("text", [_LONG, _WIDE])
+def test_rows_in_any_order_become_steps_and_absent_ones_are_missing(tmp_path, text):
+    made = _gridded(tmp_path, text)
+    assert made.ids == ("north", "south") and made.interval_minutes == 60
+    assert made.start == np.datetime64("2024-05-01T00:00", "m")
+    np.testing.assert_array_equal(made.values, _HOURS)
+    assert (made.duplicates, made.moved, made.repeated, made.skipped) == (0, 0, 0, 0)
+
+
+def test_parquet_and_other_column_names(tmp_path):
+    table = pd.read_csv(_write(tmp_path, _LONG)).rename(columns={"unique_id": "station", "ds": "t", "y": "count"})
+    path = tmp_path / "table.csv"
+    table.to_csv(path, index=False)
+    made = grid(read_rows(path, columns=("station", "t", "count")), counts=True)
+    np.testing.assert_array_equal(made.values, _HOURS)
+    frame = pd.read_csv(_write(tmp_path, _WIDE))
+    frame["ds"] = pd.to_datetime(frame["ds"])
+    pytest.importorskip("pyarrow")
+    frame.to_parquet(tmp_path / "table.parquet")
+    np.testing.assert_array_equal(grid(read_rows(tmp_path / "table.parquet"), counts=True).values, _HOURS)
+
+
+def test_days_that_lack_are_missing_readings(tmp_path):
+    text = "unique_id,ds,y\n" + "".join(
+        f"a,2024-05-0{day}T{hour:02}:00,{hour}\n" for day in (1, 4) for hour in range(24)
+    )
+    made = _gridded(tmp_path, text)
+    assert made.values.shape == (96, 1) and np.isnan(made.values[24:72]).all()
+    np.testing.assert_array_equal(made.values[72:, 0], np.arange(24))
+
+
+def test_times_that_are_late_move_to_their_step(tmp_path):
+    times = ["00:00:04", "00:59:58", "02:00:01", "03:00:00", "04:03:00"]
+    text = "unique_id,ds,y\n" + "".join(f"a,2024-05-01T{time},{k}\n" for k, time in enumerate(times))
+    made = _gridded(tmp_path, text)
+    np.testing.assert_array_equal(made.values[:, 0], [0, 1, 2, 3, 4])
+    assert made.moved == 4
+    # As do those that all lie beside it.
+    beside = _gridded(tmp_path, "unique_id,ds,y\na,2024-05-01T00:20,1\na,2024-05-01T01:20,2\na,2024-05-01T03:20,3\n")
+    assert beside.start == np.datetime64("2024-05-01T00:00", "m") and beside.moved == 3
+    np.testing.assert_array_equal(beside.values[:, 0], [1, 2, np.nan, 3])
+
+
+@pytest.mark.parametrize(("counts", "want"), [(True, [6, 4]), (False, [2, 4])])
+def test_times_anywhere_are_binned(tmp_path, counts, want):
+    times = ["00:01", "00:13", "00:50", "01:25"]
+    text = "unique_id,ds,y\n" + "".join(f"a,2024-05-01T{time},{k + 1}\n" for k, time in enumerate(times))
+    made = _gridded(tmp_path, text, counts=counts, interval_minutes=60)
+    np.testing.assert_array_equal(made.values[:, 0], want)
+
+
+def test_an_interval_of_the_table_that_divides_the_wanted_one_is_kept(tmp_path):
+    text = "unique_id,ds,y\n" + "".join(f"a,2024-05-01T{k // 4:02}:{15 * (k % 4):02},{k}\n" for k in range(8))
+    made = _gridded(tmp_path, text, interval_minutes=60)
+    assert made.interval_minutes == 15
+    np.testing.assert_array_equal(made.values[:, 0], np.arange(8))
+
+
+@pytest.mark.parametrize("aware", [True, False])
+@pytest.mark.parametrize("counts", [True, False])
+def test_the_hour_that_a_clock_change_repeats_is_halved_or_averaged(tmp_path, aware, counts):
+    local = [("01:00", "+02:00"), ("02:00", "+02:00"), ("02:00", "+01:00"), ("03:00", "+01:00")]
+    rows = [f"a,2024-10-27T{time}{offset if aware else ''},{2 * k}\n" for k, (time, offset) in enumerate(local)]
+    made = _gridded(tmp_path, "unique_id,ds,y\n" + "".join(rows), counts=counts, zone="Europe/Berlin")
+    np.testing.assert_array_equal(made.values[:, 0], [0, 3, 6])  # two hours' sum of 2 and 4, halved, is their mean
+    assert made.repeated == 1 and made.duplicates == 0
+
+
+def test_quarters_of_a_repeated_hour_are_told_apart_by_their_order(tmp_path):
+    walls = [f"02:{15 * k:02}" for k in range(4)]
+    rows = [f"a,2024-10-27T{wall},{k}\n" for k, wall in enumerate(["01:45", *walls, *walls, "03:00"])]
+    made = _gridded(tmp_path, "unique_id,ds,y\n" + "".join(rows), zone="Europe/Berlin")
+    np.testing.assert_array_equal(made.values[:, 0], [0, 3, 4, 5, 6, 9])
+    assert made.repeated == 4
+
+
+def test_the_hour_that_a_clock_change_skips_is_missing_and_counted(tmp_path):
+    rows = [f"a,2024-03-31T0{hour}:00,{hour}\n" for hour in (0, 1, 3, 4)]
+    made = _gridded(tmp_path, "unique_id,ds,y\n" + "".join(rows), zone="Europe/Berlin")
+    np.testing.assert_array_equal(made.values[:, 0], [0, 1, np.nan, 3, 4])
+    assert made.skipped == 1
+
+
+@pytest.mark.parametrize(("how", "want"), [("sum", 7), ("mean", 3.5), ("last", 3)])
+def test_duplicates_are_refused_or_combined(tmp_path, how, want):
+    text = "unique_id,ds,y\na,2024-05-01T00:00,4\na,2024-05-01T01:00,1\na,2024-05-01T00:00,3\na,2024-05-01T00:00,\n"
+    made = _gridded(tmp_path, text, duplicates=how)
+    np.testing.assert_array_equal(made.values[:, 0], [want, 1])
+    assert made.duplicates == 2
+    with pytest.raises(
+        InputError, match=r"region 'a' has several readings at 2024-05-01T00:00:00 and 1 more rows.*--dup"
+    ):
+        _gridded(tmp_path, text)
+    with pytest.raises(InputError, match=r"`duplicates` must be one of refuse, sum, mean, last, got 'first'"):
+        _gridded(tmp_path, text, duplicates="first")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("unique_id,ds,y\na,2024-05-01T00:00,many\n", r"reading 'many' \(row 1, column 'y'\) is no number"),
+        ("unique_id,ds,y\na,2024-05-01T00:00,inf\n", r"reading 'inf' \(row 1, column 'y'\) is no number"),
+        ("unique_id,ds,y\n,2024-05-01T00:00,1\n", "row 1 names no region in column 'unique_id'"),
+        ("station,hour,y\na,2024-05-01T00:00,1\n", r"columns station, hour, y, none of them a time"),
+        ("ds\n2024-05-01T00:00\n", r"the table has the columns ds; a long one needs unique_id, ds, y"),
+        ("unique_id,ds,y\n", "holds no row"),
+        ("unique_id,ds,y\na,2024-05-01T00:00,\na,2024-05-01T01:00,\n", "not one reading"),
+        ("unique_id,ds,y\na,2024-05-01T00:00,1\n", "no interval can be seen"),
+        (
+            "unique_id,ds,y\na,2024-05-01T00:00,1\na,2024-05-01T00:07,1\n",
+            "7 minutes apart, which does not divide a day",
+        ),
+        (
+            "unique_id,ds,y\na,1024-05-01T00:00,1\na,2024-05-01T00:01,1\na,2024-05-01T00:02,1\n",
+            "correct those that are wrong",
+        ),
+    ],
+)
+def test_tables_that_are_wrong_are_named(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        _gridded(tmp_path, text)
+
+
+def test_a_file_that_is_none_or_damaged_is_named(tmp_path):
+    with pytest.raises(InputError, match="is no file; check the path"):
+        read_rows(tmp_path / "none.csv")
+    with pytest.raises(InputError, match="cannot be read as csv"):
+        read_rows(_write(tmp_path, 'unique_id,ds,y\n"a,2024\n'))

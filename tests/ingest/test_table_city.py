@@ -1,0 +1,103 @@
+"""In: a simulated city written as tables. Out: the same city, from the shell and from Python; and what was seen."""
+
+import dataclasses
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import gpdiff_jax as gpd
+from gpdiff_jax import ingest
+from gpdiff_jax.errors import InputError
+
+
+@pytest.fixture(scope="module", name="city")
+def _city() -> gpd.City:
+    return gpd.simulate_cities(gpd.SimulationConfig(cities=1, regions=6, days=5, interval_minutes=30), seed=3)[0]
+
+
+@pytest.fixture(name="tables")
+def _tables(city, tmp_path):
+    times = city.start + np.arange(city.num_steps) * np.timedelta64(30, "m")
+    long = pd.DataFrame(
+        {
+            "unique_id": np.tile(city.node_ids, city.num_steps),
+            "ds": np.repeat(times.astype(str), city.num_nodes),
+            "y": city.values.reshape(-1),
+        }
+    )
+    long.dropna().sample(frac=1.0, random_state=0).to_csv(tmp_path / "long.csv", index=False)
+    wide = pd.DataFrame(city.values[:, :, 0], columns=list(city.node_ids))
+    wide.insert(0, "ds", times.astype(str))
+    wide.to_csv(tmp_path / "wide.csv", index=False)
+    edges = {
+        "from": [city.node_ids[node] for node in city.senders],
+        "to": [city.node_ids[node] for node in city.receivers],
+        "weight": city.weights,
+    }
+    pd.DataFrame(edges).to_csv(tmp_path / "edges.csv", index=False)
+    sites = {"unique_id": city.node_ids, "latitude": city.latitude, "longitude": city.longitude}
+    pd.DataFrame(sites).to_csv(tmp_path / "sites.csv", index=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize("table", ["long.csv", "wide.csv"])
+def test_a_city_comes_back_from_its_tables(city, tables, table):
+    rows = ingest.read_rows(tables / table)
+    found = ingest.grid(rows, counts=True)
+    adjacency = ingest.read_edges(tables / "edges.csv", found.ids)
+    sites = ingest.read_sites(tables / "sites.csv", found.ids)
+    made, facts = ingest.table_city(found, adjacency, name=city.name, kind="crowd", quantity="visitors", sites=sites)
+    order = [made.node_ids.index(name) for name in city.node_ids]
+    np.testing.assert_array_equal(made.values[:, order], city.values)
+    np.testing.assert_allclose(made.adjacency()[np.ix_(order, order)], city.adjacency(), rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(made.latitude)[order], city.latitude, rtol=1e-9)
+    assert made.start == city.start and made.interval_minutes == 30 and made.unit == city.unit
+    assert facts.missing == np.isnan(city.values).mean() and facts.edges == len(city.senders) and facts.isolated == 0
+    hourly, _ = ingest.table_city(
+        found, adjacency, name=city.name, kind="crowd", quantity="visitors", interval_minutes=60
+    )
+    np.testing.assert_array_equal(hourly.values[:, order], gpd.resample(city, 60).values)
+
+
+def test_zeros_fill_values_and_silent_regions(city):
+    values = np.array(city.values[:, :, 0])
+    values[0, 0], values[:, 5] = 2147483647.0, 0.0
+    found = ingest.Grid(values, city.node_ids, np.datetime64(city.start), 30, 0, 0, 0, 0)
+    facts_of: dict[str, Any] = {"name": "x", "kind": "crowd", "quantity": "visitors"}
+    with pytest.raises(InputError, match=r"'visitors' of region 'r0' at step 0 .*far beyond.*--missing_above"):
+        ingest.table_city(found, city.adjacency(), **facts_of)
+    made, facts = ingest.table_city(found, city.adjacency(), missing_above=1e6, zero_is_missing=True, **facts_of)
+    assert np.isnan(made.values[0, 0, 0]) and not (made.values == 0).any()
+    assert made.node_ids == city.node_ids[:5] and facts.without_reading == ("r5",) and facts.regions == 5
+    assert 0.16 < facts.zeros < 0.5
+    lines = ingest.fact_lines(facts)
+    assert any(line.startswith("left out") and line.endswith("1 regions without a reading: r5") for line in lines)
+    speeds = dataclasses.replace(gpd.simulate_cities(gpd.SimulationConfig(kind="speed", days=2), seed=0)[0])
+    slow = np.array(speeds.values[:, :, 0])
+    slow[3, 2] = 0.0
+    read = ingest.Grid(slow, speeds.node_ids, np.datetime64(speeds.start), 60, 0, 0, 0, 0)
+    kept, _ = ingest.table_city(read, speeds.adjacency(), name="y", kind="speed", quantity="speed_kmh")
+    assert np.isnan(kept.values[3, 2, 0])
+
+
+def _prepare(tables, *words):
+    command = [sys.executable, "-m", "experiments.prepare_city", *words]
+    return subprocess.run(command, cwd=tables, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_command_writes_a_city_or_says_in_one_line_why_not(city, tables):
+    given = ("--readings=long.csv", "--kind=crowd", "--out_file=town.npz")
+    made = _prepare(tables, *given, "--sites=sites.csv", "--interval_minutes=60", "--neighbours=2")
+    assert made.returncode == 0, made.stderr
+    town = gpd.load_city(tables / "town.npz")
+    assert town.num_nodes == 6 and town.interval_minutes == 60 and town.latitude is not None
+    assert "6 regions" in made.stdout and "steps of 30 minutes" in made.stdout
+    (tables / "town.npz").unlink()
+    wrong = _prepare(tables, *given)
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
+    assert "nothing says what links the regions; give --edges, --matrix" in wrong.stderr
+    assert not (tables / "town.npz").exists()

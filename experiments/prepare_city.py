@@ -3,23 +3,33 @@ Out: a city file, which every other experiment reads, and on standard output wha
 
     python -m experiments.prepare_city --readings counts.csv --sites sites.csv --kind crowd --out_file my_city.npz
 
-A long table has the columns unique_id, ds and y; a wide one a column of times and one for every region.
+A long table has the columns unique_id, ds and y; a wide one a column of times and one for every region. Files of public
+data sets are read too: HDF5 frames and adjacency pickles of DCRNN, .npy and .npz arrays, CSV files of numbers without
+times (--start), SciPy's sparse matrices, and LibCity's .dyna, .rel and .geo files.
 """
 
 import pathlib
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from experiments import command_line
 
-_READINGS = flags.DEFINE_string("readings", None, "Table of readings, CSV or Parquet.", required=True)
+if TYPE_CHECKING:
+    from gpdiff_jax.ingest import Grid
+
+_READINGS = flags.DEFINE_string("readings", None, "Readings: a CSV or Parquet table, or an array file.", required=True)
 _OUT_FILE = flags.DEFINE_string("out_file", None, "City file to write, NAME.npz.", required=True)
 _KIND = flags.DEFINE_enum("kind", None, ["crowd", "flow", "speed"], "What the city measures.", required=True)
 _EDGES = flags.DEFINE_string("edges", None, "Table with from, to and weight or, with --distances, distance.")
 _SITES = flags.DEFINE_string("sites", None, "Table with unique_id, latitude, longitude; links the nearest regions.")
-_MATRIX = flags.DEFINE_string("matrix", None, "Matrix of weights between all regions, in their order: .npy or .csv.")
+_MATRIX = flags.DEFINE_string("matrix", None, "Matrix of weights between all regions: .npy, .npz, .pkl or .csv.")
 _DISTANCES = flags.DEFINE_bool("distances", False, "Edges or matrix hold distances, which become a Gaussian kernel.")
 _NEIGHBOURS = flags.DEFINE_integer("neighbours", 5, "Nearest sites that a region is linked with.", lower_bound=1)
+_START = flags.DEFINE_string(
+    "start", None, "Local time of the first step of a file without times, e.g. 2018-01-01T00:00, or unknown."
+)
+_CHANNEL = flags.DEFINE_integer("channel", 0, "Which quantity of an array [T, N, C].", lower_bound=0)
 _QUANTITY = flags.DEFINE_string("quantity", None, "What is read; default visitors, vehicles or speed_kmh, by --kind.")
 _INTERVAL = flags.DEFINE_integer(
     "interval_minutes", None, "Interval of the city; default that of the table.", lower_bound=1, upper_bound=1440
@@ -38,6 +48,28 @@ _ZERO_IS_MISSING = flags.DEFINE_bool("zero_is_missing", False, "A reading of 0 i
 _MISSING_ABOVE = flags.DEFINE_float("missing_above", None, "Readings above this value are missing, e.g. fill values.")
 
 _QUANTITIES = {"crowd": "visitors", "flow": "vehicles", "speed": "speed_kmh"}
+
+
+def _readings() -> "Grid":
+    """The readings at regular steps, from a table or an array."""
+    from gpdiff_jax import ingest
+
+    path, counts = pathlib.Path(_READINGS.value), _KIND.value != "speed"
+    if path.suffix in ingest.ARRAY_FILES or _START.value is not None:
+        start = None if _START.value == "unknown" else _START.value
+        series = ingest.read_series(path, channel=_CHANNEL.value)
+        return ingest.series_grid(series, counts=counts, interval_minutes=_INTERVAL.value, start=start)
+    region, time, reading = _COLUMNS.value
+    rows = ingest.read_rows(
+        path, columns=(region, time, reading), time_zone=_TIME_ZONE.value, time_format=_TIME_FORMAT.value
+    )
+    return ingest.grid(
+        rows,
+        counts=counts,
+        interval_minutes=_INTERVAL.value,
+        duplicates=_DUPLICATES.value,
+        time_zone=_TIME_ZONE.value,
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -61,15 +93,7 @@ def main(argv: list[str]) -> None:
         raise InputError(
             f"{said} says what links the regions; give --edges, --matrix or, for the nearest ones, --sites"
         )
-    region, time, reading = _COLUMNS.value
-    read = {"columns": (region, time, reading), "time_zone": _TIME_ZONE.value, "time_format": _TIME_FORMAT.value}
-    found = ingest.grid(
-        ingest.read_rows(_READINGS.value, **read),
-        counts=_KIND.value != "speed",
-        interval_minutes=_INTERVAL.value,
-        duplicates=_DUPLICATES.value,
-        time_zone=_TIME_ZONE.value,
-    )
+    found = _readings()
     sites = ingest.read_sites(pathlib.Path(_SITES.value), found.ids) if _SITES.value else None
     if _EDGES.value:
         adjacency = ingest.read_edges(pathlib.Path(_EDGES.value), found.ids, distances=_DISTANCES.value)

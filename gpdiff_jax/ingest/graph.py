@@ -1,17 +1,21 @@
 """In: a table of edges, of sites, or a matrix. Out: the weights [N, N] between the regions of a city."""
 
+import json
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from gpdiff_jax.cities.distances import is_distance_matrix
 from gpdiff_jax.errors import InputError, check_at_least
+from gpdiff_jax.ingest.arrays import read_matrix_file
 from gpdiff_jax.ingest.readings import column_of, numbers, read_table
 
 _EARTH_KM = 6371.0088  # mean radius, IUGG
 _WEAKEST = 0.1  # weights below it are no edge, as Li et al. (DCRNN, 2018) cut them
+_WEIGHTS = ("weight", "link_weight", "cost", "distance")
 NEIGHBOURS = 5
 
 
@@ -23,7 +27,7 @@ class Sites(NamedTuple):
 
 
 def read_edges(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool = False) -> Float[np.ndarray, "N N"]:
-    """Reads a table with the columns `from`, `to` and `weight` (or `cost` or `distance`).
+    """Reads a table with the columns `from`, `to` and `weight` (or `cost` or `distance`), or a LibCity `.rel` file.
 
     Args:
       path: CSV or Parquet.
@@ -36,13 +40,17 @@ def read_edges(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool = Fa
     Raises:
       InputError: columns that lack, a number that is none, an edge that is listed twice, or none between the regions.
     """
-    table = read_table(path)
+    table = read_table(path).rename(columns={"origin_id": "from", "destination_id": "to"})
     columns = ["from", "to"]
-    third = next((name for name in ("weight", "cost", "distance") if name in table.columns), None)
+    third = next((name for name in _WEIGHTS if name in table.columns), None)
+    if third is None and path.suffix == ".rel":
+        third, table["weight"] = "weight", 1.0
     if third is None or not set(columns) <= set(table.columns):
         raise InputError(
             f"{path} has the columns {', '.join(table.columns[:8])}; edges need from, to and weight (or distance)"
         )
+    if third == "distance" and not distances:
+        raise InputError(f"{path} has a column 'distance'; say by --distances that it is one, or name it weight")
     number = {name: index for index, name in enumerate(ids)}
     ends = [column_of(table, name).astype("string").str.strip().map(number) for name in columns]
     weights = numbers(column_of(table, third))
@@ -63,7 +71,7 @@ def read_edges(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool = Fa
 
 
 def read_matrix(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool = False) -> Float[np.ndarray, "N N"]:
-    """Reads a matrix between all regions, in their order: .npy, or a CSV of numbers without a header.
+    """Reads a matrix between all regions, in their order or with their ids, see `read_matrix_file`.
 
     Args:
       path: the file.
@@ -74,20 +82,17 @@ def read_matrix(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool = F
       The weights, row = from, column = to, with a zero diagonal.
 
     Raises:
-      InputError: another shape, cells that are no numbers, or what looks like distances and is not said to be.
+      InputError: another shape, other regions, or what looks like distances and is not said to be.
     """
-    if not path.is_file():
-        raise InputError(f"{str(path)!r} is no file; check the path")
-    try:
-        matrix = (
-            np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, delimiter=",", ndmin=2)
-        )
-        matrix = np.asarray(matrix, np.float64)
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(
-            f"{path} is no matrix of numbers ({' '.join(str(error).split())[:120]}); write .npy, or CSV "
-            "without a header"
-        ) from None
+    matrix, names = read_matrix_file(path)
+    if names is not None:
+        row_of = {name: row for row, name in enumerate(names)}
+        absent = [name for name in ids if name not in row_of]
+        if absent or len(names) != len(matrix):
+            what = f"has no row of region {absent[0]!r} ({len(absent)} such)" if absent else "has not one id for a row"
+            raise InputError(f"{path} {what}; take the matrix that belongs to the readings")
+        order = [row_of[name] for name in ids]
+        matrix = matrix[np.ix_(order, order)]
     if matrix.shape != (len(ids), len(ids)):
         raise InputError(
             f"{path} holds a matrix of shape {matrix.shape}; the {len(ids)} regions need [{len(ids)}, {len(ids)}]"
@@ -125,12 +130,23 @@ def gaussian_kernel(distances: Float[np.ndarray, "N N"]) -> Float[np.ndarray, "N
 
 
 def read_sites(path: pathlib.Path, ids: tuple[str, ...]) -> Sites:
-    """Reads a table with the columns `unique_id`, `latitude` and `longitude`.
+    """Reads a table with the columns `unique_id`, `latitude` and `longitude`, or a LibCity `.geo` file.
+
+    The site of a line or an area is the mean of its points.
+
+    Args:
+      path: CSV or Parquet.
+      ids: the regions; sites of others are left out.
+
+    Returns:
+      The sites, in the order of the regions.
 
     Raises:
       InputError: columns that lack, a region without a site or with two, or a place that is none on earth.
     """
     table, columns = read_table(path), ("unique_id", "latitude", "longitude")
+    if path.suffix == ".geo":
+        table = _places(table, path)
     if not set(columns) <= set(table.columns):
         raise InputError(f"{path} has the columns {', '.join(table.columns[:8])}; sites need {', '.join(columns)}")
     names = column_of(table, "unique_id").astype("string").str.strip()
@@ -154,6 +170,24 @@ def read_sites(path: pathlib.Path, ids: tuple[str, ...]) -> Sites:
             )
         places.append(degrees)
     return Sites(*places)
+
+
+def _places(table: pd.DataFrame, path: pathlib.Path) -> pd.DataFrame:
+    """The sites of a LibCity file, which writes coordinates as JSON, longitude first."""
+    if not {"geo_id", "coordinates"} <= set(table.columns):
+        raise InputError(
+            f"{path} has the columns {', '.join(table.columns[:8])}; a .geo file has geo_id and coordinates"
+        )
+    points = []
+    for row, text in enumerate(table["coordinates"]):
+        try:
+            points.append(np.asarray(json.loads(text), np.float64).reshape(-1, 2).mean(axis=0))
+        except (ValueError, TypeError):
+            raise InputError(
+                f"{path} has the coordinates {str(text)[:60]!r} (row {row + 1}); write [longitude, latitude]"
+            ) from None
+    longitude, latitude = np.stack(points, axis=1)
+    return pd.DataFrame({"unique_id": table["geo_id"], "latitude": latitude, "longitude": longitude})
 
 
 def nearest_sites(sites: Sites, neighbours: int = NEIGHBOURS) -> Float[np.ndarray, "N N"]:

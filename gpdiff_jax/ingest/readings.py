@@ -34,7 +34,7 @@ class Grid(NamedTuple):
 
     values: Float[np.ndarray, "T N"]  # NaN where missing
     ids: tuple[str, ...]
-    start: np.datetime64  # datetime64[m], local time of step 0
+    start: np.datetime64 | None  # datetime64[m], local time of step 0; None where the file has no times
     interval_minutes: int
     duplicates: int  # rows that had the region and time of another
     moved: int  # readings whose time was not on the grid
@@ -52,10 +52,11 @@ def read_rows(
     """Reads a table of readings, CSV or Parquet.
 
     A table with the three columns is long: a row for every region and time. Any other is wide: a column of times, the
-    first or the one with the second of the three names, and a column for every region.
+    first or the one with the second of the three names, and a column for every region. LibCity's `.dyna` files are
+    long; they write local times as if they were in UTC, and are read so where no time zone is given.
 
     Args:
-      path: a .csv (also compressed, .csv.gz) or .parquet file.
+      path: a .csv (also compressed, .csv.gz), .parquet or .dyna file.
       columns: names of the region's, the time's and the reading's column of a long table.
       time_zone: see `local_times`.
       time_format: see `local_times`.
@@ -66,7 +67,12 @@ def read_rows(
     Raises:
       InputError: a file that cannot be read, a table of neither form, a reading that is no number, a time that is none.
     """
-    table = read_table(pathlib.Path(path).expanduser())
+    path = pathlib.Path(path).expanduser()
+    table = read_table(path)
+    if path.suffix == ".dyna":
+        columns = _dyna_columns(table, columns)
+        if time_zone is None:
+            table[columns[1]] = column_of(table, columns[1]).astype("string").str.strip().str.removesuffix("Z")
     if set(columns) <= set(table.columns):
         return _long(table, columns, time_zone, time_format)
     found = ", ".join(map(str, table.columns[:8])) + (", ..." if len(table.columns) > 8 else "")
@@ -106,6 +112,17 @@ def read_table(path: pathlib.Path) -> pd.DataFrame:
         raise InputError(f"{path} holds no row; give a table with readings")
     table.columns = [str(name).strip() for name in table.columns]
     return table
+
+
+def _dyna_columns(table: pd.DataFrame, columns: tuple[str, str, str]) -> tuple[str, str, str]:
+    """Those of region, time and reading in a LibCity file, where it has others than are named."""
+    if set(columns) <= set(table.columns):
+        return columns
+    named = [name for name in table.columns if name not in ("dyna_id", "type", "time", "entity_id")]
+    if not named or not {"time", "entity_id"} <= set(table.columns):
+        found = ", ".join(table.columns[:8])
+        raise InputError(f"the table has the columns {found}; a .dyna file has time, entity_id and a reading")
+    return "entity_id", "time", columns[2] if columns[2] in named else named[0]
 
 
 def _long(table: pd.DataFrame, columns: tuple[str, str, str], zone: str | None, form: str | None) -> Rows:

@@ -17,7 +17,7 @@ class TableFacts(NamedTuple):
 
     regions: int
     without_reading: tuple[str, ...]  # regions that were left out
-    first: np.datetime64  # local time of the first step
+    first: np.datetime64 | None  # local time of the first step; None where it is not known
     steps: int
     interval_minutes: int  # of the tables
     missing: float  # share of the steps of all regions
@@ -110,10 +110,15 @@ def table_city(
 
 def fact_lines(facts: TableFacts) -> list[str]:
     """The facts as lines of a small table, without those of which there is nothing to say."""
-    last = facts.first + np.timedelta64((facts.steps - 1) * facts.interval_minutes, "m")
+    span = f"{facts.steps} steps of {facts.interval_minutes} minutes"
+    if facts.first is None:
+        span += " from an unknown moment: no day of the week is known (--start)"
+    else:
+        last = facts.first + np.timedelta64((facts.steps - 1) * facts.interval_minutes, "m")
+        span = f"{facts.first} to {last}, {span}"
     rows = {
         "regions": f"{facts.regions}",
-        "span": f"{facts.first} to {last}, {facts.steps} steps of {facts.interval_minutes} minutes",
+        "span": span,
         "missing": f"{100 * facts.missing:.1f} % of the steps",
         "zeros": f"{100 * facts.zeros:.1f} % of the readings",
         "graph": f"{facts.edges} edges, {facts.isolated} regions without one",

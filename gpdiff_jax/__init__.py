@@ -48,6 +48,7 @@ from gpdiff_jax.transfer.new_city import (
     prepare_new_city,
     save_parameters,
 )
+from gpdiff_jax.transfer.next_hours import NextHours, forecast_next
 from gpdiff_jax.zoo.codec import CodecConfig
 from gpdiff_jax.zoo.harvest_cities import harvest_cities
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo, load_zoo, save_zoo
@@ -71,6 +72,7 @@ __all__ = [
     "Model",
     "ModelSizes",
     "NewCity",
+    "NextHours",
     "ParameterZoo",
     "PooledConfig",
     "PretrainConfig",
@@ -87,6 +89,7 @@ __all__ = [
     "find_cities",
     "forecast",
     "forecast_new_city",
+    "forecast_next",
     "harvest_cities",
     "linen_model",
     "load_city",

@@ -19,11 +19,13 @@ from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.target import Target, split_city
 from gpdiff_jax.errors import InputError, check_at_least
 from gpdiff_jax.hypernetwork import Hypernetwork, RegionParameters, check_regions
-from gpdiff_jax.models.registry import make_model
 from gpdiff_jax.prompts.encoders import check_parts
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.training.storage import load_arrays, save_arrays
-from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, step_names, window_start_names, zero_shot
+from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, step_names, window_start_names
+from gpdiff_jax.transfer.next_hours import NextHours, days_of, forecast_target, next_hours, until, with_future
+from gpdiff_jax.typing import Key
 
 _FORMAT = 3
 
@@ -54,6 +56,11 @@ class NewCity:
         """What was read in every window, in data units; NaN where nothing was, as in the future."""
         return observed_truth(self.city, self.target)[0]
 
+    def next_hours(self, made: MethodForecast) -> NextHours:
+        """The forecasts of the last window, with the times of its steps."""
+        steps = int(self.target.test_starts[-1]) + self.data.history + np.arange(self.data.horizon)
+        return next_hours(made, self.city, steps)
+
 
 class CityParameters(NamedTuple):
     """Generated parameters with the names of their regions: what is kept of a new city."""
@@ -72,6 +79,7 @@ def prepare_new_city(
     channels: str = "first",
     support_days: int | None = None,
     rolling_days: int = 0,
+    at: np.datetime64 | None = None,
     seed: int = 0,
     any_kind: bool = False,
 ) -> NewCity:
@@ -81,9 +89,11 @@ def prepare_new_city(
       city: as it was read, at an interval that divides the generator's.
       hypernetwork: the generator.
       channels: "first", or the name of the channel.
-      support_days: d, how many of the last days are seen; None for as many as the generator was trained for.
+      support_days: d, how many of the last days are seen; None for as many as the generator was trained for, or fewer
+        where the city has no more.
       rolling_days: 0 forecasts one window, the P steps after the last reading. Else the last so many days are
         forecast, window by window, each from the readings up to it; the support days lie right before them.
+      at: local time of now: nothing that was read later is looked at. None takes all readings.
       seed: for `pick_neighbours="random"`.
       any_kind: take a city of another kind than those that the generator was trained on.
 
@@ -93,7 +103,7 @@ def prepare_new_city(
     Raises:
       InputError: the generator does not say its interval, the city's does not divide it, or it is of another kind;
         there is no such channel, or it is "each"; the city is too short, or shows nothing in its support days; a part
-        of the prompt cannot be made of it.
+        of the prompt cannot be made of it; see `until`.
 
     Example:
       >>> import gpdiff_jax as gpd
@@ -107,7 +117,9 @@ def prepare_new_city(
     check_at_least(0, {"rolling_days": rolling_days})
     read = select_channels(resample(city, hypernetwork.interval_minutes), channels)[0]
     hypernetwork.check_city(label_of(read), any_kind=any_kind)
-    days = hypernetwork.data.support_days if support_days is None else support_days
+    if at is not None:
+        read = until(read, at)
+    days = days_of(read, hypernetwork.data) if support_days is None else support_days
     data = dataclasses.replace(hypernetwork.data, support_days=days)
     if rolling_days:
         seen = read
@@ -124,9 +136,7 @@ def prepare_new_city(
             )
         before = f"its last {rolling_days} days, which `rolling_days` forecasts"
     else:
-        unread = np.full((data.horizon, *read.values.shape[1:]), np.nan, np.float32)
-        seen = dataclasses.replace(read, values=np.concatenate([read.values, unread]))
-        ahead = Span(read.num_steps, seen.num_steps)
+        seen, ahead = with_future(read, data.horizon)
         before = "the end of its readings"
     split = split_before(ahead, read.steps_per_day, days, history=data.history, before=before, name=read.name)
     check_parts(hypernetwork.prompt_encoder.config, read, split.support)
@@ -135,12 +145,16 @@ def prepare_new_city(
     return NewCity(seen, region_prompts(read, [split.support], hypernetwork.prompt_encoder), target, data)
 
 
-def forecast_new_city(parameters: RegionParameters, new_city: NewCity) -> MethodForecast:
+def forecast_new_city(
+    parameters: RegionParameters, new_city: NewCity, *, adapt: AdaptConfig | None = None, key: Key | None = None
+) -> MethodForecast:
     """Forecasts every window of a new city with the parameters generated for it.
 
     Args:
       parameters: as `Hypernetwork.generate` makes them of `new_city.prompts`.
       new_city: the city.
+      adapt: None for zero-shot; else how to fine-tune on the support days.
+      key: random key of the fine-tuning.
 
     Returns:
       Forecasts [S, R, P] in data units, averaged over the samples, and their deviation over the samples.
@@ -155,7 +169,7 @@ def forecast_new_city(parameters: RegionParameters, new_city: NewCity) -> Method
       >>> made = gpd.forecast_new_city(parameters, new_city).forecast  # doctest: +SKIP
     """
     check_regions(parameters, new_city.city)
-    return zero_shot(make_model(parameters.model, new_city.target.sizes), new_city.target, parameters.params)
+    return forecast_target(parameters, new_city.target, adapt, key)
 
 
 def save_parameters(folder: str | pathlib.Path, parameters: RegionParameters, new_city: NewCity) -> None:

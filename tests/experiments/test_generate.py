@@ -255,7 +255,10 @@ def _format(folder: pathlib.Path) -> int:
         (["--model=absent.py"], "no model file at '.*absent.py'"),
         (["--city=atlantis.npz"], "atlantis.npz: no such file"),
         (["--city=cut.npz"], "cut.npz: not a readable npz file"),
-        (["--city=short.npz"], r"\(=3\) is longer than the 2.5 days that city 'short' has before .*; use at most 2"),
+        (
+            ["--city=short.npz", "--support_days=3"],
+            r"\(=3\) is longer than the 2.5 days that city 'short' has before .*; use at most 2",
+        ),
         (["--city=coarse.npz"], "`interval_minutes` .=60. must be a multiple of the 120 minutes of city 'coarse'"),
         (["--channels=riders"], r"`channels` \(='riders'\) is no channel"),
         (["--channels=each"], "one channel at a time; name one"),
@@ -302,3 +305,24 @@ def test_parameters_of_other_regions_are_refused_and_what_is_no_parameters_too(f
         gpd.forecast_new_city(gpd.RegionParameters(params, "linear", _DATA), new)
     with pytest.raises(gpd.InputError, match="no parameters of a city at"):
         gpd.load_parameters(folder / "nowhere")
+
+
+def test_the_next_hours_come_as_a_table_by_another_command(folder, tmp_path):
+    words = [f"--hypernetwork={folder / 'made'}", f"--city={folder / 'whole.npz'}", f"--model={folder / 'linear.py'}"]
+    command = [sys.executable, "-m", "experiments.forecast", *words, "--samples=3", "--seed=7"]
+    how = {"capture_output": True, "text": True, "timeout": 120, "check": False, "cwd": tmp_path}
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "LC_ALL": "C.UTF-8"}
+    result = subprocess.run([*command, "--at=2024-01-15T12:30"], **how, env=environment)
+    assert (result.returncode, result.stderr) == (0, "")
+    city, hypernetwork = gpd.load_city(folder / "whole.npz"), gpd.Hypernetwork.load(folder / "made")
+    at = np.datetime64("2024-01-15T12:30", "m")
+    new = gpd.prepare_new_city(city, hypernetwork, at=at)
+    config = gpd.GenerateConfig(samples=3)
+    parameters = hypernetwork.generate(new.prompts, key=jax.random.key(7), config=config)
+    made = gpd.forecast_next(parameters, city, at=at)
+    rows = [line.split(",") for line in (tmp_path / "next.csv").read_text().splitlines()]
+    assert rows[0] == ["unique_id", "ds", "mean"] and len(rows) == 1 + 8 * 6
+    assert rows[1][:2] == [city.node_ids[0], "2024-01-15T12:00"]
+    np.testing.assert_allclose([float(row[2]) for row in rows[1:]], made.forecast.reshape(-1), rtol=1e-5)
+    wrong = subprocess.run([*command, "--out_file=next.txt"], **how, env=environment)
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "is no table; name it .csv" in wrong.stderr

@@ -1,0 +1,73 @@
+"""Forecasts what comes after the last reading of a city, for every region, by a trained generator.
+
+    python -m experiments.forecast --hypernetwork runs/demo/hypernetwork --city my_city.npz --out_file next.csv
+
+The last days of the city are its support, as many as the generator was trained for, or as there are; one is enough.
+The table has a row for every region and step: unique_id, ds (local begin of the step) and mean, in the city's unit.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+from absl import flags
+
+from experiments import command_line
+
+_HYPERNETWORK = flags.DEFINE_string("hypernetwork", None, "Folder of a trained generator.", required=True)
+_CITY = flags.DEFINE_string("city", None, "City file, NAME.npz; see experiments.prepare_city.", required=True)
+_OUT_FILE = flags.DEFINE_string("out_file", "next.csv", "Table to write, .csv or .parquet.")
+_AT = flags.DEFINE_string("at", None, "Local time of now, e.g. 2024-05-03T17:00; nothing later is read.")
+_ADAPT = flags.DEFINE_bool("adapt", False, "Fine-tune the generated parameters on the support days (few-shot).")
+_SAMPLES = flags.DEFINE_integer("samples", None, "Parameter sets per region; default the generator's.", lower_bound=1)
+_CHANNEL = flags.DEFINE_string("channel", "first", "Channel of the city to forecast.")
+_MODEL = flags.DEFINE_string("model", None, "File of the generator's model, where it is not built in.")
+_SEED = flags.DEFINE_integer("seed", 0, "Random seed.", lower_bound=0)
+_ANY_KIND = flags.DEFINE_bool("any_kind", False, "Take a city of another kind than the generator's.")
+_MISSING_ABOVE = flags.DEFINE_float("missing_above", None, "Readings above this value are missing, e.g. fill values.")
+
+
+def main(argv: list[str]) -> None:
+    """Forecasts, and writes the table."""
+    del argv
+    # Not before: `--help` need not wait for the library.
+    import jax
+    import numpy as np
+
+    import gpdiff_jax as gpd
+    from gpdiff_jax.run.new_city import forecast_table
+    from gpdiff_jax.run.next_table import check_table_name, write_next
+    from gpdiff_jax.run.run import partial_bins_note, silence_notes
+
+    out = pathlib.Path(_OUT_FILE.value)
+    check_table_name(out)
+    try:
+        at = None if _AT.value is None else np.datetime64(_AT.value, "m")
+    except ValueError:
+        raise gpd.InputError(f"--at (={_AT.value!r}) is no local time; write it as 2024-05-03T17:00") from None
+    gpd.use_every_core()
+    gpd.enable_compilation_cache()
+    if _MODEL.value is not None:
+        gpd.load_model_file(_MODEL.value)
+    hypernetwork = gpd.Hypernetwork.load(_HYPERNETWORK.value)
+    city = gpd.load_city(_CITY.value, missing_above=_MISSING_ABOVE.value)
+    new_city = gpd.prepare_new_city(city, hypernetwork, channels=_CHANNEL.value, at=at, any_kind=_ANY_KIND.value)
+    notes = [
+        *partial_bins_note(city, new_city.city.interval_minutes),
+        *silence_notes(new_city.city, new_city.target),
+    ]
+    if notes:
+        print("\n".join(notes), file=sys.stderr)
+    config = gpd.GenerateConfig()
+    if _SAMPLES.value is not None:
+        config = dataclasses.replace(config, samples=_SAMPLES.value)
+    key = jax.random.key(_SEED.value)
+    parameters = hypernetwork.generate(new_city.prompts, key=key, config=config, any_kind=True)
+    adapt = gpd.AdaptConfig() if _ADAPT.value else None
+    made = gpd.forecast_new_city(parameters, new_city, adapt=adapt, key=jax.random.fold_in(key, 1))
+    write_next(out, new_city.next_hours(made))
+    print(f"{forecast_table(new_city, made)}\n{out}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

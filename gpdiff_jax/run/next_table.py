@@ -1,0 +1,65 @@
+"""In: the forecasts of a city's next steps. Out: a long table of them, CSV or Parquet, whole or not at all."""
+
+import csv
+import io
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import write_atomically
+from gpdiff_jax.transfer.next_hours import NextHours
+
+COLUMNS = ("unique_id", "ds", "mean")
+
+
+def write_next(path: pathlib.Path, made: NextHours) -> None:
+    """Writes a row for every region and step: `unique_id`, `ds` (local begin of the step) and `mean`.
+
+    Args:
+      path: `.csv` or `.parquet`; a file that is there is replaced.
+      made: the forecasts.
+
+    Raises:
+      InputError: the name ends otherwise, Parquet cannot be written here, or the folder does not exist.
+    """
+    check_table_name(path)
+    regions, horizon = made.forecast.shape
+    times = [f"step {step + 1}" for step in range(horizon)] if made.times is None else made.times.astype(str).tolist()
+    names = np.repeat(np.asarray(made.node_ids, object), horizon).tolist()
+    columns: dict[str, list] = dict(
+        zip(COLUMNS, (names, times * regions, made.forecast.reshape(-1).tolist()), strict=True)
+    )
+    if path.suffix == ".csv":
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        # Six digits are more than a forecast knows.
+        writer.writerows((name, time, f"{mean:.6g}") for name, time, mean in zip(*columns.values(), strict=True))
+        content = text.getvalue().encode()
+    else:
+        content = _parquet(columns, known=made.times is not None)
+    try:
+        write_atomically(path, content)
+    except FileNotFoundError:
+        raise InputError(f"{path} cannot be written, its folder does not exist; make it or name another") from None
+
+
+def check_table_name(path: pathlib.Path) -> None:
+    """Raises `InputError` where the name of a table is not one of CSV or Parquet."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise InputError(f"`out_file` (={path}) is no table; name it .csv or .parquet")
+
+
+def _parquet(columns: Mapping[str, list], *, known: bool) -> bytes:
+    import pandas as pd
+
+    table, held = pd.DataFrame(columns), io.BytesIO()
+    if known:
+        table["ds"] = pd.to_datetime(table["ds"])
+    try:
+        table.to_parquet(held, index=False)
+    except ImportError:
+        raise InputError("Parquet needs pyarrow; pip install 'gpdiff_jax[data]', or name the table .csv") from None
+    return held.getvalue()

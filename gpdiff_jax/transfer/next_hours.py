@@ -1,0 +1,126 @@
+"""In: parameters of a city's regions, and its readings up to now. Out: what comes in the next P steps."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.splits import Span, split_before
+from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.data.target import Target, split_city
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.hypernetwork import RegionParameters, check_regions
+from gpdiff_jax.models.registry import make_model
+from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.evaluate import MethodForecast, few_shot, zero_shot
+from gpdiff_jax.typing import Key
+
+
+class NextHours(NamedTuple):
+    """What comes after the last reading of a city."""
+
+    forecast: Float[np.ndarray, "R P"]  # data units, mean over the samples
+    spread: Float[np.ndarray, "R P"] | None  # standard deviation over the samples; None with a single one
+    times: np.ndarray | None  # datetime64[m] [P], local begin of every step; None where the calendar is unknown
+    node_ids: tuple[str, ...]  # R
+
+
+def days_of(read: City, data: DataConfig) -> int:
+    """As many support days as a generator is used to, or as the city has; at least one, which may be too many."""
+    return max(1, min(data.support_days, read.num_steps // read.steps_per_day))
+
+
+def with_future(read: City, horizon: int) -> tuple[City, Span]:
+    """A city with P steps after its last reading, which are unread, and where they lie."""
+    unread = np.full((horizon, *read.values.shape[1:]), np.nan, np.float32)
+    seen = dataclasses.replace(read, values=np.concatenate([read.values, unread]))
+    return seen, Span(read.num_steps, seen.num_steps)
+
+
+def until(city: City, at: np.datetime64) -> City:
+    """A city as it was known at a moment: the steps that were over by then.
+
+    Args:
+      city: of known start.
+      at: local time.
+
+    Returns:
+      The city. Up to a day after its last reading, what was not read by then is missing.
+
+    Raises:
+      InputError: the start of the city is unknown, or `at` lies before the end of its first step, or more than a day
+        after its last.
+    """
+    if city.start is None:
+        raise InputError(f"city {city.name!r} has no start, so `at` (={at}) says nothing; give the city its start")
+    step = np.timedelta64(city.interval_minutes, "m")
+    over = int((at.astype("datetime64[m]") - city.start) // step)
+    first, last = city.start + step, city.start + city.num_steps * step
+    if over < 1 or over > city.num_steps + city.steps_per_day:
+        raise InputError(
+            f"`at` (={at}) must lie between {first}, when the first reading of city {city.name!r} was over, and a day "
+            f"after {last}, when its last was; choose a moment there, or bring the readings up to date"
+        )
+    late = np.full((max(over - city.num_steps, 0), *city.values.shape[1:]), np.nan, np.float32)
+    return dataclasses.replace(city, values=np.concatenate([city.values[:over], late]))
+
+
+def forecast_next(
+    parameters: RegionParameters,
+    city: City,
+    *,
+    at: np.datetime64 | None = None,
+    adapt: AdaptConfig | None = None,
+    key: Key | None = None,
+) -> NextHours:
+    """Forecasts the P steps after a city's last reading.
+
+    Args:
+      parameters: generated for its regions, now or some time ago.
+      city: one channel, at the interval of the generator. Its last days are the support, as many as the generator was
+        trained for, or as there are; regions that show nothing there are seen as their neighbours are.
+      at: local time of now; nothing that was read later is looked at. None takes all readings.
+      adapt: None for zero-shot; else how to fine-tune on the support.
+      key: random key of the fine-tuning.
+
+    Returns:
+      The forecasts, averaged over the samples.
+
+    Raises:
+      InputError: the parameters are for another city, or for other regions or another order; less than a day was read;
+        see `until`.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> made = gpd.forecast_next(kept.parameters, city, at=np.datetime64("2024-05-03T17:00"))  # doctest: +SKIP
+    """
+    check_regions(parameters, city)
+    read = city if at is None else until(city, at)
+    days = days_of(read, parameters.data)
+    data = dataclasses.replace(parameters.data, support_days=days)
+    seen, ahead = with_future(read, data.horizon)
+    where: dict[str, Any] = {"before": "the end of its readings", "name": read.name}
+    split = split_before(ahead, read.steps_per_day, days, history=data.history, **where)
+    target = split_city(seen, data, split, np.asarray([ahead.start - data.history], np.int32))
+    made = forecast_target(parameters, target, adapt, key)
+    return next_hours(made, seen, np.arange(ahead.start, ahead.stop))
+
+
+def next_hours(made: MethodForecast, city: City, steps: Int[np.ndarray, " P"]) -> NextHours:
+    """The forecasts of the last window of a city, which are of some steps of it, with their times."""
+    times = None if city.start is None else city.start + steps * np.timedelta64(city.interval_minutes, "m")
+    return NextHours(made.forecast[-1], None if made.spread is None else made.spread[-1], times, city.node_ids)
+
+
+def forecast_target(
+    parameters: RegionParameters, target: Target, adapt: AdaptConfig | None, key: Key | None
+) -> MethodForecast:
+    """The forecasts of a target's windows, as the parameters are or fine-tuned on its support."""
+    model = make_model(parameters.model, target.sizes)
+    if adapt is None:
+        return zero_shot(model, target, parameters.params)
+    own_key = jax.random.key(0) if key is None else key
+    return few_shot(model, target, parameters.params, adapt, key=own_key, directions=parameters.directions)

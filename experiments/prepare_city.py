@@ -24,7 +24,7 @@ _KIND = flags.DEFINE_enum("kind", None, ["crowd", "flow", "speed"], "What the ci
 _EDGES = flags.DEFINE_string("edges", None, "Table with from, to and weight or, with --distances, distance.")
 _SITES = flags.DEFINE_string("sites", None, "Table with unique_id, latitude, longitude; links the nearest regions.")
 _MATRIX = flags.DEFINE_string("matrix", None, "Matrix of weights between all regions: .npy, .npz, .pkl or .csv.")
-_DISTANCES = flags.DEFINE_bool("distances", False, "Edges or matrix hold distances, which become a Gaussian kernel.")
+_DISTANCES = flags.DEFINE_bool("distances", None, "Edges or matrix hold distances, which become a Gaussian kernel.")
 _NEIGHBOURS = flags.DEFINE_integer("neighbours", 5, "Nearest sites that a region is linked with.", lower_bound=1)
 _START = flags.DEFINE_string(
     "start", None, "Local time of the first step of a file without times, e.g. 2018-01-01T00:00, or unknown."
@@ -57,8 +57,15 @@ def _readings() -> "Grid":
     path, counts = pathlib.Path(_READINGS.value), _KIND.value != "speed"
     if path.suffix in ingest.ARRAY_FILES or _START.value is not None:
         start = None if _START.value == "unknown" else _START.value
-        series = ingest.read_series(path, channel=_CHANNEL.value)
-        return ingest.series_grid(series, counts=counts, interval_minutes=_INTERVAL.value, start=start)
+        series = ingest.read_series(path, channel=_CHANNEL.value, time_zone=_TIME_ZONE.value)
+        return ingest.series_grid(
+            series,
+            counts=counts,
+            interval_minutes=_INTERVAL.value,
+            start=start,
+            duplicates=_DUPLICATES.value,
+            time_zone=_TIME_ZONE.value,
+        )
     region, time, reading = _COLUMNS.value
     rows = ingest.read_rows(
         path, columns=(region, time, reading), time_zone=_TIME_ZONE.value, time_format=_TIME_FORMAT.value
@@ -98,7 +105,7 @@ def main(argv: list[str]) -> None:
     if _EDGES.value:
         adjacency = ingest.read_edges(pathlib.Path(_EDGES.value), found.ids, distances=_DISTANCES.value)
     elif _MATRIX.value:
-        adjacency = ingest.read_matrix(pathlib.Path(_MATRIX.value), found.ids, distances=_DISTANCES.value)
+        adjacency = ingest.read_matrix(pathlib.Path(_MATRIX.value), found.ids, distances=bool(_DISTANCES.value))
     else:
         assert sites is not None
         adjacency = ingest.nearest_sites(sites, _NEIGHBOURS.value)

@@ -4,35 +4,24 @@ Read are DCRNN's HDF5 and its adjacency pickle (Li et al., 2018), `dataset.npy` 
 `adj.npz` (Yu et al., 2018), the npz files of PeMS (Guo et al., 2019) and T-GCN's CSV files (Zhao et al., 2020).
 """
 
-import io
+import datetime
 import pathlib
-import pickle
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from gpdiff_jax.cities.city import check_interval
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import DAMAGE, read_npz
-from gpdiff_jax.ingest.clock import LocalTimes
-from gpdiff_jax.ingest.readings import Grid, Rows, grid
+from gpdiff_jax.ingest.clock import LocalTimes, local_times, repeated_for
+from gpdiff_jax.ingest.plain_pickle import load_plain_pickle
+from gpdiff_jax.ingest.readings import Rows, column_of, numbers, read_table
+from gpdiff_jax.ingest.steps import Grid, grid
 
 ARRAY_FILES = (".h5", ".hdf5", ".npy", ".npz")
-# All that a pickle of arrays and plain containers names, in numpy 1 and 2, and as Python 2 wrote it.
-_HARMLESS = {
-    *((builtin, name) for builtin in ("builtins", "__builtin__") for name in ("bytes", "set", "frozenset")),
-    ("_codecs", "encode"),
-    ("collections", "OrderedDict"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy.core.numeric", "_frombuffer"),
-}
 
 
 class Series(NamedTuple):
@@ -40,16 +29,17 @@ class Series(NamedTuple):
 
     values: Float[np.ndarray, "T N"]  # float64, NaN where missing
     ids: tuple[str, ...]
-    times: np.ndarray | None  # datetime64[s] [T]; None where the file has none
+    times: LocalTimes | None  # [T]; None where the file has none
 
 
-def read_series(path: pathlib.Path, *, channel: int = 0) -> Series:
+def read_series(path: pathlib.Path, *, channel: int = 0, time_zone: str | None = None) -> Series:
     """Reads an array of readings.
 
     Args:
       path: a pandas frame in HDF5 (its first table), `.npy` or `.npz` (its array `data`, or its only one) of shape
         [T, N] or [T, N, C], or a CSV of numbers with or without a line of ids above.
       channel: which of the C quantities.
+      time_zone: of the city, see `local_times`.
 
     Returns:
       The series; regions without ids are "0", "1", ...
@@ -60,7 +50,7 @@ def read_series(path: pathlib.Path, *, channel: int = 0) -> Series:
     if not path.is_file():
         raise InputError(f"{str(path)!r} is no file; check the path")
     if path.suffix in (".h5", ".hdf5"):
-        return _read_frame(path)
+        return _read_frame(path, time_zone)
     if path.suffix in (".npy", ".npz"):
         array = _read_array(path, "data")
         if array.ndim == 2:
@@ -70,21 +60,45 @@ def read_series(path: pathlib.Path, *, channel: int = 0) -> Series:
         if not 0 <= channel < array.shape[2]:
             raise InputError(f"`channel` (={channel}) must be in 0..{array.shape[2] - 1}, as {path} has; choose one")
         return Series(array[:, :, channel], tuple(map(str, range(array.shape[1]))), None)
-    first, second, *_ = [*path.read_text(errors="replace").split("\n", 2), ""]
-    names, cells = ([cell.strip() for cell in line.split(",")] for line in (first, second))
-    headed = not all(map(_is_number, names)) or (_are_whole(names) and not _are_whole(cells))
-    values = _read_numbers(path, skip=int(headed))
+    table = read_table(path, header=False)
+    names, body = [cell.strip() for cell in table.iloc[0]], table
+    if headed := _is_header(names, table):
+        body = table.iloc[1:].reset_index(drop=True)
+    values = np.stack([numbers(column_of(body, name)) for name in body.columns], axis=1)
     return Series(values, tuple(names) if headed else tuple(map(str, range(values.shape[1]))), None)
 
 
-def series_grid(series: Series, *, counts: bool, interval_minutes: int | None = None, start: str | None = None) -> Grid:
+def _is_header(names: list[str], table: pd.DataFrame) -> bool:
+    """Whether the first line of numbers without times has ids: names, 0, 1, 2, ..., or numbers far above the others."""
+    if not all(name == "" or _is_number(name) for name in names):
+        return True
+    if not all(name.isdigit() for name in names) or len(set(names)) < len(names):
+        return False
+    ids = [int(name) for name in names]
+    if len(ids) > 2 and ids in (list(range(len(ids))), list(range(1, len(ids) + 1))):
+        return True
+    rest = pd.to_numeric(table.iloc[1:].stack(), errors="coerce")
+    return bool(len(table) > 1 and min(ids) > 10 * np.nanmax(np.asarray(rest, np.float64), initial=1.0))
+
+
+def series_grid(
+    series: Series,
+    *,
+    counts: bool,
+    interval_minutes: int | None = None,
+    start: str | None = None,
+    duplicates: str = "refuse",
+    time_zone: str | None = None,
+) -> Grid:
     """Puts a series on regular steps.
 
     Args:
-      series: the readings; where they have times, those are taken as local.
+      series: the readings.
       counts: see `grid`.
       interval_minutes: of the steps, needed where the file has no times.
       start: local time of the first step in ISO form, for a file without times; None where it is not known.
+      duplicates: see `grid`.
+      time_zone: see `grid`.
 
     Returns:
       The grid.
@@ -94,19 +108,22 @@ def series_grid(series: Series, *, counts: bool, interval_minutes: int | None = 
     """
     if series.times is not None:
         rows, count = series.values.shape
-        never = np.zeros(rows * count, bool)
-        times = LocalTimes(np.repeat(series.times, count), never, never)
+        times = repeated_for(series.times, count)
         held = Rows(np.tile(np.arange(count), rows), times, series.values.reshape(-1), series.ids)
-        return grid(held, counts=counts, interval_minutes=interval_minutes)
+        how: dict[str, Any] = {"duplicates": duplicates, "time_zone": time_zone}
+        return grid(held, counts=counts, interval_minutes=interval_minutes, **how)
     if interval_minutes is None:
         raise InputError("the file of readings has no times; say by --interval_minutes how long a step is")
     check_interval(interval_minutes)
     begin = None
     if start is not None:
         try:
-            begin = np.datetime64(start, "m")
+            moment = datetime.datetime.fromisoformat(start)
         except ValueError:
-            raise InputError(f"`start` (={start!r}) must be a local time as 2018-01-01T00:00; write it so") from None
+            moment = None
+        if moment is None or moment.tzinfo is not None:
+            raise InputError(f"`start` (={start!r}) must be a local time as 2018-01-01T00:00; write it so")
+        begin = np.datetime64(moment, "m")
     return Grid(series.values.astype(np.float32), series.ids, begin, interval_minutes, 0, 0, 0, 0)
 
 
@@ -128,40 +145,21 @@ def read_matrix_file(path: pathlib.Path) -> tuple[Float[np.ndarray, "N N"], tupl
     ids = None
     if path.suffix in (".pkl", ".pickle"):
         held = load_plain_pickle(path)
-        if isinstance(held, (list, tuple)) and len(held) == 3:
+        if isinstance(held, (list, tuple)) and len(held) == 3 and isinstance(held[1], dict):
             ids, held = tuple(_text(name) for name in held[0]), held[2]
-        matrix = np.asarray(held)
+        try:
+            matrix = np.asarray(held)
+        except ValueError:
+            raise InputError(f"{path} holds lists of unequal length; a matrix of numbers [N, N] is needed") from None
     elif path.suffix == ".npz":
         matrix = _read_sparse(path)
     else:
-        matrix = _read_array(path, "adjacency") if path.suffix == ".npy" else _read_numbers(path, skip=0)
+        matrix = _read_array(path, "adjacency") if path.suffix == ".npy" else _table_matrix(path)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.dtype.kind not in "fiub":
         raise InputError(f"{path} holds {matrix.dtype} of shape {matrix.shape}; a matrix of numbers [N, N] is needed")
+    if not np.isfinite(matrix).all():
+        raise InputError(f"{path} has a cell without a number; 0 stands for no link")
     return matrix.astype(np.float64), ids
-
-
-def load_plain_pickle(path: pathlib.Path) -> Any:
-    """Loads a pickle of arrays, numbers, text and plain containers, and of nothing else.
-
-    Raises:
-      InputError: it is damaged, or names anything else, which loading it would import or run.
-    """
-
-    class Plain(pickle.Unpickler):
-        def find_class(self, module_name: str, global_name: str) -> Any:
-            if (module_name, global_name) not in _HARMLESS:
-                raise InputError(
-                    f"{path} names {module_name}.{global_name}, and loading it could run code; save the matrix as .npy"
-                )
-            return super().find_class(module_name, global_name)
-
-    try:
-        # Files of Python 2 hold text in its old form.
-        return Plain(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-    except InputError:
-        raise
-    except (*DAMAGE, pickle.UnpicklingError, AttributeError, ImportError, MemoryError) as error:
-        raise InputError(f"{path} is a damaged pickle ({type(error).__name__}); download it again") from None
 
 
 def _read_array(path: pathlib.Path, name: str) -> np.ndarray:
@@ -189,29 +187,33 @@ def _read_sparse(path: pathlib.Path) -> np.ndarray:
     arrays = read_npz(path)
     if not {"data", "indices", "indptr", "shape", "format"} <= set(arrays):
         return _read_array(path, "adjacency")
-    layout, (rows, columns) = arrays["format"].item(), map(int, arrays["shape"])
-    layout = layout.decode() if isinstance(layout, bytes) else str(layout)
-    if layout not in ("csr", "csc"):
-        raise InputError(f"{path} holds a sparse matrix in the layout {layout!r}; save it as csr or csc")
     try:
+        layout = _text(arrays["format"].item())
+        rows, columns = (int(size) for size in arrays["shape"])
+        if layout not in ("csr", "csc"):
+            raise InputError(f"{path} holds a sparse matrix in the layout {layout!r}; save it as csr or csc")
         major, minor = (rows, columns) if layout == "csr" else (columns, rows)
+        counts, at, data = np.diff(arrays["indptr"]), arrays["indices"], arrays["data"]
+        fits = len(counts) == major and (counts >= 0).all() and len(at) == len(data) == arrays["indptr"][-1]
+        if not fits or data.dtype.kind not in "fiub" or (at < 0).any():
+            raise ValueError("its parts do not fit")
         dense = np.zeros((major, minor))
-        at = np.repeat(np.arange(major), np.diff(arrays["indptr"]))
-        np.add.at(dense, (at, arrays["indices"]), arrays["data"])
-    except (ValueError, IndexError, TypeError, MemoryError) as error:
-        raise InputError(f"{path} is a damaged sparse matrix ({type(error).__name__}); save it again") from None
+        np.add.at(dense, (np.repeat(np.arange(major), counts), at), data)
+    except InputError:
+        raise
+    except (*DAMAGE, MemoryError) as error:
+        raise InputError(
+            f"{path} is a damaged sparse matrix ({type(error).__name__}: {error}); save it again"
+        ) from None
     return dense if layout == "csr" else dense.T
 
 
-def _read_numbers(path: pathlib.Path, *, skip: int) -> Float[np.ndarray, "T N"]:
-    try:
-        return np.loadtxt(path, delimiter=",", skiprows=skip, ndmin=2)
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{path} is no table of numbers ({reason}); correct the cell") from None
+def _table_matrix(path: pathlib.Path) -> Float[np.ndarray, "X Y"]:
+    table = read_table(path, header=False)
+    return np.stack([numbers(column_of(table, name)) for name in table.columns], axis=1)
 
 
-def _read_frame(path: pathlib.Path) -> Series:
+def _read_frame(path: pathlib.Path, time_zone: str | None) -> Series:
     """A frame as pandas keeps one in HDF5, in its fixed form."""
     try:
         import h5py
@@ -223,8 +225,15 @@ def _read_frame(path: pathlib.Path) -> Series:
             if frame is None:
                 raise InputError(f"{path} holds {', '.join(list(file)[:8])}; a pandas frame in fixed form is needed")
             ids = [_text(name) for name in frame["axis0"][()]]
-            times = np.asarray(frame["axis1"][()]).astype("datetime64[ns]").astype("datetime64[s]")
-            values = np.full((len(times), len(ids)), np.nan)
+            index: Any = frame["axis1"]
+            unit = re.fullmatch(r"datetime64(?:\[(\w+)\])?", _text(index.attrs.get("kind", "datetime64")))
+            if unit is None:
+                raise InputError(f"{path} has an index of {_text(index.attrs['kind'])!r}; one of times is needed")
+            moments = pd.Series(np.asarray(index[()]).astype(f"datetime64[{unit[1] or 'ns'}]"), name="index")
+            if (zone := index.attrs.get("tz")) is not None:
+                moments = moments.dt.tz_localize("UTC").dt.tz_convert(_text(zone))
+            times = local_times(moments, time_zone=time_zone)
+            values = np.full((len(moments), len(ids)), np.nan)
             number = {name: index for index, name in enumerate(ids)}
             for key in frame:
                 if key.endswith("_values"):
@@ -238,7 +247,7 @@ def _read_frame(path: pathlib.Path) -> Series:
 
 
 def _text(name: Any) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)
+    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
 
 
 def _is_number(text: str) -> bool:
@@ -247,8 +256,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _are_whole(cells: list[str]) -> bool:
-    """Whether all cells are whole numbers: above a line of others they are ids, as in T-GCN's files of speeds."""
-    return all(cell.isdigit() for cell in cells)

@@ -10,8 +10,9 @@ from jaxtyping import Bool
 
 from gpdiff_jax.errors import InputError
 
-_OFFSET = re.compile(r":\d{2}(?::\d{2}(?:\.\d+)?)?\s*(?:Z|[+-]\d{2}:?\d{2})$")
-_WRITTEN_OFFSET = re.compile(r"\s*(?:Z|[+-]\d{2}:?\d{2})$")
+_WRITTEN_OFFSET = re.compile(r"\s*(?:Z|[+-]\d{2}(?::?\d{2})?)$")
+_OFFSET = re.compile(r"[T ]\d{2}(?::?\d{2}){0,2}(?:[.,]\d+)?" + _WRITTEN_OFFSET.pattern)
+_EARLIEST, _LATEST = np.datetime64("1900-01-01", "s"), np.datetime64("2200-01-01", "s")
 
 
 class LocalTimes(NamedTuple):
@@ -19,7 +20,8 @@ class LocalTimes(NamedTuple):
 
     wall: np.ndarray  # datetime64[s] [X]
     repeated: Bool[np.ndarray, " X"]  # within an hour that a clock change repeats
-    second: Bool[np.ndarray, " X"]  # known to be the second time of that hour; never True where the table cannot tell
+    second: Bool[np.ndarray, " X"]  # within the second time of that hour
+    told: bool  # whether the table tells the two apart; else `second` is False everywhere
 
 
 def local_times(column: pd.Series, *, time_zone: str | None = None, time_format: str | None = None) -> LocalTimes:
@@ -46,16 +48,20 @@ def local_times(column: pd.Series, *, time_zone: str | None = None, time_format:
         instants, written = pd.DatetimeIndex(column).tz_convert("UTC"), pd.DatetimeIndex(column).tz_localize(None)
     elif pd.api.types.is_datetime64_any_dtype(column.dtype):
         _refuse_missing(column, column.isna())
-        return _without_offsets(pd.DatetimeIndex(column), zone)
-    elif pd.api.types.is_numeric_dtype(column.dtype):
+        return _without_offsets(pd.DatetimeIndex(column), zone, column)
+    elif pd.api.types.is_numeric_dtype(column.dtype) and time_format is None:
         raise InputError(
             f"the time (={column.iloc[0]}) in column {column.name!r} is a number; write ISO times, e.g. "
             "2024-01-31T14:00, or say by --time_format how they are written"
         )
     else:
         text = column.astype("string").str.strip()
-        _refuse_missing(column, text.isna())
-        aware = text.str.contains(_OFFSET).to_numpy(bool)
+        _refuse_missing(column, text.isna() | (text == ""))
+        if time_format is not None:
+            time_format = re.sub(r"Z$", "%z", time_format)
+            aware = np.full(len(text), "%z" in time_format)
+        else:
+            aware = text.str.contains(_OFFSET).to_numpy(bool)
         if aware.any() and not aware.all():
             row = int(np.argmin(aware))
             raise InputError(
@@ -63,16 +69,25 @@ def local_times(column: pd.Series, *, time_zone: str | None = None, time_format:
                 "and others have one; write all alike"
             )
         if not aware.all():
-            return _without_offsets(_read(text, time_format, utc=False), zone)
+            return _without_offsets(_read(text, time_format, utc=False), zone, column)
         instants = _read(text, time_format, utc=True)
+        if zone is None and time_format is not None and not time_format.endswith("%z"):
+            raise InputError(f"`time_format` (={time_format!r}) has its offset within; give the city's --time_zone")
         bare = None if time_format is None else re.sub(r"\s*%z$", "", time_format)
-        written = _read(text.str.replace(_WRITTEN_OFFSET, "", regex=True), bare, utc=False)
+        written = instants if zone else _read(text.str.replace(_WRITTEN_OFFSET, "", regex=True), bare, utc=False)
+    _check_years(instants, column)
     if zone is None:
         return _as_written(instants, written)
     wall = instants.tz_convert(zone).tz_localize(None)
     repeated = _is_repeated(wall, zone)
     first = wall.tz_localize(zone, ambiguous=np.ones(len(wall), bool), nonexistent="shift_forward").tz_convert("UTC")
-    return LocalTimes(_seconds(wall), repeated, repeated & np.asarray(first != instants))
+    return LocalTimes(_seconds(wall), repeated, repeated & np.asarray(first != instants), True)
+
+
+def repeated_for(times: LocalTimes, regions: int) -> LocalTimes:
+    """The times of a table with a row for all regions, for each of them, region after region within a row."""
+    wall, repeated, second = (np.repeat(part, regions) for part in (times.wall, times.repeated, times.second))
+    return LocalTimes(wall, repeated, second, times.told)
 
 
 def skipped_steps(steps: np.ndarray, time_zone: str) -> Bool[np.ndarray, " T"]:
@@ -102,7 +117,11 @@ def check_time_zone(time_zone: str | None) -> str | None:
 
 
 def _read(text: pd.Series, time_format: str | None, *, utc: bool) -> pd.DatetimeIndex:
-    read = pd.DatetimeIndex(pd.to_datetime(text, format=time_format or "ISO8601", utc=utc, errors="coerce"))
+    try:
+        read = pd.DatetimeIndex(pd.to_datetime(text, format=time_format or "ISO8601", utc=utc, errors="coerce"))
+    except (ValueError, TypeError, re.error) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"the times in column {text.name!r} cannot be read ({reason}); mend --time_format") from None
     wrong = np.asarray(read.isna())
     if wrong.any():
         row = int(np.argmax(wrong))
@@ -120,31 +139,48 @@ def _refuse_missing(column: pd.Series, missing: pd.Series) -> None:
         raise InputError(f"row {row + 1} has no time in column {column.name!r}; give it one or leave the row out")
 
 
-def _without_offsets(wall: pd.DatetimeIndex, zone: str | None) -> LocalTimes:
-    repeated = np.zeros(len(wall), bool) if zone is None else _is_repeated(wall, zone)
-    return LocalTimes(_seconds(wall), repeated, np.zeros(len(wall), bool))
+def _check_years(index: pd.DatetimeIndex, column: pd.Series) -> None:
+    seconds = _seconds(index.tz_localize(None))
+    wrong = (seconds < _EARLIEST) | (seconds > _LATEST)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise InputError(
+            f"the time {str(column.iloc[row])!r} (row {row + 1}) in column {column.name!r} lies outside the years "
+            "1900 to 2199; correct it, or leave the row out"
+        )
+
+
+def _without_offsets(wall: pd.DatetimeIndex, zone: str | None, column: pd.Series) -> LocalTimes:
+    if wall.tz is not None:
+        raise InputError(
+            f"the times in column {column.name!r} have offsets from UTC in a form that is not read; use ISO"
+        )
+    _check_years(wall, column)
+    never = np.zeros(len(wall), bool)
+    return LocalTimes(_seconds(wall), never if zone is None else _is_repeated(wall, zone), never, False)
 
 
 def _as_written(instants: pd.DatetimeIndex, written: pd.DatetimeIndex) -> LocalTimes:
-    wall = _seconds(written)
-    offsets = (wall - _seconds(instants.tz_localize(None))).astype(np.int64)
+    wall, moments = _seconds(written), _seconds(instants.tz_localize(None)).astype(np.int64)
+    offsets = wall.astype(np.int64) - moments
     if not offsets.any():
         raise InputError(
             "the times are in UTC, which says nothing of the city's clocks; give its --time_zone, e.g. Europe/Berlin"
         )
     repeated, second = np.zeros(len(wall), bool), np.zeros(len(wall), bool)
-    if len(np.unique(offsets)) > 1:
-        # A wall time that is written with two offsets comes twice, first with the larger one.
-        _, group = np.unique(wall, return_inverse=True)
-        largest, smallest = (
-            np.full(group.max() + 1, np.iinfo(np.int64).min),
-            np.full(group.max() + 1, np.iinfo(np.int64).max),
-        )
-        np.maximum.at(largest, group, offsets)
-        np.minimum.at(smallest, group, offsets)
-        repeated = (largest != smallest)[group]
-        second = repeated & (offsets == smallest[group])
-    return LocalTimes(wall, repeated, second)
+    order = np.argsort(moments, kind="stable")
+    change = np.flatnonzero(np.diff(offsets[order]) < 0)
+    for at in change:
+        # Clocks are put back on a whole hour (or half an hour), by which the first reading after it lies.
+        back = int(offsets[order[at]] - offsets[order[at + 1]])
+        begin = int(wall[order[at + 1]].astype(np.int64)) // back * back
+        near = np.abs(moments - moments[order[at + 1]]) <= 2 * back
+        within = near & (wall.astype(np.int64) >= begin) & (wall.astype(np.int64) < begin + back)
+        later = within & (offsets == offsets[order[at + 1]])
+        if (within & ~later).any():
+            repeated |= within
+            second |= later
+    return LocalTimes(wall, repeated, second, True)
 
 
 def _is_repeated(wall: pd.DatetimeIndex, zone: str) -> Bool[np.ndarray, " X"]:

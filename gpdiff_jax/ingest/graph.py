@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,13 +26,14 @@ class Sites(NamedTuple):
     longitude: Float[np.ndarray, " N"]
 
 
-def read_edges(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool = False) -> Float[np.ndarray, "N N"]:
+def read_edges(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool | None = None) -> Float[np.ndarray, "N N"]:
     """Reads a table with the columns `from`, `to` and `weight` (or `cost` or `distance`), or a LibCity `.rel` file.
 
     Args:
       path: CSV or Parquet.
       ids: the regions; edges of others are left out.
-      distances: whether the third column is a distance, of which `gaussian_kernel` makes weights.
+      distances: whether the third column is a distance, of which `gaussian_kernel` makes weights. None refuses columns
+        that may be.
 
     Returns:
       The weights, row = from, column = to.
@@ -49,8 +50,8 @@ def read_edges(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool = Fa
         raise InputError(
             f"{path} has the columns {', '.join(table.columns[:8])}; edges need from, to and weight (or distance)"
         )
-    if third == "distance" and not distances:
-        raise InputError(f"{path} has a column 'distance'; say by --distances that it is one, or name it weight")
+    if third in ("cost", "distance") and distances is None:
+        raise InputError(f"{path} has a column {third!r}; say by --distances or --nodistances whether it is one")
     number = {name: index for index, name in enumerate(ids)}
     ends = [column_of(table, name).astype("string").str.strip().map(number) for name in columns]
     weights = numbers(column_of(table, third))
@@ -65,6 +66,11 @@ def read_edges(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool = Fa
     if len(unique) < len(pairs):
         again = int(np.setdiff1d(np.arange(len(pairs)), first)[0])
         raise InputError(f"{path} lists the edge from {ids[rows[again]]!r} to {ids[cols[again]]!r} twice; keep one")
+    if not distances and weights[kept].max() > 1:
+        raise InputError(
+            f"{path} has the weight {weights[kept].max():g}, which is above 1; say by --distances that it is a "
+            "distance, or divide weights by the largest"
+        )
     matrix = np.full((len(ids), len(ids)), np.nan if distances else 0.0)
     matrix[rows, cols] = weights[kept]
     return gaussian_kernel(matrix) if distances else matrix.astype(np.float32)
@@ -76,7 +82,7 @@ def read_matrix(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool = F
     Args:
       path: the file.
       ids: the regions.
-      distances: whether it holds distances, of which `gaussian_kernel` makes weights.
+      distances: whether it holds distances, of which `gaussian_kernel` makes weights; 0 stands for none.
 
     Returns:
       The weights, row = from, column = to, with a zero diagonal.
@@ -99,7 +105,7 @@ def read_matrix(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool = F
         )
     matrix = np.where(np.eye(len(ids), dtype=bool), 0.0, matrix)
     if distances:
-        return gaussian_kernel(np.where(np.eye(len(ids), dtype=bool), np.nan, matrix))
+        return gaussian_kernel(np.where(matrix == 0, np.nan, matrix))
     if is_distance_matrix(matrix):
         raise InputError(
             f"{path} looks like distances (every pair has one, and none is longer than a detour); say so by --distances"
@@ -181,13 +187,20 @@ def _places(table: pd.DataFrame, path: pathlib.Path) -> pd.DataFrame:
     points = []
     for row, text in enumerate(table["coordinates"]):
         try:
-            points.append(np.asarray(json.loads(text), np.float64).reshape(-1, 2).mean(axis=0))
-        except (ValueError, TypeError):
+            points.append(np.asarray(_points(json.loads(text))).mean(axis=0))
+        except (ValueError, TypeError, IndexError, RecursionError):
             raise InputError(
                 f"{path} has the coordinates {str(text)[:60]!r} (row {row + 1}); write [longitude, latitude]"
             ) from None
     longitude, latitude = np.stack(points, axis=1)
     return pd.DataFrame({"unique_id": table["geo_id"], "latitude": latitude, "longitude": longitude})
+
+
+def _points(place: Any) -> list[tuple[float, float]]:
+    """The points of a place in GeoJSON: longitude, latitude, and perhaps a height, in lists of any depth."""
+    if isinstance(place[0], list):
+        return [point for part in place for point in _points(part)]
+    return [(float(place[0]), float(place[1]))]
 
 
 def nearest_sites(sites: Sites, neighbours: int = NEIGHBOURS) -> Float[np.ndarray, "N N"]:

@@ -9,7 +9,7 @@ from gpdiff_jax.cities import City, check_city, resample
 from gpdiff_jax.cities.city import edges_of
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.ingest.graph import Sites
-from gpdiff_jax.ingest.readings import Grid
+from gpdiff_jax.ingest.steps import Grid
 
 
 class TableFacts(NamedTuple):

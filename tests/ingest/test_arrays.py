@@ -2,15 +2,18 @@
 
 import json
 import pickle
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.ingest.arrays import load_plain_pickle, read_matrix_file, read_series, series_grid
+from gpdiff_jax.ingest.arrays import read_matrix_file, read_series, series_grid
 from gpdiff_jax.ingest.graph import read_edges, read_matrix, read_sites
-from gpdiff_jax.ingest.readings import grid, read_rows
+from gpdiff_jax.ingest.plain_pickle import load_plain_pickle
+from gpdiff_jax.ingest.readings import read_rows
+from gpdiff_jax.ingest.steps import grid
 
 _VALUES = np.arange(12.0).reshape(4, 3) + 0.5
 _MATRIX = np.array([[1.0, 0.5, 0.0], [0.25, 1.0, 0.0], [0.0, 0.75, 1.0]])
@@ -148,3 +151,139 @@ def test_a_distance_must_be_called_one(tmp_path):
     pd.DataFrame({"from": ["a"], "to": ["b"], "distance": [120.0]}).to_csv(tmp_path / "d.csv", index=False)
     with pytest.raises(InputError, match="column 'distance'; say by --distances"):
         read_edges(tmp_path / "d.csv", ("a", "b"))
+
+
+class _Says:
+    """Pickles as a call of a function by name, with any arguments and any state."""
+
+    def __init__(self, function, words, state=None):
+        self.parts = function, words, state
+
+    def __reduce__(self):
+        function, words, state = self.parts
+        return function, words, *(() if state is None else (state,))
+
+
+# Where numpy keeps what loads the buffer of an array.
+_FROMBUFFER = np.zeros(1).__reduce_ex__(5)[0]
+_FLAGS_OFF = (3, "|", None, None, None, -1, -1, 0)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        _Says(_FROMBUFFER, (b"A" * 16, _Says(np.dtype, ("O8", False, True), _FLAGS_OFF), (2,), "C")),
+        _Says(
+            _FROMBUFFER,
+            (
+                b"A" * 16,
+                _Says(np.dtype, ("V8", False, True), (3, "|", None, ("a",), {"a": (np.dtype("f8"), 0)}, 8, 1, 0)),
+                (2,),
+                "C",
+            ),
+        ),
+        _Says(_FROMBUFFER, (b"A" * 16, np.dtype("f8"), (1 << 60,), "C")),
+        _Says(np.ndarray, ((1 << 40,),)),
+        _Says(bytes, (3_000_000_000,)),
+    ],
+)
+def test_forged_arrays_are_refused(tmp_path, forged):
+    (tmp_path / "adj_mx.pkl").write_bytes(pickle.dumps([["a", "b"], {}, forged], protocol=5))
+    with pytest.raises(InputError, match=r"damaged pickle|could run code"):
+        read_matrix_file(tmp_path / "adj_mx.pkl")
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f8", "<i8", "|u1", "?"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_of_every_plain_dtype_come_back(tmp_path, dtype, order):
+    array = np.asarray(np.arange(6).reshape(2, 3), dtype=dtype, order=order)
+    for protocol in (0, 2, 5):
+        (tmp_path / "plain.pkl").write_bytes(pickle.dumps(array, protocol=protocol))
+        made = load_plain_pickle(tmp_path / "plain.pkl")
+        assert made.dtype == array.dtype
+        np.testing.assert_array_equal(made, array)
+
+
+def test_what_is_no_matrix_is_named(tmp_path):
+    path = tmp_path / "m.pkl"
+    for held, message in (
+        ([1, 2, 3], r"of shape \(3,\)"),
+        ([[1, 2], [3]], "lists of unequal length"),
+        (None, "a matrix of numbers"),
+        ([["a"], {}, np.zeros((2, 3))], r"of shape \(2, 3\)"),
+    ):
+        path.write_bytes(pickle.dumps(held))
+        with pytest.raises(InputError, match=message):
+            read_matrix_file(path)
+    path.write_bytes(pickle.dumps(_WEIGHTS.tolist()))
+    np.testing.assert_array_equal(read_matrix_file(path)[0], _WEIGHTS)
+    good = {"data": [1.0], "shape": (3, 3), "indices": [1], "indptr": [0, 1, 1, 1], "format": b"csr"}
+    for wrong in (
+        {"shape": (3, 3, 3)},
+        {"shape": 3},
+        {"format": [b"csr", b"csc"]},
+        {"format": b"coo"},
+        {"indices": [-1]},
+        {"indices": [1, 2], "data": [1.0, 2.0]},
+        {"data": [1j]},
+    ):
+        arrays: dict[str, Any] = good | wrong
+        np.savez(tmp_path / "adj.npz", **arrays)
+        with pytest.raises(InputError, match=r"damaged sparse matrix|in the layout 'coo'"):
+            read_matrix_file(tmp_path / "adj.npz")
+    (tmp_path / "m.csv").write_text("1,2\n,4\n")
+    with pytest.raises(InputError, match="a cell without a number; 0 stands for no link"):
+        read_matrix_file(tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "first"),
+    [
+        ("3,1,2\n5,nan,7\n1,2,3\n", ("0", "1", "2"), [3, 1, 2]),
+        ("5,2.5,7\n1,2,3\n", ("0", "1", "2"), [5, 2.5, 7]),
+        ("66.5,,1.5\n1,2,3\n", ("0", "1", "2"), [66.5, np.nan, 1.5]),
+        ("\ufeff66.5,2,1.5\n1,2,3\n", ("0", "1", "2"), [66.5, 2, 1.5]),
+        ("0,1,2\n5,6,7\n", ("0", "1", "2"), [5, 6, 7]),
+        ("90217,90225\n23.5,40\n", ("90217", "90225"), [23.5, 40]),
+        ("north,7\n23.5,40\n", ("north", "7"), [23.5, 40]),
+    ],
+)
+def test_a_line_of_ids_is_told_from_one_of_readings(tmp_path, text, ids, first):
+    (tmp_path / "x.csv").write_text(text, encoding="utf-8")
+    series = read_series(tmp_path / "x.csv")
+    assert series.ids == ids
+    np.testing.assert_array_equal(series.values[0], first)
+
+
+@pytest.mark.parametrize("unit", ["ns", "us", "s"])
+def test_times_in_hdf5_are_of_the_unit_that_is_written_there(tmp_path, unit):
+    h5py = pytest.importorskip("h5py")
+    times = np.datetime64("2024-10-26T22:00", unit) + np.arange(5) * np.timedelta64(1, "h")
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        frame = file.create_group("df")
+        frame["axis0"], frame["axis1"] = np.array([b"a"]), times.astype(np.int64)
+        frame["axis1"].attrs["kind"] = f"datetime64[{unit}]"
+        frame["axis1"].attrs["tz"] = "UTC"
+        frame["block0_items"], frame["block0_values"] = np.array([b"a"]), np.arange(5.0)[:, None]
+    series = read_series(tmp_path / "x.h5", time_zone="Europe/Berlin")
+    made = series_grid(series, counts=True, time_zone="Europe/Berlin")
+    assert made.start == np.datetime64("2024-10-27T00:00") and made.repeated == 1
+    np.testing.assert_array_equal(made.values[:, 0], [0, 1, 2.5, 4])
+
+
+def test_zeros_are_no_distances_and_costs_may_be(tmp_path):
+    chain = np.zeros((5, 5))
+    for k, distance in enumerate((1.0, 2.0, 3.0, 4.0)):
+        chain[k, k + 1] = chain[k + 1, k] = distance
+    np.save(tmp_path / "d.npy", chain)
+    made = read_matrix(tmp_path / "d.npy", tuple("abcde"), distances=True)
+    want = np.exp(-np.square(np.array([1.0, 2.0, 3.0, 4.0]) / np.std([1.0, 2.0, 3.0, 4.0])))
+    np.testing.assert_allclose(np.diag(made, 1), np.where(want < 0.1, 0, want), rtol=1e-6)
+    assert not made[0, 2:].any()
+    (tmp_path / "e.csv").write_text("from,to,cost\na,b,0.9\nb,a,0.05\n")
+    with pytest.raises(InputError, match="column 'cost'; say by --distances or --nodistances"):
+        read_edges(tmp_path / "e.csv", ("a", "b"))
+    np.testing.assert_allclose(read_edges(tmp_path / "e.csv", ("a", "b"), distances=False), [[0, 0.9], [0.05, 0]])
+    (tmp_path / "e.csv").write_text("from,to,weight\na,b,120\n")
+    with pytest.raises(InputError, match="the weight 120, which is above 1; say by --distances"):
+        read_edges(tmp_path / "e.csv", ("a", "b"))

@@ -84,3 +84,36 @@ def test_times_that_cannot_be_read_are_named(texts, options, message):
 def test_numbers_are_no_times():
     with pytest.raises(InputError, match=r"time \(=1704067200\) in column 'ds' is a number; write ISO times"):
         local_times(pd.Series([1704067200], name="ds"))
+
+
+@pytest.mark.parametrize("texts", [["2024-05-01 12:00:00+02"], ["20240501T120000+0200"], ["2024-05-01T12+02:00"]])
+def test_offsets_in_every_iso_form_are_seen(texts):
+    np.testing.assert_array_equal(local_times(_column(*texts)).wall, _walls("2024-05-01T12:00"))
+    zoned = local_times(_column(*texts), time_zone="Asia/Shanghai")
+    np.testing.assert_array_equal(zoned.wall, _walls("2024-05-01T18:00"))
+
+
+@pytest.mark.parametrize("text", ["2024-05-01T00Z", "20240501T000000Z", "2024-05-01 00:00:00+00"])
+def test_utc_in_every_iso_form_asks_for_the_zone(text):
+    with pytest.raises(InputError, match="times are in UTC"):
+        local_times(_column(text))
+
+
+def test_formats_with_offsets_and_of_numbers():
+    z = local_times(_column("2024-05-01T10:00:00Z"), time_format="%Y-%m-%dT%H:%M:%SZ", time_zone="Europe/Berlin")
+    np.testing.assert_array_equal(z.wall, _walls("2024-05-01T12:00"))
+    bare = local_times(_column("202405011000+0200"), time_format="%Y%m%d%H%M%z")
+    np.testing.assert_array_equal(bare.wall, _walls("2024-05-01T10:00"))
+    days = local_times(pd.Series([20240501, 20240502], name="ds"), time_format="%Y%m%d")
+    np.testing.assert_array_equal(days.wall, _walls("2024-05-01", "2024-05-02"))
+    for wrong in ("%Q", "%Y-%m-%", "%d/%d"):
+        with pytest.raises(InputError, match="mend --time_format"):
+            local_times(_column("2024-05-01"), time_format=wrong)
+
+
+def test_times_far_from_now_are_named():
+    for zone in (None, "Europe/Berlin"):
+        with pytest.raises(InputError, match=r"'9999-12-31T23:30' \(row 2\).* outside the years 1900 to 2199"):
+            local_times(_column("2024-05-01T00:00", "9999-12-31T23:30"), time_zone=zone)
+    with pytest.raises(InputError, match="outside the years 1900 to 2199"):
+        local_times(_column("9999-12-31T23:30Z"), time_zone="Europe/Berlin")

@@ -103,7 +103,7 @@ def test_a_matrix_of_distances_is_recognised(tmp_path):
             r"`latitude` \(=91.0\) of region 'a' must be degrees in -90..90",
         ),
         (read_matrix, "1,2\n3,4\n", r"holds a matrix of shape \(2, 2\); the 4 regions need \[4, 4\]"),
-        (read_matrix, "from,to\n3,4\n", "is no table of numbers .*row 0.*; correct the cell"),
+        (read_matrix, "from,to\n3,4\n", r"reading 'from' \(row 1, column '0'\) is no number"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, read, text, message):

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.ingest.readings import grid, read_rows
+from gpdiff_jax.ingest.readings import read_rows
+from gpdiff_jax.ingest.steps import grid
 
 _LONG = """unique_id,ds,y
 north,2024-05-01T02:00,5
@@ -135,7 +136,10 @@ def test_duplicates_are_refused_or_combined(tmp_path, how, want):
         ("unique_id,ds,y\na,2024-05-01T00:00,many\n", r"reading 'many' \(row 1, column 'y'\) is no number"),
         ("unique_id,ds,y\na,2024-05-01T00:00,inf\n", r"reading 'inf' \(row 1, column 'y'\) is no number"),
         ("unique_id,ds,y\n,2024-05-01T00:00,1\n", "row 1 names no region in column 'unique_id'"),
-        ("station,hour,y\na,2024-05-01T00:00,1\n", r"columns station, hour, y, none of them a time"),
+        (
+            "station,hour,y\na,2024-05-01T00:00,1\n",
+            r"columns station, hour, y, and the first is no time; a long one needs .*--columns",
+        ),
         ("ds\n2024-05-01T00:00\n", r"the table has the columns ds; a long one needs unique_id, ds, y"),
         ("unique_id,ds,y\n", "holds no row"),
         ("unique_id,ds,y\na,2024-05-01T00:00,\na,2024-05-01T01:00,\n", "not one reading"),
@@ -145,8 +149,8 @@ def test_duplicates_are_refused_or_combined(tmp_path, how, want):
             "7 minutes apart, which does not divide a day",
         ),
         (
-            "unique_id,ds,y\na,1024-05-01T00:00,1\na,2024-05-01T00:01,1\na,2024-05-01T00:02,1\n",
-            "correct those that are wrong",
+            "unique_id,ds,y\na,1024-05-01T00:00,1\na,2024-05-01T00:01,1\n",
+            r"'1024-05-01T00:00' \(row 1\).* outside the years 1900",
         ),
     ],
 )
@@ -160,3 +164,149 @@ def test_a_file_that_is_none_or_damaged_is_named(tmp_path):
         read_rows(tmp_path / "none.csv")
     with pytest.raises(InputError, match="cannot be read as csv"):
         read_rows(_write(tmp_path, 'unique_id,ds,y\n"a,2024\n'))
+
+
+def _rows(*pairs: tuple[str, float], region: str = "a") -> str:
+    return "".join(f"{region},{time},{value}\n" for time, value in pairs)
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", None])
+def test_the_repeated_hour_is_seen_where_times_are_a_little_late(tmp_path, zone):
+    offsets = ("", "", "", "") if zone else ("+02:00", "+02:00", "+01:00", "+01:00")
+    times = [
+        f"2024-10-27T{time}{offset}"
+        for time, offset in zip(("01:00:01", "02:00:01", "02:00:02", "03:00:00"), offsets, strict=True)
+    ]
+    text = "unique_id,ds,y\n" + _rows(*((time, 10) for time in times))
+    made = _gridded(tmp_path, text, zone=zone)
+    np.testing.assert_array_equal(made.values[:, 0], [10, 10, 10])
+    assert made.repeated == 1 and made.duplicates == 0
+
+
+def test_two_rows_of_the_first_time_of_a_repeated_hour_are_duplicates_where_the_table_tells(tmp_path):
+    times = ("01:00+02:00", "02:00+02:00", "02:00+02:00", "02:00+01:00", "03:00+01:00")
+    text = "unique_id,ds,y\n" + _rows(*((f"2024-10-27T{time}", k) for k, time in enumerate(times)))
+    with pytest.raises(InputError, match="several readings at 2024-10-27T02:00:00; say"):
+        _gridded(tmp_path, text, zone="Europe/Berlin")
+    made = _gridded(tmp_path, text, zone="Europe/Berlin", duplicates="last")
+    np.testing.assert_array_equal(made.values[:, 0], [0, (2 + 3) / 2, 4])
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_only_the_repeated_hour_of_a_longer_bin_counts_by_half(tmp_path, counts):
+    # Every 7 minutes, which is no interval of a day, in UTC; one day of 25 hours.
+    moments = np.datetime64("2024-10-25T22:00", "m") + np.arange(0, 3 * 1440 + 60, 7) * np.timedelta64(1, "m")
+    local = [str(moment) + "Z" for moment in moments]
+    back = np.datetime64("2024-10-27T01:00", "m")  # from 2 h on the second time
+    values = np.where((moments >= back) & (moments < back + np.timedelta64(60, "m")), 40.0, 100.0)
+    text = "unique_id,ds,y\n" + _rows(*zip(local, values, strict=True))
+    made = _gridded(tmp_path, text, counts=counts, zone="Europe/Berlin", interval_minutes=180)
+    # The bin from 0 to 3 h of the 27th: 22 to 24 h, 0 to 1 h and 1 to 2 h in UTC.
+    first = back - np.timedelta64(3, "h")
+    hours = [
+        values[(moments >= first + k * np.timedelta64(1, "h")) & (moments < first + (k + 1) * np.timedelta64(1, "h"))]
+        for k in range(4)
+    ]
+    weights = [1.0, 1.0, 0.5, 0.5]
+    total = sum(weight * hour.sum() for weight, hour in zip(weights, hours, strict=True))
+    number = sum(weight * len(hour) for weight, hour in zip(weights, hours, strict=True))
+    at = int((np.datetime64("2024-10-27T00:00") - np.datetime64(made.start)) / np.timedelta64(180, "m"))
+    np.testing.assert_allclose(made.values[at, 0], total if counts else total / number, rtol=1e-6)
+    assert np.nanmax(np.abs(np.diff(made.values[1:-1, 0]))) < (800 if counts else 20)  # no bin is halved whole
+
+
+def test_stamps_that_move_to_a_step_that_is_read_are_duplicates(tmp_path):
+    text = "unique_id,ds,y\n" + _rows(
+        *((f"2024-05-01T{hour:02}:00:00", 10) for hour in range(24)), ("2024-05-01T03:00:05", 10)
+    )
+    with pytest.raises(InputError, match="region 'a' has several readings at 2024-05-01T03:00:05"):
+        _gridded(tmp_path, text)
+
+
+@pytest.mark.parametrize(("clock", "hours"), [("13:00", 24), ("23:59", 24), ("00:00", 24)])
+def test_a_daily_reading_belongs_to_its_day_whenever_it_is_read(tmp_path, clock, hours):
+    text = "unique_id,ds,y\n" + _rows(*((f"2024-05-0{day}T{clock}", day) for day in range(1, 5)))
+    made = _gridded(tmp_path, text)
+    assert made.interval_minutes == 60 * hours and made.start == np.datetime64("2024-05-01T00:00")
+    np.testing.assert_array_equal(made.values[:, 0], [1, 2, 3, 4])
+
+
+def test_every_region_has_steps_of_its_own_lateness(tmp_path):
+    times = [f"{hour:02}" for hour in range(10)]
+    text = "unique_id,ds,y\n" + "".join(
+        _rows(*((f"2024-05-01T{hour}:{minute}", int(hour)) for hour in times), region=name)
+        for name, minute in (("a", "00"), ("b", "30"), ("c", "45"), ("d", "00"))
+    )
+    made = _gridded(tmp_path, text)
+    np.testing.assert_array_equal(made.values, np.repeat(np.arange(10), 4).reshape(10, 4))
+
+
+def test_an_interval_that_the_table_cannot_give_is_refused(tmp_path):
+    text = "unique_id,ds,y\n" + _rows(*((f"2024-05-01T00:{minute}0", 10) for minute in range(6)))
+    with pytest.raises(InputError, match=r"10 minutes apart, and `interval_minutes` \(=15\) is no multiple"):
+        _gridded(tmp_path, text, interval_minutes=15)
+    with pytest.raises(InputError, match="no multiple"):
+        _gridded(tmp_path, text, interval_minutes=5)
+    odd = [str(np.datetime64("2024-05-01T00:00:00") + np.timedelta64(90 * k, "s")) for k in range(20)]
+    odd = "unique_id,ds,y\n" + _rows(*((time, 1) for time in odd))
+    with pytest.raises(InputError, match="no interval can be seen"):
+        _gridded(tmp_path, odd)
+    np.testing.assert_array_equal(_gridded(tmp_path, odd, interval_minutes=15).values[:, 0], [10, 10])
+
+
+def test_a_time_far_from_all_others_is_said_before_memory_is_asked_for(tmp_path):
+    late = "".join(_rows(("2199-05-01T00:00", 1), region=f"r{k}") for k in range(50))
+    text = "unique_id,ds,y\n" + _rows(("2024-05-01T00:00", 1), ("2024-05-01T00:01", 1), ("2024-05-01T00:02", 1)) + late
+    with pytest.raises(
+        InputError, match=r"from 2024-05-01T00:00:00 to 2199-05-01T00:00:00, .* steps of 1 minutes for 51 regions"
+    ):
+        _gridded(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ds,north,north\n2024-05-01T00:00,1,2\n", "has two columns 'north'; rename one"),
+        ("unique_id,ds,y,y\na,2024-05-01T00:00,1,2\n", "has two columns 'y'"),
+        ("ds,n,s\n2024-05-01T00:00,2000,0,\n", "cannot be read as csv .*Expected 3 fields"),
+        (
+            "time,station,count\n" + "2024-05-01T00:00,101,3\n2024-05-01T00:00,102,3\n" * 3,
+            "come several times, as in a long",
+        ),
+        ("station,time,count\n101,2024-05-01T00:00,3\n", "the first is no time; a long one needs .*--columns"),
+        ("ds,a,,b\n2024-05-01T00:00,1,2,3\n", "one of them without a name"),
+    ],
+)
+def test_columns_that_would_be_misread_are_refused(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        read_rows(_write(tmp_path, text))
+
+
+def test_row_numbers_without_a_name_are_no_region(tmp_path):
+    rows = _WIDE.splitlines()
+    text = "\n".join([f",{rows[0]}", *(f"{k},{row}" for k, row in enumerate(rows[1:]))])
+    made = grid(read_rows(_write(tmp_path, text)), counts=True)
+    assert made.ids == ("north", "south")
+    np.testing.assert_array_equal(made.values, _HOURS)
+
+
+def test_an_index_of_times_in_parquet_is_the_column_of_times(tmp_path):
+    pytest.importorskip("pyarrow")
+    frame = pd.read_csv(_write(tmp_path, _WIDE), parse_dates=["ds"]).set_index("ds").astype(float)
+    frame.to_parquet(tmp_path / "table.parquet")
+    np.testing.assert_array_equal(grid(read_rows(tmp_path / "table.parquet"), counts=True).values, _HOURS)
+    frame.iloc[0, 0] = np.inf
+    frame.to_parquet(tmp_path / "table.parquet")
+    with pytest.raises(InputError, match=r"reading inf \(row 1, column 'north'\) is no number"):
+        read_rows(tmp_path / "table.parquet")
+
+
+def test_a_damaged_compressed_file_is_named(tmp_path):
+    path = tmp_path / "table.csv.gz"
+    pd.read_csv(_write(tmp_path, _LONG)).to_csv(path, index=False)
+    assert grid(read_rows(path), counts=True).ids == ("north", "south")
+    whole = path.read_bytes()
+    for content in (whole[:30], b"\x1f\x8b" + b"x" * 60, b"no gzip"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="cannot be read as gz"):
+            read_rows(path)

@@ -96,8 +96,16 @@ def test_the_command_writes_a_city_or_says_in_one_line_why_not(city, tables):
     town = gpd.load_city(tables / "town.npz")
     assert town.num_nodes == 6 and town.interval_minutes == 60 and town.latitude is not None
     assert "6 regions" in made.stdout and "steps of 30 minutes" in made.stdout
-    (tables / "town.npz").unlink()
-    wrong = _prepare(tables, *given)
-    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
-    assert "nothing says what links the regions; give --edges, --matrix" in wrong.stderr
-    assert not (tables / "town.npz").exists()
+    before = (tables / "town.npz").read_bytes()
+    for wrong, said in (
+        (("--sites=sites.csv", "--missing_above=-1"), "no region has a reading"),
+        (
+            ("--sites=sites.csv", "--interval_minutes=45"),
+            "30 minutes apart, and `interval_minutes` (=45) is no multiple",
+        ),
+        (("--edges=long.csv",), "edges need from, to and weight"),
+        ((), "nothing says what links the regions; give --edges, --matrix"),
+    ):
+        ended = _prepare(tables, *given, *wrong)
+        assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and said in ended.stderr
+        assert (tables / "town.npz").read_bytes() == before and not list(tables.glob(".*partial"))

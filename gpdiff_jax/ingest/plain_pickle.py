@@ -1,0 +1,168 @@
+"""In: a pickle. Out: the arrays, numbers, text and plain containers in it; nothing of it is imported or run.
+
+NumPy's own functions for loading pickles trust what they are given: a forged dtype makes them read memory at will. So
+arrays are put together here, from a dtype of plain numbers and as many bytes as it needs.
+"""
+
+import io
+import pathlib
+import pickle
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import DAMAGE
+
+_PLAIN_DTYPE = re.compile(r"[fiub]\d{1,2}")
+
+
+class _Forged(ValueError):
+    """A pickle that says of an array what no array is like."""
+
+
+class _Dtype:
+    """What a pickle says of a dtype; only plain numbers are believed."""
+
+    def __init__(self, code: Any, *flags: Any) -> None:
+        del flags
+        if not isinstance(code, str) or _PLAIN_DTYPE.fullmatch(code) is None:
+            raise _Forged(f"dtype {code!r}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        order, *structure = state[1:5]
+        if order not in ("<", ">", "|", "=") or structure != [None, None, None]:
+            raise _Forged("dtype with parts")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array:
+    """What a pickle says of an array, which comes in two parts."""
+
+    def __init__(self) -> None:
+        self.array = np.zeros(0)
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, content = state
+        self.array = _array(content, dtype, shape, "F" if fortran else "C")
+
+
+class _StandIn:
+    """A function that a pickle may call, and may not change."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *words: Any) -> Any:
+        return self._function(*words)
+
+    def __setstate__(self, state: Any) -> None:
+        raise _Forged("a change of a function")
+
+
+def _array(content: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+    if not isinstance(dtype, _Dtype):
+        raise _Forged("an array without a dtype")
+    raw = content.encode("latin1") if isinstance(content, str) else bytes(memoryview(content))
+    sizes = tuple(int(size) for size in shape)
+    if min(sizes, default=0) < 0 or int(np.prod(sizes, dtype=object)) * dtype.dtype.itemsize != len(raw):
+        raise _Forged(f"an array of shape {sizes} in {len(raw)} bytes")
+    return np.frombuffer(raw, dtype.dtype).reshape(sizes, order="F" if order == "F" else "C")
+
+
+def _frombuffer(content: Any, dtype: Any, shape: Any, order: Any, *more: Any) -> np.ndarray:
+    del more
+    return _array(content, dtype, shape, order)
+
+
+def _scalar(dtype: Any, content: Any) -> Any:
+    return _array(content, dtype, (), "C")[()]
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    if encoding != "latin1" or not isinstance(text, str):
+        raise _Forged("bytes in another encoding")
+    return text.encode("latin1")
+
+
+def _reconstruct(*ignored: Any) -> _Array:
+    del ignored
+    return _Array()
+
+
+def _no_bytes() -> bytes:
+    return b""
+
+
+# What pickles of arrays and containers name, in numpy 1 and 2 and as Python 2 wrote it, and what stands for it here.
+_STAND_INS: dict[tuple[str, str], Any] = {
+    ("_codecs", "encode"): _StandIn(_encode),
+    ("collections", "OrderedDict"): dict,
+    ("numpy", "dtype"): _StandIn(_Dtype),
+    ("numpy", "ndarray"): "ndarray",
+}
+for _core in ("numpy._core", "numpy.core"):
+    _STAND_INS |= {
+        (f"{_core}.multiarray", "_reconstruct"): _StandIn(_reconstruct),
+        (f"{_core}.multiarray", "scalar"): _StandIn(_scalar),
+        (f"{_core}.numeric", "_frombuffer"): _StandIn(_frombuffer),
+    }
+for _builtins in ("builtins", "__builtin__"):
+    _STAND_INS |= {
+        (_builtins, "bytes"): _StandIn(_no_bytes),
+        (_builtins, "set"): set,
+        (_builtins, "frozenset"): frozenset,
+    }
+
+
+def load_plain_pickle(path: pathlib.Path) -> Any:
+    """Loads a pickle of arrays of numbers, numbers, text and plain containers, and of nothing else.
+
+    Args:
+      path: the file.
+
+    Returns:
+      What it holds, in lists, tuples, dicts and sets.
+
+    Raises:
+      InputError: it is damaged, or names anything else, which loading it would import or run.
+    """
+
+    class Plain(pickle.Unpickler):
+        def find_class(self, module_name: str, global_name: str) -> Any:
+            if (module_name, global_name) not in _STAND_INS:
+                raise InputError(
+                    f"{path} names {module_name}.{global_name}, and loading it could run code; save the matrix as .npy"
+                )
+            return _STAND_INS[module_name, global_name]
+
+        def persistent_load(self, pid: Any) -> Any:
+            raise _Forged(f"a reference to {pid!r}")
+
+    try:
+        # Files of Python 2 hold text in its old form.
+        return _finished(Plain(io.BytesIO(path.read_bytes()), encoding="latin1").load())
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the file and its permissions") from None
+    except (*DAMAGE, pickle.UnpicklingError, AttributeError, MemoryError) as error:
+        raise InputError(
+            f"{path} is a damaged pickle ({type(error).__name__}: {str(error)[:80]}); take another"
+        ) from None
+
+
+def _finished(held: Any) -> Any:
+    """The same with arrays in place of what was said of them."""
+    if isinstance(held, _Array):
+        return held.array
+    if isinstance(held, (list, tuple)):
+        return type(held)(map(_finished, held))
+    if isinstance(held, dict):
+        return {name: _finished(value) for name, value in held.items()}
+    return held

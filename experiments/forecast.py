@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     adapt = gpd.AdaptConfig() if _ADAPT.value else None
     made = gpd.forecast_new_city(parameters, new_city, adapt=adapt, key=jax.random.fold_in(key, 1))
     write_next(out, new_city.next_hours(made))
-    print(f"{forecast_table(new_city, made)}\n{out}")
+    print(f"{forecast_table(new_city, made, whole=out.name)}\n{out}")
 
 
 if __name__ == "__main__":

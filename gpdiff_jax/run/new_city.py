@@ -79,8 +79,17 @@ def _arrays(new_city: NewCity, made: MethodForecast) -> dict[str, np.ndarray]:
     return arrays if made.spread is None else arrays | {"spread": made.spread}
 
 
-def forecast_table(new_city: NewCity, made: MethodForecast) -> str:
-    """The last window's forecasts of some regions, and the error of all windows where it is known, as plain text."""
+def forecast_table(new_city: NewCity, made: MethodForecast, *, whole: str = "forecast.npz") -> str:
+    """The last window's forecasts of some regions, and the error of all windows where it is known, as plain text.
+
+    Args:
+      new_city: the city.
+      made: its forecasts.
+      whole: the name of the file that has all regions.
+
+    Returns:
+      Some lines.
+    """
     summary = _summary(new_city, made)
     first, last = summary["window_start"]
     windows = f"from {first}" if summary["windows"] == 1 else f"{summary['windows']} windows, {first} to {last}"
@@ -95,7 +104,7 @@ def forecast_table(new_city: NewCity, made: MethodForecast) -> str:
             cells = [f"{cell} ± {value:.2g}" for cell, value in zip(cells, made.spread[-1, node], strict=True)]
         lines.append(f"{name:24.24s}" + "".join(f"{cell:>18s}" for cell in cells))
     if summary["regions"] > _MOST_ROWS:
-        lines.append(f"and {summary['regions'] - _MOST_ROWS} more regions in forecast.npz")
+        lines.append(f"and {summary['regions'] - _MOST_ROWS} more regions in {whole}")
     if summary["mae"] is not None:
         lines.append(f"{'mean absolute error':24s}" + "".join(f"{value:18.4g}" for value in summary["mae"]))
     return "\n".join(lines)

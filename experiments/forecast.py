@@ -32,19 +32,16 @@ def main(argv: list[str]) -> None:
     del argv
     # Not before: `--help` need not wait for the library.
     import jax
-    import numpy as np
 
     import gpdiff_jax as gpd
+    from gpdiff_jax.cities.calendar import local_moment
     from gpdiff_jax.run.new_city import forecast_table
     from gpdiff_jax.run.next_table import check_table_name, write_next
     from gpdiff_jax.run.run import partial_bins_note, silence_notes
 
     out = pathlib.Path(_OUT_FILE.value)
     check_table_name(out)
-    try:
-        at = None if _AT.value is None else np.datetime64(_AT.value, "m")
-    except ValueError:
-        raise gpd.InputError(f"--at (={_AT.value!r}) is no local time; write it as 2024-05-03T17:00") from None
+    at = None if _AT.value is None else local_moment(_AT.value, "at")
     gpd.use_every_core()
     gpd.enable_compilation_cache()
     if _MODEL.value is not None:

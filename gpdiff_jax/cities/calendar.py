@@ -3,16 +3,44 @@
 A city whose start is unknown is taken to begin at midnight, and has no day of week: those features are zero.
 """
 
+import datetime
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from gpdiff_jax.cities.city import City
+from gpdiff_jax.errors import InputError
 
 HARMONICS = 8
 NUM_CALENDAR = 2 * HARMONICS + 4
 
 _MINUTES_PER_DAY = 1440
 _MONDAY = np.datetime64("1970-01-05T00:00", "m")
+
+
+def local_moment(text: str, name: str, remedy: str = "") -> np.datetime64:
+    """Reads a moment on the clocks of a city.
+
+    Args:
+      text: ISO 8601, in whole minutes and without an offset from UTC.
+      name: what it is, for the message.
+      remedy: what else to do about it, for the message.
+
+    Returns:
+      datetime64[m].
+
+    Raises:
+      InputError: it is no such time.
+    """
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(f"`{name}` (={text!r}) must be an ISO time, e.g. 2024-01-31T00:00{remedy}") from None
+    if moment.tzinfo is not None or moment.second or moment.microsecond:
+        raise InputError(
+            f"`{name}` (={text!r}) must be local time in whole minutes; drop the time zone and the seconds"
+        )
+    return np.datetime64(moment, "m")
 
 
 def minutes_of_week(city: City) -> Int[np.ndarray, " T"]:

@@ -2,7 +2,6 @@
 Out: checked cities; and back, a city written as such a file at once or not at all.
 """
 
-import datetime
 import io
 import os
 import pathlib
@@ -11,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from gpdiff_jax.cities.calendar import local_moment
 from gpdiff_jax.cities.city import City, check_city, edges_of
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import DAMAGE, write_npz
@@ -227,14 +227,4 @@ def _text(arrays: Mapping[str, np.ndarray], key: str) -> str:
 
 
 def _start(text: str) -> np.datetime64 | None:
-    if not text:
-        return None
-    try:
-        moment = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        raise InputError(
-            f"`start` (={text!r}) must be an ISO time, e.g. 2024-01-31T00:00; leave it empty if unknown"
-        ) from None
-    if moment.tzinfo is not None or moment.second or moment.microsecond:
-        raise InputError(f"`start` (={text!r}) must be local time in whole minutes; drop the time zone and the seconds")
-    return np.datetime64(moment, "m")
+    return local_moment(text, "start", "; leave it empty if unknown") if text else None

@@ -4,7 +4,6 @@ Read are DCRNN's HDF5 and its adjacency pickle (Li et al., 2018), `dataset.npy` 
 `adj.npz` (Yu et al., 2018), the npz files of PeMS (Guo et al., 2019) and T-GCN's CSV files (Zhao et al., 2020).
 """
 
-import datetime
 import pathlib
 import re
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from gpdiff_jax.cities.calendar import local_moment
 from gpdiff_jax.cities.city import check_interval
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import DAMAGE, read_npz
@@ -117,13 +117,7 @@ def series_grid(
     check_interval(interval_minutes)
     begin = None
     if start is not None:
-        try:
-            moment = datetime.datetime.fromisoformat(start)
-        except ValueError:
-            moment = None
-        if moment is None or moment.tzinfo is not None:
-            raise InputError(f"`start` (={start!r}) must be a local time as 2018-01-01T00:00; write it so")
-        begin = np.datetime64(moment, "m")
+        begin = local_moment(start, "start")
     return Grid(series.values.astype(np.float32), series.ids, begin, interval_minutes, 0, 0, 0, 0)
 
 

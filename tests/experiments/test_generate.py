@@ -324,5 +324,8 @@ def test_the_next_hours_come_as_a_table_by_another_command(folder, tmp_path):
     assert rows[0] == ["unique_id", "ds", "mean"] and len(rows) == 1 + 8 * 6
     assert rows[1][:2] == [city.node_ids[0], "2024-01-15T12:00"]
     np.testing.assert_allclose([float(row[2]) for row in rows[1:]], made.forecast.reshape(-1), rtol=1e-5)
-    wrong = subprocess.run([*command, "--out_file=next.txt"], **how, env=environment)
-    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "is no table; name it .csv" in wrong.stderr
+    written = (tmp_path / "next.csv").read_bytes()
+    for words, said in ((["--out_file=next.txt"], "is no table; name it .csv"), (["--at=now"], "must be an ISO time")):
+        wrong = subprocess.run([*command, *words], **how, env=environment)
+        assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and said in wrong.stderr
+    assert (tmp_path / "next.csv").read_bytes() == written

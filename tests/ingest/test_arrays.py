@@ -92,8 +92,9 @@ def test_arrays_with_channels_and_a_known_start(tmp_path):
         read_series(tmp_path / "dataset.npy", channel=2)
     with pytest.raises(InputError, match="has no times; say by --interval_minutes"):
         series_grid(series, counts=True)
-    with pytest.raises(InputError, match=r"`start` \(='monday'\) must be a local time"):
-        series_grid(series, counts=True, interval_minutes=5, start="monday")
+    for wrong, said in (("now", "an ISO time"), ("2018-01-01T00:00+01:00", "local time in whole minutes")):
+        with pytest.raises(InputError, match=f"`start` .* must be {said}"):
+            series_grid(series, counts=True, interval_minutes=5, start=wrong)
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(InputError, match="damaged or holds objects"):
         read_series(tmp_path / "objects.npy")

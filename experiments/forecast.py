@@ -8,7 +8,6 @@ The table has a row for every region and step: unique_id, ds (local begin of the
 
 import dataclasses
 import pathlib
-import sys
 
 from absl import flags
 
@@ -35,26 +34,18 @@ def main(argv: list[str]) -> None:
 
     import gpdiff_jax as gpd
     from gpdiff_jax.cities.calendar import local_moment
-    from gpdiff_jax.run.new_city import forecast_table
+    from gpdiff_jax.run.new_city import forecast_table, load_generator, print_notes
     from gpdiff_jax.run.next_table import check_table_name, write_next
-    from gpdiff_jax.run.run import partial_bins_note, silence_notes
 
     out = pathlib.Path(_OUT_FILE.value)
     check_table_name(out)
     at = None if _AT.value is None else local_moment(_AT.value, "at")
     gpd.use_every_core()
     gpd.enable_compilation_cache()
-    if _MODEL.value is not None:
-        gpd.load_model_file(_MODEL.value)
-    hypernetwork = gpd.Hypernetwork.load(_HYPERNETWORK.value)
+    hypernetwork, _ = load_generator(_HYPERNETWORK.value, _MODEL.value)
     city = gpd.load_city(_CITY.value, missing_above=_MISSING_ABOVE.value)
     new_city = gpd.prepare_new_city(city, hypernetwork, channels=_CHANNEL.value, at=at, any_kind=_ANY_KIND.value)
-    notes = [
-        *partial_bins_note(city, new_city.city.interval_minutes),
-        *silence_notes(new_city.city, new_city.target),
-    ]
-    if notes:
-        print("\n".join(notes), file=sys.stderr)
+    print_notes(city, new_city)
     config = gpd.GenerateConfig()
     if _SAMPLES.value is not None:
         config = dataclasses.replace(config, samples=_SAMPLES.value)

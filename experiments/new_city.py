@@ -6,16 +6,13 @@ Importing this module defines the flags of it. Nothing of a run is needed beside
 import dataclasses
 import json
 import pathlib
-import sys
 
 import jax
 from absl import flags
 
-from gpdiff_jax import GenerateConfig, Hypernetwork, InputError, forecast_new_city, load_city, prepare_new_city
-from gpdiff_jax.models import model_names, read_model_file
+from gpdiff_jax import GenerateConfig, InputError, forecast_new_city, load_city, prepare_new_city
 from gpdiff_jax.run.folder import claim_folder
-from gpdiff_jax.run.new_city import forecast_table, write_forecasts
-from gpdiff_jax.run.run import partial_bins_note, silence_notes
+from gpdiff_jax.run.new_city import forecast_table, load_generator, print_notes, write_forecasts
 from gpdiff_jax.training.compilation_cache import enable_compilation_cache
 from gpdiff_jax.training.parallel import use_every_core
 
@@ -62,26 +59,6 @@ def check_flags() -> None:
             raise InputError(f"--{name} is of a run, and --hypernetwork takes none; leave one of the two out")
 
 
-def _load(folder: str) -> tuple[Hypernetwork, str | None]:
-    """The generator, and the digest of the file that its model was read from."""
-    path = flags.FLAGS.model if flags.FLAGS["model"].present else None
-    named, digest = None, None
-    if path is not None and path.endswith(".py"):
-        # Before the generator is read, which may look at its model.
-        named, digest = read_model_file(path)
-    hypernetwork = Hypernetwork.load(folder)
-    wanted = hypernetwork.model_name
-    if path is not None and (named or path) != wanted:
-        raise InputError(
-            f"--model {path!r} is model {named or path!r}, but {folder!r} generates {wanted!r}; leave it out"
-        )
-    if wanted not in model_names():
-        raise InputError(
-            f"{folder!r} generates model {wanted!r}, which is not built in; name its file by --model FILE.py"
-        )
-    return hypernetwork, digest
-
-
 def new_city_main() -> None:
     """Generates and forecasts as the flags say, writes the folder of results and prints the table.
 
@@ -97,7 +74,7 @@ def new_city_main() -> None:
         sampler=values.sampler,
         **{name: value for name, value in changes.items() if value is not None},
     )
-    hypernetwork, model_digest = _load(values.hypernetwork)
+    hypernetwork, model_digest = load_generator(values.hypernetwork, values.model if values["model"].present else None)
     city = load_city(values.city, missing_above=values.missing_above)
     new_city = prepare_new_city(
         city,
@@ -111,11 +88,7 @@ def new_city_main() -> None:
     folder = claim_folder(
         values.out_dir if values["out_dir"].present else f"runs/{city.name}", "generate.json", "forecasts"
     )
-    for line in [
-        *partial_bins_note(city, new_city.city.interval_minutes),
-        *silence_notes(new_city.city, new_city.target),
-    ]:
-        print(line, file=sys.stderr)
+    print_notes(city, new_city)
     parameters = hypernetwork.generate(new_city.prompts, key=jax.random.key(values.seed), config=config, any_kind=True)
     made = forecast_new_city(parameters, new_city)
     write_forecasts(

@@ -9,14 +9,10 @@ times (--start), SciPy's sparse matrices, and LibCity's .dyna, .rel and .geo fil
 """
 
 import pathlib
-from typing import TYPE_CHECKING
 
 from absl import flags
 
 from experiments import command_line
-
-if TYPE_CHECKING:
-    from gpdiff_jax.ingest import Grid
 
 _READINGS = flags.DEFINE_string("readings", None, "Readings: a CSV or Parquet table, or an array file.", required=True)
 _OUT_FILE = flags.DEFINE_string("out_file", None, "City file to write, NAME.npz.", required=True)
@@ -25,17 +21,19 @@ _EDGES = flags.DEFINE_string("edges", None, "Table with from, to and weight or, 
 _SITES = flags.DEFINE_string("sites", None, "Table with unique_id, latitude, longitude; links the nearest regions.")
 _MATRIX = flags.DEFINE_string("matrix", None, "Matrix of weights between all regions: .npy, .npz, .pkl or .csv.")
 _DISTANCES = flags.DEFINE_bool("distances", None, "Edges or matrix hold distances, which become a Gaussian kernel.")
-_NEIGHBOURS = flags.DEFINE_integer("neighbours", 5, "Nearest sites that a region is linked with.", lower_bound=1)
+_NEIGHBOURS = flags.DEFINE_integer(
+    "neighbours", None, "Nearest sites that a region is linked with; default 5.", lower_bound=1
+)
 _START = flags.DEFINE_string(
     "start", None, "Local time of the first step of a file without times, e.g. 2018-01-01T00:00, or unknown."
 )
-_CHANNEL = flags.DEFINE_integer("channel", 0, "Which quantity of an array [T, N, C].", lower_bound=0)
+_CHANNEL = flags.DEFINE_integer("channel", None, "Which quantity of an array [T, N, C]; default 0.", lower_bound=0)
 _QUANTITY = flags.DEFINE_string("quantity", None, "What is read; default visitors, vehicles or speed_kmh, by --kind.")
 _INTERVAL = flags.DEFINE_integer(
     "interval_minutes", None, "Interval of the city; default that of the table.", lower_bound=1, upper_bound=1440
 )
 _COLUMNS = flags.DEFINE_list(
-    "columns", ["unique_id", "ds", "y"], "Columns of region, time and reading in a long table."
+    "columns", None, "Columns of region, time and reading in a long table; default unique_id,ds,y."
 )
 _TIME_ZONE = flags.DEFINE_string(
     "time_zone", None, "Time zone of the city, e.g. Europe/Berlin: clock changes are seen."
@@ -47,37 +45,6 @@ _DUPLICATES = flags.DEFINE_enum(
 _ZERO_IS_MISSING = flags.DEFINE_bool("zero_is_missing", False, "A reading of 0 is none; of speeds that always holds.")
 _MISSING_ABOVE = flags.DEFINE_float("missing_above", None, "Readings above this value are missing, e.g. fill values.")
 
-_QUANTITIES = {"crowd": "visitors", "flow": "vehicles", "speed": "speed_kmh"}
-
-
-def _readings() -> "Grid":
-    """The readings at regular steps, from a table or an array."""
-    from gpdiff_jax import ingest
-
-    path, counts = pathlib.Path(_READINGS.value), _KIND.value != "speed"
-    if path.suffix in ingest.ARRAY_FILES or _START.value is not None:
-        start = None if _START.value == "unknown" else _START.value
-        series = ingest.read_series(path, channel=_CHANNEL.value, time_zone=_TIME_ZONE.value)
-        return ingest.series_grid(
-            series,
-            counts=counts,
-            interval_minutes=_INTERVAL.value,
-            start=start,
-            duplicates=_DUPLICATES.value,
-            time_zone=_TIME_ZONE.value,
-        )
-    region, time, reading = _COLUMNS.value
-    rows = ingest.read_rows(
-        path, columns=(region, time, reading), time_zone=_TIME_ZONE.value, time_format=_TIME_FORMAT.value
-    )
-    return ingest.grid(
-        rows,
-        counts=counts,
-        interval_minutes=_INTERVAL.value,
-        duplicates=_DUPLICATES.value,
-        time_zone=_TIME_ZONE.value,
-    )
-
 
 def main(argv: list[str]) -> None:
     """Makes the city and writes it."""
@@ -87,38 +54,32 @@ def main(argv: list[str]) -> None:
     from gpdiff_jax.cities import save_city
     from gpdiff_jax.errors import InputError
 
-    out = pathlib.Path(_OUT_FILE.value).expanduser()
+    out, columns = pathlib.Path(_OUT_FILE.value).expanduser(), _COLUMNS.value
     if out.suffix != ".npz":
         raise InputError(f"--out_file (={out}) is no city file; name it {out.stem}.npz")
-    if len(_COLUMNS.value) != 3:
-        raise InputError(
-            f"--columns (={','.join(_COLUMNS.value)}) must name three columns: of region, time and reading"
-        )
-    given = [name for name, flag in (("edges", _EDGES), ("sites", _SITES), ("matrix", _MATRIX)) if flag.value]
-    if not given or ("edges" in given and "matrix" in given):
-        said = " and ".join(f"--{name}" for name in given) or "nothing"
-        raise InputError(
-            f"{said} says what links the regions; give --edges, --matrix or, for the nearest ones, --sites"
-        )
-    found = _readings()
-    sites = ingest.read_sites(pathlib.Path(_SITES.value), found.ids) if _SITES.value else None
-    if _EDGES.value:
-        adjacency = ingest.read_edges(pathlib.Path(_EDGES.value), found.ids, distances=_DISTANCES.value)
-    elif _MATRIX.value:
-        adjacency = ingest.read_matrix(pathlib.Path(_MATRIX.value), found.ids, distances=bool(_DISTANCES.value))
-    else:
-        assert sites is not None
-        adjacency = ingest.nearest_sites(sites, _NEIGHBOURS.value)
-    city, facts = ingest.table_city(
-        found,
-        adjacency,
+    if columns is not None and len(columns) != 3:
+        raise InputError(f"--columns (={','.join(columns)}) must name three columns: of region, time and reading")
+    city, facts = ingest.city_from_tables(
+        _READINGS.value,
         name=out.stem,
         kind=_KIND.value,
-        quantity=_QUANTITY.value or _QUANTITIES[_KIND.value],
-        interval_minutes=_INTERVAL.value,
+        quantity=_QUANTITY.value,
+        edges=_EDGES.value,
+        matrix=_MATRIX.value,
+        sites=_SITES.value,
+        distances=_DISTANCES.value,
+        neighbours=_NEIGHBOURS.value,
         zero_is_missing=_ZERO_IS_MISSING.value,
         missing_above=_MISSING_ABOVE.value,
-        sites=sites,
+        config=ingest.ReadingsConfig(
+            columns=None if columns is None else (columns[0], columns[1], columns[2]),
+            time_format=_TIME_FORMAT.value,
+            channel=_CHANNEL.value,
+            start=_START.value,
+            time_zone=_TIME_ZONE.value,
+            interval_minutes=_INTERVAL.value,
+            duplicates=_DUPLICATES.value,
+        ),
     )
     save_city(out, city)
     print("\n".join(ingest.fact_lines(facts)))

@@ -6,6 +6,7 @@ Read are DCRNN's HDF5 and its adjacency pickle (Li et al., 2018), `dataset.npy` 
 
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,19 +159,22 @@ def read_matrix_file(path: pathlib.Path) -> tuple[Float[np.ndarray, "N N"], tupl
 
 def _read_array(path: pathlib.Path, name: str) -> np.ndarray:
     try:
-        if path.suffix == ".npz":
-            arrays = read_npz(path)
-            if name not in arrays and len(arrays) != 1:
-                raise InputError(
-                    f"{path} holds the arrays {', '.join(sorted(arrays)[:8])}; one named {name!r} is needed"
-                )
-            array = arrays.get(name, next(iter(arrays.values())))
-        else:
-            array = np.load(path, allow_pickle=False)
+        array = _only_array(path, read_npz(path), name) if path.suffix == ".npz" else np.load(path, allow_pickle=False)
     except InputError:
         raise
     except (*DAMAGE, MemoryError) as error:
         raise InputError(f"{path} is damaged or holds objects ({type(error).__name__}); store plain numbers") from None
+    return _plain_numbers(path, array)
+
+
+def _only_array(path: pathlib.Path, arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """The array of a name, or the only one."""
+    if name not in arrays and len(arrays) != 1:
+        raise InputError(f"{path} holds the arrays {', '.join(sorted(arrays)[:8])}; one named {name!r} is needed")
+    return arrays.get(name, next(iter(arrays.values())))
+
+
+def _plain_numbers(path: pathlib.Path, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "fiub":
         raise InputError(f"{path} holds {array.dtype}; store plain numbers")
     return array.astype(np.float64)
@@ -180,7 +184,7 @@ def _read_sparse(path: pathlib.Path) -> np.ndarray:
     """A matrix of an npz file, dense or as SciPy saves a sparse one in rows or columns."""
     arrays = read_npz(path)
     if not {"data", "indices", "indptr", "shape", "format"} <= set(arrays):
-        return _read_array(path, "adjacency")
+        return _plain_numbers(path, _only_array(path, arrays, "adjacency"))
     try:
         layout = _text(arrays["format"].item())
         rows, columns = (int(size) for size in arrays["shape"])

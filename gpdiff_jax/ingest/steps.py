@@ -25,7 +25,7 @@ class Grid(NamedTuple):
     interval_minutes: int
     duplicates: int  # rows that had the region and step of another
     moved: int  # readings whose time was not on a step
-    repeated: int  # steps that a clock change repeats
+    repeated: int  # steps that a clock change repeats, of those that were read both times
     skipped: int  # steps that a clock change skips, without a reading
 
 
@@ -104,7 +104,7 @@ def grid(
     walls = start + np.arange(length) * np.timedelta64(steps.interval, "m")
     unread = np.isnan(gridded).all(axis=1)
     skipped = 0 if time_zone is None else int((skipped_steps(walls, time_zone) & unread).sum())
-    twice = len(np.unique(slot[repeated]))
+    twice = len(np.unique(slot[weight < 1]))
     return Grid(gridded, rows.ids, start, steps.interval, int(same.sum()), steps.moved, twice, skipped)
 
 

@@ -129,7 +129,7 @@ def fact_lines(facts: TableFacts) -> list[str]:
     for name, count, what in (
         ("duplicates", facts.duplicates, "rows of a region and time that had another"),
         ("moved", facts.moved, "readings whose time was not on a step"),
-        ("repeated", facts.repeated, "steps that a clock change repeats; they hold the mean of both"),
+        ("repeated", facts.repeated, "steps that a clock change repeats, read both times; they hold the mean of both"),
         ("skipped", facts.skipped, "steps that a clock change skips; they are missing"),
     ):
         if count:

@@ -1,6 +1,7 @@
 """In: a new city, its generated parameters and its forecasts. Out: a folder of them, and a table to print."""
 
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,12 +9,53 @@ import jax
 import numpy as np
 
 from gpdiff_jax.analysis.metrics import mae
+from gpdiff_jax.cities import City
+from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import write_json, write_npz
-from gpdiff_jax.hypernetwork import RegionParameters
+from gpdiff_jax.hypernetwork import Hypernetwork, RegionParameters
+from gpdiff_jax.models import model_names, read_model_file
+from gpdiff_jax.run.run import partial_bins_note, silence_notes
 from gpdiff_jax.transfer.evaluate import MethodForecast
 from gpdiff_jax.transfer.new_city import NewCity, save_parameters
 
 _MOST_ROWS = 10
+
+
+def load_generator(folder: str, model: str | None = None) -> tuple[Hypernetwork, str | None]:
+    """Reads a trained generator, and the file of its model where it is not built in.
+
+    Args:
+      folder: of the generator.
+      model: the name of its model, or a `.py` file that registers it; None where it is built in.
+
+    Returns:
+      The generator, and the digest of the file that its model was read from.
+
+    Raises:
+      InputError: the generator makes parameters of another model, or of one that is not known; see `Hypernetwork.load`.
+    """
+    named, digest = None, None
+    if model is not None and model.endswith(".py"):
+        # Before the generator is read, which may look at its model.
+        named, digest = read_model_file(model)
+    hypernetwork = Hypernetwork.load(folder)
+    wanted = hypernetwork.model_name
+    if model is not None and (named or model) != wanted:
+        raise InputError(
+            f"--model {model!r} is model {named or model!r}, but {folder!r} generates {wanted!r}; leave it out"
+        )
+    if wanted not in model_names():
+        raise InputError(
+            f"{folder!r} generates model {wanted!r}, which is not built in; name its file by --model FILE.py"
+        )
+    return hypernetwork, digest
+
+
+def print_notes(city: City, new_city: NewCity) -> None:
+    """Says on standard error what of a new city is seen in part or not at all."""
+    made = new_city.city
+    for line in [*partial_bins_note(city, made.interval_minutes), *silence_notes(made, new_city.target)]:
+        print(line, file=sys.stderr)
 
 
 def write_forecasts(

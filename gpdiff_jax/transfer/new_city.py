@@ -14,7 +14,6 @@ from jaxtyping import Float
 
 from gpdiff_jax.cities.city import City, CityLabel, label_of
 from gpdiff_jax.cities.resample import resample, select_channels
-from gpdiff_jax.cities.splits import Span, split_before
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.target import Target, split_city
 from gpdiff_jax.errors import InputError, check_at_least
@@ -24,7 +23,7 @@ from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.training.storage import load_arrays, save_arrays
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, step_names, window_start_names
-from gpdiff_jax.transfer.next_hours import NextHours, days_of, forecast_target, next_hours, until, with_future
+from gpdiff_jax.transfer.next_hours import NextHours, days_of, forecast_target, next_hours, until, windows_ahead
 from gpdiff_jax.typing import Key
 
 _FORMAT = 3
@@ -121,28 +120,11 @@ def prepare_new_city(
         read = until(read, at)
     days = days_of(read, hypernetwork.data) if support_days is None else support_days
     data = dataclasses.replace(hypernetwork.data, support_days=days)
-    if rolling_days:
-        seen = read
-        ahead = Span(read.num_steps - rolling_days * read.steps_per_day, read.num_steps)
-        if ahead.start < 0:
-            raise InputError(
-                f"`rolling_days` (={rolling_days}) is longer than the {read.num_steps / read.steps_per_day:.1f} days "
-                f"of city {read.name!r}; use fewer, with support days before them"
-            )
-        if len(ahead) < data.horizon:
-            raise InputError(
-                f"`rolling_days` (={rolling_days}) hold {len(ahead)} steps of city {read.name!r}, fewer than horizon "
-                f"(={data.horizon}); use more days"
-            )
-        before = f"its last {rolling_days} days, which `rolling_days` forecasts"
-    else:
-        seen, ahead = with_future(read, data.horizon)
-        before = "the end of its readings"
-    split = split_before(ahead, read.steps_per_day, days, history=data.history, before=before, name=read.name)
-    check_parts(hypernetwork.prompt_encoder.config, read, split.support)
-    starts = np.arange(ahead.start - data.history, ahead.stop - data.history - data.horizon + 1, dtype=np.int32)
-    target = split_city(seen, data, split, starts, seed=seed)
-    return NewCity(seen, region_prompts(read, [split.support], hypernetwork.prompt_encoder), target, data)
+    ahead = windows_ahead(read, data, rolling_days)
+    support = ahead.split.support
+    check_parts(hypernetwork.prompt_encoder.config, read, support)
+    target = split_city(ahead.city, data, ahead.split, ahead.starts, seed=seed)
+    return NewCity(ahead.city, region_prompts(read, [support], hypernetwork.prompt_encoder), target, data)
 
 
 def forecast_new_city(

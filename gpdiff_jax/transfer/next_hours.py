@@ -1,14 +1,14 @@
 """In: parameters of a city's regions, and its readings up to now. Out: what comes in the next P steps."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int
 
 from gpdiff_jax.cities.city import City
-from gpdiff_jax.cities.splits import Span, split_before
+from gpdiff_jax.cities.splits import Span, TargetSplit, split_before
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.target import Target, split_city
 from gpdiff_jax.errors import InputError
@@ -33,11 +33,49 @@ def days_of(read: City, data: DataConfig) -> int:
     return max(1, min(data.support_days, read.num_steps // read.steps_per_day))
 
 
-def with_future(read: City, horizon: int) -> tuple[City, Span]:
-    """A city with P steps after its last reading, which are unread, and where they lie."""
-    unread = np.full((horizon, *read.values.shape[1:]), np.nan, np.float32)
-    seen = dataclasses.replace(read, values=np.concatenate([read.values, unread]))
-    return seen, Span(read.num_steps, seen.num_steps)
+class WindowsAhead(NamedTuple):
+    """What is forecast of a city."""
+
+    city: City  # P steps longer than what was read where the future is forecast
+    split: TargetSplit
+    starts: Int[np.ndarray, " S"]  # first step of every window's history
+
+
+def windows_ahead(read: City, data: DataConfig, rolling_days: int = 0) -> WindowsAhead:
+    """Chooses which windows of a city are forecast, and its support days, which lie right before them.
+
+    Args:
+      read: at the interval that is forecast.
+      data: of which the number of support days, history and horizon count.
+      rolling_days: 0 for the P steps after the last reading; else all windows of the last so many days.
+
+    Returns:
+      The windows.
+
+    Raises:
+      InputError: the city is too short for them.
+    """
+    if rolling_days:
+        city, ahead = read, Span(read.num_steps - rolling_days * read.steps_per_day, read.num_steps)
+        before = f"its last {rolling_days} days, which `rolling_days` forecasts"
+        if ahead.start < 0:
+            raise InputError(
+                f"`rolling_days` (={rolling_days}) is longer than the {read.num_steps / read.steps_per_day:.1f} days "
+                f"of city {read.name!r}; use fewer, with support days before them"
+            )
+        if len(ahead) < data.horizon:
+            raise InputError(
+                f"`rolling_days` (={rolling_days}) hold {len(ahead)} steps of city {read.name!r}, fewer than horizon "
+                f"(={data.horizon}); use more days"
+            )
+    else:
+        unread = np.full((data.horizon, *read.values.shape[1:]), np.nan, np.float32)
+        city = dataclasses.replace(read, values=np.concatenate([read.values, unread]))
+        ahead, before = Span(read.num_steps, city.num_steps), "the end of its readings"
+    days, per_day = data.support_days, read.steps_per_day
+    split = split_before(ahead, per_day, days, history=data.history, before=before, name=read.name)
+    last = ahead.stop - data.history - data.horizon
+    return WindowsAhead(city, split, np.arange(ahead.start - data.history, last + 1, dtype=np.int32))
 
 
 def until(city: City, at: np.datetime64) -> City:
@@ -99,14 +137,11 @@ def forecast_next(
     """
     check_regions(parameters, city)
     read = city if at is None else until(city, at)
-    days = days_of(read, parameters.data)
-    data = dataclasses.replace(parameters.data, support_days=days)
-    seen, ahead = with_future(read, data.horizon)
-    where: dict[str, Any] = {"before": "the end of its readings", "name": read.name}
-    split = split_before(ahead, read.steps_per_day, days, history=data.history, **where)
-    target = split_city(seen, data, split, np.asarray([ahead.start - data.history], np.int32))
+    data = dataclasses.replace(parameters.data, support_days=days_of(read, parameters.data))
+    ahead = windows_ahead(read, data)
+    target = split_city(ahead.city, data, ahead.split, ahead.starts)
     made = forecast_target(parameters, target, adapt, key)
-    return next_hours(made, seen, np.arange(ahead.start, ahead.stop))
+    return next_hours(made, ahead.city, np.arange(read.num_steps, ahead.city.num_steps))
 
 
 def next_hours(made: MethodForecast, city: City, steps: Int[np.ndarray, " P"]) -> NextHours:

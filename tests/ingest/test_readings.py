@@ -101,6 +101,13 @@ def test_the_hour_that_a_clock_change_repeats_is_halved_or_averaged(tmp_path, aw
     assert made.repeated == 1 and made.duplicates == 0
 
 
+def test_a_repeated_hour_that_was_read_once_holds_that_reading_and_is_not_counted(tmp_path):
+    rows = [f"a,2024-10-27T{time},{k}\n" for k, time in enumerate(("01:00+02:00", "02:00+01:00", "03:00+01:00"))]
+    made = _gridded(tmp_path, "unique_id,ds,y\n" + "".join(rows), zone="Europe/Berlin")
+    np.testing.assert_array_equal(made.values[:, 0], [0, 1, 2])
+    assert made.repeated == 0
+
+
 def test_quarters_of_a_repeated_hour_are_told_apart_by_their_order(tmp_path):
     walls = [f"02:{15 * k:02}" for k in range(4)]
     rows = [f"a,2024-10-27T{wall},{k}\n" for k, wall in enumerate(["01:45", *walls, *walls, "03:00"])]

@@ -104,7 +104,12 @@ def test_the_command_writes_a_city_or_says_in_one_line_why_not(city, tables):
             "30 minutes apart, and `interval_minutes` (=45) is no multiple",
         ),
         (("--edges=long.csv",), "edges need from, to and weight"),
-        ((), "nothing says what links the regions; give --edges, --matrix"),
+        ((), "nothing says what links the regions; give `edges`, `matrix`"),
+        (("--edges=a.csv", "--matrix=b.npy"), "both `edges` (=a.csv) and `matrix` (=b.npy) link the regions"),
+        (("--sites=sites.csv", "--distances"), "`distances` (=True) is of `edges` or `matrix`, and neither is given"),
+        (("--edges=a.csv", "--neighbours=3"), "`neighbours` (=3) is of `sites` alone"),
+        (("--sites=sites.csv", "--channel=1"), "`channel` (=1) says nothing of long.csv, which is a table of one"),
+        (("--sites=sites.csv", "--start=unknown", "--time_format=%Y"), "`time_format` (=%Y) says nothing of long.csv"),
     ):
         ended = _prepare(tables, *given, *wrong)
         assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and said in ended.stderr

@@ -64,6 +64,12 @@ flags.DEFINE_float(
     0.0,
 )
 flags.DEFINE_list(
+    "window_days",
+    None,
+    "shortest and longest window in days through which source regions are seen, e.g. 1,14, so that the generator "
+    "serves any number of support days; default --support_days",
+)
+flags.DEFINE_list(
     "damping",
     [str(share) for share in DataConfig().damping],
     "shares of an anomaly that a target's forecast keeps on kinds of day that the support shows, at the first and the "
@@ -160,6 +166,17 @@ def _shares(words: list[str]) -> tuple[float, float]:
     return first, last
 
 
+def _days(words: list[str] | None) -> tuple[int, int] | None:
+    """The two numbers of `--window_days`."""
+    try:
+        if words is None:
+            return None
+        shortest, longest = map(int, words)
+    except ValueError as error:
+        raise InputError(f"--window_days (={','.join(words or ())}) must be two numbers of days, as 1,14") from error
+    return shortest, longest
+
+
 def settings_from_flags() -> Settings:
     """Turns the parsed flags into settings.
 
@@ -214,7 +231,12 @@ def settings_from_flags() -> Settings:
     )
     return dataclasses.replace(
         settings,
-        data=_replace(settings.data, **{name: getattr(values, name) for name in data}, damping=_shares(values.damping)),
+        data=_replace(
+            settings.data,
+            **{name: getattr(values, name) for name in data},
+            damping=_shares(values.damping),
+            window_days=_days(values.window_days),
+        ),
         prompts=_replace(settings.prompts, parts=tuple(values.prompts)),
         pooled=_replace(settings.pooled, steps=values.pooled_steps),
         harvest=_replace(

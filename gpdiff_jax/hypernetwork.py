@@ -32,7 +32,7 @@ from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo.codec import Codec
 from gpdiff_jax.zoo.tokens import TokenLayout, check_layout, from_tokens, make_layout
 
-_FORMAT = 6
+_FORMAT = 7
 # Draws that a device makes at a time; with another number they would differ by rounding.
 _DRAWS_ON_CPU = 32
 _DRAWS = 256
@@ -68,6 +68,7 @@ class RegionParameters:
     # Whose regions they are for; None where that is not known.
     city: CityLabel | None = flax.struct.field(pytree_node=False, default=None)
     directions: Params | None = None  # of the zoo, leaves [n, ...], along which they can be fine-tuned
+    residuals: Float[Array | np.ndarray, "P X"] | None = None  # of the sources, see `zoo.residuals.source_residuals`
 
 
 def check_regions(parameters: RegionParameters, city: City) -> None:
@@ -123,6 +124,7 @@ class Hypernetwork:
     kinds: tuple[str, ...] | None = None  # of the cities it was trained on; None where that is not known
     identity: str | None = None  # of the training that made it; None where that is not known
     directions: Params | None = None  # of the zoo, leaves [n, ...], along which parameters are fine-tuned
+    residuals: Float[Array | np.ndarray, "P X"] | None = None  # of the sources, see `zoo.residuals.source_residuals`
 
     @property
     def model(self) -> Model:
@@ -240,7 +242,7 @@ class Hypernetwork:
             jax.tree.map(lambda leaf: leaf.reshape(config.samples, count, *leaf.shape[1:]), params)
         )
         city = prompts.cities[0] if len(prompts.cities) == 1 else None
-        return RegionParameters(stacked, self.model_name, self.data, city, self.directions)
+        return RegionParameters(stacked, self.model_name, self.data, city, self.directions, self.residuals)
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes the generator into a folder, whole or not at all."""
@@ -255,7 +257,9 @@ class Hypernetwork:
             "prompts": {"mean": self.prompt_scaler.mean, "std": self.prompt_scaler.std},
             "pooled": self.pooled,
             "prompt_encoder": self.prompt_encoder.arrays(),
-        } | ({} if self.directions is None else {"directions": self.directions})
+        }
+        more = {"directions": self.directions, "residuals": self.residuals}
+        arrays |= {name: value for name, value in more.items() if value is not None}
         facts = {
             "format": _FORMAT,
             "model": self.model_name,
@@ -307,6 +311,7 @@ class Hypernetwork:
             kinds=None if facts.get("kinds") is None else tuple(facts["kinds"]),
             identity=facts.get("identity"),
             directions=arrays.get("directions"),
+            residuals=arrays.get("residuals"),
         )
 
     def summary(self) -> str:
@@ -327,6 +332,7 @@ class Hypernetwork:
                 "prompt_width": len(self.prompt_names),
                 "covariates": self.data.covariates,
                 "support_days": self.data.support_days,
+                "window_days": self.data.window_days,
                 "interval_minutes": self.interval_minutes,
                 "kinds": self.kinds,
             }

@@ -27,6 +27,7 @@ from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo.codec import Codec, encode_zoo, fit_codec
 from gpdiff_jax.zoo.directions import zoo_directions
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
+from gpdiff_jax.zoo.residuals import source_residuals
 from gpdiff_jax.zoo.tokens import TokenLayout, make_layout, to_tokens
 
 _DIRECTIONS = 64  # of the zoo that a generator keeps
@@ -232,6 +233,7 @@ def _pretrain_in(
         kinds=tuple(sorted({city.kind for city in sources.cities})) or None,
         identity=identity,
         directions=zoo_directions(zoo, _DIRECTIONS),
+        residuals=jax.device_put(source_residuals(model, sources, zoo.pooled)),
     )
     if place is not None and checkpoints is not None:
         hypernetwork.save(place)

@@ -248,7 +248,7 @@ def test_a_folder_that_holds_no_generator_is_refused(tmp_path, hypernetwork):
     with pytest.raises(InputError, match="no hypernetwork at"):
         Hypernetwork.load(tmp_path / "none")
     hypernetwork.save(tmp_path / "made")
-    arrays, facts = load_arrays(tmp_path / "made", 6, "hypernetwork")
+    arrays, facts = load_arrays(tmp_path / "made", 7, "hypernetwork")
     save_arrays(tmp_path / "newer", arrays, facts | {"format": 99})
     with pytest.raises(InputError, match="has format 99"):
         Hypernetwork.load(tmp_path / "newer")

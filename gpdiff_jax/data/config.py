@@ -14,7 +14,9 @@ class DataConfig:
     """How cities become windows.
 
     `variants` random windows per source region stand for the support days that a target region would show. Prompts are
-    made of `prompt_variants` of them, or of all if they are fewer.
+    made of `prompt_variants` of them, or of all if they are fewer. They are as long as the support days, or of random
+    whole days between the two numbers of `window_days` (spread evenly on a logarithmic scale, none longer than half of
+    a city's training span), so that what is trained serves any number of support days.
     `scaling` says what scales a source region: "support", each variant's own window, as it will be in a target, or
     "span", its whole training span. A source window is seen through one of the variants that hold no day that it
     forecasts, at odds that fall by 1 / e for every `near_days` between the two: the support days of a target lie before
@@ -34,6 +36,7 @@ class DataConfig:
     prompt_variants: int = 12
     scaling: str = "support"
     near_days: float = 5.0
+    window_days: tuple[int, int] | None = None
     damping: tuple[float, float] = (0.85, 0.6)
 
     def __post_init__(self) -> None:
@@ -42,10 +45,15 @@ class DataConfig:
             raise InputError(f"`damping` must be two shares in [0, 1], got {self.damping}")
         if not 0 <= self.near_days < float("inf"):
             raise InputError(f"`near_days` must be at least 0, got {self.near_days}")
+        if self.window_days is not None and not 1 <= self.window_days[0] <= self.window_days[1]:
+            raise InputError(f"`window_days` must be two whole numbers of at least 1 in order, got {self.window_days}")
         if self.scaling not in SCALINGS:
             raise InputError(f"`scaling` must be one of {', '.join(SCALINGS)}, got {self.scaling!r}")
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "DataConfig":
         """The configuration of its fields, as JSON has them."""
-        return cls(**{**fields, "damping": tuple(fields["damping"])})
+        days = fields.get("window_days")
+        return cls(
+            **{**fields, "damping": tuple(fields["damping"]), "window_days": None if days is None else tuple(days)}
+        )

@@ -101,9 +101,9 @@ def prepare_sources(
     for city in cities:
         split = split_source(city.num_steps, name=city.name, **windows)
         splits.append(split)
-        length = config.support_days * city.steps_per_day
         city_key = _fold_in(key, np.uint32(zlib.crc32(city.name.encode())))
-        drawn = _spread_first(random_spans(city, split.train, length, config.variants, key=city_key), config)
+        lengths = _window_lengths(len(split.train), city.steps_per_day, config, key=city_key)
+        drawn = _spread_first(random_spans(city, split.train, lengths, key=city_key), config)
         spans.append(drawn)
         scale_spans.append(drawn if config.scaling == "support" else [split.train] * config.variants)
         allowed = window_starts(city, split.train, **windows)
@@ -111,7 +111,7 @@ def prepare_sources(
         if len(allowed) and not len(usable):
             raise InputError(
                 f"source city {city.name!r} trains on {len(split.train) / city.steps_per_day:.1f} days, too few beside "
-                f"{config.support_days} support days; use fewer support days or leave the city out"
+                f"{min(lengths) // city.steps_per_day} support days; use fewer support days or leave the city out"
             )
         starts.append(usable)
         held_out = window_starts(city, split.validation, reach_back=True, **windows)
@@ -151,6 +151,18 @@ def prepare_sources(
     )
 
 
+def _window_lengths(train: int, steps_per_day: int, config: DataConfig, *, key: Key) -> list[int]:
+    """How many steps each variant of a city is long, see `DataConfig`; in an order that says nothing of their time."""
+    if config.window_days is None:
+        return [config.support_days * steps_per_day] * config.variants
+    shortest, longest = config.window_days
+    longest = max(shortest, min(longest, train // (2 * steps_per_day)))
+    order = np.asarray(_order(_fold_in(key, np.uint32(1)), config.variants))
+    share = (order + 0.5) / config.variants
+    days = np.clip(np.floor(shortest * ((longest + 1) / shortest) ** share), shortest, longest)
+    return [int(count) * steps_per_day for count in days]
+
+
 def _spread_first(spans: list[Span], config: DataConfig) -> list[Span]:
     """The same spans, those that prompts are made of first; they are spread over all."""
     count = min(config.prompt_variants, len(spans))
@@ -164,3 +176,4 @@ def city_weights(city_index: Int[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
 
 
 _fold_in = jax.jit(jax.random.fold_in)
+_order = jax.jit(jax.random.permutation, static_argnums=1)

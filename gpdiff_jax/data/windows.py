@@ -58,28 +58,31 @@ def window_starts(city: City, span: Span, *, history: int, horizon: int, reach_b
     return starts[seen[starts + history + horizon] > seen[starts + history]].astype(np.int32)
 
 
-def random_spans(city: City, span: Span, length: int, count: int, *, key: Key) -> list[Span]:
-    """Random spans within a source's training span, as long as the support days of a target.
+def random_spans(city: City, span: Span, lengths: Sequence[int], *, key: Key) -> list[Span]:
+    """Random spans within a source's training span, as the support days of a target might lie.
 
     Args:
       city: a one-channel city.
       span: its training span.
-      length: steps of each; cut to the training span.
-      count: V, how many.
+      lengths: V, steps of each; cut to the training span.
       key: random key.
 
     Returns:
-      V spans, in order of time: one drawn in each of V equal parts of the possible starts, so that they cover it.
+      V spans: one drawn in each of V equal parts of the possible starts, in order of time, so that they cover it.
       Spans observed less than half as well as the whole span (a closed weekend, an outage) do not come up.
     """
-    length = min(length, len(span))
     observed = np.isfinite(city.values[span.start : span.stop, :, 0]).mean(axis=1)
     cumulative = np.concatenate([[0.0], np.cumsum(observed)])
-    share = (cumulative[length:] - cumulative[:-length]) / length
-    possible = span.start + np.flatnonzero(share >= 0.5 * observed.mean())
-    uniform = np.asarray(_uniform(key, count))
-    starts = possible[((np.arange(count) + uniform) / count * len(possible)).astype(int)]
-    return [Span(int(start), int(start) + length) for start in starts]
+    count, uniform, possible = len(lengths), np.asarray(_uniform(key, len(lengths))), {}
+    for length in {min(length, len(span)) for length in lengths}:
+        share = (cumulative[length:] - cumulative[:-length]) / length
+        possible[length] = span.start + np.flatnonzero(share >= 0.5 * observed.mean())
+    spans = []
+    for number, length in enumerate(lengths):
+        starts = possible[length := min(length, len(span))]
+        start = int(starts[int((number + uniform[number]) / count * len(starts))])
+        spans.append(Span(start, start + length))
+    return spans
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -150,7 +150,7 @@ def target_prompts(
       >>> import gpdiff_jax as gpd
       >>> city = gpd.simulate_cities(gpd.SimulationConfig(cities=1, regions=6, days=14), seed=0)[0]
       >>> gpd.target_prompts(city, support_days=3).values.shape
-      (1, 6, 48)
+      (1, 6, 49)
     """
     split = split_target(
         city.num_steps, city.steps_per_day, support_days, history=history, horizon=horizon, name=city.name
@@ -188,7 +188,9 @@ def scale_of(
     rows = [values[:, city_index == index] for index in np.unique(city_index)]
     mean = np.mean([table.mean(axis=(0, 1)) for table in rows], axis=0)
     variance = np.mean([np.square(table - mean).mean(axis=(0, 1)) for table in rows], axis=0)
-    return mean.astype(np.float32), (np.sqrt(variance) + 1e-3).astype(np.float32)
+    # What is the same in all sources, as the length of windows may be, says nothing: it is divided by infinity.
+    std = np.where(variance > 1e-12, np.sqrt(variance) + 1e-3, np.inf)
+    return mean.astype(np.float32), std.astype(np.float32)
 
 
 def in_scale(

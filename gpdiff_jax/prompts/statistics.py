@@ -4,10 +4,11 @@ All but the level and the one-step lags are free of units and of the interval, s
 """
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from gpdiff_jax.cities.calendar import is_weekend, slot_of_day
 from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.expectation import ALONE
 from gpdiff_jax.cities.hops import hops_between
 from gpdiff_jax.cities.profile import daily_profile, weekend_share
 from gpdiff_jax.cities.scaling import fill_from_neighbours, region_scales, silent_regions
@@ -26,10 +27,12 @@ def temporal_statistics(city: City, visible: Span) -> tuple[Float[np.ndarray, "N
 
     Returns:
       float32 [N, E] and E names: the mean day in 24 bins, in standard deviations of the span; autocorrelation at 1, 2,
-      3, 6, 12 and 24 hours; autocorrelation of the deviation from the mean day at one step and at an hour, and its
-      share of the variance; correlation of that deviation with the neighbours' and with the city's; skewness; level
-      and coefficient of variation (log); missing share; share of zeros; share of readings on a weekend. A region
-      without a visible reading takes the mean of its neighbours' statistics.
+      3, 6, 12 and 24 hours; autocorrelation of the deviation from the mean day of its kind (weekday, weekend) at one
+      step and at an hour, and its size; correlation of that deviation with the neighbours' and with the city's;
+      skewness; level and coefficient of variation (log); missing share; share of zeros; share of readings on a weekend;
+      days of the span (log). All but the last are estimates of the same whatever the span's length; where it is too
+      short for one, correlations are 0 and the size of deviations is that of `expectation.ALONE`. A region without a
+      visible reading takes the mean of its neighbours' statistics.
     """
     readings = city.values[visible.start : visible.stop, :, 0].astype(np.float64)
     observed = np.isfinite(readings)
@@ -37,19 +40,21 @@ def temporal_statistics(city: City, visible: Span) -> tuple[Float[np.ndarray, "N
     scaled = np.where(observed, (readings - mean) / std, np.nan)
     slots = slot_of_day(city)[visible.start : visible.stop]
     day = daily_profile(scaled, slots, city.steps_per_day).astype(np.float64)
-    deviation = scaled - day.T[slots]
+    weekend = is_weekend(city)
+    kinds = None if weekend is None else weekend[visible.start : visible.stop]
+    deviation = _within_kinds(scaled, slots, kinds, city.steps_per_day)
     around = _neighbour_mean(city, deviation)
     everyone = _mean_of_observed(deviation, axis=1)[:, None]
     clock = np.arange(_PROFILE_BINS) * city.steps_per_day / _PROFILE_BINS
     bins = np.stack([np.interp(clock, np.arange(city.steps_per_day), row, period=city.steps_per_day) for row in day])
     count = np.maximum(observed.sum(axis=0), 1)
-    weekend = is_weekend(city)
     columns = {f"profile_{k:02d}h": bins[:, k] for k in range(_PROFILE_BINS)}
     for hours in _LAG_HOURS:
         columns[f"autocorrelation_{hours}h"] = _correlation(scaled, scaled, lag=_steps(city, hours))
     columns["deviation_autocorrelation_step"] = _correlation(deviation, deviation, lag=1)
     columns["deviation_autocorrelation_1h"] = _correlation(deviation, deviation, lag=_steps(city, 1))
-    columns["deviation_share"] = np.sqrt(_mean_of_observed(np.square(deviation), axis=0))
+    compared = np.isfinite(deviation).any(axis=0)
+    columns["deviation_share"] = np.where(compared, np.sqrt(_mean_of_observed(np.square(deviation), axis=0)), ALONE)
     columns["deviation_with_neighbours"] = _correlation(deviation, around, lag=0)
     columns["deviation_after_neighbours"] = _correlation(deviation, around, lag=1)
     columns["deviation_with_city"] = _correlation(deviation, np.broadcast_to(everyone, deviation.shape), lag=0)
@@ -63,6 +68,7 @@ def temporal_statistics(city: City, visible: Span) -> tuple[Float[np.ndarray, "N
         if weekend is None
         else weekend_share(readings, weekend[visible.start : visible.stop].astype(np.float64))
     )
+    columns["log_days"] = np.full(city.num_nodes, np.log(len(visible) / city.steps_per_day))
     table = np.stack(list(columns.values()), axis=1)
     return fill_from_neighbours(table, silent_regions(city, visible), city).astype(np.float32), tuple(columns)
 
@@ -94,6 +100,31 @@ def spatial_statistics(city: City) -> tuple[Float[np.ndarray, "N E"], tuple[str,
         "log_spacing": _spacing(city),
     }
     return np.stack(list(columns.values()), axis=1).astype(np.float32), tuple(columns)
+
+
+def _within_kinds(
+    scaled: Float[np.ndarray, "T N"],
+    slots: Int[np.ndarray, " T"],
+    weekend: Bool[np.ndarray, " T"] | None,
+    steps_per_day: int,
+) -> Float[np.ndarray, "T N"]:
+    """Deviations of readings from the mean at that step over the days of their kind.
+
+    A mean of n days takes a part of every deviation with it; they are made larger by sqrt(n / (n - 1)), which makes
+    the expectation of their square the variance whatever n is. NaN where a single day was read.
+    """
+    kinds = [np.ones(len(slots), bool)] if weekend is None else [~weekend, weekend]
+    deviation = np.full(scaled.shape, np.nan)
+    for rows in kinds:
+        own, own_slots = scaled[rows], slots[rows]
+        observed = np.isfinite(own)
+        count, total = np.zeros((2, steps_per_day, scaled.shape[1]))
+        np.add.at(count, own_slots, observed)
+        np.add.at(total, own_slots, np.where(observed, own, 0.0))
+        several = count > 1
+        wider = np.where(several, np.sqrt(count / np.maximum(count - 1, 1)), np.nan)
+        deviation[rows] = (own - (total / np.maximum(count, 1))[own_slots]) * wider[own_slots]
+    return deviation
 
 
 def _steps(city: City, hours: int) -> int:

@@ -17,7 +17,7 @@ from gpdiff_jax.files import write_json
 from gpdiff_jax.folder_lock import lock_folder, unlock_folder
 from gpdiff_jax.run.settings import Settings
 
-_FORMAT = 5
+_FORMAT = 6
 _PACKAGES = ("gpdiff_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jraph", "numpy")
 
 

@@ -17,6 +17,7 @@ from gpdiff_jax.models import model_names, read_model_file
 from gpdiff_jax.run.run import partial_bins_note, silence_notes
 from gpdiff_jax.transfer.evaluate import MethodForecast
 from gpdiff_jax.transfer.new_city import NewCity, save_parameters
+from gpdiff_jax.transfer.quantiles import LEVELS
 
 _MOST_ROWS = 10
 
@@ -118,7 +119,11 @@ def _arrays(new_city: NewCity, made: MethodForecast) -> dict[str, np.ndarray]:
         "unit": np.asarray(city.unit),
         "truth": new_city.truth,
     }
-    return arrays if made.spread is None else arrays | {"spread": made.spread}
+    if made.spread is not None:
+        arrays["spread"] = made.spread
+    if made.quantiles is not None:
+        arrays |= {"quantiles": made.quantiles, "levels": np.asarray(LEVELS)}
+    return arrays
 
 
 def forecast_table(new_city: NewCity, made: MethodForecast, *, whole: str = "forecast.npz") -> str:
@@ -138,15 +143,17 @@ def forecast_table(new_city: NewCity, made: MethodForecast, *, whole: str = "for
     lines = [
         f"{summary['city']}: {summary['regions']} regions, seen from {' to '.join(summary['support'])}",
         f"{summary['unit']}, forecast {windows}" + ("; the last:" if summary["windows"] > 1 else ""),
-        f"{'region':24s}" + "".join(f"{f'+{minutes} min':>18s}" for minutes in summary["horizon_minutes"]),
+        f"{'region (5 to 95 %)' if made.quantiles is not None else 'region':24s}"
+        + "".join(f"{f'+{minutes} min':>22s}" for minutes in summary["horizon_minutes"]),
     ]
     for node, name in list(enumerate(new_city.city.node_ids))[:_MOST_ROWS]:
         cells = [f"{value:.4g}" for value in made.forecast[-1, node]]
-        if made.spread is not None:
-            cells = [f"{cell} ± {value:.2g}" for cell, value in zip(cells, made.spread[-1, node], strict=True)]
-        lines.append(f"{name:24.24s}" + "".join(f"{cell:>18s}" for cell in cells))
+        if made.quantiles is not None:
+            bands = made.quantiles[-1, node][:, [0, -1]]
+            cells = [f"{cell} ({low:.3g}-{high:.3g})" for cell, (low, high) in zip(cells, bands, strict=True)]
+        lines.append(f"{name:24.24s}" + "".join(f"{cell:>22s}" for cell in cells))
     if summary["regions"] > _MOST_ROWS:
         lines.append(f"and {summary['regions'] - _MOST_ROWS} more regions in {whole}")
     if summary["mae"] is not None:
-        lines.append(f"{'mean absolute error':24s}" + "".join(f"{value:18.4g}" for value in summary["mae"]))
+        lines.append(f"{'mean absolute error':24s}" + "".join(f"{value:22.4g}" for value in summary["mae"]))
     return "\n".join(lines)

@@ -10,12 +10,15 @@ import numpy as np
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import write_atomically
 from gpdiff_jax.transfer.next_hours import NextHours
+from gpdiff_jax.transfer.quantiles import LEVELS
 
 COLUMNS = ("unique_id", "ds", "mean")
 
 
 def write_next(path: pathlib.Path, made: NextHours) -> None:
-    """Writes a row for every region and step: `unique_id`, `ds` (local begin of the step) and `mean`.
+    """Writes a row for every region and step: `unique_id`, `ds` (local begin of the step), `mean` and quantiles.
+
+    Quantiles are `q05`, `q25`, `q50`, `q75` and `q95`; where none are known, there are no such columns.
 
     Args:
       path: `.csv` or `.parquet`; a file that is there is replaced.
@@ -31,12 +34,16 @@ def write_next(path: pathlib.Path, made: NextHours) -> None:
     columns: dict[str, list] = dict(
         zip(COLUMNS, (names, times * regions, made.forecast.reshape(-1).tolist()), strict=True)
     )
+    if made.quantiles is not None:
+        for number, level in enumerate(LEVELS):
+            columns[f"q{100 * level:02.0f}"] = made.quantiles[..., number].reshape(-1).tolist()
     if path.suffix == ".csv":
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        writer.writerow(columns)
         # Six digits are more than a forecast knows.
-        writer.writerows((name, time, f"{mean:.6g}") for name, time, mean in zip(*columns.values(), strict=True))
+        rows = zip(*columns.values(), strict=True)
+        writer.writerows((name, time, *(f"{value:.6g}" for value in values)) for name, time, *values in rows)
         content = text.getvalue().encode()
     else:
         content = _parquet(columns, known=made.times is not None)

@@ -26,6 +26,7 @@ class MethodForecast(NamedTuple):
     steps: int | None = None
     validation_mae: float | None = None
     curves: np.ndarray | None = None  # [rates, evaluations + 1], validation error while tuning
+    quantiles: Float[np.ndarray, "S R P Q"] | None = None  # see `quantiles.forecast_quantiles`; None where not made
 
 
 def _forecast(

@@ -26,7 +26,7 @@ from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, step_na
 from gpdiff_jax.transfer.next_hours import NextHours, days_of, forecast_target, next_hours, until, windows_ahead
 from gpdiff_jax.typing import Key
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,7 +139,7 @@ def forecast_new_city(
       key: random key of the fine-tuning.
 
     Returns:
-      Forecasts [S, R, P] in data units, averaged over the samples, and their deviation over the samples.
+      Forecasts [S, R, P] in data units, averaged over the samples, their deviation over the samples, and quantiles.
 
     Raises:
       InputError: the parameters are for another city, or for other regions.
@@ -181,9 +181,8 @@ def save_parameters(folder: str | pathlib.Path, parameters: RegionParameters, ne
         "regions": city.node_ids,
     }
     check_regions(parameters, city)
-    arrays: dict[str, Any] = {"params": parameters.params}
-    if parameters.directions is not None:
-        arrays["directions"] = parameters.directions
+    held = {name: getattr(parameters, name) for name in ("params", "directions", "residuals")}
+    arrays: dict[str, Any] = {name: value for name, value in held.items() if value is not None}
     save_arrays(pathlib.Path(folder), arrays, facts)
 
 
@@ -214,6 +213,7 @@ def load_parameters(folder: str | pathlib.Path) -> CityParameters:
             DataConfig.from_json(facts["data"]),
             label,
             jax.device_put(arrays.get("directions")),
+            jax.device_put(arrays.get("residuals")),
         ),
         facts["city"],
         facts["channel"],

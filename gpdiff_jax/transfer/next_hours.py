@@ -16,6 +16,7 @@ from gpdiff_jax.hypernetwork import RegionParameters, check_regions
 from gpdiff_jax.models.registry import make_model
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.evaluate import MethodForecast, few_shot, zero_shot
+from gpdiff_jax.transfer.quantiles import forecast_quantiles
 from gpdiff_jax.typing import Key
 
 
@@ -24,13 +25,15 @@ class NextHours(NamedTuple):
 
     forecast: Float[np.ndarray, "R P"]  # data units, mean over the samples
     spread: Float[np.ndarray, "R P"] | None  # standard deviation over the samples; None with a single one
+    quantiles: Float[np.ndarray, "R P Q"] | None  # at `quantiles.LEVELS`; None where nothing says how far it may be off
     times: np.ndarray | None  # datetime64[m] [P], local begin of every step; None where the calendar is unknown
     node_ids: tuple[str, ...]  # R
 
 
 def days_of(read: City, data: DataConfig) -> int:
     """As many support days as a generator is used to, or as the city has; at least one, which may be too many."""
-    return max(1, min(data.support_days, read.num_steps // read.steps_per_day))
+    most = data.support_days if data.window_days is None else data.window_days[1]
+    return max(1, min(most, read.num_steps // read.steps_per_day))
 
 
 class WindowsAhead(NamedTuple):
@@ -125,7 +128,7 @@ def forecast_next(
       key: random key of the fine-tuning.
 
     Returns:
-      The forecasts, averaged over the samples.
+      The forecasts, averaged over the samples, and quantiles of what will be read.
 
     Raises:
       InputError: the parameters are for another city, or for other regions or another order; less than a day was read;
@@ -147,15 +150,18 @@ def forecast_next(
 def next_hours(made: MethodForecast, city: City, steps: Int[np.ndarray, " P"]) -> NextHours:
     """The forecasts of the last window of a city, which are of some steps of it, with their times."""
     times = None if city.start is None else city.start + steps * np.timedelta64(city.interval_minutes, "m")
-    return NextHours(made.forecast[-1], None if made.spread is None else made.spread[-1], times, city.node_ids)
+    spread, quantiles = (None if part is None else part[-1] for part in (made.spread, made.quantiles))
+    return NextHours(made.forecast[-1], spread, quantiles, times, city.node_ids)
 
 
 def forecast_target(
     parameters: RegionParameters, target: Target, adapt: AdaptConfig | None, key: Key | None
 ) -> MethodForecast:
-    """The forecasts of a target's windows, as the parameters are or fine-tuned on its support."""
-    model = make_model(parameters.model, target.sizes)
+    """The forecasts of a target's windows, as the parameters are or fine-tuned on its support, with quantiles."""
+    model, params = make_model(parameters.model, target.sizes), parameters.params
     if adapt is None:
-        return zero_shot(model, target, parameters.params)
-    own_key = jax.random.key(0) if key is None else key
-    return few_shot(model, target, parameters.params, adapt, key=own_key, directions=parameters.directions)
+        made = zero_shot(model, target, params)
+    else:
+        own_key = jax.random.key(0) if key is None else key
+        made = few_shot(model, target, params, adapt, key=own_key, directions=parameters.directions)
+    return made._replace(quantiles=forecast_quantiles(model, target, params, made, parameters.residuals))

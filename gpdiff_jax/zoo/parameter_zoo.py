@@ -25,7 +25,7 @@ from gpdiff_jax.typing import Params
 from gpdiff_jax.zoo.region_training import HarvestedRegion
 from gpdiff_jax.zoo.tokens import TokenLayout, check_layout, make_layout
 
-_FORMAT = 8
+_FORMAT = 9
 _INDEX = "index"
 
 

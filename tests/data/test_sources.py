@@ -44,6 +44,34 @@ def test_a_region_without_a_reading_in_its_training_span_is_left_out_everywhere(
     assert 11 in np.asarray(sources.graphs.nodes) and np.isfinite(sources.bank.mean).all()
 
 
+def test_variants_of_random_length_hold_whole_days_between_the_two_numbers_short_ones_as_often_as_long(
+    simulated_cities,
+):
+    city = simulated_cities[0]
+    config = dataclasses.replace(_DATA, variants=24, window_days=(1, 30))
+    made, again = (prepare_sources([city], config, key=jax.random.key(0)) for _ in range(2))
+    per_day, train = city.steps_per_day, len(made.train_spans[0])
+    days = np.asarray([len(span) / per_day for span in made.spans[0]])
+    longest = train // (2 * per_day)  # of a short city, half of what it trains on
+    assert longest >= 3 and set(days) <= set(range(1, longest + 1)) and {1.0, float(longest)} <= set(days)
+    bound = np.exp(np.log(longest + 1) / 2)
+    assert abs((days < np.floor(bound)).mean() - 0.5) < 0.25
+    assert made.spans == again.spans
+    # Lengths say nothing of when: a later variant is not a longer one.
+    starts = np.asarray([span.start for span in made.spans[0]])
+    assert abs(np.corrcoef(starts, days)[0, 1]) < 0.6
+    # The bank sees each through its own steps.
+    span = made.spans[0][int(np.argmax(days))]
+    mean = np.nanmean(city.values[span.start : span.stop, :, 0], axis=0)
+    np.testing.assert_allclose(made.bank.mean[int(np.argmax(days))], mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize("days", [(0, 3), (4, 3)])
+def test_window_days_out_of_order_are_refused(days):
+    with pytest.raises(InputError, match="`window_days` must be two whole numbers of at least 1 in order"):
+        DataConfig(window_days=days)
+
+
 def test_prompts_are_made_of_variants_that_are_spread_over_all(simulated_cities):
     few, all_of_them = (
         prepare_sources(simulated_cities[:1], DataConfig(variants=9, prompt_variants=count), key=jax.random.key(0))

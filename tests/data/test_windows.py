@@ -73,7 +73,7 @@ def test_the_starts_of_a_span_are_those_of_a_brute_force_search(seen, begin, len
 def test_random_spans_lie_in_the_training_span_in_order_and_cover_it(steps, length, count, seed):
     span = Span(3, steps)
     city = _city(np.ones((steps + 5, 2)))
-    drawn = random_spans(city, span, length, count, key=jax.random.key(seed))
+    drawn = random_spans(city, span, [length] * count, key=jax.random.key(seed))
     assert len(drawn) == count and all(len(one) == min(length, len(span)) for one in drawn)
     starts = [one.start for one in drawn]
     assert starts == sorted(starts) and starts[0] >= 3 and drawn[-1].stop <= steps
@@ -83,10 +83,19 @@ def test_random_spans_lie_in_the_training_span_in_order_and_cover_it(steps, leng
         assert int(part / count * possible) <= start - 3 <= (part + 1) / count * possible
 
 
+def test_random_spans_of_several_lengths_each_lie_where_one_of_its_length_may():
+    city, span, lengths = _city(np.ones((100, 2))), Span(10, 90), [5, 80, 5, 200, 40]
+    drawn = random_spans(city, span, lengths, key=jax.random.key(0))
+    assert [len(one) for one in drawn] == [5, 80, 5, 80, 40]
+    assert drawn[1] == drawn[3] == span and drawn[4].stop <= 90
+    same = random_spans(city, span, [5] * 5, key=jax.random.key(0))
+    assert (drawn[0], drawn[2]) == (same[0], same[2])
+
+
 def test_random_spans_avoid_an_outage():
     values = np.ones((200, 2))
     values[80:140] = np.nan
-    drawn = random_spans(_city(values), Span(0, 200), 12, 40, key=jax.random.key(0))
+    drawn = random_spans(_city(values), Span(0, 200), [12] * 40, key=jax.random.key(0))
     observed = [np.isfinite(values[one.start : one.stop]).mean() for one in drawn]
     assert min(observed) >= 0.5 * np.isfinite(values).mean()
     assert max(one.start for one in drawn) > 140 and min(one.start for one in drawn) < 60

@@ -169,7 +169,7 @@ def test_rolling_days_that_are_the_protocols_test_span_are_forecast_as_the_libra
     summary = json.loads((folder / "out" / "generate.json").read_text())
     error = np.nanmean(np.abs(arrays["forecast"] - arrays["truth"]), axis=(0, 1))
     np.testing.assert_allclose(summary["mae"], error, rtol=1e-5)
-    assert f"{'mean absolute error':24s}{error[0]:18.4g}" in capsys.readouterr().out
+    assert f"{'mean absolute error':24s}{error[0]:22.4g}" in capsys.readouterr().out
     # What is read later changes nothing that was forecast before.
     values = np.array(city.values)
     values[200:] *= 2
@@ -321,9 +321,11 @@ def test_the_next_hours_come_as_a_table_by_another_command(folder, tmp_path):
     parameters = hypernetwork.generate(new.prompts, key=jax.random.key(7), config=config)
     made = gpd.forecast_next(parameters, city, at=at)
     rows = [line.split(",") for line in (tmp_path / "next.csv").read_text().splitlines()]
-    assert rows[0] == ["unique_id", "ds", "mean"] and len(rows) == 1 + 8 * 6
+    assert rows[0] == ["unique_id", "ds", "mean", "q05", "q25", "q50", "q75", "q95"] and len(rows) == 1 + 8 * 6
     assert rows[1][:2] == [city.node_ids[0], "2024-01-15T12:00"]
     np.testing.assert_allclose([float(row[2]) for row in rows[1:]], made.forecast.reshape(-1), rtol=1e-5)
+    assert made.quantiles is not None
+    np.testing.assert_allclose([float(row[7]) for row in rows[1:]], made.quantiles[..., 4].reshape(-1), rtol=1e-5)
     written = (tmp_path / "next.csv").read_bytes()
     for words, said in ((["--out_file=next.txt"], "is no table; name it .csv"), (["--at=now"], "must be an ISO time")):
         wrong = subprocess.run([*command, *words], **how, env=environment)

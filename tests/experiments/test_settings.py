@@ -40,6 +40,11 @@ def test_flags_of_the_generator_reach_its_configurations_and_nothing_else():
     assert _settings("--min_snr_gamma", "5") == dataclasses.replace(plain, pretrain=weighed)
 
 
+def test_window_days_reach_the_data():
+    assert _settings().data.window_days is None
+    assert _settings("--window_days=1,14").data == dataclasses.replace(_settings().data, window_days=(1, 14))
+
+
 @pytest.mark.parametrize(("word", "width"), [("64", 64), ("gcd", "gcd")])
 def test_flags_of_the_codes_reach_the_codec(word, width):
     plain = _settings()
@@ -54,6 +59,8 @@ def test_flags_of_the_codes_reach_the_codec(word, width):
     [
         (("--objective", "eps"), "`objective` 'eps' is undefined where schedule 'cosine' ends without signal"),
         (("--min_snr_gamma", "5", "--functional_by_signal"), "together teach nothing where schedule 'cosine' ends"),
+        (("--window_days", "1"), r"--window_days \(=1\) must be two numbers of days, as 1,14"),
+        (("--window_days", "3,2"), "`window_days` must be two whole numbers of at least 1 in order, got"),
         (("--accumulate", "3"), r"`accumulate` \(=3\) must divide `batch` \(=8\); change one of them"),
         (("--token_width", "0"), "`token_width` must be at least 1, or 'gcd' for the published rule, got 0"),
         (("--token_width", "wide"), "`token_width` must be at least 1, or 'gcd' for the published rule, got wide"),

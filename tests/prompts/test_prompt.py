@@ -12,7 +12,9 @@ from gpdiff_jax.prompts.prompt import (
     Prompts,
     PromptScaler,
     fit_prompt_scaler,
+    in_scale,
     region_prompts,
+    scale_of,
     scale_prompts,
     source_prompts,
     target_prompts,
@@ -90,3 +92,12 @@ def test_scaled_prompts_are_cut_at_four_deviations():
 def test_too_many_support_days_are_refused(simulated_cities):
     with pytest.raises(InputError, match=r"`support_days` \(=10\) is longer than the 9.8 days"):
         target_prompts(simulated_cities[0], support_days=10)
+
+
+def test_an_entry_that_is_the_same_in_all_sources_says_nothing_of_a_target_where_it_is_another():
+    values = np.random.default_rng(0).normal(size=(2, 6, 3)).astype(np.float32)
+    values[..., 1] = np.log(3.0)
+    scale = scale_of(values, np.asarray([0, 0, 0, 1, 1, 1], np.int32))
+    assert np.isinf(scale[1][1]) and np.isfinite(scale[1][[0, 2]]).all()
+    other = values + np.asarray([0.0, 5.0, 0.0], np.float32)
+    np.testing.assert_array_equal(in_scale(other, scale), in_scale(values, scale))

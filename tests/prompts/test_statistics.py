@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gpdiff_jax.cities import City
+from gpdiff_jax.cities.expectation import ALONE
 from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.prompts.statistics import spatial_statistics, temporal_statistics
 from tests.tiny import town
@@ -74,7 +75,15 @@ def test_temporal_statistics_agree_with_a_loop(city):
     first_hour = int((city.start - city.start.astype("datetime64[D]")) / np.timedelta64(60, "m"))
     hour = (first_hour + np.arange(span.start, span.stop)) % 24
     day = np.stack([np.nanmean(scaled[hour == h], axis=0) for h in range(24)])
-    deviation = scaled - day[hour]
+    weekend = (city.start + np.arange(span.start, span.stop) * np.timedelta64(60, "m")).astype("datetime64[D]")
+    weekend = (weekend.view("int64") - 2) % 7 < 2
+    deviation = np.full_like(scaled, np.nan)
+    for node in range(8):
+        for t in range(len(scaled)):
+            alike = scaled[(hour == hour[t]) & (weekend == weekend[t]), node]
+            alike = alike[np.isfinite(alike)]
+            if len(alike) > 1:
+                deviation[t, node] = (scaled[t, node] - alike.mean()) * math.sqrt(len(alike) / (len(alike) - 1))
     weights = np.maximum(city.adjacency(), city.adjacency().T)
     for node in range(8):
         got = dict(zip(names, table[node], strict=True))
@@ -98,11 +107,28 @@ def test_temporal_statistics_agree_with_a_loop(city):
             "deviation_with_city": _loop_correlation(own, everyone, 0),
             "skewness": np.nanmean(scaled[:, node] ** 3),
             "log_level": math.log1p(mean[node]),
+            "log_days": math.log(4.0),
             "missing_share": np.isnan(readings[:, node]).mean(),
             "zero_share": (readings[:, node] == 0).sum() / np.isfinite(readings[:, node]).sum(),
         }
         for name, value in expected.items():
             assert got[name] == pytest.approx(value, abs=2e-4), (name, node)
+
+
+def test_the_size_of_deviations_is_estimated_alike_from_two_days_and_from_many():
+    # Independent noise of deviation 1 around a daily pattern of deviation 3, 400 regions.
+    random = np.random.default_rng(0)
+    pattern = 3 * np.sqrt(2) * np.sin(np.arange(24) / 24 * 2 * np.pi)
+    values = (np.tile(pattern, 5)[:, None] + random.normal(size=(120, 400))).astype(np.float32)[:, :, None]
+    city = dataclasses.replace(town([(0, 1, 1.0)], 400), values=values, start=np.datetime64("2024-04-01T00:00", "m"))
+    tables = {days: temporal_statistics(city, Span(0, 24 * days)) for days in (1, 2, 3, 5)}
+    # In deviations of the region, which hold the pattern too.
+    for days in (2, 3, 5):
+        share = _column(*tables[days], "deviation_share")
+        assert share.mean() == pytest.approx(1 / math.sqrt(10), rel=0.02), days
+        assert _column(*tables[days], "log_days") == pytest.approx(math.log(days))
+    np.testing.assert_allclose(_column(*tables[1], "deviation_share"), ALONE)
+    np.testing.assert_array_equal(_column(*tables[1], "deviation_autocorrelation_1h"), 0)
 
 
 def test_units_do_not_show_in_what_compares_cities(city):

@@ -62,6 +62,7 @@ def test_what_is_read_after_now_changes_no_bit(city, adapt):
     made = [gpd.forecast_next(parameters, one, at=now, adapt=adapt, key=jax.random.key(1)) for one in (city, other)]
     np.testing.assert_array_equal(made[0].forecast, made[1].forecast)
     np.testing.assert_array_equal(made[0].spread, made[1].spread)
+    np.testing.assert_array_equal(made[0].quantiles, made[1].quantiles)
     assert made[0].times is not None and made[0].times[0] == now
     # What was read before does.
     values = np.array(city.values)
@@ -117,7 +118,9 @@ def test_the_table_has_a_row_for_every_region_and_step(city, tmp_path):
     assert made.times is not None
     write_next(tmp_path / "next.csv", made)
     table = pd.read_csv(tmp_path / "next.csv")
-    assert list(table.columns) == ["unique_id", "ds", "mean"]
+    assert list(table.columns) == ["unique_id", "ds", "mean", "q05", "q25", "q50", "q75", "q95"]
+    assert made.quantiles is not None
+    np.testing.assert_allclose(table.iloc[:, 3:].to_numpy().reshape(-1, 6, 5), made.quantiles, rtol=1e-5)
     assert table.unique_id.tolist() == [name for name in city.node_ids for _ in range(6)]
     assert table.ds.tolist() == made.times.astype(str).tolist() * city.num_nodes
     np.testing.assert_allclose(table["mean"].to_numpy().reshape(-1, 6), made.forecast, rtol=1e-5)

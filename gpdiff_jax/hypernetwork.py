@@ -33,6 +33,7 @@ from gpdiff_jax.zoo.codec import Codec
 from gpdiff_jax.zoo.tokens import TokenLayout, check_layout, from_tokens, make_layout
 
 _FORMAT = 7
+_CODEC_ARRAYS = ("pooled_tokens", "mean_difference", "scale")
 # Draws that a device makes at a time; with another number they would differ by rounding.
 _DRAWS_ON_CPU = 32
 _DRAWS = 256
@@ -122,6 +123,7 @@ class Hypernetwork:
     prompt_encoder: PromptEncoder = dataclasses.field(default_factory=plain_encoder)
     interval_minutes: int | None = None  # of the cities it was trained on; None where that is not known
     kinds: tuple[str, ...] | None = None  # of the cities it was trained on; None where that is not known
+    speed_units: tuple[str, ...] = ()  # of those of them that read speeds, as far as known
     identity: str | None = None  # of the training that made it; None where that is not known
     directions: Params | None = None  # of the zoo, leaves [n, ...], along which parameters are fine-tuned
     residuals: Float[Array | np.ndarray, "P X"] | None = None  # of the sources, see `zoo.residuals.source_residuals`
@@ -168,11 +170,11 @@ class Hypernetwork:
         )
 
     def check_city(self, city: CityLabel, *, any_kind: bool = False) -> None:
-        """Refuses a city of another interval or kind than those that the generator was trained on.
+        """Refuses a city of another interval, kind or unit of speed than those that the generator was trained on.
 
         Args:
           city: its label.
-          any_kind: take cities of every kind.
+          any_kind: take cities of every kind; units still have to agree.
 
         Raises:
           InputError: names both.
@@ -186,6 +188,11 @@ class Hypernetwork:
             raise InputError(
                 f"the generator was trained on cities of kind {', '.join(self.kinds)} and city {city.name!r} is of "
                 f"kind {city.kind}; take a generator of that kind, or allow it by `any_kind` (--any_kind)"
+            )
+        if self.speed_units and city.speed_unit not in (None, *self.speed_units):
+            raise InputError(
+                f"the generator was trained on speeds in {', '.join(self.speed_units)} and city {city.name!r} has "
+                f"{city.channel!r}, in {city.speed_unit}; convert its readings and rename the channel"
             )
 
     def generate(
@@ -248,12 +255,8 @@ class Hypernetwork:
         """Writes the generator into a folder, whole or not at all."""
         arrays = {
             "variables": self.variables,
-            "codec": {
-                "pooled_tokens": self.codec.pooled_tokens,
-                "mean_difference": self.codec.mean_difference,
-                "scale": self.codec.scale,
-                "basis": {str(layer): rows for layer, rows in enumerate(self.codec.basis) if len(rows)},
-            },
+            "codec": {name: getattr(self.codec, name) for name in _CODEC_ARRAYS}
+            | {"basis": {str(layer): rows for layer, rows in enumerate(self.codec.basis) if len(rows)}},
             "prompts": {"mean": self.prompt_scaler.mean, "std": self.prompt_scaler.std},
             "pooled": self.pooled,
             "prompt_encoder": self.prompt_encoder.arrays(),
@@ -273,6 +276,7 @@ class Hypernetwork:
             "prompt_encoder": self.prompt_encoder.facts(),
             "interval_minutes": self.interval_minutes,
             "kinds": self.kinds,
+            "speed_units": self.speed_units,
             "identity": self.identity,
         }
         save_arrays(pathlib.Path(folder), arrays, facts)
@@ -309,6 +313,7 @@ class Hypernetwork:
             prompt_encoder=PromptEncoder.from_arrays(arrays.get("prompt_encoder") or {}, facts["prompt_encoder"]),
             interval_minutes=facts.get("interval_minutes"),
             kinds=None if facts.get("kinds") is None else tuple(facts["kinds"]),
+            speed_units=tuple(facts.get("speed_units", ())),
             identity=facts.get("identity"),
             directions=arrays.get("directions"),
             residuals=arrays.get("residuals"),
@@ -345,9 +350,7 @@ def _stored_codec(arrays: dict, layout: TokenLayout, components: bool) -> Codec:
     entries = [layout.layer_of_token.count(layer) * layout.width for layer in rows]
     found = arrays.get("basis") or {}
     basis = tuple(found.get(str(layer), jnp.zeros((0, entries[layer]))) for layer in rows)
-    return Codec(
-        basis=basis, layout=layout, **{name: arrays[name] for name in ("pooled_tokens", "mean_difference", "scale")}
-    )
+    return Codec(basis=basis, layout=layout, **{name: arrays[name] for name in _CODEC_ARRAYS})
 
 
 class _Draws(NamedTuple):

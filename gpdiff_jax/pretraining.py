@@ -231,6 +231,7 @@ def _pretrain_in(
         prompt_encoder=sources.prompt_encoder or plain_encoder(),
         interval_minutes=MINUTES_PER_DAY // sources.train.steps_per_day,
         kinds=tuple(sorted({city.kind for city in sources.cities})) or None,
+        speed_units=tuple(sorted({city.speed_unit for city in sources.cities if city.speed_unit is not None})),
         identity=identity,
         directions=zoo_directions(zoo, _DIRECTIONS),
         residuals=jax.device_put(source_residuals(model, sources, zoo.pooled)),

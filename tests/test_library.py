@@ -95,6 +95,23 @@ def test_a_city_of_another_interval_or_kind_is_no_target_of_the_generator(made, 
     assert gpd.prepare_new_city(flow, hypernetwork, any_kind=True).city.kind == "flow"
 
 
+def test_speeds_in_another_unit_are_refused_even_where_every_kind_is_taken(made, simulated_cities, tmp_path):
+    _, hypernetwork, _, _ = made
+    metric = dataclasses.replace(hypernetwork, kinds=("speed",), speed_units=("km/h",))
+    metric.save(tmp_path / "metric")
+    read = gpd.Hypernetwork.load(tmp_path / "metric")
+    for channel, refused in (("speed_mph", True), ("speed_kmh", False), ("speed", False)):
+        city = dataclasses.replace(simulated_cities[-1], kind="speed", feature_names=(channel,))
+        for any_kind in (False, True):
+            if refused:
+                with pytest.raises(
+                    gpd.InputError, match=r"trained on speeds in km/h .* has 'speed_mph', in mph; convert"
+                ):
+                    gpd.prepare_new_city(city, read, any_kind=any_kind)
+            else:
+                assert gpd.prepare_new_city(city, read, any_kind=any_kind).city.unit in ("km/h", "speed units")
+
+
 def test_parameters_are_refused_for_other_regions_than_their_own(made, simulated_cities, tmp_path):
     _, hypernetwork, params, forecast = made
     target = simulated_cities[-1]

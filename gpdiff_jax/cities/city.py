@@ -81,7 +81,7 @@ class City:
     def unit(self) -> str:
         """Unit of the readings, e.g. "km/h" or "entries per 60 min"."""
         if self.kind == "speed":
-            units = [_SPEED_UNITS.get(name.rpartition("_")[2].lower(), "speed units") for name in self.feature_names]
+            units = [_speed_unit(name) or "speed units" for name in self.feature_names]
             return ", ".join(dict.fromkeys(units))
         # A file may name its channel "vehicles_per_5min"; after resampling only the first part still holds.
         quantities = [name.partition("_per_")[0].replace("_", " ") for name in self.feature_names]
@@ -98,6 +98,11 @@ class City:
         return adjacency
 
 
+def _speed_unit(channel: str) -> str | None:
+    """The unit that the name of a channel of speeds ends with, as in "speed_kmh"; None where it ends otherwise."""
+    return _SPEED_UNITS.get(channel.rpartition("_")[2].lower())
+
+
 @dataclasses.dataclass(frozen=True)
 class CityLabel:
     """By what the regions of a one-channel city are known, wherever something that was made for them is used."""
@@ -107,6 +112,11 @@ class CityLabel:
     channel: str
     interval_minutes: int
     node_ids: tuple[str, ...]  # R, in order; of a source, those that are trained on
+
+    @property
+    def speed_unit(self) -> str | None:
+        """Unit of speeds; None where it is not known, and of counts, whose interval says it."""
+        return _speed_unit(self.channel) if self.kind == "speed" else None
 
 
 def label_of(city: City, kept: Bool[np.ndarray, " N"] | None = None) -> CityLabel:

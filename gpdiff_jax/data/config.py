@@ -15,8 +15,8 @@ class DataConfig:
 
     `variants` random windows per source region stand for the support days that a target region would show. Prompts are
     made of `prompt_variants` of them, or of all if they are fewer. They are as long as the support days, or of random
-    whole days between the two numbers of `window_days` (spread evenly on a logarithmic scale, none longer than half of
-    a city's training span), so that what is trained serves any number of support days.
+    whole days between the two numbers of `window_days` (spread evenly on a logarithmic scale; none longer than half of
+    a city's training span, unless all are to be), so that what is trained serves any number of support days.
     `scaling` says what scales a source region: "support", each variant's own window, as it will be in a target, or
     "span", its whole training span. A source window is seen through one of the variants that hold no day that it
     forecasts, at odds that fall by 1 / e for every `near_days` between the two: the support days of a target lie before
@@ -45,7 +45,8 @@ class DataConfig:
             raise InputError(f"`damping` must be two shares in [0, 1], got {self.damping}")
         if not 0 <= self.near_days < float("inf"):
             raise InputError(f"`near_days` must be at least 0, got {self.near_days}")
-        if self.window_days is not None and not 1 <= self.window_days[0] <= self.window_days[1]:
+        days = self.window_days
+        if days is not None and not (len(days) == 2 and 1 <= days[0] <= days[1]):
             raise InputError(f"`window_days` must be two whole numbers of at least 1 in order, got {self.window_days}")
         if self.scaling not in SCALINGS:
             raise InputError(f"`scaling` must be one of {', '.join(SCALINGS)}, got {self.scaling!r}")

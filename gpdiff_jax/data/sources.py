@@ -111,7 +111,7 @@ def prepare_sources(
         if len(allowed) and not len(usable):
             raise InputError(
                 f"source city {city.name!r} trains on {len(split.train) / city.steps_per_day:.1f} days, too few beside "
-                f"{min(lengths) // city.steps_per_day} support days; use fewer support days or leave the city out"
+                f"{min(lengths) // city.steps_per_day} visible days; use fewer support days or leave the city out"
             )
         starts.append(usable)
         held_out = window_starts(city, split.validation, reach_back=True, **windows)

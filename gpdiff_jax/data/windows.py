@@ -80,7 +80,7 @@ def random_spans(city: City, span: Span, lengths: Sequence[int], *, key: Key) ->
     spans = []
     for number, length in enumerate(lengths):
         starts = possible[length := min(length, len(span))]
-        start = int(starts[int((number + uniform[number]) / count * len(starts))])
+        start = int(starts[int((number + float(uniform[number])) / count * len(starts))])
         spans.append(Span(start, start + length))
     return spans
 

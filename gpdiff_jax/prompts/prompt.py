@@ -185,11 +185,11 @@ def scale_of(
     values: Float[np.ndarray, "V R E"], city_index: Int[np.ndarray, " R"]
 ) -> tuple[Float[np.ndarray, " E"], Float[np.ndarray, " E"]]:
     """Mean and deviation of `fit_prompt_scaler`, of values on the host."""
-    rows = [values[:, city_index == index] for index in np.unique(city_index)]
+    rows = [values[:, city_index == index].astype(np.float64) for index in np.unique(city_index)]
     mean = np.mean([table.mean(axis=(0, 1)) for table in rows], axis=0)
     variance = np.mean([np.square(table - mean).mean(axis=(0, 1)) for table in rows], axis=0)
     # What is the same in all sources, as the length of windows may be, says nothing: it is divided by infinity.
-    std = np.where(variance > 1e-12, np.sqrt(variance) + 1e-3, np.inf)
+    std = np.where(np.ptp(values, axis=(0, 1)) > 0, np.sqrt(variance) + 1e-3, np.inf)
     return mean.astype(np.float32), std.astype(np.float32)
 
 

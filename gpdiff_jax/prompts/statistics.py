@@ -30,9 +30,9 @@ def temporal_statistics(city: City, visible: Span) -> tuple[Float[np.ndarray, "N
       3, 6, 12 and 24 hours; autocorrelation of the deviation from the mean day of its kind (weekday, weekend) at one
       step and at an hour, and its size; correlation of that deviation with the neighbours' and with the city's;
       skewness; level and coefficient of variation (log); missing share; share of zeros; share of readings on a weekend;
-      days of the span (log). All but the last are estimates of the same whatever the span's length; where it is too
-      short for one, correlations are 0 and the size of deviations is that of `expectation.ALONE`. A region without a
-      visible reading takes the mean of its neighbours' statistics.
+      days of the span (log). The size of deviations is estimated without bias whatever the number of days; where no two
+      days of a kind can be compared, it is that of `expectation.ALONE`, and a correlation without pairs is 0. A region
+      without a visible reading takes the mean of its neighbours' statistics.
     """
     readings = city.values[visible.start : visible.stop, :, 0].astype(np.float64)
     observed = np.isfinite(readings)

@@ -118,8 +118,11 @@ def prepare_new_city(
     hypernetwork.check_city(label_of(read), any_kind=any_kind)
     if at is not None:
         read = until(read, at)
-    days = days_of(read, hypernetwork.data) if support_days is None else support_days
-    data = dataclasses.replace(hypernetwork.data, support_days=days)
+    # What is chosen holds for all that is later forecast with what is generated.
+    chosen = {} if support_days is None else {"support_days": support_days, "window_days": None}
+    data = dataclasses.replace(hypernetwork.data, **chosen)
+    if support_days is None:
+        data = dataclasses.replace(data, support_days=days_of(read, data, rolling_days))
     ahead = windows_ahead(read, data, rolling_days)
     support = ahead.split.support
     check_parts(hypernetwork.prompt_encoder.config, read, support)

@@ -30,10 +30,10 @@ class NextHours(NamedTuple):
     node_ids: tuple[str, ...]  # R
 
 
-def days_of(read: City, data: DataConfig) -> int:
-    """As many support days as a generator is used to, or as the city has; at least one, which may be too many."""
+def days_of(read: City, data: DataConfig, rolling_days: int = 0) -> int:
+    """As many support days as a generator is used to, or as the city has before what is forecast; at least one."""
     most = data.support_days if data.window_days is None else data.window_days[1]
-    return max(1, min(most, read.num_steps // read.steps_per_day))
+    return max(1, min(most, read.num_steps // read.steps_per_day - rolling_days))
 
 
 class WindowsAhead(NamedTuple):

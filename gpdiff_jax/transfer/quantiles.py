@@ -1,11 +1,12 @@
 """In: forecasts of a target, its support days, and residuals of the sources. Out: quantiles of what will be read.
 
-Split conformal prediction (Vovk et al., "Algorithmic Learning in a Random World", 2005; Lei et al., "Distribution-Free
-Predictive Inference for Regression", JASA 2018, with the scaled residuals of its section 5.2): a residual is divided by
-the deviation that is to be expected of its region at its hour, joined with the spread of the generated forecasters;
-quantiles of these, step by step of the horizon and over all regions, are put around a forecast in its own units. The
-residuals are those of the support days, each left out in turn, and of the sources: three days are few, and may all have
-been quiet.
+After split conformal prediction (Vovk et al., "Algorithmic Learning in a Random World", 2005; Lei et al.,
+"Distribution-Free Predictive Inference for Regression", JASA 2018, section 5.2: scaled residuals): one is divided by
+the deviation that is to be expected of its region at its hour, in a target joined with the spread of the generated
+forecasters; quantiles of these, step by step of the horizon and over all regions, are put around a forecast in its own
+units. The residuals are those of the support days, each left out in turn of scale and profile (not of the prompt, which
+is one for all), and of the sources: three days are few, and may all have been quiet. Windows overlap and days are
+alike, so there is no guarantee for a finite number of them; what is covered was measured (docs/experiments.md, 30).
 """
 
 import dataclasses
@@ -71,8 +72,8 @@ def forecast_quantiles(
     std = np.asarray(target.bank.std)[-1, nodes]
     ahead = _seen(target, np.asarray(target.test_starts)).deviation * std[:, None, None]
     unit = ahead.transpose(1, 0, 2) if made.spread is None else np.hypot(ahead.transpose(1, 0, 2), made.spread)
-    around = made.forecast[..., None] + unit[..., None] * quantiles
-    return np.maximum(around, np.asarray(target.floor)).astype(np.float32)
+    around = made.forecast[..., None] + unit[..., None] * quantiles.astype(np.float32)
+    return np.maximum(around, np.asarray(target.floor), out=around)
 
 
 def _residual_quantiles(
@@ -88,7 +89,7 @@ def _residual_quantiles(
     sources = np.zeros((target.bank.horizon, 0)) if residuals is None else np.asarray(residuals)
     quantiles = []
     for step, of_sources in enumerate(sources):
-        of_support = own[:, step][np.isfinite(own[:, step])]
+        of_support, of_sources = own[:, step][np.isfinite(own[:, step])], of_sources[np.isfinite(of_sources)]
         if not len(of_support) + len(of_sources):
             return None
         weights = [
@@ -108,9 +109,14 @@ def support_residuals(model: Model, target: Target, params: Params) -> Float[np.
       params: leaves [K, R, ...].
 
     Returns:
-      float32, NaN where nothing was read; divided by the expected deviation, joined with the spread of the samples.
+      float32, NaN where nothing was read; divided by the expected deviation, joined with the spread of the samples. Of
+      two days, one has to be left: no window forecasts both.
     """
     starts = np.asarray(target.support_starts)
+    if len(target.split.support) == 2 * target.steps_per_day:
+        first = starts + target.bank.history - target.split.support.start
+        last = first + target.bank.horizon - 1
+        starts = starts[first // target.steps_per_day == last // target.steps_per_day]
     picked = np.linspace(0, len(starts) - 1, min(len(starts), _MOST_WINDOWS)).round().astype(int)
     starts = starts[picked]
     if not len(starts):

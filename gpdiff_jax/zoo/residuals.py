@@ -12,9 +12,10 @@ from jaxtyping import Array, Float
 
 from gpdiff_jax.data.sources import SourceRegion, Sources, city_weights
 from gpdiff_jax.data.windows import gather_source
-from gpdiff_jax.models.anomaly import profile_and_deviation
+from gpdiff_jax.models.anomaly import damp_anomalies, profile_and_deviation
 from gpdiff_jax.models.loss import batch_forecast
 from gpdiff_jax.models.protocol import Model, Window
+from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.parallel import ShardedRows
 from gpdiff_jax.typing import Params
 
@@ -49,30 +50,36 @@ def source_residuals(model: Model, sources: Sources, pooled: Params) -> Float[np
       pooled: parameters of the model that was trained on them.
 
     Returns:
-      float32, for every horizon step the residuals at 200 equally likely points, every city with the same weight; all 0
-      where no source has a reading to validate on.
+      float32, for every horizon step the residuals at 200 equally likely points, every city with the same weight; NaN
+      where no source has a reading to validate on. They are of cities that the model knows, on windows that chose it.
     """
-    rows = jax.tree.map(np.asarray, sources.regions), np.arange(sources.num_regions, dtype=np.int32)
-    residuals, mask = ShardedRows(partial(_residuals, model), (sources, pooled))(rows).read()
+    rows = jax.tree.map(np.asarray, sources.regions)
+    residuals, mask = ShardedRows(_make_residuals(model), (sources, pooled))(rows).read()
     weights = np.broadcast_to(city_weights(np.asarray(sources.city_index))[:, None, None], mask.shape) * mask
     levels = (np.arange(_POINTS) + 0.5) / _POINTS
     by_step = [(residuals[..., step].reshape(-1), weights[..., step].reshape(-1)) for step in range(mask.shape[2])]
     return np.stack([weighted_quantiles(values, own, levels) for values, own in by_step]).astype(np.float32)
 
 
-def _residuals(model: Model, shared: tuple[Sources, Params], rows: tuple[SourceRegion, Array]) -> tuple[Array, Array]:
+@bounded_cache(16)
+def _make_residuals(model: Model) -> partial:
+    return partial(_residuals, model)
+
+
+def _residuals(model: Model, shared: tuple[Sources, Params], regions: SourceRegion) -> tuple[Array, Array]:
     sources, pooled = shared
     bank = sources.bank
 
-    def of_region(row: tuple[SourceRegion, Array]) -> tuple[Array, Array]:
-        region, _ = row
+    def of_region(region: SourceRegion) -> tuple[Array, Array]:
         key = jax.random.fold_in(jax.random.key(0), region.region_id)
         windows = gather_source(bank, sources.train, region.graph.nodes, region.validation_starts, key=key)
         forecast = batch_forecast(model, pooled, region.graph, windows)
+        if bank.has_profile:  # as those of a target are
+            forecast = damp_anomalies(forecast, windows.covariates, sources.config.damping)
         deviation = expected_deviations(windows, bank.horizon, has_profile=bank.has_profile)
         return (windows.target - forecast) / deviation, windows.mask
 
-    return jax.lax.map(of_region, rows)
+    return jax.lax.map(of_region, regions)
 
 
 def weighted_quantiles(
@@ -86,11 +93,11 @@ def weighted_quantiles(
       levels: in 0..1.
 
     Returns:
-      float64; 0 where no weight is above 0.
+      float64; NaN where no weight is above 0.
     """
     kept = weights > 0
     if not kept.any():
-        return np.zeros(len(levels))
+        return np.full(len(levels), np.nan)
     order = np.argsort(values[kept], kind="stable")
     ordered, share = values[kept][order].astype(np.float64), weights[kept][order].astype(np.float64)
     middle = (np.cumsum(share) - 0.5 * share) / share.sum()

@@ -263,7 +263,10 @@ def _format(folder: pathlib.Path) -> int:
         (["--channels=riders"], r"`channels` \(='riders'\) is no channel"),
         (["--channels=each"], "one channel at a time; name one"),
         (["--support_days=11"], r"\(=11\) is longer than the 10.0 days .* use at most 10"),
-        (["--rolling_days=8"], "has before its last 8 days, which `rolling_days` forecasts; use at most 2"),
+        (
+            ["--rolling_days=8", "--support_days=3"],
+            "has before its last 8 days, which `rolling_days` forecasts; use at most 2",
+        ),
         (["--rolling_days=11"], r"`rolling_days` \(=11\) is longer than the 10.0 days of city 'whole'"),
         (["--rolling_days=10"], "before its last 10 days, .*; give a longer series"),
         (["--sampler=euler"], "`sampler` 'euler' needs schedule 'rectified_flow'"),

@@ -94,10 +94,11 @@ def test_too_many_support_days_are_refused(simulated_cities):
         target_prompts(simulated_cities[0], support_days=10)
 
 
-def test_an_entry_that_is_the_same_in_all_sources_says_nothing_of_a_target_where_it_is_another():
-    values = np.random.default_rng(0).normal(size=(2, 6, 3)).astype(np.float32)
-    values[..., 1] = np.log(3.0)
-    scale = scale_of(values, np.asarray([0, 0, 0, 1, 1, 1], np.int32))
+@pytest.mark.parametrize("same", [np.log(3.0), np.log(14.0), 2 / 7, 1e4])
+def test_an_entry_that_is_the_same_in_all_sources_says_nothing_of_a_target_where_it_is_another(same):
+    values = np.random.default_rng(0).normal(size=(12, 1000, 3)).astype(np.float32)
+    values[..., 1] = same
+    scale = scale_of(values, np.arange(1000, dtype=np.int32) % 3)
     assert np.isinf(scale[1][1]) and np.isfinite(scale[1][[0, 2]]).all()
     other = values + np.asarray([0.0, 5.0, 0.0], np.float32)
     np.testing.assert_array_equal(in_scale(other, scale), in_scale(values, scale))

@@ -62,6 +62,7 @@ def test_what_is_read_after_now_changes_no_bit(city, adapt):
     made = [gpd.forecast_next(parameters, one, at=now, adapt=adapt, key=jax.random.key(1)) for one in (city, other)]
     np.testing.assert_array_equal(made[0].forecast, made[1].forecast)
     np.testing.assert_array_equal(made[0].spread, made[1].spread)
+    assert made[0].quantiles is not None
     np.testing.assert_array_equal(made[0].quantiles, made[1].quantiles)
     assert made[0].times is not None and made[0].times[0] == now
     # What was read before does.

@@ -1,7 +1,6 @@
 """In: a city of simulated noise, and forecasts of known residuals. Out: quantiles that hold what they promise."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,6 @@ import pytest
 import gpdiff_jax as gpd
 from gpdiff_jax.cities.city import City, label_of
 from gpdiff_jax.cities.expectation import expectation
-from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.data.series import num_covariates
 from gpdiff_jax.data.sources import prepare_sources
 from gpdiff_jax.data.target import Target, prepare_target
@@ -58,7 +56,7 @@ def test_weighted_quantiles_are_those_of_repeated_values():
     np.testing.assert_allclose(
         weighted_quantiles(values, np.ones(200), levels), np.quantile(values, levels, method="hazen")
     )
-    np.testing.assert_array_equal(weighted_quantiles(values, np.zeros(200), levels), 0)
+    assert np.isnan(weighted_quantiles(values, np.zeros(200), levels)).all()
 
 
 def test_a_residual_of_the_support_is_that_of_a_day_that_was_left_out():
@@ -83,6 +81,36 @@ def test_a_residual_of_the_support_is_that_of_a_day_that_was_left_out():
     for node in range(4):
         want = (truth[:, node] - expected.profile[kind, node, hour]) / expected.deviation[kind, node, hour]
         np.testing.assert_allclose(residuals[node, number], want, rtol=2e-3, atol=2e-4)
+
+
+def test_of_two_days_no_window_forecasts_both():
+    city = _noisy(nodes=4)
+    target = prepare_target(city, dataclasses.replace(_DATA, support_days=2))
+    model, params = _still(target)
+    first = np.asarray(target.support_starts) + 12 - target.split.support.start
+    within = first // _PER_DAY == (first + 5) // _PER_DAY
+    residuals = support_residuals(model, target, params)
+    assert 0 < within.sum() < len(within) and len(residuals) == 4 * within.sum()
+
+
+@pytest.mark.parametrize("covariates", ["calendar", "none"])
+def test_without_a_profile_residuals_are_in_deviations_of_the_region(covariates):
+    city = _noisy(nodes=4)
+    target = prepare_target(city, dataclasses.replace(_DATA, covariates=covariates))
+    model = make_model("tiny", target.sizes)
+    tiny, sizes = make_tiny(target.sizes), target.sizes
+    none = (None, jnp.zeros((1, 12, sizes.num_inputs)), jnp.zeros((18, sizes.num_covariates)))
+    zeros = jax.tree.map(lambda leaf: np.zeros((1, 4, *leaf.shape), np.float32), tiny.init(jax.random.key(0), *none))
+    made = zero_shot(model, target, zeros)
+    residuals = np.broadcast_to(np.linspace(-1, 1, 201, dtype=np.float32), (6, 201))
+    single = dataclasses.replace(_DATA, covariates=covariates, support_days=1)
+    alone = prepare_target(city, single)
+    quantiles = forecast_quantiles(model, alone, zeros, zero_shot(model, alone, zeros), residuals)
+    assert quantiles is not None
+    std = np.asarray(alone.bank.std)[-1][None, :, None]
+    np.testing.assert_allclose((quantiles[..., 4] - quantiles[..., 0]) / 1.8 / std, 1.0, rtol=2e-2)
+    both = forecast_quantiles(model, target, zeros, made, residuals)
+    assert both is not None and (np.diff(both, axis=-1) > 0).all()
 
 
 # Deviations that two days show are known less well than those of three, so intervals of few days are a little narrow.
@@ -138,7 +166,7 @@ def test_no_quantile_is_below_what_counts_can_be_and_temperatures_may_be():
 
 def test_residuals_of_sources_are_in_units_of_what_is_to_be_expected_cities_alike():
     # The profile is all that the model says of either city, the second has six times the regions.
-    cities: list[Any] = [dataclasses.replace(_noisy(nodes=n, seed=n), name=name) for n, name in ((5, "a"), (30, "b"))]
+    cities: list[City] = [dataclasses.replace(_noisy(nodes=n, seed=n), name=name) for n, name in ((5, "a"), (30, "b"))]
     sources = prepare_sources(cities, dataclasses.replace(_DATA, variants=6), key=jax.random.key(0))
     tiny = make_tiny(_SIZES)
     none = (None, jnp.zeros((1, 12, 5)), jnp.zeros((18, num_covariates("profile"))))
@@ -150,13 +178,15 @@ def test_residuals_of_sources_are_in_units_of_what_is_to_be_expected_cities_alik
     # Noise of one deviation, and the error of a mean of few days: a little more than the normal distribution.
     wide = np.quantile(residuals, 0.84, axis=1) - np.quantile(residuals, 0.16, axis=1)
     assert ((wide > 1.6) & (wide < 3.2)).all()
-    apart = dataclasses.replace(cities[1], values=cities[1].values[::-1].copy())
-    alone = source_residuals(model, prepare_sources([cities[0]], sources.config, key=jax.random.key(0)), zeros)
-    both = source_residuals(model, prepare_sources([cities[0], apart], sources.config, key=jax.random.key(0)), zeros)
-    assert (both != alone).any()
+    # The many regions of the second city read far more than was to be expected: half of the weight, not six sevenths.
+    values = np.array(cities[1].values)
+    values[int(0.8 * len(values)) :] += 1e3
+    raised = [cities[0], dataclasses.replace(cities[1], values=values)]
+    apart = source_residuals(model, prepare_sources(raised, sources.config, key=jax.random.key(0)), zeros)
+    assert ((apart > 20).mean(axis=1) == 0.5).all()
 
 
-def test_quantiles_come_with_the_next_hours_and_are_written_beside_them(simulated_cities, tmp_path):
+def test_quantiles_come_with_the_next_hours(simulated_cities):
     city = simulated_cities[1]
     tiny, target = make_tiny(_SIZES), prepare_target(city, _DATA)
     none = (None, jnp.zeros((1, 12, 5)), jnp.zeros((18, num_covariates("profile"))))
@@ -167,7 +197,15 @@ def test_quantiles_come_with_the_next_hours_and_are_written_beside_them(simulate
     made = gpd.forecast_next(parameters, city)
     assert made.quantiles is not None and made.quantiles.shape == (city.num_nodes, 6, 5)
     assert (made.quantiles >= 0).all()
-    read = Span(0, 30)
-    short = gpd.forecast_next(parameters, dataclasses.replace(city, values=city.values[read.start : read.stop]))
+    cut = dataclasses.replace(city, values=city.values[: target.split.support.stop])
+    want = forecast_quantiles(
+        target_model := make_model("tiny", target.sizes),
+        target,
+        shaped,
+        zero_shot(target_model, target, shaped),
+        residuals,
+    )
+    assert want is not None
+    np.testing.assert_allclose(gpd.forecast_next(parameters, cut).quantiles, want[0], rtol=1e-4)
+    short = gpd.forecast_next(parameters, dataclasses.replace(city, values=city.values[:30]))
     assert short.quantiles is not None and np.isfinite(short.quantiles).all()
-    assert target.num_regions == city.num_nodes

@@ -111,9 +111,14 @@ def readme_tables(results: pathlib.Path) -> str:
     for (sources, covariates), targets in sorted(groups.items(), key=lambda item: (item[0][1] != "profile", item[0])):
         chosen = [name for name in (*_HOURLY, *_SPEED) if name in targets]
         columns = [_only(summarize_runs(targets[name]), targets[name]) for name in chosen]
-        seeds = max(len(column.seeds) for column in columns)
+        counts = sorted({len(column.seeds) for column in columns})
+        seeds = (
+            f"{counts[0]} seed{'s' if counts[0] > 1 else ''}"
+            if len(counts) == 1
+            else f"{counts[0]} to {counts[-1]} seeds"
+        )
         few = "the same few sources" if sources == "four" else "all sources that fit"
-        parts.append(f"`{covariates}`, {few}, {seeds} seed{'s' if seeds > 1 else ''}:\n")
+        parts.append(f"`{covariates}`, {few}, {seeds}:\n")
         units = [f"{name} ({column.settings['unit']})" for name, column in zip(chosen, columns, strict=True)]
         rows = [["", *units], ["---", *["---:"] * len(units)]]
         for method in METHODS:

@@ -53,6 +53,13 @@ def test_a_table_has_a_row_for_every_method_and_a_column_for_every_target(finish
     assert tables.startswith("`profile`, the same few sources, 2 seeds:\n\n|  | hangzhou_metro (")
     assert "\n| last value | 3.50 ± 0.71 |\n" in tables and "| gpdiff few shot |" in tables
     assert "kernel average" not in tables
+    # Of another target one run of two is there.
+    shutil.copytree(
+        tmp_path / "results" / "hangzhou_metro-four-profile-0",
+        one := tmp_path / "results" / "beijing_metro-four-profile-0",
+    )
+    assert readme_tables(tmp_path / "results").startswith("`profile`, the same few sources, 1 to 2 seeds:\n")
+    shutil.rmtree(one)
     page = tmp_path / "README.md"
     page.write_text("above\n<!-- tables -->\nold\n<!-- end of tables -->\nbelow\n")
     write_tables(page, tables)

@@ -73,9 +73,11 @@ def expectation(
     for rows in kinds:
         own, own_slots = readings[rows].astype(np.float64), slots[rows]
         observed = np.isfinite(own)
-        count, total = (_by_slot(values, own_slots, steps_per_day) for values in (observed, np.where(observed, own, 0)))
+        count, total = (
+            sums_by_slot(values, own_slots, steps_per_day) for values in (observed, np.where(observed, own, 0))
+        )
         apart = np.where(observed, own - (total / np.maximum(count, 1))[own_slots], 0.0)
-        squares += _by_slot(np.square(apart), own_slots, steps_per_day)
+        squares += sums_by_slot(np.square(apart), own_slots, steps_per_day)
         freedom += np.maximum(count - 1, 0)
         profiles.append(daily_profile(readings[rows], own_slots, steps_per_day))
         seen.append(_around(count, reach).T > 0)
@@ -105,7 +107,7 @@ def _deviations(
     return np.sqrt((_around(squares, reach) + PRIOR * own) / (_around(freedom, reach) + PRIOR)).T
 
 
-def _by_slot(values: np.ndarray, slots: Int[np.ndarray, " T"], steps_per_day: int) -> Float[np.ndarray, "S N"]:
+def sums_by_slot(values: np.ndarray, slots: Int[np.ndarray, " T"], steps_per_day: int) -> Float[np.ndarray, "S N"]:
     """Sums of rows by their step of the day."""
     sums = np.zeros((steps_per_day, values.shape[1]))
     np.add.at(sums, slots, values)

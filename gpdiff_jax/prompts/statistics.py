@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from gpdiff_jax.cities.calendar import is_weekend, slot_of_day
 from gpdiff_jax.cities.city import City
-from gpdiff_jax.cities.expectation import ALONE
+from gpdiff_jax.cities.expectation import ALONE, sums_by_slot
 from gpdiff_jax.cities.hops import hops_between
 from gpdiff_jax.cities.profile import daily_profile, weekend_share
 from gpdiff_jax.cities.scaling import fill_from_neighbours, region_scales, silent_regions
@@ -118,9 +118,9 @@ def _within_kinds(
     for rows in kinds:
         own, own_slots = scaled[rows], slots[rows]
         observed = np.isfinite(own)
-        count, total = np.zeros((2, steps_per_day, scaled.shape[1]))
-        np.add.at(count, own_slots, observed)
-        np.add.at(total, own_slots, np.where(observed, own, 0.0))
+        count, total = (
+            sums_by_slot(values, own_slots, steps_per_day) for values in (observed, np.where(observed, own, 0.0))
+        )
         several = count > 1
         wider = np.where(several, np.sqrt(count / np.maximum(count - 1, 1)), np.nan)
         deviation[rows] = (own - (total / np.maximum(count, 1))[own_slots]) * wider[own_slots]

@@ -2,7 +2,7 @@
 
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -143,17 +143,37 @@ def forecast_table(new_city: NewCity, made: MethodForecast, *, whole: str = "for
     lines = [
         f"{summary['city']}: {summary['regions']} regions, seen from {' to '.join(summary['support'])}",
         f"{summary['unit']}, forecast {windows}" + ("; the last:" if summary["windows"] > 1 else ""),
-        f"{'region (5 to 95 %)' if made.quantiles is not None else 'region':24s}"
-        + "".join(f"{f'+{minutes} min':>22s}" for minutes in summary["horizon_minutes"]),
     ]
+    # What is nothing beside the rest is printed as nothing, not as a row of zeros.
+    band, least = made.quantiles is not None, 1e-4 * float(np.abs(made.forecast[-1]).max())
+    rows = [["region (5 to 95 %)" if band else "region", *(f"+{each} min" for each in summary["horizon_minutes"])]]
     for node, name in list(enumerate(new_city.city.node_ids))[:_MOST_ROWS]:
-        cells = [f"{value:.4g}" for value in made.forecast[-1, node]]
+        cells = [short_number(value, least) for value in made.forecast[-1, node]]
         if made.quantiles is not None:
-            bands = made.quantiles[-1, node][:, [0, -1]]
-            cells = [f"{cell} ({low:.3g}-{high:.3g})" for cell, (low, high) in zip(cells, bands, strict=True)]
-        lines.append(f"{name:24.24s}" + "".join(f"{cell:>22s}" for cell in cells))
+            ends = [[short_number(value, least) for value in pair] for pair in made.quantiles[-1, node][:, [0, -1]]]
+            cells = [f"{cell} ({low} to {high})" for cell, (low, high) in zip(cells, ends, strict=True)]
+        rows.append([f"{name:.24s}", *cells])
+    if summary["mae"] is not None:
+        rows.append(["mean absolute error", *map(short_number, summary["mae"])])
+    lines += _in_columns(rows)
     if summary["regions"] > _MOST_ROWS:
         lines.append(f"and {summary['regions'] - _MOST_ROWS} more regions in {whole}")
-    if summary["mae"] is not None:
-        lines.append(f"{'mean absolute error':24s}" + "".join(f"{value:22.4g}" for value in summary["mae"]))
     return "\n".join(lines)
+
+
+def short_number(value: float, least: float = 0.0) -> str:
+    """Three digits of a number, all of those before the point, and no exponent: 1806, 54.2, 0.0312; 0 below `least`."""
+    if abs(value) < least:
+        return "0"
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return np.format_float_positional(value, 3, unique=False, fractional=False, trim="-")
+
+
+def _in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells, the first of each to the left, the others to the right, columns as wide as they need be."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.rjust(width) if number else cell.ljust(width) for number, (cell, width) in enumerate(pairs))
+        for pairs in (zip(row, widths, strict=True) for row in rows)
+    ]

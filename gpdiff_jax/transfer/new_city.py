@@ -23,7 +23,15 @@ from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.training.storage import load_arrays, save_arrays
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, step_names, window_start_names
-from gpdiff_jax.transfer.next_hours import NextHours, days_of, forecast_target, next_hours, until, windows_ahead
+from gpdiff_jax.transfer.next_hours import (
+    NextHours,
+    days_of,
+    forecast_target,
+    next_hours,
+    until,
+    windows_ahead,
+    with_whole_days,
+)
 from gpdiff_jax.typing import Key
 
 _FORMAT = 4
@@ -118,6 +126,8 @@ def prepare_new_city(
     hypernetwork.check_city(label_of(read), any_kind=any_kind)
     if at is not None:
         read = until(read, at)
+    if not rolling_days:
+        read = with_whole_days(read, hypernetwork.data)
     # What is chosen holds for all that is later forecast with what is generated.
     chosen = {} if support_days is None else {"support_days": support_days, "window_days": None}
     data = dataclasses.replace(hypernetwork.data, **chosen)

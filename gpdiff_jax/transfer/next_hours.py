@@ -32,8 +32,32 @@ class NextHours(NamedTuple):
 
 def days_of(read: City, data: DataConfig, rolling_days: int = 0) -> int:
     """As many support days as a generator is used to, or as the city has before what is forecast; at least one."""
-    most = data.support_days if data.window_days is None else data.window_days[1]
-    return max(1, min(most, read.num_steps // read.steps_per_day - rolling_days))
+    return max(1, min(_most_days(data), read.num_steps // read.steps_per_day - rolling_days))
+
+
+def _most_days(data: DataConfig) -> int:
+    return data.support_days if data.window_days is None else data.window_days[1]
+
+
+def with_whole_days(read: City, data: DataConfig) -> City:
+    """A city of few days whose first, if more than half of it lies in the series, is whole: its beginning is missing.
+
+    A series that begins with the first train, or some minutes too late, has one more day than it has times 24 hours.
+
+    Args:
+      read: what was read of a city.
+      data: of which the most support days count.
+
+    Returns:
+      The city; of less than a day, or of more than may be seen, as it was.
+    """
+    per_day = read.steps_per_day
+    short = -read.num_steps % per_day
+    if not 0 < short < per_day / 2 or not per_day < read.num_steps < per_day * _most_days(data):
+        return read
+    values = np.concatenate([np.full((short, *read.values.shape[1:]), np.nan, np.float32), read.values])
+    start = None if read.start is None else read.start - short * np.timedelta64(read.interval_minutes, "m")
+    return dataclasses.replace(read, values=values, start=start)
 
 
 class WindowsAhead(NamedTuple):
@@ -139,7 +163,7 @@ def forecast_next(
       >>> made = gpd.forecast_next(kept.parameters, city, at=np.datetime64("2024-05-03T17:00"))  # doctest: +SKIP
     """
     check_regions(parameters, city)
-    read = city if at is None else until(city, at)
+    read = with_whole_days(city if at is None else until(city, at), parameters.data)
     data = dataclasses.replace(parameters.data, support_days=days_of(read, parameters.data))
     ahead = windows_ahead(read, data)
     target = split_city(ahead.city, data, ahead.split, ahead.starts)

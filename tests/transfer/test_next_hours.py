@@ -134,3 +134,17 @@ def test_the_table_has_a_row_for_every_region_and_step(city, tmp_path):
         write_next(tmp_path / "next.txt", made)
     with pytest.raises(InputError, match="its folder does not exist"):
         write_next(tmp_path / "none" / "next.csv", made)
+
+
+def test_a_first_day_that_is_nearly_whole_is_a_day(city):
+    parameters, values = _parameters(city), np.array(city.values[:72])
+    values[:10] = np.nan
+    late = dataclasses.replace(city, values=values[10:], start=city.start + np.timedelta64(10, "h"))
+    whole = gpd.forecast_next(parameters, dataclasses.replace(city, values=values))
+    np.testing.assert_array_equal(gpd.forecast_next(parameters, late).forecast, whole.forecast)
+    # Of less than half of one, nothing is taken.
+    later = dataclasses.replace(city, values=values[13:], start=city.start + np.timedelta64(13, "h"))
+    two = dataclasses.replace(city, values=values[24:], start=city.start + np.timedelta64(24, "h"))
+    made = [gpd.forecast_next(parameters, one).forecast for one in (later, two)]
+    np.testing.assert_array_equal(*made)
+    assert (made[0] != whole.forecast).any()

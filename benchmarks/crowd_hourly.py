@@ -1,0 +1,99 @@
+"""Makes the generator of the package, and shows what it errs by in cities that it never saw.
+
+    python -m benchmarks.crowd_hourly --data_dir DIR --held_out beijing_metro,hangzhou_metro [--minutes 60]
+    python -m benchmarks.crowd_hourly --data_dir DIR --held_out none --package gpdiff_jax/pretrained/crowd_hourly
+
+Every city of --held_out is left out in turn: a generator is trained on the others, and forecasts the six hours after
+40 random moments of the city, each from the 72 hours before it, which go through CSV as an engineer's readings do.
+`none` leaves none out, and is judged on a city of another collection, nyc_bike_2014. What is finished is kept in
+--results and not made again; a training that was stopped goes on. With --package, the generator of `none` is written,
+in half precision.
+"""
+
+import math
+import os
+import pathlib
+import time
+
+import jax
+from absl import flags
+
+import gpdiff_jax as gpd
+from benchmarks.measuring import device_name, print_line
+from benchmarks.moments import DAYS, judge
+from experiments import command_line
+from gpdiff_jax.cities import City
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import write_json
+
+flags.DEFINE_string("data_dir", os.environ.get("GPDIFF_DATA"), "folder of city files; default GPDIFF_DATA")
+flags.DEFINE_list("held_out", None, "cities to leave out in turn, or none")
+flags.DEFINE_string("out_dir", "runs/crowd_hourly", "folder of the trainings")
+flags.DEFINE_string("results", "benchmarks/results/crowd_hourly", "folder of the results, one file per city")
+flags.DEFINE_integer("moments", 40, "random moments of every city", 1)
+flags.DEFINE_float("minutes", None, "begin no further city after so many; no limit if not given", 0)
+flags.DEFINE_string("package", None, "folder for the generator of none")
+
+# Of an open licence, counts of people or of what they ride.
+CITIES = (
+    *("beijing_metro", "hangzhou_metro", "nyc_taxi_zones_2018", "melbourne_pedestrians", "montevideo_bus"),
+    *("sf_bike_2014", "auckland_pedestrians", "paris_bike_counters", "salvador_bus"),
+)
+_JUDGED_BY_ALL = "nyc_bike_2014"
+DATA = gpd.DataConfig(window_days=(1, 14))
+_SEED = 0
+
+
+def read_city(name: str) -> City:
+    """A city of the folder by the hour, first channel."""
+    city = gpd.load_city(pathlib.Path(flags.FLAGS.data_dir) / f"{name}.npz")
+    return gpd.select_channels(gpd.resample(city, 60), "first")[0]
+
+
+def train(held_out: str) -> gpd.Hypernetwork:
+    """The generator of all cities but one, made or read."""
+    folder = pathlib.Path(flags.FLAGS.out_dir) / held_out
+    cities = [read_city(name) for name in CITIES if name != held_out]
+    zoo_key, key = jax.random.split(jax.random.key(_SEED))
+    zoo = gpd.harvest_cities(cities, key=zoo_key, data=DATA, folder=folder / "zoo")
+    return gpd.pretrain(zoo, key=key, folder=folder / "hypernetwork")
+
+
+def main(argv: list[str]) -> None:
+    """Trains and judges what the folder of results lacks."""
+    del argv
+    given = flags.FLAGS
+    if given.data_dir is None:
+        raise InputError("neither --data_dir nor GPDIFF_DATA names the folder of the city files")
+    names = given.held_out or ["none", *CITIES]
+    unknown = sorted(set(names) - {"none", *CITIES})
+    if unknown:
+        raise InputError(f"--held_out (={','.join(unknown)}) must be among none, {', '.join(CITIES)}")
+    gpd.enable_compilation_cache()
+    deadline = time.monotonic() + 60 * given.minutes if given.minutes else math.inf
+    for name in names:
+        path = pathlib.Path(given.results) / f"{name}.json"
+        if path.exists() or time.monotonic() > deadline:
+            continue
+        begin = time.perf_counter()
+        generator = train(name)
+        trained = time.perf_counter()
+        target = _JUDGED_BY_ALL if name == "none" else name
+        found = judge(read_city(target), generator, given.moments)
+        facts = {
+            "city": target,
+            "generator": {"cities": [one for one in CITIES if one != name], "seed": _SEED, "window_days": [1, 14]},
+            "support_days": DAYS,
+            "command": f"python -m benchmarks.crowd_hourly --held_out {name} --moments {given.moments}",
+            "seconds": {"training": trained - begin, "forecasts": time.perf_counter() - trained},
+            "device": device_name(),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, facts | found)
+        for method in ("historical_average", "zero_shot", "adapted"):
+            error = found["all"][method]["mean_absolute_error"]
+            print_line("crowd_hourly", f"{target}: {method}", "mean_absolute_error", error, "readings")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -39,6 +39,7 @@ from gpdiff_jax.training.caches import clear_caches
 from gpdiff_jax.training.compilation_cache import enable_compilation_cache
 from gpdiff_jax.training.parallel import use_every_core
 from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.forecaster import Forecaster, forecast_next
 from gpdiff_jax.transfer.forecasts import forecast
 from gpdiff_jax.transfer.new_city import (
     CityParameters,
@@ -48,7 +49,7 @@ from gpdiff_jax.transfer.new_city import (
     prepare_new_city,
     save_parameters,
 )
-from gpdiff_jax.transfer.next_hours import NextHours, forecast_next
+from gpdiff_jax.transfer.next_hours import NextHours
 from gpdiff_jax.zoo.codec import CodecConfig
 from gpdiff_jax.zoo.harvest_cities import harvest_cities
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo, load_zoo, save_zoo
@@ -64,6 +65,7 @@ __all__ = [
     "DenoiserConfig",
     "DiagnosticsConfig",
     "EmbeddingConfig",
+    "Forecaster",
     "GenerateConfig",
     "HarvestConfig",
     "Hypernetwork",

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from gpdiff_jax.cities.city import City
-from gpdiff_jax.cities.profile import daily_profile
+from gpdiff_jax.cities.profile import daily_profile, sums_by_slot
 from gpdiff_jax.cities.scaling import fill_from_neighbours
 
 # In standard deviations of a region; taken as a first study of real cities had them, not chosen anew.
@@ -105,13 +105,6 @@ def _deviations(
     city = of_region.sum() / total.sum() if total.any() else ALONE**2
     own = np.where(total > 0, of_region / np.maximum(total, 1), city)
     return np.sqrt((_around(squares, reach) + PRIOR * own) / (_around(freedom, reach) + PRIOR)).T
-
-
-def sums_by_slot(values: np.ndarray, slots: Int[np.ndarray, " T"], steps_per_day: int) -> Float[np.ndarray, "S N"]:
-    """Sums of rows by their step of the day."""
-    sums = np.zeros((steps_per_day, values.shape[1]))
-    np.add.at(sums, slots, values)
-    return sums
 
 
 def _around(rows: Float[np.ndarray, "S N"], reach: int) -> Float[np.ndarray, "S N"]:

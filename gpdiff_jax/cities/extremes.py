@@ -39,22 +39,37 @@ def find_extreme(readings: Float[np.ndarray, "T N"], *, speed: bool) -> Extreme 
     Returns:
       The reading that comes first in time; None where there is none, or no region has a hundred readings.
     """
-    far = _FAR_OF_SPEEDS if speed else _FAR_OF_COUNTS
-    ordered = np.sort(readings, axis=0)  # NaN last
-    count = np.isfinite(readings).sum(axis=0)
-    judged = count >= _LEAST_READINGS
-    if not judged.any():
+    usual, limit = _limits(readings, speed)
+    if limit is None:
         return None
-    usual = np.zeros(len(count))
-    usual[judged] = [_usual(ordered[: count[node], node], far) for node in np.flatnonzero(judged)]
-    most = _below_gap(np.sort(usual[judged]), _FAR_FROM_REGIONS)[-1]
-    usual = np.where(judged, np.minimum(usual, most), most)
     with np.errstate(invalid="ignore"):
-        wrong = readings > np.maximum(far * usual, _FAR_FROM_CITY * most)
+        wrong = readings > limit
     if not wrong.any():
         return None
     step, node = (int(index) for index in np.argwhere(wrong)[0])
     return Extreme(step, node, float(readings[step, node]), float(usual[node]), int(np.count_nonzero(wrong)) - 1)
+
+
+def most_usual(readings: Float[np.ndarray, "T N"], *, speed: bool) -> Float[np.ndarray, " N"] | None:
+    """The readings above which `find_extreme` finds one, by region; None where no region has a hundred readings."""
+    return _limits(readings, speed)[1]
+
+
+def _limits(
+    readings: Float[np.ndarray, "T N"], speed: bool
+) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"] | None]:
+    """The 99th percentile of every region as it is judged, and the most that it may read."""
+    far = _FAR_OF_SPEEDS if speed else _FAR_OF_COUNTS
+    ordered = np.sort(readings, axis=0)  # NaN last
+    count = np.isfinite(readings).sum(axis=0)
+    judged = count >= _LEAST_READINGS
+    usual = np.zeros(len(count))
+    if not judged.any():
+        return usual, None
+    usual[judged] = [_usual(ordered[: count[node], node], far) for node in np.flatnonzero(judged)]
+    most = _below_gap(np.sort(usual[judged]), _FAR_FROM_REGIONS)[-1]
+    usual = np.where(judged, np.minimum(usual, most), most)
+    return usual, np.maximum(far * usual, _FAR_FROM_CITY * most)
 
 
 def _usual(ordered: Float[np.ndarray, " X"], far: float) -> float:

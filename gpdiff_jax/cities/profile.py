@@ -18,17 +18,24 @@ def daily_profile(
       float32 [N, S] in the units of `readings`; a region without a reading gets zeros.
     """
     observed = np.isfinite(readings)
-    total = np.zeros((steps_per_day, readings.shape[1]))
-    count = np.zeros_like(total)
-    np.add.at(total, slots, np.where(observed, readings, 0.0))
-    np.add.at(count, slots, observed)
-    profile = np.zeros_like(total)
-    clock = np.arange(steps_per_day)
-    for node in range(readings.shape[1]):
+    total = sums_by_slot(np.where(observed, readings, 0.0), slots, steps_per_day)
+    count = sums_by_slot(observed, slots, steps_per_day)
+    profile = total / np.maximum(count, 1)
+    clock, some = np.arange(steps_per_day), (count > 0).any(axis=0)
+    for node in np.flatnonzero(some & (count == 0).any(axis=0)):
         seen = np.flatnonzero(count[:, node])
-        if len(seen):
-            profile[:, node] = np.interp(clock, seen, total[seen, node] / count[seen, node], period=steps_per_day)
+        profile[:, node] = np.interp(clock, seen, profile[seen, node], period=steps_per_day)
     return profile.T.astype(np.float32)
+
+
+def sums_by_slot(values: np.ndarray, slots: Int[np.ndarray, " T"], steps_per_day: int) -> Float[np.ndarray, "S N"]:
+    """Sums of rows by their step of the day."""
+    sums = np.zeros((steps_per_day, values.shape[1]))
+    if len(slots):
+        order = np.argsort(slots, kind="stable")
+        present, first = np.unique(slots[order], return_index=True)
+        sums[present] = np.add.reduceat(values[order], first, axis=0, dtype=np.float64)
+    return sums
 
 
 def weekend_share(readings: Float[np.ndarray, "T N"], weekend: Float[np.ndarray, " T"]) -> Float[np.ndarray, " N"]:

@@ -49,7 +49,7 @@ def resample(city: City, interval_minutes: int) -> City:
     grouped, start = _grouped(city, interval_minutes)
     if grouped.shape[1] == 1:
         return city
-    values = _combine(grouped, average=city.kind == "speed")
+    values = combine_bins(grouped, average=city.kind == "speed")
     never = np.isnan(values).all(axis=0) & ~np.isnan(grouped).all(axis=(0, 1))
     if never.any():
         node, channel = (int(index) for index in np.argwhere(never)[0])
@@ -83,8 +83,12 @@ def partial_bins(city: City, interval_minutes: int) -> PartialBins:
     return PartialBins(*(int(np.count_nonzero(some)) for some in (few, most, count > 0)))
 
 
-def _grouped(city: City, interval_minutes: int) -> tuple[Float[np.ndarray, "T F N C"], np.datetime64 | None]:
-    """The readings of every whole bin, and the time of the first."""
+def first_whole_bin(city: City, interval_minutes: int) -> int:
+    """The step of a city at which its first whole bin begins on the local clock.
+
+    Raises:
+      InputError: the interval does not divide a day or is no multiple of the city's.
+    """
     check_interval(interval_minutes)
     own = city.interval_minutes
     if interval_minutes % own:
@@ -93,11 +97,17 @@ def _grouped(city: City, interval_minutes: int) -> tuple[Float[np.ndarray, "T F 
             f" choose e.g. {_multiple_near(own, interval_minutes)}"
         )
     factor = interval_minutes // own
-    start, skipped = city.start, 0
-    if start is not None and factor > 1:
-        minutes_since_bin = int(start.astype(np.int64)) % interval_minutes
-        skipped = -minutes_since_bin // own % factor
-        start = start + np.timedelta64(skipped * own, "m")
+    if city.start is None or factor == 1:
+        return 0
+    minutes_since_bin = int(city.start.astype(np.int64)) % interval_minutes
+    return -minutes_since_bin // own % factor
+
+
+def _grouped(city: City, interval_minutes: int) -> tuple[Float[np.ndarray, "T F N C"], np.datetime64 | None]:
+    """The readings of every whole bin, and the time of the first."""
+    skipped, own = first_whole_bin(city, interval_minutes), city.interval_minutes
+    factor = interval_minutes // own
+    start = None if city.start is None else city.start + np.timedelta64(skipped * own, "m")
     bins = (city.num_steps - skipped) // factor
     if bins < 1:
         raise InputError(
@@ -145,7 +155,8 @@ def _only_channel(city: City, channel: int, name: str) -> City:
     return dataclasses.replace(city, name=name, values=values, feature_names=(city.feature_names[channel],))
 
 
-def _combine(grouped: Float[np.ndarray, "T F N C"], *, average: bool) -> Float[np.ndarray, "T N C"]:
+def combine_bins(grouped: Float[np.ndarray, "T F N C"], *, average: bool) -> Float[np.ndarray, "T N C"]:
+    """Sums of counts or means of speeds over the F steps of every bin; NaN where fewer than half were read."""
     observed = ~np.isnan(grouped)
     count: Int[np.ndarray, "T N C"] = observed.sum(axis=1)
     whole = grouped.shape[1]

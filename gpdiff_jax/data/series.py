@@ -4,6 +4,7 @@ Series of all cities lie end to end, so cities of unequal length share one progr
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -107,6 +108,21 @@ def build_bank(
       InputError: no city, unknown covariates, more than one channel, intervals that differ, a span without a reading,
         or a profile asked for windows longer than a day.
     """
+    sizes: Any = {"covariates": covariates, "history": history, "horizon": horizon}
+    arrays = jax.device_put(bank_arrays(cities, scaled_by, profile_masks, **sizes))
+    return SeriesBank(**arrays, **sizes)
+
+
+def bank_arrays(
+    cities: Sequence[City],
+    scaled_by: Sequence[Sequence[Visible]],
+    profile_masks: Sequence[Bool[np.ndarray, "V _"]],
+    *,
+    covariates: str,
+    history: int,
+    horizon: int,
+) -> dict[str, np.ndarray]:
+    """The arrays of `build_bank`, on the host."""
     num_covariates(covariates)
     _check_cities(cities, covariates, history + horizon)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in _BANK_ARRAYS}
@@ -138,12 +154,10 @@ def build_bank(
         steps += city.num_steps
     if total >= 2**31:
         raise InputError(f"the cities hold {total} readings, more than 2^31; use fewer regions or a longer interval")
-    arrays = {
+    return {
         name: np.concatenate(parts[name], axis=1 if name in PER_VARIANT else 0).astype(dtype)
         for name, dtype in _BANK_ARRAYS.items()
     }
-    arrays = jax.device_put(arrays)
-    return SeriesBank(**arrays, covariates=covariates, history=history, horizon=horizon)
 
 
 def _check_cities(cities: Sequence[City], covariates: str, window: int) -> None:

@@ -15,12 +15,15 @@ from gpdiff_jax.cities.scaling import silent_regions
 from gpdiff_jax.cities.splits import Span, TargetSplit, split_target
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.region_graphs import region_graphs
-from gpdiff_jax.data.series import PER_VARIANT, SeriesBank, build_bank, model_sizes
+from gpdiff_jax.data.series import PER_VARIANT, SeriesBank, bank_arrays, build_bank, model_sizes
 from gpdiff_jax.data.target_windows import gather_target, support_masks
 from gpdiff_jax.data.windows import window_starts
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import ModelSizes, Window
 from gpdiff_jax.typing import RegionGraph
+
+# Of targets whose windows are given by their starts, all seen through one variant, or through days from step 0 on.
+NO_SPLIT = TargetSplit(Span(0, 0), Span(0, 0), Span(0, 0))
 
 
 @flax.struct.dataclass
@@ -163,7 +166,7 @@ def split_city(
         "validation_starts": _validation_starts(city, split, **windows),
         "support_starts": window_starts(city, split.support, **windows),
         "test_starts": test_starts,
-        "floor": np.float32(-np.inf if (visible < 0).any() else 0.0),
+        "floor": _floor(visible),
     }
     return Target(
         bank=bank,
@@ -174,6 +177,48 @@ def split_city(
         silent=tuple(int(n) for n in np.flatnonzero(silent_regions(city, split.support))),
         damping=config.damping,
     )
+
+
+def newest_target(city: City, config: DataConfig, split: TargetSplit, graphs: RegionGraph) -> Target:
+    """A target of its last window alone, seen through all support days; as little as can be forecast from.
+
+    Args:
+      city: one channel, P steps longer than what was read.
+      config: of the windows.
+      split: its support days.
+      graphs: of its regions.
+
+    Returns:
+      The target, of `NO_SPLIT`: its size depends on the windows and the regions alone.
+
+    Raises:
+      InputError: see `build_bank`.
+    """
+    window, visible = config.history + config.horizon, city.values[split.support.start : split.support.stop]
+    sizes: Any = {"covariates": config.covariates, "history": config.history, "horizon": config.horizon}
+    seen = np.zeros(city.num_steps, bool)
+    seen[split.support.start : split.support.stop] = True
+    arrays: dict[str, Any] = bank_arrays([city], [[split.support]], [seen[None]], **sizes)
+    arrays["node_offset"] = (window * np.arange(city.num_nodes)).astype(np.int32)
+    for name in ("values", "observed"):
+        arrays[name] = arrays[name].reshape(city.num_nodes, -1)[:, -window:].reshape(-1)
+    for name in ("calendar", "weekend", "slot"):
+        arrays[name] = arrays[name][-window:]
+    none = np.zeros(0, np.int32)
+    starts = {name: none for name in ("adaptation_starts", "validation_starts", "support_starts")}
+    starts = starts | {"test_starts": np.zeros(1, np.int32)}
+    fields: dict[str, Any] = {
+        "bank": SeriesBank(**jax.device_put(arrays), **sizes),
+        "graphs": graphs,
+        **jax.device_put({"region_ids": city.region_ids(), "floor": _floor(visible), **starts}),
+    }
+    facts: Any = {"steps_per_day": city.steps_per_day, "silent": (), "damping": config.damping}
+    return Target(**fields, choice=None, split=NO_SPLIT, **facts)
+
+
+def _floor(visible: np.ndarray) -> np.float32:
+    """The least forecast of readings that are never negative, or may be."""
+    return np.float32(-np.inf if (visible < 0).any() else 0.0)
 
 
 def _validation_starts(city: City, split: TargetSplit, *, history: int, horizon: int) -> np.ndarray:

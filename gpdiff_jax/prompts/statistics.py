@@ -8,9 +8,9 @@ from jaxtyping import Bool, Float, Int
 
 from gpdiff_jax.cities.calendar import is_weekend, slot_of_day
 from gpdiff_jax.cities.city import City
-from gpdiff_jax.cities.expectation import ALONE, sums_by_slot
+from gpdiff_jax.cities.expectation import ALONE
 from gpdiff_jax.cities.hops import hops_between
-from gpdiff_jax.cities.profile import daily_profile, weekend_share
+from gpdiff_jax.cities.profile import daily_profile, sums_by_slot, weekend_share
 from gpdiff_jax.cities.scaling import fill_from_neighbours, region_scales, silent_regions
 from gpdiff_jax.cities.splits import Span
 

@@ -7,7 +7,7 @@ in `training.loop` over the devices that are chosen here.
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -136,20 +136,35 @@ class ShardedRows:
         self._shared = replicate(shared, self.devices)
         self._mapped = _pmap(function, tuple(self.devices))
 
-    def __call__(self, rows: Any) -> "PendingRows":
+    def __call__(self, rows: "Any | PlacedRows") -> "PendingRows":
         """Starts the work on X rows.
 
         Args:
           rows: leaves [X, ...], on the host or brought there; a remainder that the devices cannot share evenly is
-            filled up with repeats of the last row, whose results are dropped.
+            filled up with repeats of the last row, whose results are dropped. Or rows that were placed on the same
+            devices before.
 
         Returns:
           The result to come.
         """
-        count, num_devices = len(jax.tree.leaves(rows)[0]), len(self.devices)
-        share = -(-count // num_devices)
-        filled = np.minimum(np.arange(share * num_devices), count - 1)
-        return PendingRows(self._mapped(self._shared, _spread(rows, filled, self.devices)), count)
+        placed = rows if isinstance(rows, PlacedRows) else place_rows(rows, self.devices)
+        return PendingRows(self._mapped(self._shared, placed.rows), placed.count)
+
+
+class PlacedRows(NamedTuple):
+    """Rows that lie on devices, an equal share on each, to be worked on more than once."""
+
+    rows: Any  # leaves [D, share, ...]
+    count: int  # without those that fill up the last share
+
+
+def place_rows(rows: Any, devices: Sequence[Device] | None = None) -> PlacedRows:
+    """Puts X rows on devices; None for all local ones. See `ShardedRows`."""
+    devices = list(jax.local_devices() if devices is None else devices)
+    count = len(jax.tree.leaves(rows)[0])
+    share = -(-count // len(devices))
+    filled = np.minimum(np.arange(share * len(devices)), count - 1)
+    return PlacedRows(_spread(rows, filled, devices), count)
 
 
 @bounded_cache(32)
@@ -162,7 +177,9 @@ def _spread(rows: Any, chosen: np.ndarray, devices: Sequence[Device]) -> Any:
     """The chosen rows, an equal share on each device."""
 
     def cut(leaf: Any) -> np.ndarray:
-        return np.asarray(leaf)[chosen].reshape(len(devices), -1, *leaf.shape[1:])
+        host = np.asarray(leaf)
+        every = len(chosen) == len(host)  # where all are chosen they are so in order, and need not be copied
+        return (host if every else host[chosen]).reshape(len(devices), -1, *host.shape[1:])
 
     return shard(jax.tree.map(cut, rows), devices)
 

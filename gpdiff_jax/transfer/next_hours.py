@@ -1,4 +1,4 @@
-"""In: parameters of a city's regions, and its readings up to now. Out: what comes in the next P steps."""
+"""In: parameters of a city's regions, and its readings up to now. Out: its windows ahead, and forecasts of them."""
 
 import dataclasses
 from typing import NamedTuple
@@ -8,11 +8,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.recent import nearly_whole_days
 from gpdiff_jax.cities.splits import Span, TargetSplit, split_before
 from gpdiff_jax.data.config import DataConfig
-from gpdiff_jax.data.target import Target, split_city
+from gpdiff_jax.data.target import Target
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.hypernetwork import RegionParameters, check_regions
+from gpdiff_jax.hypernetwork import RegionParameters
 from gpdiff_jax.models.registry import make_model
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.evaluate import MethodForecast, few_shot, zero_shot
@@ -32,10 +33,11 @@ class NextHours(NamedTuple):
 
 def days_of(read: City, data: DataConfig, rolling_days: int = 0) -> int:
     """As many support days as a generator is used to, or as the city has before what is forecast; at least one."""
-    return max(1, min(_most_days(data), read.num_steps // read.steps_per_day - rolling_days))
+    return max(1, min(most_days(data), read.num_steps // read.steps_per_day - rolling_days))
 
 
-def _most_days(data: DataConfig) -> int:
+def most_days(data: DataConfig) -> int:
+    """The most support days that parameters know what to do with."""
     return data.support_days if data.window_days is None else data.window_days[1]
 
 
@@ -51,9 +53,9 @@ def with_whole_days(read: City, data: DataConfig) -> City:
     Returns:
       The city; of less than a day, or of more than may be seen, as it was.
     """
-    per_day = read.steps_per_day
-    short = -read.num_steps % per_day
-    if not 0 < short < per_day / 2 or not per_day < read.num_steps < per_day * _most_days(data):
+    days = nearly_whole_days(read.num_steps, read.steps_per_day)
+    short = days * read.steps_per_day - read.num_steps
+    if short <= 0 or days > most_days(data):
         return read
     values = np.concatenate([np.full((short, *read.values.shape[1:]), np.nan, np.float32), read.values])
     start = None if read.start is None else read.start - short * np.timedelta64(read.interval_minutes, "m")
@@ -131,44 +133,6 @@ def until(city: City, at: np.datetime64) -> City:
         )
     late = np.full((max(over - city.num_steps, 0), *city.values.shape[1:]), np.nan, np.float32)
     return dataclasses.replace(city, values=np.concatenate([city.values[:over], late]))
-
-
-def forecast_next(
-    parameters: RegionParameters,
-    city: City,
-    *,
-    at: np.datetime64 | None = None,
-    adapt: AdaptConfig | None = None,
-    key: Key | None = None,
-) -> NextHours:
-    """Forecasts the P steps after a city's last reading.
-
-    Args:
-      parameters: generated for its regions, now or some time ago.
-      city: one channel, at the interval of the generator. Its last days are the support, as many as the generator was
-        trained for, or as there are; regions that show nothing there are seen as their neighbours are.
-      at: local time of now; nothing that was read later is looked at. None takes all readings.
-      adapt: None for zero-shot; else how to fine-tune on the support.
-      key: random key of the fine-tuning.
-
-    Returns:
-      The forecasts, averaged over the samples, and quantiles of what will be read.
-
-    Raises:
-      InputError: the parameters are for another city, or for other regions or another order; less than a day was read;
-        see `until`.
-
-    Example:
-      >>> import gpdiff_jax as gpd
-      >>> made = gpd.forecast_next(kept.parameters, city, at=np.datetime64("2024-05-03T17:00"))  # doctest: +SKIP
-    """
-    check_regions(parameters, city)
-    read = with_whole_days(city if at is None else until(city, at), parameters.data)
-    data = dataclasses.replace(parameters.data, support_days=days_of(read, parameters.data))
-    ahead = windows_ahead(read, data)
-    target = split_city(ahead.city, data, ahead.split, ahead.starts)
-    made = forecast_target(parameters, target, adapt, key)
-    return next_hours(made, ahead.city, np.arange(read.num_steps, ahead.city.num_steps))
 
 
 def next_hours(made: MethodForecast, city: City, steps: Int[np.ndarray, " P"]) -> NextHours:

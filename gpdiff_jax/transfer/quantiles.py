@@ -10,35 +10,29 @@ alike, so there is no guarantee for a finite number of them; what is covered was
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.data.target import Target, region_windows
-from gpdiff_jax.models.protocol import Model
+from gpdiff_jax.models.protocol import Model, Window
 from gpdiff_jax.training.caches import bounded_cache
-from gpdiff_jax.training.parallel import ShardedRows
+from gpdiff_jax.training.parallel import PlacedRows, ShardedRows
 from gpdiff_jax.transfer.damped import target_forecast
 from gpdiff_jax.transfer.evaluate import MethodForecast
-from gpdiff_jax.typing import Params
+from gpdiff_jax.typing import Params, RegionGraph
 from gpdiff_jax.zoo.residuals import expected_deviations, weighted_quantiles
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 # So many days of support weigh as much as all that the sources say; chosen by leaving out source cities
 # (docs/experiments.md, section 30).
 _SOURCE_DAYS = 4.0
-_MOST_WINDOWS = 128  # of the support
-
-
-class _Seen(NamedTuple):
-    """What is known of windows of all regions beside their forecasts, scaled."""
-
-    target: Float[np.ndarray, "R B P"]
-    mask: Float[np.ndarray, "R B P"]
-    deviation: Float[np.ndarray, "R B P"]
+_MOST_WINDOWS, _LEAST_WINDOWS, _ENOUGH = 128, 24, 65536  # of the support, and residuals of all regions
 
 
 def forecast_quantiles(
@@ -64,29 +58,60 @@ def forecast_quantiles(
       float32 in data units, in the order of the levels, none below the target's floor; None where neither the sources
       nor the support say anything: a single day cannot be left out.
     """
-    at = np.asarray(levels, np.float64)
-    quantiles = _residual_quantiles(model, target, params, residuals, at)
+    days, starts = len(target.split.support) // target.steps_per_day, judged_starts(target)
+    own = support_residuals(model, target, region_rows(params), starts)
+    quantiles = residual_quantiles(own, days, residuals, levels)
     if quantiles is None:
         return None
-    nodes = np.asarray(target.graphs.nodes)[:, 0]
-    std = np.asarray(target.bank.std)[-1, nodes]
-    ahead = _seen(target, np.asarray(target.test_starts)).deviation * std[:, None, None]
-    unit = ahead.transpose(1, 0, 2) if made.spread is None else np.hypot(ahead.transpose(1, 0, 2), made.spread)
-    around = made.forecast[..., None] + unit[..., None] * quantiles.astype(np.float32)
-    return np.maximum(around, np.asarray(target.floor), out=around)
+    shared = (dataclasses.replace(target, choice=None), target.test_starts)
+    ahead = np.asarray(ShardedRows(_deviations, shared)(np.arange(target.num_regions, dtype=np.int32)).read())
+    return around_forecasts(made.forecast, ahead.transpose(1, 0, 2), made.spread, quantiles, float(target.floor))
 
 
-def _residual_quantiles(
-    model: Model,
-    target: Target,
-    params: Params,
-    residuals: Float[Array | np.ndarray, "P X"] | None,
-    levels: Float[np.ndarray, " Q"],
+def around_forecasts(
+    forecast: Float[np.ndarray, "*S R P"],
+    deviation: Float[np.ndarray, "*S R P"],
+    spread: Float[np.ndarray, "*S R P"] | None,
+    quantiles: Float[np.ndarray, "P Q"],
+    floor: float,
+) -> Float[np.ndarray, "*S R P Q"]:
+    """Quantiles of what will be read, from those of the scaled residuals.
+
+    Args:
+      forecast: in data units.
+      deviation: that is to be expected, in data units.
+      spread: of the samples, in data units; None with a single one.
+      quantiles: of the scaled residuals at every horizon step.
+      floor: the least.
+
+    Returns:
+      float32, none below the floor.
+    """
+    unit = deviation if spread is None else np.hypot(deviation, spread)
+    around = forecast[..., None] + unit[..., None] * quantiles.astype(np.float32)
+    return np.maximum(around, np.float32(floor), out=around)
+
+
+def residual_quantiles(
+    own: Float[np.ndarray, "*X P"],
+    days: int,
+    residuals: Float[Array | np.ndarray, "P Y"] | None,
+    levels: Sequence[float] = LEVELS,
 ) -> Float[np.ndarray, "P Q"] | None:
-    """Quantiles of scaled residuals at every horizon step, of the support days and the sources together."""
-    days = len(target.split.support) // target.steps_per_day
-    own = support_residuals(model, target, params) if days > 1 else np.zeros((0, target.bank.horizon))
-    sources = np.zeros((target.bank.horizon, 0)) if residuals is None else np.asarray(residuals)
+    """Quantiles of scaled residuals at every horizon step, of the support days and the sources together.
+
+    Args:
+      own: of the support, as `support_residuals` has them.
+      days: of the support.
+      residuals: of the sources; None where they are not known.
+      levels: Q, in 0..1.
+
+    Returns:
+      float64; None where a step has no residual at all.
+    """
+    at = np.asarray(levels, np.float64)
+    own = own.reshape(-1, own.shape[-1])
+    sources = np.zeros((own.shape[1], 0)) if residuals is None else np.asarray(residuals)
     quantiles = []
     for step, of_sources in enumerate(sources):
         of_support, of_sources = own[:, step][np.isfinite(own[:, step])], of_sources[np.isfinite(of_sources)]
@@ -96,71 +121,88 @@ def _residual_quantiles(
             np.full(len(of_support), days / max(len(of_support), 1)),
             np.full(len(of_sources), _SOURCE_DAYS / max(len(of_sources), 1)),
         ]
-        quantiles.append(weighted_quantiles(np.concatenate([of_support, of_sources]), np.concatenate(weights), levels))
+        quantiles.append(weighted_quantiles(np.concatenate([of_support, of_sources]), np.concatenate(weights), at))
     return np.stack(quantiles)
 
 
-def support_residuals(model: Model, target: Target, params: Params) -> Float[np.ndarray, "X P"]:
-    """Scaled residuals of all regions in windows of the support days, none of which is seen through a day it forecasts.
+def most_windows(regions: int) -> int:
+    """How many windows of the support are looked at: of a large city fewer, for each has as many residuals."""
+    return max(_LEAST_WINDOWS, min(_MOST_WINDOWS, _ENOUGH // regions))
 
-    Args:
-      model: the forecaster.
-      target: the city, of at least two support days.
-      params: leaves [K, R, ...].
 
-    Returns:
-      float32, NaN where nothing was read; divided by the expected deviation, joined with the spread of the samples. Of
-      two days, one has to be left: no window forecasts both.
+def judged_starts(target: Target) -> Int[np.ndarray, " B"]:
+    """Starts of the windows of the support that say how far forecasts are off, at most `most_windows`, evenly spaced.
+
+    Of two days, one has to be left: no window forecasts both; of a single one there is none.
     """
-    starts = np.asarray(target.support_starts)
-    if len(target.split.support) == 2 * target.steps_per_day:
+    starts, days = np.asarray(target.support_starts), len(target.split.support) // target.steps_per_day
+    if days == 2:
         first = starts + target.bank.history - target.split.support.start
         last = first + target.bank.horizon - 1
         starts = starts[first // target.steps_per_day == last // target.steps_per_day]
-    picked = np.linspace(0, len(starts) - 1, min(len(starts), _MOST_WINDOWS)).round().astype(int)
-    starts = starts[picked]
+    picked = np.linspace(0, len(starts) - 1, min(len(starts), most_windows(target.num_regions))).round().astype(int)
+    return starts[picked] if days > 1 else starts[:0]
+
+
+def support_residuals(
+    model: Model, target: Target, rows: tuple[Params, Any] | PlacedRows, starts: Int[np.ndarray, " B"]
+) -> Float[np.ndarray, "R B P"]:
+    """Scaled residuals of windows of the support days, none of which is seen through a day that it forecasts.
+
+    Args:
+      model: the forecaster.
+      target: the city.
+      rows: as `region_rows` has them, or placed.
+      starts: of the windows; see `judged_starts`.
+
+    Returns:
+      float32, NaN where nothing was read; divided by the expected deviation, joined with the spread of the samples.
+    """
     if not len(starts):
-        return np.zeros((0, target.bank.horizon), np.float32)
-    samples = jax.tree.leaves(params)[0].shape[0]
-    flat = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)
-    regions = np.tile(np.arange(target.num_regions, dtype=np.int32), samples)
+        return np.zeros((target.num_regions, 0, target.bank.horizon), np.float32)
     shared = (dataclasses.replace(target, choice=None), starts)
-    rows = ShardedRows(_make_scaled(model), shared)((flat, regions)).read()
-    drawn = np.asarray(rows).reshape(samples, target.num_regions, *rows.shape[1:])
-    seen = _seen(target, starts)
-    scaled = (seen.target - drawn.mean(axis=0)) / np.hypot(seen.deviation, drawn.std(axis=0))
-    return np.where(seen.mask > 0, scaled, np.nan).astype(np.float32).reshape(-1, scaled.shape[2])
+    return np.asarray(ShardedRows(_make_scaled(model), shared)(rows).read())
 
 
-def _seen(target: Target, starts: Int[np.ndarray, " B"]) -> _Seen:
-    regions = np.arange(target.num_regions, dtype=np.int32)
-    shared = (dataclasses.replace(target, choice=None), starts)
-    return _Seen(*map(np.asarray, ShardedRows(_see, shared)(regions).read()))
-
-
-def _see(shared: tuple[Target, Array], regions: Int[Array, " R"]) -> tuple[Array, Array, Array]:
-    target, starts = shared
-    bank = target.bank
-
-    def of_region(region: Int[Array, ""]) -> tuple[Array, Array, Array]:
-        _, windows = region_windows(target, region, starts)
-        deviation = expected_deviations(windows, bank.horizon, has_profile=bank.has_profile)
-        return windows.target, windows.mask, deviation
-
-    return jax.lax.map(of_region, regions)
+def region_rows(params: Params) -> tuple[Params, Int[np.ndarray, " R"]]:
+    """Rows of regions with all their samples, leaves [R, K, ...], of parameters [K, R, ...]; and the regions."""
+    by_region = jax.tree.map(lambda leaf: np.swapaxes(np.asarray(leaf), 0, 1), params)
+    return by_region, np.arange(len(jax.tree.leaves(by_region)[0]), dtype=np.int32)
 
 
 @bounded_cache(16)
 def _make_scaled(model: Model) -> partial:
-    return partial(_forecast_scaled, model)
+    return partial(_scaled_residuals, model)
 
 
-def _forecast_scaled(model: Model, shared: tuple[Target, Array], rows: tuple[Params, Array]) -> Array:
+def _scaled_residuals(
+    model: Model, shared: tuple[Target, Array], rows: tuple[Params, Int[Array, " R"]]
+) -> Float[Array, "R B P"]:
     target, starts = shared
 
-    def of_row(row: tuple[Params, Array]) -> Array:
-        params, region = row
+    def of_region(row: tuple[Params, Array]) -> Array:
+        samples, region = row
         graph, windows = region_windows(target, region, starts)
-        return target_forecast(model, target, params, graph, windows)
+        drawn = jax.lax.map(lambda params: target_forecast(model, target, params, graph, windows), samples)
+        deviation = expected_deviations(windows, target.bank.horizon, has_profile=target.bank.has_profile)
+        scaled = (windows.target - drawn.mean(axis=0)) / jnp.hypot(deviation, drawn.std(axis=0))
+        return jnp.where(windows.mask > 0, scaled, jnp.nan)
 
-    return jax.lax.map(of_row, rows)
+    return jax.lax.map(of_region, rows)
+
+
+def _deviations(shared: tuple[Target, Array], regions: Int[Array, " R"]) -> Float[Array, "R B P"]:
+    target, starts = shared
+
+    def of_region(region: Int[Array, ""]) -> Array:
+        graph, windows = region_windows(target, region, starts)
+        return region_deviations(target, graph, windows)
+
+    return jax.lax.map(of_region, regions)
+
+
+def region_deviations(target: Target, graph: RegionGraph, windows: Window) -> Float[Array, "B P"]:
+    """The deviation that is to be expected of a region at the steps ahead, in data units."""
+    bank = target.bank
+    deviation = expected_deviations(windows, bank.horizon, has_profile=bank.has_profile)
+    return deviation * bank.std[-1, graph.nodes[0]]

@@ -15,7 +15,7 @@ from gpdiff_jax.data.sources import prepare_sources
 from gpdiff_jax.data.target import Target, prepare_target
 from gpdiff_jax.models import Model, make_model
 from gpdiff_jax.transfer.evaluate import observed_truth, zero_shot
-from gpdiff_jax.transfer.quantiles import LEVELS, forecast_quantiles, support_residuals
+from gpdiff_jax.transfer.quantiles import LEVELS, forecast_quantiles, judged_starts, region_rows, support_residuals
 from gpdiff_jax.typing import Params
 from gpdiff_jax.zoo.residuals import source_residuals, weighted_quantiles
 from tests.tiny import make_tiny, town
@@ -63,7 +63,7 @@ def test_a_residual_of_the_support_is_that_of_a_day_that_was_left_out():
     city = _noisy(nodes=4)
     target = prepare_target(city, _DATA)
     model, params = _still(target)
-    residuals = support_residuals(model, target, params).reshape(4, -1, 6)
+    residuals = support_residuals(model, target, region_rows(params), judged_starts(target))
     support = target.split.support
     starts = np.asarray(target.support_starts)
     assert residuals.shape[1] == len(starts)
@@ -89,8 +89,8 @@ def test_of_two_days_no_window_forecasts_both():
     model, params = _still(target)
     first = np.asarray(target.support_starts) + 12 - target.split.support.start
     within = first // _PER_DAY == (first + 5) // _PER_DAY
-    residuals = support_residuals(model, target, params)
-    assert 0 < within.sum() < len(within) and len(residuals) == 4 * within.sum()
+    residuals = support_residuals(model, target, region_rows(params), judged_starts(target))
+    assert 0 < within.sum() < len(within) and residuals.shape == (4, within.sum(), 6)
 
 
 @pytest.mark.parametrize("covariates", ["calendar", "none"])

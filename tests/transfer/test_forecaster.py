@@ -1,0 +1,165 @@
+"""In: a city whose readings come one by one. Out: the same next hours as if all had been there, and no new program."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gpdiff_jax as gpd
+from gpdiff_jax.cities.city import City, label_of
+from gpdiff_jax.cities.recent import RecentReadings
+from gpdiff_jax.data.series import num_covariates
+from gpdiff_jax.data.target import split_city
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.transfer.next_hours import days_of, forecast_target, until, windows_ahead, with_whole_days
+from tests.compilations import programs_made
+from tests.tiny import make_tiny
+
+_DATA = gpd.DataConfig(covariates="profile", max_neighbours=3, window_days=(1, 5))
+_SIZES = gpd.ModelSizes(12, 6, 5, num_covariates("profile"), anomaly=True)
+_HOUR = np.timedelta64(60, "m")
+
+
+@pytest.fixture(name="city")
+def _city(simulated_cities: list[City]) -> City:
+    return simulated_cities[1]
+
+
+def _parameters(city: City, samples: int = 2) -> gpd.RegionParameters:
+    tiny, count = make_tiny(_SIZES), samples * city.num_nodes
+    keys = jax.random.split(jax.random.key(3), count)
+    none = (None, jnp.zeros((1, 12, 5)), jnp.zeros((18, num_covariates("profile"))))
+    params = jax.vmap(lambda key: tiny.init(key, *none))(keys)
+    shaped = jax.tree.map(lambda leaf: leaf.reshape(samples, city.num_nodes, *leaf.shape[1:]), params)
+    directions = jax.tree.map(lambda leaf: leaf[:2, 0], shaped)
+    residuals = np.random.default_rng(0).normal(size=(6, 50)).astype(np.float32)
+    return gpd.RegionParameters(shaped, "tiny", _DATA, label_of(city), directions, residuals)
+
+
+def _first(city: City, hours: int) -> City:
+    return dataclasses.replace(city, values=np.array(city.values[:hours]))
+
+
+@pytest.mark.parametrize("hours", [24, 31, 60, 72, 130])
+@pytest.mark.parametrize("adapt", [None, gpd.AdaptConfig(code_steps=2, code_rate=0.3, directions=2)])
+def test_forecasts_are_those_of_a_target_whose_last_window_they_are(city, hours, adapt):
+    parameters, short = _parameters(city), _first(city, hours)
+    short.values[:, 4] = np.nan  # a region without a reading
+    read = with_whole_days(short, _DATA)
+    data = dataclasses.replace(_DATA, support_days=days_of(read, _DATA))
+    ahead = windows_ahead(read, data)
+    target = split_city(ahead.city, data, ahead.split, ahead.starts)
+    want = forecast_target(parameters, target, adapt, jax.random.key(1))
+    made = gpd.Forecaster(parameters, short, adapt=adapt, key=jax.random.key(1)).forecast()
+    np.testing.assert_allclose(made.forecast, want.forecast[0], rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(made.spread, want.spread[0], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(made.quantiles, want.quantiles[0], rtol=1e-4, atol=1e-4)
+    assert made.times is not None and made.times[0] == short.start + hours * _HOUR
+
+
+def test_readings_in_any_order_give_what_they_give_at_once_and_compile_nothing(city):
+    parameters = _parameters(city)
+    forecaster = gpd.Forecaster(parameters, _first(city, 40))
+    forecaster.forecast()
+    times = city.start + np.arange(40, 140) * _HOUR
+    values = np.array(city.values[40:140, :, 0])
+    values[20:23] = np.nan
+    order = np.random.default_rng(0).permutation(100)
+    with programs_made() as made:
+        for some in np.array_split(order, 7):
+            forecaster.update(times[some], values[some])
+            forecaster.forecast()
+        forecaster.refresh()
+        found = forecaster.forecast()
+    assert not made
+    assert forecaster.end == city.start + 140 * _HOUR
+    whole = np.array(city.values[:140])
+    whole[60:63] = np.nan
+    at_once = gpd.Forecaster(parameters, dataclasses.replace(city, values=whole))
+    for one, other in zip(found[:3], at_once.forecast()[:3], strict=True):
+        np.testing.assert_array_equal(one, other)
+    # Late readings count, and a gap says nothing of what is known.
+    forecaster.update(times[20:23], city.values[60:63, :, 0])
+    forecaster.update(times, np.full_like(values, np.nan))
+    late = forecaster.forecast()
+    assert (late.forecast != found.forecast).any()
+    np.testing.assert_array_equal(late.forecast, gpd.Forecaster(parameters, _first(city, 140)).forecast().forecast)
+
+
+def test_now_may_be_later_than_the_last_reading(city):
+    parameters, now = _parameters(city), city.start + 103 * _HOUR
+    made = gpd.Forecaster(parameters, _first(city, 100)).forecast(now)
+    np.testing.assert_array_equal(made.times, now + np.arange(6) * _HOUR)
+    np.testing.assert_array_equal(made.forecast, gpd.forecast_next(parameters, _first(city, 100), at=now).forecast)
+    with pytest.raises(InputError, match=r"`at` \(=.*\) must lie between .*, where the readings of city .* end, and a"):
+        gpd.Forecaster(parameters, city).forecast(city.start)
+
+
+def test_readings_of_a_shorter_interval_are_brought_to_the_generators():
+    fine = gpd.simulate_cities(gpd.SimulationConfig(cities=1, regions=8, days=6, interval_minutes=15), seed=3)[0]
+    # Bins lie on the local clock, and the series begins within one.
+    city = dataclasses.replace(fine, values=fine.values[3:])
+    city = dataclasses.replace(city, start=fine.start + np.timedelta64(45, "m"))
+    hourly = gpd.resample(city, 60)
+    parameters = _parameters(hourly)
+    short = dataclasses.replace(city, values=np.array(city.values[: 4 * 60]))
+    forecaster = gpd.Forecaster(parameters, short)
+    step = np.timedelta64(15, "m")
+    for first, last in ((4 * 60, 4 * 60 + 1), (4 * 60 + 1, 4 * 60 + 30), (4 * 60 + 30, 4 * 60 + 111)):
+        times = city.start + np.arange(first, last) * step
+        forecaster.update(times, city.values[first:last, :, 0])
+        now = until(hourly, times[-1] + step)
+        assert forecaster.end == times[-1] + step - (times[-1] + step - hourly.start) % _HOUR
+        want = gpd.Forecaster(parameters, now).forecast()
+        forecaster.refresh()
+        np.testing.assert_array_equal(forecaster.forecast().forecast, want.forecast)
+        np.testing.assert_array_equal(forecaster.forecast().times, want.times)
+
+
+def test_what_cannot_be_taken_is_named_and_nothing_is_changed(city):
+    forecaster = gpd.Forecaster(_parameters(city), _first(city, 130))
+    before, row = forecaster.forecast(), np.ones((1, city.num_nodes), np.float32)
+    end = forecaster.end
+    second, negative, infinite, far = np.repeat(row, 2, axis=0), row.copy(), row.copy(), row.copy()
+    negative[0, 3], infinite[0, 3], far[0, 3] = -1, np.inf, 2147483647
+    region = rf"the reading of region '{city.node_ids[3]}' at {end} \(=.*\)"
+    for times, readings, message in (
+        ([end], row[:, :-1], r"`readings` \(1, \d+\) must be \(1, \d+\): a row for each of the times"),
+        ([end, end + np.timedelta64(61, "m")], second, "where no interval of 60 minutes of city .* begins"),
+        ([end, end + np.timedelta64(3601, "s")], second, "where no interval of 60 minutes of city .* begins"),
+        ([end, end + np.timedelta64(6, "D")], second, "more than 5 days after .* check the clock"),
+        ([end, np.datetime64("NaT")], second, "`times` are unknown in row 1"),
+        (np.asarray(["yesterday"]), row, "`times` are no times"),
+        ([end], negative, f"{region} is negative"),
+        ([end], infinite, f"{region} is infinite"),
+        ([end], far, f"{region} is far beyond all that the city reads"),
+    ):
+        with pytest.raises(InputError, match=message):
+            forecaster.update(times, readings)
+    np.testing.assert_array_equal(forecaster.forecast().forecast, before.forecast)
+    forecaster.update([end - np.timedelta64(40, "D")], row)  # long over
+    np.testing.assert_array_equal(forecaster.forecast().forecast, before.forecast)
+    with pytest.raises(InputError, match="has no start, so what was read last is unknown"):
+        gpd.Forecaster(_parameters(city), dataclasses.replace(city, start=None))
+    with pytest.raises(InputError, match="has 23 steps before the end of its readings, and a day takes 24"):
+        gpd.Forecaster(_parameters(city), _first(city, 23))
+
+
+def test_above_a_limit_readings_are_missing(city):
+    recent = RecentReadings(_first(city, 130), 60, 5, missing_above=1e6)
+    row = np.full((1, city.num_nodes), 2147483647, np.float32)
+    row[0, 0] = 3
+    recent.add([recent.end], row)
+    last = recent.last_days()[-1]
+    assert last[0] == 3 and np.isnan(last[1:]).all()
+
+
+def test_the_last_of_two_rows_of_one_time_holds(city):
+    recent = RecentReadings(_first(city, 130), 60, 5)
+    rows = np.stack([np.full(city.num_nodes, value, np.float32) for value in (1, 2)])
+    rows[1, 0] = np.nan
+    recent.add([recent.end, recent.end], rows)
+    last = recent.last_days()[-1]
+    assert last[0] == 1 and (last[1:] == 2).all()

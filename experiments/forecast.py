@@ -52,9 +52,10 @@ def main(argv: list[str]) -> None:
     key = jax.random.key(_SEED.value)
     parameters = hypernetwork.generate(new_city.prompts, key=key, config=config, any_kind=True)
     adapt = gpd.AdaptConfig() if _ADAPT.value else None
-    made = gpd.forecast_new_city(parameters, new_city, adapt=adapt, key=jax.random.fold_in(key, 1))
-    write_next(out, new_city.next_hours(made))
-    print(f"{forecast_table(new_city, made, whole=out.name)}\n{out}")
+    channel = gpd.select_channels(city, _CHANNEL.value)[0]
+    made = gpd.forecast_next(parameters, channel, at=at, adapt=adapt, key=jax.random.fold_in(key, 1))
+    write_next(out, made)
+    print(f"{forecast_table(new_city, made.as_window(), whole=out.name)}\n{out}")
 
 
 if __name__ == "__main__":

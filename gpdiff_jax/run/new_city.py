@@ -161,7 +161,7 @@ def forecast_table(new_city: NewCity, made: MethodForecast, *, whole: str = "for
     return "\n".join(lines)
 
 
-def short_number(value: float, least: float = 0.0) -> str:
+def short_number(value: float | np.floating, least: float = 0.0) -> str:
     """Three digits of a number, all of those before the point, and no exponent: 1806, 54.2, 0.0312; 0 below `least`."""
     if abs(value) < least:
         return "0"

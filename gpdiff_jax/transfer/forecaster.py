@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.recent import RecentReadings, nearly_whole_days
@@ -133,11 +133,15 @@ class Forecaster:
         newest = np.asarray([self._most * per_day - parameters.data.history], np.int32)
         target = split_city(city, parameters.data, split, newest, graphs=self._graphs)
         model = make_model(parameters.model, target.sizes)
-        starts = judged_starts(target)
-        filled = np.resize(starts, most_windows(target.num_regions) if len(starts) else 0)
-        own = support_residuals(model, _of_fixed_size(target, self._most), self._initial, filled)[:, : len(starts)]
+        starts, fixed = judged_starts(target), _of_fixed_size(target, self._most)
+        # The window ahead, of which nothing is read, fills up what there is less of.
+        filled = _filled(starts, most_windows(target.num_regions), newest[0])
+        own = support_residuals(model, fixed, self._initial, filled)[:, : len(starts)]
         self._quantiles = residual_quantiles(own, len(split.support) // per_day, parameters.residuals)
         if self._adapt is not None:
+            if self._adapt.update == "codes":
+                windows = _filled(np.asarray(target.support_starts), self._adapt.code_windows, newest[0])
+                target = dataclasses.replace(fixed, support_starts=jax.device_put(windows))
             known = {"key": self._key, "directions": parameters.directions}
             tuned = adapt(model, self._adapt, target, parameters.params, **known)
             self._rows = place_rows(region_rows(tuned.params))
@@ -201,6 +205,12 @@ class Forecaster:
         return city, split_before(Span(last, last + data.horizon), per_day, max(days, 1), **known)
 
 
+def _filled(starts: Int[np.ndarray, " B"], most: int, filler: np.integer) -> Int[np.ndarray, " X"]:
+    """Starts of windows, filled up to so many; none where there is none, and all where there are more."""
+    missing = max(most - len(starts), 0) if len(starts) else 0
+    return np.concatenate([starts, np.full(missing, filler, starts.dtype)])
+
+
 def _of_fixed_size(target: Target, most: int) -> Target:
     """A target whose arrays do not depend on how many days were read, nor on which regions are silent.
 
@@ -260,8 +270,8 @@ def forecast_next(
 
     Args:
       parameters: generated for its regions, now or some time ago.
-      city: one channel, at the interval of the generator. Its last days are the support, as many as the generator was
-        trained for, or as there are; regions that show nothing there are seen as their neighbours are.
+      city: one channel, at an interval that divides the generator's. Its last days are the support, as many as the
+        generator was trained for, or as there are; regions that show nothing there are seen as their neighbours are.
       at: local time of now; nothing that was read later is looked at. None takes all readings.
       adapt: None for zero-shot; else how to fine-tune on the support.
       key: random key of the fine-tuning.
@@ -271,17 +281,17 @@ def forecast_next(
 
     Raises:
       InputError: the parameters are for another city, or for other regions or another order; less than a day was read;
-        see `until`.
+        see `resample` and `until`.
 
     Example:
       >>> import gpdiff_jax as gpd
       >>> made = gpd.forecast_next(kept.parameters, city, at=np.datetime64("2024-05-03T17:00"))  # doctest: +SKIP
     """
-    check_regions(parameters, city)
     read = city if at is None else until(city, at)
     if read.start is not None:
         # Of arrays whose sizes do not depend on how much was read, so that no length is compiled anew.
         return Forecaster(parameters, read, adapt=adapt, key=key).forecast()
+    check_regions(parameters, read)
     read = with_whole_days(read, parameters.data)
     data = dataclasses.replace(parameters.data, support_days=days_of(read, parameters.data))
     ahead = windows_ahead(read, data)

@@ -30,6 +30,11 @@ class NextHours(NamedTuple):
     times: np.ndarray | None  # datetime64[m] [P], local begin of every step; None where the calendar is unknown
     node_ids: tuple[str, ...]  # R
 
+    def as_window(self) -> MethodForecast:
+        """The same as the forecasts of a single window."""
+        spread, quantiles = (None if part is None else part[None] for part in (self.spread, self.quantiles))
+        return MethodForecast(self.forecast[None], spread, 0.0, quantiles=quantiles)
+
 
 def days_of(read: City, data: DataConfig, rolling_days: int = 0) -> int:
     """As many support days as a generator is used to, or as the city has before what is forecast; at least one."""

@@ -110,8 +110,8 @@ def test_what_cannot_be_forecast_is_named(city):
     turned = dataclasses.replace(city, node_ids=city.node_ids[::-1])
     with pytest.raises(InputError, match="parameters hold for their own regions in their own order"):
         gpd.forecast_next(parameters, turned)
-    with pytest.raises(InputError, match="its minutes between readings is 60, not 30"):
-        gpd.forecast_next(parameters, dataclasses.replace(city, interval_minutes=30))
+    with pytest.raises(InputError, match=r"`interval_minutes` \(=60\) must be a multiple of the 120 minutes of city"):
+        gpd.forecast_next(parameters, dataclasses.replace(city, interval_minutes=120))
 
 
 def test_the_table_has_a_row_for_every_region_and_step(city, tmp_path):

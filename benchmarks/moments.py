@@ -83,8 +83,8 @@ def forecast_moment(city: City, generator: gpd.Hypernetwork, step: int, folder: 
     now = start + days * np.timedelta64(city.interval_minutes, "m")
     new_city = gpd.prepare_new_city(made, generator, at=now)
     parameters = generator.generate(new_city.prompts, key=jax.random.key(0))
-    zero = gpd.forecast_new_city(parameters, new_city)
-    adapted = gpd.forecast_new_city(parameters, new_city, adapt=gpd.AdaptConfig(), key=jax.random.key(1))
+    ways = {"zero_shot": None, "adapted": gpd.AdaptConfig()}
+    ahead = {name: gpd.forecast_next(parameters, made, at=now, adapt=how) for name, how in ways.items()}
     # Regions without a reading in the three days were left out of the city, and are not judged.
     kept = [city.node_ids.index(name) for name in new_city.city.node_ids]
     seen, support = new_city.city, new_city.target.split.support
@@ -94,9 +94,7 @@ def forecast_moment(city: City, generator: gpd.Hypernetwork, step: int, folder: 
     found: dict[str, Any] = {"truth": city.values[step : step + horizon, kept, 0].T, "weekend": is_weekend(seen)}
     found["weekend"] = None if city.start is None else found["weekend"][-horizon:]
     found["historical_average"] = average, _average_quantiles(seen, support, average)
-    for name, forecast in (("zero_shot", zero), ("adapted", adapted)):
-        found[name] = forecast.forecast[0], None if forecast.quantiles is None else forecast.quantiles[0]
-    return found
+    return found | {name: (of.forecast, of.quantiles) for name, of in ahead.items()}
 
 
 def _average_quantiles(city: City, support: Span, average: Float[np.ndarray, "R P"]) -> Float[np.ndarray, "R P Q"]:

@@ -19,7 +19,7 @@ from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.transfer.quantiles import LEVELS
 
 DAYS = 3
-_METHODS = ("historical_average", "zero_shot", "adapted")
+METHODS = ("historical_average", "zero_shot", "adapted")
 _FIRST = np.datetime64("2001-01-01T00:00", "m")  # where a city does not say when its series begins: a Monday
 
 
@@ -72,7 +72,7 @@ def forecast_moment(city: City, generator: gpd.Hypernetwork, step: int, folder: 
       folder: for the tables.
 
     Returns:
-      By name: forecasts [R, P] of `_METHODS`, quantiles [R, P, Q] of each, and the truth [R, P], NaN where missing.
+      By name: forecasts [R, P] of `METHODS`, quantiles [R, P, Q] of each, and the truth [R, P], NaN where missing.
     """
     horizon, days = generator.data.horizon, DAYS * city.steps_per_day
     clock = _FIRST if city.start is None else city.start
@@ -139,7 +139,7 @@ def judge(city: City, generator: gpd.Hypernetwork, count: int = 40, seed: int = 
             read = np.isfinite(truth)
             weekend = np.zeros(truth.shape[1], bool) if found["weekend"] is None else found["weekend"]
             row: dict[str, Any] = {"step": int(step), "readings": int(read.sum()), "weekend_steps": int(weekend.sum())}
-            for name in _METHODS:
+            for name in METHODS:
                 forecast, quantiles = found[name]
                 row[name] = float(np.abs(forecast - truth)[read].mean())
                 scores = _scores(forecast, quantiles, truth)

@@ -1,9 +1,11 @@
 """Forecasts what comes after the last reading of a city, for every region, by a trained generator.
 
-    python -m experiments.forecast --hypernetwork runs/demo/hypernetwork --city my_city.npz --out_file next.csv
+    python -m experiments.forecast --city my_city.npz --out_file next.csv
 
 The last days of the city are its support, as many as the generator was trained for, or as there are; one is enough.
-The table has a row for every region and step: unique_id, ds (local begin of the step) and mean, in the city's unit.
+The table has a row for every region and step: unique_id, ds (local begin of the step), mean and the quantiles q05, q25,
+q50, q75 and q95, in the city's unit. Without --hypernetwork, the generator is the package's own, of hourly counts of
+people.
 """
 
 import dataclasses
@@ -13,7 +15,7 @@ from absl import flags
 
 from experiments import command_line
 
-_HYPERNETWORK = flags.DEFINE_string("hypernetwork", None, "Folder of a trained generator.", required=True)
+_HYPERNETWORK = flags.DEFINE_string("hypernetwork", None, "Folder of a trained generator; default the package's own.")
 _CITY = flags.DEFINE_string("city", None, "City file, NAME.npz; see experiments.prepare_city.", required=True)
 _OUT_FILE = flags.DEFINE_string("out_file", "next.csv", "Table to write, .csv or .parquet.")
 _AT = flags.DEFINE_string("at", None, "Local time of now, e.g. 2024-05-03T17:00; nothing later is read.")

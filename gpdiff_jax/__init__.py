@@ -16,7 +16,7 @@ from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork, RegionParameters
+from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models import (
     Model,
     ModelSizes,
@@ -26,12 +26,14 @@ from gpdiff_jax.models import (
     model_names,
     register_model,
 )
+from gpdiff_jax.pretrained import load_pretrained
 from gpdiff_jax.pretraining import pretrain
 from gpdiff_jax.prompts.encoders import PromptConfig
 from gpdiff_jax.prompts.prompt import Prompts, target_prompts
 from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
 from gpdiff_jax.prompts.urban_graph.knowledge_graph import KnowledgeGraphConfig
+from gpdiff_jax.region_parameters import RegionParameters
 from gpdiff_jax.report import render_report
 from gpdiff_jax.run.run import Run
 from gpdiff_jax.run.settings import Settings
@@ -97,6 +99,7 @@ __all__ = [
     "load_city",
     "load_model_file",
     "load_parameters",
+    "load_pretrained",
     "load_zoo",
     "make_model",
     "model_names",

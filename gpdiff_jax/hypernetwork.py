@@ -2,13 +2,11 @@
 
 import dataclasses
 import functools
-import itertools
 import json
 import pathlib
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, cast
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,9 +23,10 @@ from gpdiff_jax.models.protocol import Model, ModelSizes, abstract_params
 from gpdiff_jax.models.registry import make_model, model_names
 from gpdiff_jax.prompts.encoders import PromptEncoder, plain_encoder
 from gpdiff_jax.prompts.prompt import Prompts, PromptScaler, scale_prompts, target_prompts
+from gpdiff_jax.region_parameters import RegionParameters
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.parallel import map_chunks
-from gpdiff_jax.training.storage import load_arrays, save_arrays
+from gpdiff_jax.training.storage import in_half, in_single, load_arrays, save_arrays
 from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo.codec import Codec
 from gpdiff_jax.zoo.tokens import TokenLayout, check_layout, from_tokens, make_layout
@@ -57,47 +56,6 @@ class GenerateConfig:
             raise InputError(f"`guidance` must be in [0, 10], got {self.guidance}")
         if self.sampler not in SAMPLERS:
             raise InputError(f"`sampler` must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
-
-
-@flax.struct.dataclass
-class RegionParameters:
-    """K parameter vectors for each of R regions, with what is needed to forecast with them."""
-
-    params: Params  # leaves [K, R, ...]
-    model: str = flax.struct.field(pytree_node=False)
-    data: DataConfig = flax.struct.field(pytree_node=False)
-    # Whose regions they are for; None where that is not known.
-    city: CityLabel | None = flax.struct.field(pytree_node=False, default=None)
-    directions: Params | None = None  # of the zoo, leaves [n, ...], along which they can be fine-tuned
-    residuals: Float[Array | np.ndarray, "P X"] | None = None  # of the sources, see `zoo.residuals.source_residuals`
-
-
-def check_regions(parameters: RegionParameters, city: City) -> None:
-    """Refuses parameters that were made for other regions than those of a city, or for these in another order.
-
-    Raises:
-      InputError: names the first difference.
-    """
-    own, made_for = label_of(city), parameters.city
-    count, remedy = jax.tree.leaves(parameters.params)[0].shape[1], "generate them from this city's prompts"
-    if made_for is not None:
-        for what, have, want in (
-            ("the name of its city", made_for.name, own.name),
-            ("its channel", made_for.channel, own.channel),
-            ("its minutes between readings", made_for.interval_minutes, own.interval_minutes),
-        ):
-            if have != want:
-                raise InputError(f"the parameters are for another city: {what} is {have!r}, not {want!r}; {remedy}")
-        for number, (have, want) in enumerate(itertools.zip_longest(made_for.node_ids, own.node_ids)):
-            if have != want:
-                raise InputError(
-                    f"region {number} of the parameters is {have!r} and of city {city.name!r} {want!r}; parameters "
-                    f"hold for their own regions in their own order: {remedy}"
-                )
-    if count != city.num_nodes:
-        raise InputError(
-            f"the parameters are for {count} regions and city {city.name!r} has {city.num_nodes}; {remedy}"
-        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -251,8 +209,17 @@ class Hypernetwork:
         city = prompts.cities[0] if len(prompts.cities) == 1 else None
         return RegionParameters(stacked, self.model_name, self.data, city, self.directions, self.residuals)
 
-    def save(self, folder: str | pathlib.Path) -> None:
-        """Writes the generator into a folder, whole or not at all."""
+    def save(self, folder: str | pathlib.Path, *, half: bool = False, directions: int | None = None) -> None:
+        """Writes the generator into a folder, whole or not at all.
+
+        Args:
+          folder: where; what it holds is replaced.
+          half: write weights and the bases of latents with 16 bits, to be read back with 32: for a package.
+          directions: of the zoo, how many are kept; None for all.
+
+        Raises:
+          InputError: a weight is too large for 16 bits.
+        """
         arrays = {
             "variables": self.variables,
             "codec": {name: getattr(self.codec, name) for name in _CODEC_ARRAYS}
@@ -261,8 +228,12 @@ class Hypernetwork:
             "pooled": self.pooled,
             "prompt_encoder": self.prompt_encoder.arrays(),
         }
-        more = {"directions": self.directions, "residuals": self.residuals}
+        kept = None if self.directions is None else jax.tree.map(lambda leaf: leaf[:directions], self.directions)
+        more = {"directions": kept, "residuals": self.residuals}
         arrays |= {name: value for name, value in more.items() if value is not None}
+        if half:
+            arrays |= {name: in_half(arrays[name]) for name in ("variables", "directions") if name in arrays}
+            arrays["codec"] = arrays["codec"] | {"basis": in_half(arrays["codec"]["basis"])}
         facts = {
             "format": _FORMAT,
             "model": self.model_name,
@@ -290,7 +261,7 @@ class Hypernetwork:
             model or, as far as the model is registered, of the model as it is today.
         """
         arrays, facts = load_arrays(pathlib.Path(folder), _FORMAT, "hypernetwork")
-        arrays = jax.device_put(arrays)
+        arrays = jax.device_put(in_single(arrays))
         sizes = ModelSizes(**facts["sizes"])
         layout, what = TokenLayout.from_json(facts["layout"]), f"the hypernetwork at {str(folder)!r}"
         own_kinds = dict(zip(layout.layers, layout.kinds, strict=True))

@@ -12,8 +12,10 @@ from gpdiff_jax.analysis.metrics import mae
 from gpdiff_jax.cities import City
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import write_json, write_npz
-from gpdiff_jax.hypernetwork import Hypernetwork, RegionParameters
+from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.models import model_names, read_model_file
+from gpdiff_jax.pretrained import DEFAULT, load_pretrained
+from gpdiff_jax.region_parameters import RegionParameters
 from gpdiff_jax.run.run import partial_bins_note, silence_notes
 from gpdiff_jax.transfer.evaluate import MethodForecast
 from gpdiff_jax.transfer.new_city import NewCity, save_parameters
@@ -22,11 +24,11 @@ from gpdiff_jax.transfer.quantiles import LEVELS
 _MOST_ROWS = 10
 
 
-def load_generator(folder: str, model: str | None = None) -> tuple[Hypernetwork, str | None]:
+def load_generator(folder: str | None, model: str | None = None) -> tuple[Hypernetwork, str | None]:
     """Reads a trained generator, and the file of its model where it is not built in.
 
     Args:
-      folder: of the generator.
+      folder: of the generator; None for that of the package.
       model: the name of its model, or a `.py` file that registers it; None where it is built in.
 
     Returns:
@@ -39,7 +41,8 @@ def load_generator(folder: str, model: str | None = None) -> tuple[Hypernetwork,
     if model is not None and model.endswith(".py"):
         # Before the generator is read, which may look at its model.
         named, digest = read_model_file(model)
-    hypernetwork = Hypernetwork.load(folder)
+    hypernetwork = load_pretrained() if folder is None else Hypernetwork.load(folder)
+    folder = folder or f"the package's {DEFAULT}"
     wanted = hypernetwork.model_name
     if model is not None and (named or model) != wanted:
         raise InputError(

@@ -34,6 +34,31 @@ def save_arrays(folder: pathlib.Path, arrays: dict, facts: dict) -> None:
         raise
 
 
+def in_half(tree: Any) -> Any:
+    """Arrays of 32 bits with 16, on the host.
+
+    Raises:
+      InputError: a value is too large.
+    """
+
+    def halve(leaf: Any) -> np.ndarray:
+        wide = np.asarray(leaf)
+        with np.errstate(over="ignore"):
+            half = wide.astype(np.float16)
+        if not np.isfinite(half).all():
+            raise InputError(f"a value of {float(np.abs(wide).max()):.6g} is too large for 16 bits; save all of 32")
+        return half
+
+    return jax.tree.map(halve, tree)
+
+
+def in_single(tree: Any) -> Any:
+    """Arrays of 16 bits with 32; others as they are."""
+    return jax.tree.map(
+        lambda leaf: leaf.astype(np.float32) if getattr(leaf, "dtype", None) == np.float16 else leaf, tree
+    )
+
+
 def raise_if_full(error: Exception, place: pathlib.Path) -> None:
     """Raises the system's own error where a writer's exception says, many lines long, that the disk is full."""
     if is_disk_full(error):

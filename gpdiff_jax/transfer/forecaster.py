@@ -20,9 +20,9 @@ from gpdiff_jax.data.region_graphs import region_graphs
 from gpdiff_jax.data.series import PER_VARIANT
 from gpdiff_jax.data.target import NO_SPLIT, Target, newest_target, region_windows, split_city
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.hypernetwork import RegionParameters, check_regions
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.models.registry import make_model
+from gpdiff_jax.region_parameters import RegionParameters, check_regions
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.parallel import PlacedRows, ShardedRows, place_rows
 from gpdiff_jax.transfer.adapt import AdaptConfig, adapt

@@ -6,8 +6,8 @@ from jaxtyping import Float
 
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.data.target import prepare_target
-from gpdiff_jax.hypernetwork import RegionParameters, check_regions
 from gpdiff_jax.models.registry import make_model
+from gpdiff_jax.region_parameters import RegionParameters, check_regions
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.evaluate import few_shot, zero_shot
 from gpdiff_jax.typing import Key

@@ -17,9 +17,10 @@ from gpdiff_jax.cities.resample import resample, select_channels
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.target import Target, split_city
 from gpdiff_jax.errors import InputError, check_at_least
-from gpdiff_jax.hypernetwork import Hypernetwork, RegionParameters, check_regions
+from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.prompts.encoders import check_parts
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
+from gpdiff_jax.region_parameters import RegionParameters, check_regions
 from gpdiff_jax.training.storage import load_arrays, save_arrays
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, step_names, window_start_names

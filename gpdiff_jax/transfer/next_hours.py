@@ -13,8 +13,8 @@ from gpdiff_jax.cities.splits import Span, TargetSplit, split_before
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.target import Target
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.hypernetwork import RegionParameters
 from gpdiff_jax.models.registry import make_model
+from gpdiff_jax.region_parameters import RegionParameters
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.evaluate import MethodForecast, few_shot, zero_shot
 from gpdiff_jax.transfer.quantiles import forecast_quantiles

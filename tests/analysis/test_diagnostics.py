@@ -26,10 +26,11 @@ from gpdiff_jax.data.sources import prepare_sources
 from gpdiff_jax.data.target import Target, prepare_target
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork, RegionParameters
+from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models import Model, ModelSizes, registry
 from gpdiff_jax.prompts.prompt import Prompts, PromptScaler
 from gpdiff_jax.prompts.sources import with_prompts
+from gpdiff_jax.region_parameters import RegionParameters
 from gpdiff_jax.zoo.codec import fit_codec
 from gpdiff_jax.zoo.parameter_zoo import HeldVectors, ParameterZoo
 from gpdiff_jax.zoo.tokens import make_layout, to_tokens

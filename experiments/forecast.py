@@ -8,7 +8,6 @@ q50, q75 and q95, in the city's unit. Without --hypernetwork, the generator is t
 people.
 """
 
-import dataclasses
 import pathlib
 
 from absl import flags
@@ -20,7 +19,9 @@ _CITY = flags.DEFINE_string("city", None, "City file, NAME.npz; see experiments.
 _OUT_FILE = flags.DEFINE_string("out_file", "next.csv", "Table to write, .csv or .parquet.")
 _AT = flags.DEFINE_string("at", None, "Local time of now, e.g. 2024-05-03T17:00; nothing later is read.")
 _ADAPT = flags.DEFINE_bool("adapt", False, "Fine-tune the generated parameters on the support days (few-shot).")
-_SAMPLES = flags.DEFINE_integer("samples", None, "Parameter sets per region; default the generator's.", lower_bound=1)
+_SAMPLES = flags.DEFINE_integer(
+    "samples", None, "Parameter sets per region; default 5, of very large cities fewer.", lower_bound=1
+)
 _CHANNEL = flags.DEFINE_string("channel", "first", "Channel of the city to forecast.")
 _MODEL = flags.DEFINE_string("model", None, "File of the generator's model, where it is not built in.")
 _SEED = flags.DEFINE_integer("seed", 0, "Random seed.", lower_bound=0)
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> None:
 
     import gpdiff_jax as gpd
     from gpdiff_jax.cities.calendar import local_moment
-    from gpdiff_jax.run.new_city import forecast_table, load_generator, print_notes
+    from gpdiff_jax.run.new_city import forecast_table, load_generator, print_notes, samples_that_fit
     from gpdiff_jax.run.next_table import check_table_name, write_next
 
     out = pathlib.Path(_OUT_FILE.value)
@@ -48,9 +49,7 @@ def main(argv: list[str]) -> None:
     city = gpd.load_city(_CITY.value, missing_above=_MISSING_ABOVE.value)
     new_city = gpd.prepare_new_city(city, hypernetwork, channels=_CHANNEL.value, at=at, any_kind=_ANY_KIND.value)
     print_notes(city, new_city)
-    config = gpd.GenerateConfig()
-    if _SAMPLES.value is not None:
-        config = dataclasses.replace(config, samples=_SAMPLES.value)
+    config = gpd.GenerateConfig(samples=_SAMPLES.value or samples_that_fit(hypernetwork, new_city.city.num_nodes))
     key = jax.random.key(_SEED.value)
     parameters = hypernetwork.generate(new_city.prompts, key=key, config=config, any_kind=True)
     adapt = gpd.AdaptConfig() if _ADAPT.value else None

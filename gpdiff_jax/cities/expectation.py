@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from gpdiff_jax.cities.city import City
-from gpdiff_jax.cities.profile import daily_profile, sums_by_slot
+from gpdiff_jax.cities.profile import profile_of_sums, sums_by_slot
 from gpdiff_jax.cities.scaling import fill_from_neighbours
 
 # In standard deviations of a region; taken as a first study of real cities had them, not chosen anew.
@@ -64,10 +64,10 @@ def expectation(
       region has two days of a kind to compare, deviations are `ALONE`; where some have, the others take the root mean
       square of theirs.
     """
-    everyday = daily_profile(readings, slots, steps_per_day)
     kinds = [np.ones(len(slots), bool)] if weekend is None else [~weekend, weekend]
     reach = max(1, round(steps_per_day / 24))
     profiles, seen = [], []
+    totals, counts = np.zeros((2, steps_per_day, readings.shape[1]))
     squares = np.zeros((steps_per_day, readings.shape[1]))
     freedom = np.zeros_like(squares)
     for rows in kinds:
@@ -79,8 +79,10 @@ def expectation(
         apart = np.where(observed, own - (total / np.maximum(count, 1))[own_slots], 0.0)
         squares += sums_by_slot(np.square(apart), own_slots, steps_per_day)
         freedom += np.maximum(count - 1, 0)
-        profiles.append(daily_profile(readings[rows], own_slots, steps_per_day))
+        totals, counts = totals + total, counts + count
+        profiles.append(profile_of_sums(total, count))
         seen.append(_around(count, reach).T > 0)
+    everyday = profile_of_sums(totals, counts)
     deviation = _deviations(squares, freedom, reach)
     if weekend is None:
         # The days ahead may be of the kind that was seen, or not.

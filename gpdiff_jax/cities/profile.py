@@ -19,12 +19,16 @@ def daily_profile(
     """
     observed = np.isfinite(readings)
     total = sums_by_slot(np.where(observed, readings, 0.0), slots, steps_per_day)
-    count = sums_by_slot(observed, slots, steps_per_day)
+    return profile_of_sums(total, sums_by_slot(observed, slots, steps_per_day))
+
+
+def profile_of_sums(total: Float[np.ndarray, "S N"], count: Float[np.ndarray, "S N"]) -> Float[np.ndarray, "N S"]:
+    """The profile of `daily_profile`, of the sums of readings at every step of the day and of their numbers."""
     profile = total / np.maximum(count, 1)
-    clock, some = np.arange(steps_per_day), (count > 0).any(axis=0)
+    clock, some = np.arange(len(total)), (count > 0).any(axis=0)
     for node in np.flatnonzero(some & (count == 0).any(axis=0)):
         seen = np.flatnonzero(count[:, node])
-        profile[:, node] = np.interp(clock, seen, profile[seen, node], period=steps_per_day)
+        profile[:, node] = np.interp(clock, seen, profile[seen, node], period=len(clock))
     return profile.T.astype(np.float32)
 
 

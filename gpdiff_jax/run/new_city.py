@@ -12,7 +12,7 @@ from gpdiff_jax.analysis.metrics import mae
 from gpdiff_jax.cities import City
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import write_json, write_npz
-from gpdiff_jax.hypernetwork import Hypernetwork
+from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models import model_names, read_model_file
 from gpdiff_jax.pretrained import DEFAULT, load_pretrained
 from gpdiff_jax.region_parameters import RegionParameters
@@ -22,6 +22,7 @@ from gpdiff_jax.transfer.new_city import NewCity, save_parameters
 from gpdiff_jax.transfer.quantiles import LEVELS
 
 _MOST_ROWS = 10
+_MOST_BYTES = 300 * 2**20
 
 
 def load_generator(folder: str | None, model: str | None = None) -> tuple[Hypernetwork, str | None]:
@@ -53,6 +54,15 @@ def load_generator(folder: str | None, model: str | None = None) -> tuple[Hypern
             f"{folder!r} generates model {wanted!r}, which is not built in; name its file by --model FILE.py"
         )
     return hypernetwork, digest
+
+
+def samples_that_fit(hypernetwork: Hypernetwork, regions: int) -> int:
+    """Parameter sets per region: as many as are usual, of large cities fewer, so that all take some 300 MiB at most.
+
+    Reading them is what a forecast costs, and their forecasts differ by a tenth of what is to be expected anyway.
+    """
+    usual, each = GenerateConfig().samples, 4 * int(hypernetwork.codec.layout.mask().sum())
+    return max(1, min(usual, _MOST_BYTES // (each * regions)))
 
 
 def print_notes(city: City, new_city: NewCity) -> None:

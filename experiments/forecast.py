@@ -17,6 +17,7 @@ from experiments import command_line
 _HYPERNETWORK = flags.DEFINE_string("hypernetwork", None, "Folder of a trained generator; default the package's own.")
 _CITY = flags.DEFINE_string("city", None, "City file, NAME.npz; see experiments.prepare_city.", required=True)
 _OUT_FILE = flags.DEFINE_string("out_file", "next.csv", "Table to write, .csv or .parquet.")
+_PAGE = flags.DEFINE_string("page", None, "Page to write too, NAME.html: a map, the busiest regions, all forecasts.")
 _AT = flags.DEFINE_string("at", None, "Local time of now, e.g. 2024-05-03T17:00; nothing later is read.")
 _ADAPT = flags.DEFINE_bool("adapt", False, "Fine-tune the generated parameters on the support days (few-shot).")
 _SAMPLES = flags.DEFINE_integer(
@@ -42,6 +43,9 @@ def main(argv: list[str]) -> None:
 
     out = pathlib.Path(_OUT_FILE.value)
     check_table_name(out)
+    page = None if _PAGE.value is None else pathlib.Path(_PAGE.value)
+    if page is not None and page.suffix != ".html":
+        raise gpd.InputError(f"--page (={page}) is no page; name it {page.stem}.html")
     at = None if _AT.value is None else local_moment(_AT.value, "at")
     gpd.use_every_core()
     gpd.enable_compilation_cache()
@@ -56,7 +60,10 @@ def main(argv: list[str]) -> None:
     channel = gpd.select_channels(city, _CHANNEL.value)[0]
     made = gpd.forecast_next(parameters, channel, at=at, adapt=adapt, key=jax.random.fold_in(key, 1))
     write_next(out, made)
-    print(f"{forecast_table(new_city, made.as_window(), whole=out.name)}\n{out}")
+    if page is not None:
+        gpd.render_next(page, new_city.read, made)
+    print(forecast_table(new_city, made.as_window(), whole=out.name))
+    print(*(path for path in (out, page) if path is not None), sep="\n")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
 from gpdiff_jax.prompts.urban_graph.knowledge_graph import KnowledgeGraphConfig
 from gpdiff_jax.region_parameters import RegionParameters
-from gpdiff_jax.report import render_report
+from gpdiff_jax.report import render_next, render_report
 from gpdiff_jax.run.run import Run
 from gpdiff_jax.run.settings import Settings
 from gpdiff_jax.training.caches import clear_caches
@@ -106,6 +106,7 @@ __all__ = [
     "prepare_new_city",
     "pretrain",
     "register_model",
+    "render_next",
     "render_report",
     "resample",
     "save_city",

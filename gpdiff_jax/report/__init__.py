@@ -1,7 +1,10 @@
-"""In: an output folder of `transfer`. Out: report.html in it, one self-contained page of tables and figures."""
+"""In: an output folder of `transfer`, or a city's next hours. Out: one self-contained page of tables and figures."""
 
 import os
 import pathlib
+
+from gpdiff_jax.cities import City
+from gpdiff_jax.transfer.next_hours import NextHours
 
 
 def render_report(run_dir: str | os.PathLike[str]) -> pathlib.Path:
@@ -26,4 +29,27 @@ def render_report(run_dir: str | os.PathLike[str]) -> pathlib.Path:
     return page.write_report(run_dir)
 
 
-__all__ = ["render_report"]
+def render_next(path: str | os.PathLike[str], city: City, made: NextHours) -> pathlib.Path:
+    """Writes the page of a city's next hours: a map of what is coming, the busiest regions, a table of all.
+
+    Args:
+      path: the file; what it holds is replaced.
+      city: one channel, at the interval of the forecasts, which begin where its series ends or later.
+      made: its next hours.
+
+    Returns:
+      The path. The page needs no other file; it appears whole or not at all.
+
+    Raises:
+      InputError: the folder of the page does not exist.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> gpd.render_next("next.html", city, gpd.forecast_next(parameters, city))  # doctest: +SKIP
+    """
+    from gpdiff_jax.report import next_page
+
+    return next_page.write_next_page(pathlib.Path(path), city, made)
+
+
+__all__ = ["render_next", "render_report"]

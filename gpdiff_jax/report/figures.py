@@ -126,6 +126,50 @@ def week_figure(
         return as_svg(figure, name, alt)
 
 
+def next_figure(
+    hours: Float[np.ndarray, "M"],
+    read: Float[np.ndarray, "D"],
+    forecast: Float[np.ndarray, "P"],
+    quantiles: Float[np.ndarray, "P Q"] | None,
+    *,
+    labels: Sequence[tuple[float, str]],
+    name: str,
+    y_label: str,
+    alt: str,
+) -> str:
+    """Draws what a region read and what comes, with bands between the outer and the inner quantiles.
+
+    Args:
+      hours: M = D + P, hours since now of the readings and then of the forecasts.
+      read: the readings; NaN = missing.
+      forecast: the forecasts.
+      quantiles: Q an odd number, in order; None draws no band.
+      labels: places on the axis, in hours since now, and words for them.
+      name: as in `horizon_figure`.
+      y_label: the unit.
+      alt: as in `horizon_figure`.
+
+    Returns:
+      An `<svg>` element.
+    """
+    ahead, colour = hours[len(read) :], ROLE_COLOURS["few-shot"]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(480, 200, left=52, right=12, top=22, bottom=26)
+        for low in range(0 if quantiles is None else quantiles.shape[1] // 2):
+            assert quantiles is not None
+            edges = quantiles[:, low], quantiles[:, -1 - low]
+            axes.fill_between(ahead, *edges, color=colour, alpha=0.22, linewidth=0, zorder=2)
+        axes.axvline(ahead[0] - (hours[1] - hours[0]) / 2, color=MUTED, linewidth=0.8, linestyle=":", zorder=1)
+        # A reading between two missing ones would be a line of no length.
+        axes.plot(hours[: len(read)], read, color=INK, linewidth=1.5, marker=".", markersize=3, zorder=3)
+        axes.plot(ahead, forecast, color=colour, linewidth=2.0, marker="o", markersize=3.5, zorder=4)
+        axes.set_xticks([place for place, _ in labels], [words for _, words in labels])
+        axes.set_xlim(hours[0], hours[-1])
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if np.nanmin(read, initial=np.inf) < 0 else 0.0)
+        axes.set_title(y_label, loc="left", fontsize=11, color=MUTED)
+        return as_svg(figure, name, alt)
+
+
 def map_figure(
     positions: Float[np.ndarray, "R 2"],
     edges: Int[np.ndarray, "edges 2"],

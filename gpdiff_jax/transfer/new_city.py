@@ -48,6 +48,12 @@ class NewCity:
     data: DataConfig  # the generator's, with the support days that were used
 
     @property
+    def read(self) -> City:
+        """The city as far as it was read."""
+        last = int(self.target.test_starts[-1]) + self.data.history
+        return dataclasses.replace(self.city, values=self.city.values[:last])
+
+    @property
     def window_starts(self) -> list[str]:
         """ISO time of the first step that every window forecasts, or "step N" where the calendar is unknown."""
         return window_start_names(self.city, self.target)

@@ -129,7 +129,7 @@ def write_run(folder, *, regions=60, windows=168, located=True, names=None, cale
     return folder
 
 
-class _Page(html.parser.HTMLParser):
+class Page(html.parser.HTMLParser):
     """Checks that every element closes, and collects ids, addresses and text."""
 
     def __init__(self, text):
@@ -160,7 +160,7 @@ class _Page(html.parser.HTMLParser):
 
 def _read(path):
     text = path.read_text(encoding="utf-8")
-    page = _Page(text)
+    page = Page(text)
     assert page.open == []
     return text, page, " ".join(" ".join(page.text).split())
 

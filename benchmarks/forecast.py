@@ -140,7 +140,9 @@ def main(argv: list[str]) -> None:
         {"save": save, "serve": serve}[given.part](pathlib.Path(given.folder))
         return
     from benchmarks.measuring import print_line
+    from gpdiff_jax import use_every_core
 
+    use_every_core()  # as what is measured does: the lines name the cores
     for regions in map(int, given.regions):
         case = f"{regions} regions, {given.days} days" + (", adapted" if given.adapt else "")
         with tempfile.TemporaryDirectory() as name:

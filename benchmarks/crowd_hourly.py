@@ -32,6 +32,7 @@ flags.DEFINE_list("held_out", None, "cities to leave out in turn, or none")
 flags.DEFINE_string("out_dir", "runs/crowd_hourly", "folder of the trainings")
 flags.DEFINE_string("results", "benchmarks/results/crowd_hourly", "folder of the results, one file per city")
 flags.DEFINE_integer("moments", 40, "random moments of every city", 1)
+flags.DEFINE_bool("adapted", True, "forecast after fine-tuning too, which takes most of the time")
 flags.DEFINE_float("minutes", None, "begin no further city after so many; no limit if not given", 0)
 flags.DEFINE_string("package", None, "folder for the generator of none")
 
@@ -75,18 +76,19 @@ def main(argv: list[str]) -> None:
         generator = train(name)
         trained = time.perf_counter()
         target = JUDGED_BY_ALL if name == "none" else name
-        found = judge(read_city(target), generator, given.moments)
+        found = judge(read_city(target), generator, given.moments, adapted=given.adapted)
         facts = {
             "city": target,
             "generator": {"cities": [one for one in CITIES if one != name], "seed": _SEED, "window_days": [1, 14]},
             "support_days": DAYS,
-            "command": f"python -m benchmarks.crowd_hourly --held_out {name} --moments {given.moments}",
+            "command": f"python -m benchmarks.crowd_hourly --held_out {name} --moments {given.moments}"
+            + ("" if given.adapted else " --noadapted"),
             "seconds": {"training": trained - begin, "forecasts": time.perf_counter() - trained},
             "device": device_name(),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, facts | found)
-        for method in METHODS:
+        for method in METHODS if given.adapted else METHODS[:-1]:
             error = found["all"][method]["mean_absolute_error"]
             print_line("crowd_hourly", f"{target}: {method}", "mean_absolute_error", error, "readings")
     if given.package is not None:

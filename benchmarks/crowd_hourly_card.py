@@ -47,7 +47,7 @@ next six hours, in counts per hour. `{judged}` is no source, and was forecast by
 the shares of what was read within the intervals of 50 and 90 % (zero-shot), and the last column is the loss of the
 quantiles (twice the mean pinball loss) over that of the average with quantiles of its own residuals.
 
-| city left out | average | zero-shot | adapted | adapted / average | inside 50 % | inside 90 % | loss of quantiles |
+| city left out | average | zero-shot | adapted | zero-shot / average | inside 50 % | inside 90 % | loss of quantiles |
 |---|---:|---:|---:|---:|---:|---:|---:|
 """
 _NOT_FOR = """
@@ -80,9 +80,11 @@ def model_card(results: pathlib.Path) -> str:
 
 
 def _row(name: str, found: Mapping[str, Any]) -> str:
-    average, zero, adapted = (found["all"][method] for method in ("historical_average", "zero_shot", "adapted"))
-    errors = [one["mean_absolute_error"] for one in (average, zero, adapted)]
-    cells = [f"{error:.4g}" for error in errors] + [f"{errors[2] / errors[0]:.2f}"]
+    average, zero, adapted = (found["all"].get(method) for method in ("historical_average", "zero_shot", "adapted"))
+    errors = [None if one is None else one["mean_absolute_error"] for one in (average, zero, adapted)]
+    cells = ["–" if error is None else f"{error:.4g}" for error in errors] + [
+        f"{zero['mean_absolute_error'] / average['mean_absolute_error']:.2f}"
+    ]
     cells += [f"{zero[share]:.2f}" for share in ("inside_50", "inside_90")]
     cells.append(f"{zero['twice_pinball'] / average['twice_pinball']:.2f}")
     return f"| {name} | {' | '.join(cells)} |"

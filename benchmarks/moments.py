@@ -16,6 +16,7 @@ from gpdiff_jax.baselines.rules import historical_average
 from gpdiff_jax.cities import City
 from gpdiff_jax.cities.calendar import is_weekend
 from gpdiff_jax.cities.splits import Span
+from gpdiff_jax.run.new_city import samples_that_fit
 from gpdiff_jax.transfer.quantiles import LEVELS
 
 DAYS = 3
@@ -62,7 +63,9 @@ def as_tables(city: City, folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.P
     return readings, edges
 
 
-def forecast_moment(city: City, generator: gpd.Hypernetwork, step: int, folder: pathlib.Path) -> dict[str, Any]:
+def forecast_moment(
+    city: City, generator: gpd.Hypernetwork, step: int, folder: pathlib.Path, *, adapted: bool = True
+) -> dict[str, Any]:
     """Cuts a city to the 72 hours before a step, writes them as CSV, and forecasts what comes after by both ways.
 
     Args:
@@ -70,6 +73,7 @@ def forecast_moment(city: City, generator: gpd.Hypernetwork, step: int, folder: 
       generator: that never saw it.
       step: the first that is forecast.
       folder: for the tables.
+      adapted: whether to fine-tune too.
 
     Returns:
       By name: forecasts [R, P] of `METHODS`, quantiles [R, P, Q] of each, and the truth [R, P], NaN where missing.
@@ -82,8 +86,9 @@ def forecast_moment(city: City, generator: gpd.Hypernetwork, step: int, folder: 
     made, _ = ingest.city_from_tables(readings, name=city.name, kind=city.kind, edges=edges)
     now = start + days * np.timedelta64(city.interval_minutes, "m")
     new_city = gpd.prepare_new_city(made, generator, at=now)
-    parameters = generator.generate(new_city.prompts, key=jax.random.key(0))
-    ways = {"zero_shot": None, "adapted": gpd.AdaptConfig()}
+    config = gpd.GenerateConfig(samples=samples_that_fit(generator, new_city.city.num_nodes))
+    parameters = generator.generate(new_city.prompts, key=jax.random.key(0), config=config)
+    ways = {"zero_shot": None} | ({"adapted": gpd.AdaptConfig()} if adapted else {})
     ahead = {name: gpd.forecast_next(parameters, made, at=now, adapt=how) for name, how in ways.items()}
     # Regions without a reading in the three days were left out of the city, and are not judged.
     kept = [city.node_ids.index(name) for name in new_city.city.node_ids]
@@ -115,7 +120,9 @@ def _average_quantiles(city: City, support: Span, average: Float[np.ndarray, "R 
     return np.maximum(average[:, :, None] + around[:, None, :], 0.0)
 
 
-def judge(city: City, generator: gpd.Hypernetwork, count: int = 40, seed: int = 0) -> dict[str, Any]:
+def judge(
+    city: City, generator: gpd.Hypernetwork, count: int = 40, seed: int = 0, *, adapted: bool = True
+) -> dict[str, Any]:
     """Errors, coverage and scores of a city's next hours at random moments.
 
     Args:
@@ -123,6 +130,7 @@ def judge(city: City, generator: gpd.Hypernetwork, count: int = 40, seed: int = 
       generator: trained on others.
       count: of moments.
       seed: of their draw.
+      adapted: whether to fine-tune too.
 
     Returns:
       JSON values: over all readings, and those of weekdays and of weekends, for every method the mean absolute error,
@@ -134,12 +142,12 @@ def judge(city: City, generator: gpd.Hypernetwork, count: int = 40, seed: int = 
     sums: dict[tuple[str, str], list[np.ndarray]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for step in moments:
-            found = forecast_moment(city, generator, step, pathlib.Path(folder))
+            found = forecast_moment(city, generator, step, pathlib.Path(folder), adapted=adapted)
             truth = found["truth"]
             read = np.isfinite(truth)
             weekend = np.zeros(truth.shape[1], bool) if found["weekend"] is None else found["weekend"]
             row: dict[str, Any] = {"step": int(step), "readings": int(read.sum()), "weekend_steps": int(weekend.sum())}
-            for name in METHODS:
+            for name in METHODS if adapted else METHODS[:-1]:
                 forecast, quantiles = found[name]
                 row[name] = float(np.abs(forecast - truth)[read].mean())
                 scores = _scores(forecast, quantiles, truth)

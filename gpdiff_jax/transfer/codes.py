@@ -55,7 +55,7 @@ def move_along_directions(
     starts = np.asarray(target.support_starts)
     if len(starts) == 0:
         return params
-    picked = np.unique(np.linspace(0, len(starts) - 1, min(most_windows, len(starts))).round().astype(int))
+    picked = evenly(len(starts), most_windows)
     samples, regions = jax.tree.leaves(params)[0].shape[0], target.num_regions
     shared = (dataclasses.replace(target, choice=None), directions, starts[picked], np.int32(steps), np.float32(rate))
     rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)
@@ -67,6 +67,11 @@ def move_along_directions(
     counts = (np.arange(len(filled)) < len(numbers)).astype(np.float32)
     moved = spread((jax.tree.map(lambda leaf: leaf[filled], rows), numbers[filled], counts)).read()
     return jax.tree.map(lambda leaf: leaf[: len(numbers)].reshape(samples, regions, *leaf.shape[1:]), moved)
+
+
+def evenly(count: int, most: int) -> Int[np.ndarray, " X"]:
+    """Places of at most so many of a number of things, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
 
 
 @bounded_cache(16)

@@ -26,6 +26,7 @@ from gpdiff_jax.region_parameters import RegionParameters, check_regions
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.parallel import PlacedRows, ShardedRows, place_rows
 from gpdiff_jax.transfer.adapt import AdaptConfig, adapt
+from gpdiff_jax.transfer.codes import evenly
 from gpdiff_jax.transfer.damped import in_data_units, on_seen_kinds, target_forecast
 from gpdiff_jax.transfer.next_hours import (
     NextHours,
@@ -140,7 +141,10 @@ class Forecaster:
         self._quantiles = residual_quantiles(own, len(split.support) // per_day, parameters.residuals)
         if self._adapt is not None:
             if self._adapt.update == "codes":
-                windows = _filled(np.asarray(target.support_starts), self._adapt.code_windows, newest[0])
+                # Of two, four, eight, ... windows, so that few days take no longer than they need and few programs do.
+                windows, most = np.asarray(target.support_starts), self._adapt.code_windows
+                windows = windows[evenly(len(windows), most)]
+                windows = _filled(windows, min(1 << (len(windows) - 1).bit_length(), most), newest[0])
                 target = dataclasses.replace(fixed, support_starts=jax.device_put(windows))
             known = {"key": self._key, "directions": parameters.directions}
             tuned = adapt(model, self._adapt, target, parameters.params, **known)

@@ -1,4 +1,4 @@
-"""In: the first lines of the README. Out: they make of two tables the next hours and their page, as they stand there."""
+"""In: the first lines of the README. Out: they make of two tables the next hours and a page, as they stand there."""
 
 import csv
 import os
@@ -21,7 +21,7 @@ def test_the_first_lines_of_the_readme_forecast(tmp_path):
             [sys.executable, *words[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
         )
         assert (done.returncode, done.stderr) == (0, "")
-    rows = list(csv.DictReader((tmp_path / "next.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "next.csv").read_text().splitlines()))
     assert len(rows) == 16 * 6 and rows[0]["ds"] == "2024-01-14T16:00"
     assert all(float(row["q05"]) <= float(row["q50"]) <= float(row["q95"]) for row in rows)
     assert (tmp_path / "next.html").read_text().count("<figure") == 10

@@ -98,11 +98,11 @@ def forecast_moment(
     average = historical_average(seen, support, window, **sizes)[0]
     found: dict[str, Any] = {"truth": city.values[step : step + horizon, kept, 0].T, "weekend": is_weekend(seen)}
     found["weekend"] = None if city.start is None else found["weekend"][-horizon:]
-    found["historical_average"] = average, _average_quantiles(seen, support, average)
+    found["historical_average"] = average, average_quantiles(seen, support, average)
     return found | {name: (of.forecast, of.quantiles) for name, of in ahead.items()}
 
 
-def _average_quantiles(city: City, support: Span, average: Float[np.ndarray, "R P"]) -> Float[np.ndarray, "R P Q"]:
+def average_quantiles(city: City, support: Span, average: Float[np.ndarray, "*S R P"]) -> Float[np.ndarray, "*S R P Q"]:
     """Quantiles around the historical average: those of a region's residuals on days that were left out of it."""
     per_day, residuals = city.steps_per_day, []
     for begin in range(support.start, support.stop, per_day):
@@ -117,7 +117,7 @@ def _average_quantiles(city: City, support: Span, average: Float[np.ndarray, "R 
     silent = ~np.isfinite(all_of).any(axis=1)
     all_of[silent] = 0.0
     around = np.nanquantile(all_of, LEVELS, axis=1).T
-    return np.maximum(average[:, :, None] + around[:, None, :], 0.0)
+    return np.maximum(average[..., None] + around[:, None, :], 0.0)
 
 
 def judge(
@@ -150,7 +150,7 @@ def judge(
             for name in METHODS if adapted else METHODS[:-1]:
                 forecast, quantiles = found[name]
                 row[name] = float(np.abs(forecast - truth)[read].mean())
-                scores = _scores(forecast, quantiles, truth)
+                scores = interval_scores(forecast, quantiles, truth)
                 for part, of in (("all", read), ("weekdays", read & ~weekend), ("weekends", read & weekend)):
                     if of.any():
                         sums.setdefault((part, name), []).append(np.append(scores[of].sum(axis=0), of.sum()))
@@ -158,15 +158,20 @@ def judge(
     result: dict[str, Any] = {"moments": rows}
     for (part, name), parts in sums.items():
         total = np.sum(parts, axis=0)
-        means = (total[:-1] / total[-1]).round(4).tolist()
-        entry = dict(zip(("mean_absolute_error", "inside_50", "inside_90", "twice_pinball"), means, strict=True))
-        result.setdefault(part, {"readings": int(total[-1])})[name] = entry
+        result.setdefault(part, {"readings": int(total[-1])})[name] = means_of(total)
     return result
 
 
-def _scores(
-    forecast: Float[np.ndarray, "R P"], quantiles: Float[np.ndarray, "R P Q"], truth: Float[np.ndarray, "R P"]
-) -> Float[np.ndarray, "R P 4"]:
+def means_of(total: Float[np.ndarray, "5"]) -> dict[str, float]:
+    """By name, the means of `interval_scores` from their sums, and the number of readings behind them."""
+    means = (total[:-1] / total[-1]).round(4).tolist()
+    return dict(zip(("mean_absolute_error", "inside_50", "inside_90", "twice_pinball"), means, strict=True))
+
+
+def interval_scores(
+    forecast: Float[np.ndarray, "*S R P"], quantiles: Float[np.ndarray, "*S R P Q"], truth: Float[np.ndarray, "*S R P"]
+) -> Float[np.ndarray, "*S R P 4"]:
+    """Absolute errors, whether inside the intervals of 50 and 90 %, and twice the mean pinball loss over the levels."""
     inside = [(quantiles[..., low] <= truth) & (truth <= quantiles[..., -1 - low]) for low in (1, 0)]
     off, levels = truth[..., None] - quantiles, np.asarray(LEVELS)
     pinball = 2 * np.maximum(levels * off, (levels - 1) * off).mean(axis=-1)

@@ -113,6 +113,8 @@ def average_quantiles(city: City, support: Span, average: Float[np.ndarray, "*S 
             continue
         made = historical_average(left, support, np.asarray([begin], np.int32), history=0, horizon=per_day)[0]
         residuals.append(city.values[begin : begin + per_day, :, 0].T - made)
+    if not residuals:  # of a single day, no other says how far it may be off
+        return np.repeat(average[..., None], len(LEVELS), axis=-1)
     all_of = np.concatenate(residuals, axis=1)
     silent = ~np.isfinite(all_of).any(axis=1)
     all_of[silent] = 0.0

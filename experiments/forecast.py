@@ -46,6 +46,10 @@ def main(argv: list[str]) -> None:
     page = None if _PAGE.value is None else pathlib.Path(_PAGE.value)
     if page is not None and page.suffix != ".html":
         raise gpd.InputError(f"--page (={page}) is no page; name it {page.stem}.html")
+    for path in (out, page):
+        # Before anything is worked out, or written.
+        if path is not None and not path.absolute().parent.is_dir():
+            raise gpd.InputError(f"{path} cannot be written, its folder does not exist; make it or name another")
     at = None if _AT.value is None else local_moment(_AT.value, "at")
     gpd.use_every_core()
     gpd.enable_compilation_cache()

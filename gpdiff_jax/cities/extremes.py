@@ -13,6 +13,7 @@ _FAR_OF_SPEEDS = 5.0
 _FAR_FROM_CITY = 5.0
 _FAR_FROM_REGIONS = 200.0  # a region that reads so many times more than any other is filled nearly throughout
 _LEAST_READINGS = 100
+_FEWEST_READINGS = 12  # where no region has so many, as in a city that began three days ago: most have them after a day
 
 
 class Extreme(NamedTuple):
@@ -30,14 +31,15 @@ def find_extreme(readings: Float[np.ndarray, "T N"], *, speed: bool) -> Extreme 
 
     The percentile is that of the positive readings below the first gap in them, in order of size: an outage that is
     filled with one value may be more than a hundredth of a region's readings, and most readings may be zeros. A region
-    of fewer than a hundred readings, or one that is filled nearly throughout, is judged by what the others read.
+    of fewer than a hundred readings, or one that is filled nearly throughout, is judged by what the others read; where
+    none has a hundred, a dozen are enough.
 
     Args:
       readings: [T, N], NaN where missing.
       speed: whether they are speeds, which vary less than counts.
 
     Returns:
-      The reading that comes first in time; None where there is none, or no region has a hundred readings.
+      The reading that comes first in time; None where there is none, or no region has a dozen readings.
     """
     usual, limit = _limits(readings, speed)
     if limit is None:
@@ -51,7 +53,7 @@ def find_extreme(readings: Float[np.ndarray, "T N"], *, speed: bool) -> Extreme 
 
 
 def most_usual(readings: Float[np.ndarray, "T N"], *, speed: bool) -> Float[np.ndarray, " N"] | None:
-    """The readings above which `find_extreme` finds one, by region; None where no region has a hundred readings."""
+    """The readings above which `find_extreme` finds one, by region; None where no region has a dozen readings."""
     return _limits(readings, speed)[1]
 
 
@@ -62,7 +64,7 @@ def _limits(
     far = _FAR_OF_SPEEDS if speed else _FAR_OF_COUNTS
     ordered = np.sort(readings, axis=0)  # NaN last
     count = np.isfinite(readings).sum(axis=0)
-    judged = count >= _LEAST_READINGS
+    judged = count >= (_LEAST_READINGS if (count >= _LEAST_READINGS).any() else _FEWEST_READINGS)
     usual = np.zeros(len(count))
     if not judged.any():
         return usual, None

@@ -1,5 +1,6 @@
 """In: readings of a city as they come, in any order. Out: its last days at a longer interval, as they are known now."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,11 +50,11 @@ class RecentReadings:
         self._readings = np.full(((self._bins + 1) * self._factor, city.num_nodes), np.nan, np.float32)
         self._binned = np.full((self._bins + 1, city.num_nodes), np.nan, np.float32)
         self._changed = np.ones(self._bins + 1, bool)
-        known = city.values[-len(self._readings) :, :, 0]
+        self._since = self._first  # begin of the first bin of which something was read
         last = int((self._end - self._begin) // self._own)
-        kept = known[-last:]
+        kept = city.values[skipped:, :, 0][-last:]
         self._readings[last - len(kept) : last] = kept
-        self._most = most_usual(self._readings, speed=self._speed)
+        self._most = self._most_of(city.values[:, :, 0])
 
     @property
     def end(self) -> np.datetime64:
@@ -68,7 +69,15 @@ class RecentReadings:
     @property
     def steps(self) -> int:
         """How many bins are over since the series began."""
-        return int((self.end - self._first) // self._bin)
+        return int((self.end - self._since) // self._bin)
+
+    def judge_anew(self) -> None:
+        """Makes anew of what is kept how large a reading may be, where that says enough."""
+        most = self._most_of(self._readings)
+        self._most = self._most if most is None else most
+
+    def _most_of(self, readings: Float[np.ndarray, "T N"]) -> Float[np.ndarray, " N"] | None:
+        return most_usual(readings, speed=self._speed)
 
     def add(
         self, times: Shaped[np.ndarray, " T"] | Sequence[np.datetime64], readings: Float[np.ndarray, "T N"]
@@ -96,23 +105,27 @@ class RecentReadings:
         # Assigned in order, so that the last of several holds.
         self._readings[step[rows], nodes] = values[rows, nodes]
         self._changed[step[rows] // self._factor] = True
+        if len(rows):  # also of before what was known
+            earliest = self._begin + int(step[rows].min()) // self._factor * self._bin
+            self._since = min(self._since, earliest)
 
     def last_days(self, late: int = 0) -> Float[np.ndarray, "T N"]:
-        """The last m days of bins up to some steps after the last that is over; those are missing.
+        """The last m days of bins up to some steps after the last that is over.
 
         Args:
-          late: how many steps.
+          late: how many steps; the first of them is what was read of the bin that was not over, the others are missing.
 
         Returns:
           float32 [T, N], the same number of rows always; NaN where nothing was read, as before the series began.
         """
-        changed = np.flatnonzero(self._changed[: self._bins])
+        changed = np.flatnonzero(self._changed)
         if len(changed):
             grouped = self._readings.reshape(self._bins + 1, self._factor, -1, 1)[changed]
             self._binned[changed] = combine_bins(grouped, average=self._speed)[:, :, 0]
             self._changed[changed] = False
         held = np.full((self._bins, len(self.node_ids)), np.nan, np.float32)
-        held[: self._bins - late] = self._binned[late : self._bins]
+        known = self._binned[late : self._bins + min(late, 1)]
+        held[: len(known)] = known
         return held
 
     def _move(self, bins: int) -> None:
@@ -130,11 +143,14 @@ class RecentReadings:
         self, times: Shaped[np.ndarray, " T"] | Sequence[np.datetime64], readings: Float[np.ndarray, "T N"]
     ) -> tuple[Shaped[np.ndarray, " T"], Float[np.ndarray, "T N"]]:
         """The same as minutes and float32, if they can be taken."""
+        given = np.asarray(times)
         try:
-            moments = np.asarray(times).astype("datetime64[m]")
-            exact = np.asarray(times).astype("datetime64[s]")
-        except (TypeError, ValueError) as error:
-            raise InputError(f"`times` are no times ({error}); give local datetime64") from None
+            with warnings.catch_warnings():
+                # With an offset from UTC, NumPy would bring it there.
+                warnings.simplefilter("error", UserWarning)
+                moments, exact = (given.astype(f"datetime64[{unit}]") for unit in "ms")
+        except (TypeError, ValueError, UserWarning) as error:
+            raise InputError(f"`times` are no local times ({error}); give datetime64 of the city's clocks") from None
         values = np.asarray(readings, np.float32)
         if moments.ndim != 1 or values.shape != (len(moments), len(self.node_ids)):
             raise InputError(

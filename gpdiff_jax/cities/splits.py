@@ -126,8 +126,8 @@ def split_before(
         most = test.start // steps_per_day
         if not most:
             raise InputError(
-                f"city {name!r} has {test.start} steps before {before}, and a day takes {steps_per_day}; give a longer "
-                "series, at least a day more"
+                f"city {name!r} has {test.start} steps before {before}, and a day takes {steps_per_day}; give a series "
+                "of at least a day before it"
             )
         raise InputError(
             f"`support_days` (={support_days}) is longer than the {test.start / steps_per_day:.1f} days that city "

@@ -44,11 +44,12 @@ def read_edges(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool | No
     table = read_table(path).rename(columns={"origin_id": "from", "destination_id": "to"})
     columns = ["from", "to"]
     third = next((name for name in _WEIGHTS if name in table.columns), None)
-    if third is None and path.suffix == ".rel":
-        third, table["weight"] = "weight", 1.0
+    if third is None and (path.suffix == ".rel" or list(table.columns) == columns):
+        third, table["weight"] = "weight", 1.0  # what is linked is linked alike
     if third is None or not set(columns) <= set(table.columns):
         raise InputError(
-            f"{path} has the columns {', '.join(table.columns[:8])}; edges need from, to and weight (or distance)"
+            f"{path} has the columns {', '.join(table.columns[:8])}; edges need from and to, and weight or distance if "
+            "they are not all alike"
         )
     if third in ("cost", "distance") and distances is None:
         raise InputError(f"{path} has a column {third!r}; say by --distances or --nodistances whether it is one")
@@ -58,7 +59,8 @@ def read_edges(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool | No
     kept = np.asarray(ends[0].notna() & ends[1].notna() & np.isfinite(weights) & (ends[0] != ends[1]), bool)
     if not kept.any():
         raise InputError(
-            f"{path} has no edge between two regions of the city, e.g. {ids[0]!r}; write ids as the readings have them"
+            f"{path} has no edge between two regions of the city; its first is from {table['from'].iloc[0]!r}, and the "
+            f"first region is {ids[0]!r}; write ids as the readings have them"
         )
     rows, cols = (np.asarray(end[kept], np.int64) for end in ends)
     pairs = rows * len(ids) + cols
@@ -116,7 +118,8 @@ def read_matrix(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool = F
 def gaussian_kernel(distances: Float[np.ndarray, "N N"]) -> Float[np.ndarray, "N N"]:
     """Weights exp(-(d / s)^2), s the standard deviation of all distances, and none where that is below 0.1.
 
-    Source: Li et al., "Diffusion Convolutional Recurrent Neural Network", ICLR 2018, section 4.
+    Source: Li et al., "Diffusion Convolutional Recurrent Neural Network", ICLR 2018, section 4. Distances that are
+    nearly alike, as those of neighbours may be, all lie beyond that; then s is their median.
 
     Args:
       distances: NaN where there is none, as on the diagonal.
@@ -130,9 +133,16 @@ def gaussian_kernel(distances: Float[np.ndarray, "N N"]) -> Float[np.ndarray, "N
     known = distances[np.isfinite(distances)]
     if (known < 0).any():
         raise InputError(f"a distance (={known.min():g}) is negative; give distances of at least 0")
-    spread = known.std() or known.max(initial=0.0) or 1.0
-    weights = np.exp(-np.square(np.where(np.isfinite(distances), distances, np.inf) / spread))
+    spread = known.std() if len(known) else 1.0
+    if len(known) and not _kept(known.min(), spread):
+        spread = np.median(known)
+    weights = np.exp(-np.square(np.where(np.isfinite(distances), distances, np.inf) / (spread or 1.0)))
     return np.where(weights < _WEAKEST, 0.0, weights).astype(np.float32)
+
+
+def _kept(distance: float | np.floating, spread: float | np.floating) -> bool:
+    """Whether a distance has a weight that is kept."""
+    return bool(spread > 0 and np.exp(-((distance / spread) ** 2)) >= _WEAKEST)
 
 
 def read_sites(path: pathlib.Path, ids: tuple[str, ...]) -> Sites:

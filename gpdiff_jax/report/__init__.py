@@ -34,14 +34,16 @@ def render_next(path: str | os.PathLike[str], city: City, made: NextHours) -> pa
 
     Args:
       path: the file; what it holds is replaced.
-      city: one channel, at the interval of the forecasts, which begin where its series ends or later.
+      city: one channel, at the interval of the forecasts or one that divides it; they begin where its series ends or
+        later.
       made: its next hours.
 
     Returns:
       The path. The page needs no other file; it appears whole or not at all.
 
     Raises:
-      InputError: the folder of the page does not exist.
+      InputError: the folder of the page does not exist; or the forecasts are of other regions, or begin before the
+        city's series ends.
 
     Example:
       >>> import gpdiff_jax as gpd

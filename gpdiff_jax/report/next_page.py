@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from gpdiff_jax.cities import City
+from gpdiff_jax.cities import City, resample
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.report.document import write_page
 from gpdiff_jax.report.figures import map_figure, next_figure
@@ -21,6 +21,7 @@ _MOST_DRAWN = 1500  # regions of a graph without coordinates, whose layout is de
 
 def write_next_page(path: pathlib.Path, city: City, made: NextHours) -> pathlib.Path:
     """Writes the page; see `report.render_next`."""
+    city = _at_interval(city, made)
     when, ahead = _moment(made, 0), format_minutes(city.interval_minutes * made.forecast.shape[1])
     name = city.place or city.name
     busiest = np.argsort(-made.forecast.mean(axis=1), kind="stable")
@@ -36,6 +37,27 @@ def write_next_page(path: pathlib.Path, city: City, made: NextHours) -> pathlib.
         return write_page(path, f"{name}: the next {ahead}", parts)
     except FileNotFoundError:
         raise InputError(f"{path} cannot be written, its folder does not exist; make it or name another") from None
+
+
+def _at_interval(city: City, made: NextHours) -> City:
+    """The city at the interval of its forecasts, if they are of it and of what comes after it."""
+    if city.num_channels != 1 or made.node_ids != city.node_ids:
+        raise InputError(
+            f"the forecasts are of {len(made.node_ids)} regions of one channel, and city {city.name!r} has "
+            f"{city.num_nodes} of {city.num_channels}, or in another order; give the city that was forecast"
+        )
+    if made.times is None or city.start is None:
+        return city
+    interval = int((made.times[1:2] - made.times[:1]).astype(int).sum()) or city.interval_minutes
+    city = resample(city, interval)
+    assert city.start is not None
+    end = city.start + city.num_steps * np.timedelta64(interval, "m")
+    if made.times[0] < end:
+        raise InputError(
+            f"the forecasts begin at {made.times[0]}, and city {city.name!r} was read until {end}; give it as it was "
+            "known when it was forecast"
+        )
+    return city
 
 
 def _moment(made: NextHours, step: int) -> str:

@@ -38,7 +38,7 @@ def in_half(tree: Any) -> Any:
     """Arrays of 32 bits with 16, on the host.
 
     Raises:
-      InputError: a value is too large.
+      InputError: a value is too large, or not finite.
     """
 
     def halve(leaf: Any) -> np.ndarray:
@@ -46,7 +46,10 @@ def in_half(tree: Any) -> Any:
         with np.errstate(over="ignore"):
             half = wide.astype(np.float16)
         if not np.isfinite(half).all():
-            raise InputError(f"a value of {float(np.abs(wide).max()):.6g} is too large for 16 bits; save all of 32")
+            most = float(np.abs(wide[np.isfinite(wide)]).max(initial=0.0))
+            finite = np.isfinite(wide).all()
+            what = f"a value of {most:.6g} is too large for 16 bits" if finite else "not all values are finite"
+            raise InputError(f"{what}; save the values with 32 bits")
         return half
 
     return jax.tree.map(halve, tree)

@@ -1,6 +1,7 @@
 """In: parameters of a city's regions, and its readings as they come. Out: its next hours, at any time, at once.
 
-All arrays keep their sizes, however many days were read, so that nothing is compiled after the first forecast.
+All arrays keep their sizes, however many days were read, so that nothing is compiled after the first forecast (but for
+fine-tuning anew, see `Forecaster.refresh`).
 """
 
 import dataclasses
@@ -94,7 +95,7 @@ class Forecaster:
         self._most = most_days(parameters.data)
         self._recent = RecentReadings(city, minutes, self._most, missing_above=missing_above)
         # What is known of the city beside its readings.
-        self._city = dataclasses.replace(at_interval, values=at_interval.values[:1], start=self._recent.end)
+        self._city = dataclasses.replace(at_interval, values=at_interval.values[:1].copy(), start=self._recent.end)
         cut: Any = {"max_neighbours": parameters.data.max_neighbours, "pick": parameters.data.pick_neighbours}
         self._graphs = region_graphs([self._city], **cut)
         self._samples = len(jax.tree.leaves(parameters.params)[0])
@@ -127,8 +128,10 @@ class Forecaster:
     def refresh(self) -> None:
         """Judges forecasts on the days that are kept now, which the quantiles come from, and fine-tunes anew.
 
-        Once a day is enough; it takes seconds where a forecast takes a tenth of one.
+        Once a day is enough; it takes seconds where a forecast takes a tenth of one. Fine-tuning in codes is compiled
+        once for every power of two of windows in these days, other ways for every number of days.
         """
+        self._recent.judge_anew()
         city, split = self._seen()
         parameters, per_day = self._parameters, city.steps_per_day
         newest = np.asarray([self._most * per_day - parameters.data.history], np.int32)
@@ -144,7 +147,8 @@ class Forecaster:
                 # Of two, four, eight, ... windows, so that few days take no longer than they need and few programs do.
                 windows, most = np.asarray(target.support_starts), self._adapt.code_windows
                 windows = windows[evenly(len(windows), most)]
-                windows = _filled(windows, min(1 << (len(windows) - 1).bit_length(), most), newest[0])
+                if len(windows):
+                    windows = _filled(windows, min(1 << (len(windows) - 1).bit_length(), most), newest[0])
                 target = dataclasses.replace(fixed, support_starts=jax.device_put(windows))
             known = {"key": self._key, "directions": parameters.directions}
             tuned = adapt(model, self._adapt, target, parameters.params, **known)
@@ -205,14 +209,13 @@ class Forecaster:
         )
         read = self._recent.steps + late
         days, last = min(nearly_whole_days(read, per_day), self._most), kept if read >= per_day else read
-        known: Any = {"history": data.history, "before": "the end of its readings", "name": city.name}
+        known: Any = {"history": data.history, "before": "what is forecast", "name": city.name}
         return city, split_before(Span(last, last + data.horizon), per_day, max(days, 1), **known)
 
 
 def _filled(starts: Int[np.ndarray, " B"], most: int, filler: np.integer) -> Int[np.ndarray, " X"]:
-    """Starts of windows, filled up to so many; none where there is none, and all where there are more."""
-    missing = max(most - len(starts), 0) if len(starts) else 0
-    return np.concatenate([starts, np.full(missing, filler, starts.dtype)])
+    """Starts of windows, filled up to so many; all where there are more."""
+    return np.concatenate([starts, np.full(max(most - len(starts), 0), filler, starts.dtype)])
 
 
 def _of_fixed_size(target: Target, most: int) -> Target:
@@ -295,6 +298,8 @@ def forecast_next(
     if read.start is not None:
         # Of arrays whose sizes do not depend on how much was read, so that no length is compiled anew.
         return Forecaster(parameters, read, adapt=adapt, key=key).forecast()
+    if parameters.city is not None:
+        read = resample(read, parameters.city.interval_minutes)
     check_regions(parameters, read)
     read = with_whole_days(read, parameters.data)
     data = dataclasses.replace(parameters.data, support_days=days_of(read, parameters.data))

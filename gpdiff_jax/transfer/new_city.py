@@ -46,6 +46,7 @@ class NewCity:
     prompts: Prompts  # [1, R, E]
     target: Target
     data: DataConfig  # the generator's, with the support days that were used
+    chosen: DataConfig  # the generator's, with the support days that were asked for, if any were
 
     @property
     def read(self) -> City:
@@ -137,14 +138,14 @@ def prepare_new_city(
         read = with_whole_days(read, hypernetwork.data)
     # What is chosen holds for all that is later forecast with what is generated.
     chosen = {} if support_days is None else {"support_days": support_days, "window_days": None}
-    data = dataclasses.replace(hypernetwork.data, **chosen)
+    data = kept = dataclasses.replace(hypernetwork.data, **chosen)
     if support_days is None:
         data = dataclasses.replace(data, support_days=days_of(read, data, rolling_days))
     ahead = windows_ahead(read, data, rolling_days)
     support = ahead.split.support
     check_parts(hypernetwork.prompt_encoder.config, read, support)
     target = split_city(ahead.city, data, ahead.split, ahead.starts, seed=seed)
-    return NewCity(ahead.city, region_prompts(read, [support], hypernetwork.prompt_encoder), target, data)
+    return NewCity(ahead.city, region_prompts(read, [support], hypernetwork.prompt_encoder), target, data, kept)
 
 
 def forecast_new_city(
@@ -193,7 +194,8 @@ def save_parameters(folder: str | pathlib.Path, parameters: RegionParameters, ne
     facts: dict[str, Any] = {
         "format": _FORMAT,
         "model": parameters.model,
-        "data": dataclasses.asdict(new_city.data),
+        # A city that was young when its parameters were made will be older when they are read.
+        "data": dataclasses.asdict(new_city.chosen),
         "city": city.name,
         "kind": city.kind,
         "channel": city.feature_names[0],

@@ -105,7 +105,7 @@ def windows_ahead(read: City, data: DataConfig, rolling_days: int = 0) -> Window
     else:
         unread = np.full((data.horizon, *read.values.shape[1:]), np.nan, np.float32)
         city = dataclasses.replace(read, values=np.concatenate([read.values, unread]))
-        ahead, before = Span(read.num_steps, city.num_steps), "the end of its readings"
+        ahead, before = Span(read.num_steps, city.num_steps), "what is forecast"
     days, per_day = data.support_days, read.steps_per_day
     split = split_before(ahead, per_day, days, history=data.history, before=before, name=read.name)
     last = ahead.stop - data.history - data.horizon

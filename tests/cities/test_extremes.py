@@ -107,3 +107,16 @@ def test_no_reading_of_a_published_city_is_taken_for_a_fill_value():
     assert len(paths) >= 10
     for path in paths:
         load_city(path)
+
+
+@pytest.mark.parametrize("value", [2147483647.0, 65535.0])
+def test_a_fill_value_of_a_city_of_three_days_is_found(value):
+    # No region has a hundred readings, and none ever will have had them on the day that it matters.
+    readings = (
+        np.random.default_rng(0).poisson(30 * (1 + np.sin(np.arange(72) / 4))[:, None], (72, 20)).astype(np.float32)
+    )
+    assert find_extreme(readings, speed=False) is None
+    readings[40, 3] = value
+    found = find_extreme(readings, speed=False)
+    assert found is not None and (found.step, found.node, found.value) == (40, 3, value)
+    assert find_extreme(readings[:11], speed=False) is None

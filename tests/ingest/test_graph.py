@@ -64,6 +64,21 @@ def test_sites_come_in_the_order_of_the_regions(tmp_path):
     np.testing.assert_array_equal(made.longitude, [10, 20, 30, 40])
 
 
+def test_distances_that_are_nearly_alike_make_weights_too(tmp_path):
+    rows = "".join(
+        f"{one},{other},{300 + 10 * number}\n" for number, (one, other) in enumerate(("ab", "bc", "cd", "da"))
+    )
+    path = _write(tmp_path, "from,to,distance\n" + rows)
+    made = read_edges(path, _IDS, distances=True)
+    np.testing.assert_allclose(made[0, 1], np.exp(-((300 / 315) ** 2)), rtol=1e-6)
+    assert (made > 0).sum() == 4
+
+
+def test_edges_without_weights_are_all_alike(tmp_path):
+    made = read_edges(_write(tmp_path, "from,to\na,b\nc,a\n"), _IDS)
+    assert made[0, 1] == made[2, 0] == made.max() == 1 and made.sum() == 2
+
+
 @pytest.mark.parametrize("name", ["matrix.npy", "matrix.csv"])
 def test_a_matrix_loses_its_diagonal(tmp_path, name):
     matrix = np.random.default_rng(0).uniform(size=(4, 4)) * (1 - np.eye(4)) + np.eye(4)
@@ -90,8 +105,12 @@ def test_a_matrix_of_distances_is_recognised(tmp_path):
 @pytest.mark.parametrize(
     ("read", "text", "message"),
     [
-        (read_edges, "a,b,c\n1,2,3\n", "has the columns a, b, c; edges need from, to and weight"),
-        (read_edges, "from,to,weight\nx,y,1\n", "has no edge between two regions of the city, e.g. 'a'"),
+        (read_edges, "a,b,c\n1,2,3\n", "has the columns a, b, c; edges need from and to, and weight or distance"),
+        (
+            read_edges,
+            "from,to,weight\nx,y,1\n",
+            "its first is from 'x', and the first region is 'a'",
+        ),
         (read_edges, "from,to,weight\na,b,1\na,b,0.5\n", "lists the edge from 'a' to 'b' twice"),
         (read_edges, "from,to,weight\na,b,near\n", r"'near' \(row 1, column 'weight'\) is no number"),
         (read_sites, "id,lat,lon\na,1,2\n", "has the columns id, lat, lon; sites need unique_id, latitude, longitude"),

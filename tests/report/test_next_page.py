@@ -46,6 +46,33 @@ def test_the_page_holds_every_region_and_step_and_no_link_out(simulated_cities, 
     assert gpd.render_next(path, city, made).read_text() == text
 
 
+def test_a_city_of_a_shorter_interval_is_drawn_at_that_of_its_forecasts(tmp_path):
+    fine = gpd.simulate_cities(gpd.SimulationConfig(cities=1, regions=6, days=3, interval_minutes=15), seed=3)[0]
+    hourly = gpd.resample(fine, 60)
+    made = _made(hourly)
+    pages = [gpd.render_next(tmp_path / "next.html", city, made).read_text() for city in (fine, hourly)]
+    assert pages[0] == pages[1] and "the next 6 hours" in pages[0]
+
+
+def test_forecasts_of_another_city_or_time_are_refused(simulated_cities, tmp_path):
+    city = simulated_cities[1]
+    made, path = _made(city), tmp_path / "next.html"
+    for other, said in (
+        (
+            dataclasses.replace(city, node_ids=city.node_ids[::-1]),
+            "or in another order; give the city that was forecast",
+        ),
+        (dataclasses.replace(city, values=np.repeat(city.values, 2, axis=2)), "has 8 of 2, or in another order"),
+        (
+            dataclasses.replace(city, values=np.concatenate([city.values, city.values[:3]])),
+            "was read until .* give it as",
+        ),
+    ):
+        with pytest.raises(InputError, match=said):
+            gpd.render_next(path, other, made)
+    assert not path.exists()
+
+
 def test_a_folder_that_is_not_there_is_named(simulated_cities, tmp_path):
     city = simulated_cities[1]
     with pytest.raises(InputError, match="its folder does not exist; make it or name another"):

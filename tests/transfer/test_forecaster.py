@@ -1,6 +1,7 @@
 """In: a city whose readings come one by one. Out: the same next hours as if all had been there, and no new program."""
 
 import dataclasses
+import datetime
 
 import jax
 import jax.numpy as jnp
@@ -61,12 +62,12 @@ def test_forecasts_are_those_of_a_target_whose_last_window_they_are(city, hours,
 
 def test_readings_in_any_order_give_what_they_give_at_once_and_compile_nothing(city):
     parameters = _parameters(city)
-    forecaster = gpd.Forecaster(parameters, _first(city, 40))
+    forecaster = gpd.Forecaster(parameters, _first(city, 24))  # of a single day nothing can be judged yet
     forecaster.forecast()
-    times = city.start + np.arange(40, 140) * _HOUR
-    values = np.array(city.values[40:140, :, 0])
-    values[20:23] = np.nan
-    order = np.random.default_rng(0).permutation(100)
+    times = city.start + np.arange(24, 140) * _HOUR
+    values = np.array(city.values[24:140, :, 0])
+    values[36:39] = np.nan
+    order = np.random.default_rng(0).permutation(116)
     with programs_made() as made:
         for some in np.array_split(order, 7):
             forecaster.update(times[some], values[some])
@@ -81,7 +82,7 @@ def test_readings_in_any_order_give_what_they_give_at_once_and_compile_nothing(c
     for one, other in zip(found[:3], at_once.forecast()[:3], strict=True):
         np.testing.assert_array_equal(one, other)
     # Late readings count, and a gap says nothing of what is known.
-    forecaster.update(times[20:23], city.values[60:63, :, 0])
+    forecaster.update(times[36:39], city.values[60:63, :, 0])
     forecaster.update(times, np.full_like(values, np.nan))
     late = forecaster.forecast()
     assert (late.forecast != found.forecast).any()
@@ -95,6 +96,39 @@ def test_now_may_be_later_than_the_last_reading(city):
     np.testing.assert_array_equal(made.forecast, gpd.forecast_next(parameters, _first(city, 100), at=now).forecast)
     with pytest.raises(InputError, match=r"`at` \(=.*\) must lie between .*, where the readings of city .* end, and a"):
         gpd.Forecaster(parameters, city).forecast(city.start)
+
+
+def test_an_hour_that_is_read_in_part_counts_when_now_is_later():
+    fine = gpd.simulate_cities(gpd.SimulationConfig(cities=1, regions=8, days=4, interval_minutes=15), seed=3)[0]
+    parameters = _parameters(gpd.resample(fine, 60))
+    city, now = _first(fine, 4 * 60 + 3), fine.start + 61 * _HOUR
+    made = gpd.Forecaster(parameters, city).forecast(now)
+    np.testing.assert_array_equal(made.forecast, gpd.forecast_next(parameters, city, at=now).forecast)
+    np.testing.assert_array_equal(made.times, now + np.arange(6) * _HOUR)
+    # Of its three quarters two are enough, one is not.
+    less = gpd.Forecaster(parameters, _first(fine, 4 * 60 + 1)).forecast(now)
+    assert (less.forecast != made.forecast).any()
+
+
+def test_days_before_those_that_were_known_count_too(city):
+    parameters, values = _parameters(city), city.values[:120, :, 0]
+    young = dataclasses.replace(_first(city, 120), values=np.array(city.values[96:120]), start=city.start + 96 * _HOUR)
+    forecaster = gpd.Forecaster(parameters, young)
+    forecaster.update(city.start + np.arange(96) * _HOUR, values[:96])
+    forecaster.refresh()
+    want = gpd.Forecaster(parameters, _first(city, 120)).forecast()
+    for one, other in zip(forecaster.forecast()[:3], want[:3], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_city_without_a_start_is_brought_to_the_generators_interval_too():
+    fine = gpd.simulate_cities(gpd.SimulationConfig(cities=1, regions=8, days=4, interval_minutes=15), seed=3)[0]
+    fine = dataclasses.replace(fine, start=None)
+    hourly = gpd.resample(fine, 60)
+    parameters = _parameters(hourly)
+    made = [gpd.forecast_next(parameters, one) for one in (fine, hourly)]
+    np.testing.assert_array_equal(made[0].forecast, made[1].forecast)
+    assert made[0].times is None
 
 
 def test_readings_of_a_shorter_interval_are_brought_to_the_generators():
@@ -119,7 +153,7 @@ def test_readings_of_a_shorter_interval_are_brought_to_the_generators():
 
 
 def test_what_cannot_be_taken_is_named_and_nothing_is_changed(city):
-    forecaster = gpd.Forecaster(_parameters(city), _first(city, 130))
+    forecaster = gpd.Forecaster(_parameters(city), _first(city, 72))
     before, row = forecaster.forecast(), np.ones((1, city.num_nodes), np.float32)
     end = forecaster.end
     second, negative, infinite, far = np.repeat(row, 2, axis=0), row.copy(), row.copy(), row.copy()
@@ -131,7 +165,9 @@ def test_what_cannot_be_taken_is_named_and_nothing_is_changed(city):
         ([end, end + np.timedelta64(3601, "s")], second, "where no interval of 60 minutes of city .* begins"),
         ([end, end + np.timedelta64(6, "D")], second, "more than 5 days after .* check the clock"),
         ([end, np.datetime64("NaT")], second, "`times` are unknown in row 1"),
-        (np.asarray(["yesterday"]), row, "`times` are no times"),
+        (np.asarray(["yesterday"]), row, "`times` are no local times"),
+        (np.asarray(["2024-05-03T17:00+02:00"]), row, "`times` are no local times .* of the city's clocks"),
+        (np.asarray([datetime.datetime.now(datetime.UTC)]), row, "`times` are no local times"),
         ([end], negative, f"{region} is negative"),
         ([end], infinite, f"{region} is infinite"),
         ([end], far, f"{region} is far beyond all that the city reads"),
@@ -143,7 +179,7 @@ def test_what_cannot_be_taken_is_named_and_nothing_is_changed(city):
     np.testing.assert_array_equal(forecaster.forecast().forecast, before.forecast)
     with pytest.raises(InputError, match="has no start, so what was read last is unknown"):
         gpd.Forecaster(_parameters(city), dataclasses.replace(city, start=None))
-    with pytest.raises(InputError, match="has 23 steps before the end of its readings, and a day takes 24"):
+    with pytest.raises(InputError, match="has 23 steps before what is forecast, and a day takes 24"):
         gpd.Forecaster(_parameters(city), _first(city, 23))
 
 

@@ -100,7 +100,7 @@ def test_a_day_is_enough_and_of_more_than_the_generator_knows_the_last_are_taken
 
 def test_what_cannot_be_forecast_is_named(city):
     parameters, start = _parameters(city), city.start
-    with pytest.raises(InputError, match="has 23 steps before the end of its readings, and a day takes 24"):
+    with pytest.raises(InputError, match="has 23 steps before what is forecast, and a day takes 24"):
         gpd.forecast_next(parameters, dataclasses.replace(city, values=city.values[:23]))
     for at in (start, start + np.timedelta64(city.num_steps + 25, "h")):
         with pytest.raises(InputError, match=r"`at` \(=.*\) must lie between .* bring the readings up to date"):

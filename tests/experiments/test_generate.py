@@ -269,7 +269,7 @@ def _format(folder: pathlib.Path) -> int:
             "has before its last 8 days, which `rolling_days` forecasts; use at most 2",
         ),
         (["--rolling_days=11"], r"`rolling_days` \(=11\) is longer than the 10.0 days of city 'whole'"),
-        (["--rolling_days=10"], "before its last 10 days, .*; give a longer series"),
+        (["--rolling_days=10"], "before its last 10 days, .*; give a series of at least a day before it"),
         (["--sampler=euler"], "`sampler` 'euler' needs schedule 'rectified_flow'"),
         (["--out_dir=foreign"], "'foreign' holds 'thesis.tex' but no forecasts"),
         (["--sources=a,b"], "--sources is of a run, and --hypernetwork takes none"),

@@ -4,8 +4,8 @@
 
 A city of so many regions is made of a simulated one, many times side by side, and written as a city file. One process
 runs `experiments.forecast` on it, which generates the parameters; another saves parameters; a third loads them, makes a
-`gpdiff_jax.Forecaster`, and forecasts after every update. Every process runs twice, the second time with programs that
-are in the compilation cache. Prints JSON lines.
+`gpdiff_jax.Forecaster`, and forecasts after every update. Every process runs twice, the second time at least with
+programs that are in the compilation cache. Prints JSON lines.
 """
 
 import dataclasses

@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import gpdiff_jax as gpd
 from gpdiff_jax.cities import City
+from gpdiff_jax.cities.city import label_of
+from gpdiff_jax.data.series import num_covariates
 from gpdiff_jax.models import Model, ModelSizes, model_names, register_model
 from gpdiff_jax.models.graphs import node_mask
 
@@ -73,3 +76,17 @@ def town(edges: list[tuple[int, int, float]], nodes: int, **more: Any) -> City:
 
 if "tiny" not in model_names():
     register_model("tiny", make_tiny)
+
+
+def tiny_parameters(
+    city: City, data: gpd.DataConfig, *, samples: int = 2, residuals: np.ndarray | None = None
+) -> gpd.RegionParameters:
+    """Random parameters of the tiny model for the regions of a city, with two directions, as if they were generated."""
+    sizes = ModelSizes(12, 6, 5, num_covariates("profile"), anomaly=True)
+    tiny, count = make_tiny(sizes), samples * city.num_nodes
+    keys = jax.random.split(jax.random.key(3), count)
+    none = (None, jnp.zeros((1, 12, 5)), jnp.zeros((18, num_covariates("profile"))))
+    params = jax.vmap(lambda key: tiny.init(key, *none))(keys)
+    shaped = jax.tree.map(lambda leaf: leaf.reshape(samples, city.num_nodes, *leaf.shape[1:]), params)
+    directions = jax.tree.map(lambda leaf: leaf[:2, 0], shaped)
+    return gpd.RegionParameters(shaped, "tiny", data, label_of(city), directions, residuals)

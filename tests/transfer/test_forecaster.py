@@ -4,22 +4,19 @@ import dataclasses
 import datetime
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import gpdiff_jax as gpd
-from gpdiff_jax.cities.city import City, label_of
+from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.recent import RecentReadings
-from gpdiff_jax.data.series import num_covariates
 from gpdiff_jax.data.target import split_city
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.transfer.next_hours import days_of, forecast_target, until, windows_ahead, with_whole_days
 from tests.compilations import programs_made
-from tests.tiny import make_tiny
+from tests.tiny import tiny_parameters
 
 _DATA = gpd.DataConfig(covariates="profile", max_neighbours=3, window_days=(1, 5))
-_SIZES = gpd.ModelSizes(12, 6, 5, num_covariates("profile"), anomaly=True)
 _HOUR = np.timedelta64(60, "m")
 
 
@@ -28,15 +25,9 @@ def _city(simulated_cities: list[City]) -> City:
     return simulated_cities[1]
 
 
-def _parameters(city: City, samples: int = 2) -> gpd.RegionParameters:
-    tiny, count = make_tiny(_SIZES), samples * city.num_nodes
-    keys = jax.random.split(jax.random.key(3), count)
-    none = (None, jnp.zeros((1, 12, 5)), jnp.zeros((18, num_covariates("profile"))))
-    params = jax.vmap(lambda key: tiny.init(key, *none))(keys)
-    shaped = jax.tree.map(lambda leaf: leaf.reshape(samples, city.num_nodes, *leaf.shape[1:]), params)
-    directions = jax.tree.map(lambda leaf: leaf[:2, 0], shaped)
+def _parameters(city: City) -> gpd.RegionParameters:
     residuals = np.random.default_rng(0).normal(size=(6, 50)).astype(np.float32)
-    return gpd.RegionParameters(shaped, "tiny", _DATA, label_of(city), directions, residuals)
+    return tiny_parameters(city, _DATA, residuals=residuals)
 
 
 def _first(city: City, hours: int) -> City:

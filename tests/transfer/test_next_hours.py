@@ -3,23 +3,20 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 
 import gpdiff_jax as gpd
-from gpdiff_jax.cities.city import City, label_of
-from gpdiff_jax.data.series import num_covariates
+from gpdiff_jax.cities.city import City
 from gpdiff_jax.data.target import prepare_target
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.run.next_table import write_next
 from gpdiff_jax.transfer.evaluate import zero_shot
 from gpdiff_jax.transfer.next_hours import until
-from tests.tiny import make_tiny
+from tests.tiny import tiny_parameters
 
 _DATA = gpd.DataConfig(covariates="profile", max_neighbours=3)
-_SIZES = gpd.ModelSizes(12, 6, 5, num_covariates("profile"), anomaly=True)
 
 
 @pytest.fixture(name="city")
@@ -27,14 +24,8 @@ def _city(simulated_cities: list[City]) -> City:
     return simulated_cities[1]
 
 
-def _parameters(city: City, samples: int = 2) -> gpd.RegionParameters:
-    tiny, count = make_tiny(_SIZES), samples * city.num_nodes
-    keys = jax.random.split(jax.random.key(3), count)
-    none = (None, jnp.zeros((1, 12, 5)), jnp.zeros((18, num_covariates("profile"))))
-    params = jax.vmap(lambda key: tiny.init(key, *none))(keys)
-    shaped = jax.tree.map(lambda leaf: leaf.reshape(samples, city.num_nodes, *leaf.shape[1:]), params)
-    directions = jax.tree.map(lambda leaf: leaf[:2, 0], shaped)
-    return gpd.RegionParameters(shaped, "tiny", _DATA, label_of(city), directions)
+def _parameters(city: City) -> gpd.RegionParameters:
+    return tiny_parameters(city, _DATA)
 
 
 def test_the_next_hours_are_the_window_after_the_last_reading(city):

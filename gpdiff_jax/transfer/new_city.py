@@ -25,10 +25,8 @@ from gpdiff_jax.training.storage import load_arrays, save_arrays
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, step_names, window_start_names
 from gpdiff_jax.transfer.next_hours import (
-    NextHours,
     days_of,
     forecast_target,
-    next_hours,
     until,
     windows_ahead,
     with_whole_days,
@@ -70,11 +68,6 @@ class NewCity:
     def truth(self) -> Float[np.ndarray, "S R P"]:
         """What was read in every window, in data units; NaN where nothing was, as in the future."""
         return observed_truth(self.city, self.target)[0]
-
-    def next_hours(self, made: MethodForecast) -> NextHours:
-        """The forecasts of the last window, with the times of its steps."""
-        steps = int(self.target.test_starts[-1]) + self.data.history + np.arange(self.data.horizon)
-        return next_hours(made, self.city, steps)
 
 
 class CityParameters(NamedTuple):

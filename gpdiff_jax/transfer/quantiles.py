@@ -23,6 +23,7 @@ from gpdiff_jax.data.target import Target, region_windows
 from gpdiff_jax.models.protocol import Model, Window
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.parallel import PlacedRows, ShardedRows
+from gpdiff_jax.transfer.codes import evenly
 from gpdiff_jax.transfer.damped import target_forecast
 from gpdiff_jax.transfer.evaluate import MethodForecast
 from gpdiff_jax.typing import Params, RegionGraph
@@ -140,7 +141,7 @@ def judged_starts(target: Target) -> Int[np.ndarray, " B"]:
         first = starts + target.bank.history - target.split.support.start
         last = first + target.bank.horizon - 1
         starts = starts[first // target.steps_per_day == last // target.steps_per_day]
-    picked = np.linspace(0, len(starts) - 1, min(len(starts), most_windows(target.num_regions))).round().astype(int)
+    picked = evenly(len(starts), most_windows(target.num_regions))
     return starts[picked] if days > 1 else starts[:0]
 
 

@@ -50,6 +50,21 @@ def gather_target(
     return jax.vmap(gather_window, in_axes=(None, None, 0, 0))(bank, nodes, starts, variant)
 
 
+def gather_all_days(bank: SeriesBank, nodes: Int[Array, " N"], starts: Int[Array, " B"]) -> Window:
+    """Gathers windows of one target region as one after the support days is seen, where nothing is left out.
+
+    Args:
+      bank: as of `gather_target`.
+      nodes: [N], the nodes of the region graph, the centre first.
+      starts: [B], starts of the windows; of those inside the support, scale and profile know what they forecast.
+
+    Returns:
+      The windows, stacked on a leading axis B.
+    """
+    every = jnp.full(starts.shape, bank.profile.shape[0] - 1, jnp.int32)
+    return jax.vmap(gather_window, in_axes=(None, None, 0, 0))(bank, nodes, starts, every)
+
+
 def variant_of(bank: SeriesBank, starts: Int[Array, " B"], support_start: int, steps_per_day: int) -> Int[Array, " B"]:
     """The variant of `support_masks` that leaves out the days that each window forecasts; see `gather_target`."""
     days = bank.profile.shape[0] // 2

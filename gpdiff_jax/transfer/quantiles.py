@@ -5,8 +5,10 @@ After split conformal prediction (Vovk et al., "Algorithmic Learning in a Random
 the deviation that is to be expected of its region at its hour, in a target joined with the spread of the generated
 forecasters; quantiles of these, step by step of the horizon and over all regions, are put around a forecast in its own
 units. The residuals are those of the support days, each left out in turn of scale and profile (not of the prompt, which
-is one for all), and of the sources: three days are few, and may all have been quiet. Windows overlap and days are
-alike, so there is no guarantee for a finite number of them; what is covered was measured (docs/experiments.md, 30).
+is one for all), and of the sources: three days are few, and may all have been quiet. The deviation that a residual is
+divided by is the one that all days say, which will be put around the forecast: of two days with one left out it is not
+known at all. Windows overlap and days are alike, so there is no guarantee for a finite number of them; what is covered
+was measured (docs/experiments.md, 30 and 31).
 """
 
 import dataclasses
@@ -20,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.data.target import Target, region_windows
+from gpdiff_jax.data.target_windows import gather_all_days, variant_of
 from gpdiff_jax.models.protocol import Model, Window
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.parallel import PlacedRows, ShardedRows
@@ -157,7 +160,8 @@ def support_residuals(
       starts: of the windows; see `judged_starts`.
 
     Returns:
-      float32, NaN where nothing was read; divided by the expected deviation, joined with the spread of the samples.
+      float32, NaN where nothing was read; divided by the deviation that all days lead one to expect, joined with the
+      spread of the samples.
     """
     if not len(starts):
         return np.zeros((target.num_regions, 0, target.bank.horizon), np.float32)
@@ -185,8 +189,10 @@ def _scaled_residuals(
         samples, region = row
         graph, windows = region_windows(target, region, starts)
         drawn = jax.lax.map(lambda params: target_forecast(model, target, params, graph, windows), samples)
-        deviation = expected_deviations(windows, target.bank.horizon, has_profile=target.bank.has_profile)
-        scaled = (windows.target - drawn.mean(axis=0)) / jnp.hypot(deviation, drawn.std(axis=0))
+        variant = variant_of(target.bank, starts, target.split.support.start, target.steps_per_day)
+        unit = target.bank.std[variant, graph.nodes[0]][:, None]
+        deviation = region_deviations(target, graph, gather_all_days(target.bank, graph.nodes, starts))
+        scaled = (windows.target - drawn.mean(axis=0)) * unit / jnp.hypot(deviation, drawn.std(axis=0) * unit)
         return jnp.where(windows.mask > 0, scaled, jnp.nan)
 
     return jax.lax.map(of_region, rows)

@@ -75,11 +75,16 @@ def test_a_residual_of_the_support_is_that_of_a_day_that_was_left_out():
     mean, std = readings.mean(axis=0), readings.std(axis=0)
     days = (np.arange(city.num_steps) // _PER_DAY) % 7 >= 5
     expected = expectation((readings - mean) / std, seen % _PER_DAY, days[seen], _PER_DAY)
+    every = np.arange(support.start, support.stop)
+    whole = city.values[every, :, 0]
+    center, unit = whole.mean(axis=0), whole.std(axis=0)
+    of_all = expectation((whole - center) / unit, every % _PER_DAY, days[every], _PER_DAY)
     ahead = step + np.arange(6)
     kind, hour = days[ahead].astype(int), ahead % _PER_DAY
-    truth = (city.values[ahead, :, 0] - mean) / std
     for node in range(4):
-        want = (truth[:, node] - expected.profile[kind, node, hour]) / expected.deviation[kind, node, hour]
+        forecast = mean[node] + std[node] * expected.profile[kind, node, hour]
+        deviation = unit[node] * of_all.deviation[kind, node, hour]
+        want = (city.values[ahead, node, 0] - forecast) / deviation
         np.testing.assert_allclose(residuals[node, number], want, rtol=2e-3, atol=2e-4)
 
 
@@ -113,8 +118,9 @@ def test_without_a_profile_residuals_are_in_deviations_of_the_region(covariates)
     assert both is not None and (np.diff(both, axis=-1) > 0).all()
 
 
-# Deviations that two days show are known less well than those of three, so intervals of few days are a little narrow.
-@pytest.mark.parametrize(("days", "within"), [(3, 0.07), (7, 0.04)])
+# Deviations that two days show are known less well than those of three. Of two days, each left out of the other leaves
+# one, whose deviation is not known: divided by that, residuals put 17 % inside the interval of 50.
+@pytest.mark.parametrize(("days", "within"), [(2, 0.08), (3, 0.06), (7, 0.04)])
 def test_intervals_cover_what_they_say_on_days_like_those_that_were_seen(days, within):
     city = _noisy(days=35, nodes=60)
     target = prepare_target(city, dataclasses.replace(_DATA, support_days=days))
@@ -125,7 +131,7 @@ def test_intervals_cover_what_they_say_on_days_like_those_that_were_seen(days, w
     assert (np.diff(quantiles, axis=-1) >= 0).all()
     truth, weekend = observed_truth(city, target)
     assert weekend is not None
-    seen = np.broadcast_to(~weekend[:, None, :], truth.shape) if days == 3 else np.ones(truth.shape, bool)
+    seen = np.broadcast_to(~weekend[:, None, :], truth.shape) if days < 6 else np.ones(truth.shape, bool)
     for low, high, share in ((0, 4, 0.9), (1, 3, 0.5)):
         inside = (truth >= quantiles[..., low]) & (truth <= quantiles[..., high])
         assert inside[seen].mean() == pytest.approx(share, abs=within)

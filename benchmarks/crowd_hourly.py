@@ -5,9 +5,10 @@
 
 Every city of --held_out is left out in turn: a generator is trained on the others, and forecasts the six hours after
 40 random moments of the city, each from the 72 hours before it, which go through CSV as an engineer's readings do.
-`none` leaves none out, and is judged on a city of another collection, nyc_bike_2014. What is finished is kept in
---results and not made again; a training that was stopped goes on. With --package, the generator of `none` is written,
-with 16 bits, and beside it its card, with the errors of all results.
+`none` leaves none out: it is the generator of the package as it is installed, with 16 bits, judged on a city of another
+collection, nyc_bike_2014. What is finished is kept in --results and not made again; a training that was stopped goes
+on. With --package, that generator is made first, judged from there, and beside it its card is written, with the errors
+of all results.
 """
 
 import math
@@ -48,12 +49,24 @@ def read_city(name: str) -> City:
 
 
 def train(held_out: str) -> gpd.Hypernetwork:
-    """The generator of all cities but one, made or read."""
+    """The generator of all cities but one, or of all, made or read."""
     folder = pathlib.Path(flags.FLAGS.out_dir) / held_out
     cities = [read_city(name) for name in CITIES if name != held_out]
     zoo_key, key = jax.random.split(jax.random.key(_SEED))
     zoo = gpd.harvest_cities(cities, key=zoo_key, data=DATA, folder=folder / "zoo")
     return gpd.pretrain(zoo, key=key, folder=folder / "hypernetwork")
+
+
+def packaged(folder: str | None) -> gpd.Hypernetwork:
+    """The generator of the package: the one in a folder, or the one that is installed."""
+    return gpd.load_pretrained() if folder is None else gpd.Hypernetwork.load(folder)
+
+
+def write_package(folder: pathlib.Path) -> None:
+    """Trains the generator of all cities, if it is not there yet, and writes it with 16 bits."""
+    train("none").save(folder, half=True, directions=_DIRECTIONS)
+    # Orbax writes there where the folder lay, which nobody needs to know.
+    write_atomically(folder / "commit_success.txt", b"Checkpoint commit was successful\n")
 
 
 def main(argv: list[str]) -> None:
@@ -67,13 +80,15 @@ def main(argv: list[str]) -> None:
     if unknown:
         raise InputError(f"--held_out (={','.join(unknown)}) must be among none, {', '.join(CITIES)}")
     gpd.enable_compilation_cache()
+    if given.package is not None:
+        write_package(pathlib.Path(given.package))
     deadline = time.monotonic() + 60 * given.minutes if given.minutes else math.inf
     for name in names:
         path = pathlib.Path(given.results) / f"{name}.json"
         if path.exists() or time.monotonic() > deadline:
             continue
         begin = time.perf_counter()
-        generator = train(name)
+        generator = train(name) if name != "none" else packaged(given.package)
         trained = time.perf_counter()
         target = JUDGED_BY_ALL if name == "none" else name
         found = judge(read_city(target), generator, given.moments, adapted=given.adapted)
@@ -92,11 +107,8 @@ def main(argv: list[str]) -> None:
             error = found["all"][method]["mean_absolute_error"]
             print_line("crowd_hourly", f"{target}: {method}", "mean_absolute_error", error, "readings")
     if given.package is not None:
-        package = pathlib.Path(given.package)
-        train("none").save(package, half=True, directions=_DIRECTIONS)
-        # Orbax writes there where the folder lay, which nobody needs to know.
-        write_atomically(package / "commit_success.txt", b"Checkpoint commit was successful\n")
-        write_atomically(package.with_suffix(".md"), model_card(pathlib.Path(given.results)).encode())
+        card = pathlib.Path(given.package).with_suffix(".md")
+        write_atomically(card, model_card(pathlib.Path(given.results)).encode())
 
 
 if __name__ == "__main__":

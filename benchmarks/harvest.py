@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from benchmarks.measuring import median_seconds, peak_memory, print_line
+from benchmarks.measuring import matrix_products, median_seconds, peak_memory, print_line, product_operations
 from experiments import command_line
 from gpdiff_jax.cities import City, SimulationConfig, simulate_cities
 from gpdiff_jax.data.config import DataConfig
@@ -74,30 +74,7 @@ def _products(model: Model, params: Params, sources: Sources) -> list[tuple[tupl
     def loss_fn(params: Params) -> jax.Array:
         return masked_huber(batch_forecast(model, params, graph, windows), windows.target, windows.mask)
 
-    found: list[tuple[tuple[int, ...], tuple[int, ...], Any]] = []
-
-    def walk(jaxpr: Any, times: int) -> None:
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "dot_general":
-                left, right = (var.aval.shape for var in equation.invars)
-                found.extend([(left, right, equation.params["dimension_numbers"])] * times)
-            for value in equation.params.values():
-                for inner in jax.tree.leaves(value, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
-                    inner = getattr(inner, "jaxpr", inner)
-                    if hasattr(inner, "eqns"):
-                        walk(inner, times * equation.params.get("length", 1))
-
-    walk(jax.make_jaxpr(jax.grad(loss_fn))(params).jaxpr, 1)
-    return found
-
-
-def _operations(products: list) -> float:
-    total = 0.0
-    for left, right, ((contracted, _), (batched, _)) in products:
-        inner = np.prod([left[axis] for axis in contracted])
-        outer = np.prod(left) / inner * np.prod(right) / inner / np.prod([left[axis] for axis in batched])
-        total += 2.0 * inner * outer
-    return total
+    return matrix_products(jax.grad(loss_fn), params)
 
 
 def _products_alone(products: list, regions: int, steps: int, repeats: int, side_by_side: int) -> float:
@@ -182,7 +159,7 @@ def _measure(name: str, regions: int) -> None:
     print_line("harvest", case, "peak_memory", peak_memory(), "GiB")
     products = _products(model, params, sources)
     alone = _products_alone(products, min(regions, 64), steps, 3, _side_by_side())
-    print_line("harvest", case, "operations", _operations(products) / 1e6, "MFLOP/region-step")
+    print_line("harvest", case, "operations", product_operations(products) / 1e6, "MFLOP/region-step")
     print_line("harvest", case, "products_alone", 1e3 * alone, "ms/region-step")
     print_line("harvest", case, "share_of_matmul_ceiling", alone / ours, "1")
     if flags.FLAGS.peer and name in ("stgcn", "graph_wavenet"):

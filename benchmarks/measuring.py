@@ -1,11 +1,12 @@
 """In: functions to time and what they need. Out: medians, and one JSON line per case on standard output."""
 
 import json
+import math
 import pathlib
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,6 +42,41 @@ def device_name() -> str:
     with open("/proc/cpuinfo") as lines:
         names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else processor} x {jax.device_count()} cores"
+
+
+def matrix_products(
+    function: Callable[..., Any], *args: Any
+) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[Any, Any]]]:
+    """Shapes and dimension numbers of all matrix products of a function, those in loops as often as they run.
+
+    XLA's own count leaves out what it gives to libraries, which on a GPU is nearly all.
+    """
+    found: list[tuple[tuple[int, ...], tuple[int, ...], tuple[Any, Any]]] = []
+
+    def walk(jaxpr: Any, times: int) -> None:
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                left, right = (var.aval.shape for var in equation.invars)
+                found.extend([(left, right, equation.params["dimension_numbers"])] * times)
+            for value in equation.params.values():
+                for inner in jax.tree.leaves(value, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+                    inner = getattr(inner, "jaxpr", inner)
+                    if hasattr(inner, "eqns"):
+                        walk(inner, times * equation.params.get("length", 1))
+
+    walk(jax.make_jaxpr(function)(*args).jaxpr, 1)
+    return found
+
+
+def product_operations(
+    products: Sequence[tuple[tuple[int, ...], tuple[int, ...], tuple[Any, Any]]],
+) -> float:
+    """Floating-point operations of matrix products, as `matrix_products` finds them."""
+    total = 0
+    for left, right, ((_, of_right), (_, batched)) in products:
+        own = [size for axis, size in enumerate(right) if axis not in (*of_right, *batched)]
+        total += 2 * math.prod(left) * math.prod(own)
+    return float(total)
 
 
 def print_errors(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from gpdiff_jax.diffusion.conditioning import STRATEGIES, AdaLNZero, Conditioner, check_conditioning, gated_residual
 from gpdiff_jax.diffusion.objectives import check_objective
-from gpdiff_jax.diffusion.products import attention, dense
+from gpdiff_jax.diffusion.products import attention, dense, has_fused_attention
 from gpdiff_jax.errors import InputError, check_at_least, named
 from gpdiff_jax.models.kinds import LAYER_KINDS
 from gpdiff_jax.typing import Params
@@ -105,17 +105,20 @@ class Denoiser(nn.Module):
             attended_to = nn.make_attention_mask(np.ones(count, bool), np.asarray(filled) > 0, dtype=jnp.bool_)
         x = dense(config.width, name="tokens_in")(x_t) + jnp.broadcast_to(position, (*x_t.shape[:-1], config.width))
         x = strategy.at_input(x.astype(dtype), parts)
+        if attended_to is None and count % 2 and has_fused_attention(dtype):
+            # Fused attention wants an even number of tokens: one more, which nobody reads.
+            x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, 1), (0, 0)])
         added = strategy.before_layers(x, parts)
         for index in range(config.layers):
             x = x if added is None else x + added
             normed, gate = AdaLNZero(dtype, name=f"attention_norm_{index}")(x, condition)
-            attended = attention(config.heads, dtype, name=f"attention_{index}")(normed, mask=attended_to)
+            attended = attention(config.heads, dtype, name=f"attention_{index}", length=count)(normed, mask=attended_to)
             x = gated_residual(x, attended, gate)
             x = strategy.after_attention(x, condition, parts, index)
             normed, gate = AdaLNZero(dtype, name=f"feed_forward_norm_{index}")(x, condition)
             hidden = nn.gelu(dense(4 * config.width, dtype=dtype, name=f"feed_forward_in_{index}")(normed))
             x = gated_residual(x, dense(config.width, dtype=dtype, name=f"feed_forward_out_{index}")(hidden), gate)
-        x, _ = AdaLNZero(dtype, name="out_norm")(x, condition)
+        x, _ = AdaLNZero(dtype, name="out_norm")(x[..., :count, :], condition)
         tokens_out = dense(self.token_width, kernel_init=nn.initializers.zeros_init(), name="tokens_out")
         return tokens_out(x.astype(jnp.promote_types(dtype, jnp.float32)))
 

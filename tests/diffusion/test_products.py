@@ -1,5 +1,7 @@
 """In: dense layers and attention over many regions. Out: that they are flax's own, and PyTorch's, numbers."""
 
+import functools
+
 import chex
 import flax.linen as nn
 import jax
@@ -7,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gpdiff_jax.diffusion import denoiser as denoiser_module
+from gpdiff_jax.diffusion import products
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise
-from gpdiff_jax.diffusion.products import attention, dense, rows_dot_general
+from gpdiff_jax.diffusion.products import attention, dense, fused_attention, rows_dot_general
 from gpdiff_jax.models.kinds import LAYER_KINDS
 
 _X = np.random.default_rng(0).normal(size=(3, 4, 5, 8)).astype(np.float32)
@@ -35,6 +39,59 @@ def test_layers_and_their_gradients_are_those_of_flax(ours, theirs):
     wanted, wanted_grads = jax.value_and_grad(lambda v: loss(theirs, v))(variables)
     np.testing.assert_allclose(value, wanted, rtol=1e-6)
     chex.assert_trees_all_close(grads, wanted_grads, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(5, 5), (6, 6), (5, 2), (4, 3)])
+def test_the_fused_attention_and_its_gradient_are_those_of_flax(queries, keys):
+    random = np.random.default_rng(1)
+    shapes = (2, 3, queries, 2, 8), (2, 3, keys, 2, 8), (2, 3, keys, 2, 8)
+    inputs = [jnp.asarray(random.normal(size=shape), jnp.float32) for shape in shapes]
+
+    def loss(function, inputs):
+        return jnp.square(function(*inputs) - 1.0).mean()
+
+    one = functools.partial(fused_attention, implementation="xla")
+    read = one(
+        *(jnp.pad(tokens, ((0, 0), (0, 0), (0, 3), (0, 0), (0, 0)), constant_values=9) for tokens in inputs),
+        length=keys,
+    )
+    np.testing.assert_allclose(read[:, :, :queries], nn.dot_product_attention(*inputs), rtol=1e-5, atol=1e-6)
+    value, grads = jax.value_and_grad(lambda x: loss(one, x))(inputs)
+    wanted, wanted_grads = jax.value_and_grad(lambda x: loss(nn.dot_product_attention, x))(inputs)
+    np.testing.assert_allclose(value, wanted, rtol=1e-6)
+    chex.assert_trees_all_close(grads, wanted_grads, rtol=1e-4, atol=1e-6)
+
+
+def test_attention_with_a_mask_does_not_read_what_it_hides():
+    random = np.random.default_rng(2)
+    query, key, value = (jnp.asarray(random.normal(size=(2, 4, 2, 8)), jnp.float32) for _ in range(3))
+    mask = jnp.asarray([True, True, False, True])[None, None, None]
+    read = fused_attention(query, key, value, mask)
+    np.testing.assert_allclose(read, nn.dot_product_attention(query, key, value, mask=mask), rtol=1e-5)
+    np.testing.assert_allclose(read, fused_attention(query, key, value.at[:, 2].set(9.0), mask), rtol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [4, 5])
+@pytest.mark.parametrize(
+    ("conditioning", "filled"),
+    [("adaptive_norm", (6, 6, 6, 6, 6)), ("post_adaptive", ()), ("post_adaptive", (6, 0, 4, 6, 6))],
+)
+def test_the_fused_attention_changes_nothing_of_the_denoiser(monkeypatch, tokens, conditioning, filled):
+    config = DenoiserConfig(width=16, layers=2, heads=2, prompt_bottleneck=5, conditioning=conditioning)
+    denoiser = Denoiser(
+        config, (0, 0, 1, 2, 2)[:tokens], 6, ("temporal", "graph", "output"), (0, 0, 1), filled[:tokens]
+    )
+    rng = np.random.default_rng(1)
+    inputs = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, tokens, 6), (3,), (3, 3))]
+    shapes = jax.eval_shape(denoiser.init, jax.random.key(0), *(one[0] for one in inputs), jnp.ones(()))["params"]
+    variables = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
+    plain = denoise(denoiser, variables, *inputs, jnp.ones(3))
+    for module in (products, denoiser_module):
+        monkeypatch.setattr(module, "has_fused_attention", lambda dtype: True)
+    monkeypatch.setattr(products, "fused_attention", functools.partial(fused_attention, implementation="xla"))
+    fused = denoise(denoiser, variables, *inputs, jnp.ones(3))
+    assert np.abs(plain).max() > 0.1
+    np.testing.assert_allclose(fused, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_other_products_are_refused():

@@ -11,6 +11,7 @@ from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.errors import InputError
 
 _SMALLEST_SHARE = 0.05
+_FEW_DAYS = 0.25  # with readings of less than so many days in all, how far a region moves is not known
 
 
 Visible = Span | Bool[np.ndarray, " T"]
@@ -65,7 +66,8 @@ def region_scales(city: City, visible: Visible) -> tuple[Float[np.ndarray, " N"]
 
     Returns:
       Two float32 arrays [N] in the data's units. A standard deviation is at least 5 % of the city's median one, so
-      that a region that hardly moves does not blow up.
+      that a region that hardly moves does not blow up; that of a region with readings of less than a quarter of a day
+      is at least as large beside its mean as the median of the other regions has it.
 
     Raises:
       InputError: no region has a reading in the visible span.
@@ -82,6 +84,18 @@ def region_scales(city: City, visible: Visible) -> tuple[Float[np.ndarray, " N"]
     count = np.maximum(observed.sum(axis=0), 1)
     mean = np.where(observed, readings, 0.0).sum(axis=0) / count
     variance = np.where(observed, np.square(readings - mean), 0.0).sum(axis=0) / count
-    moments = fill_from_neighbours(np.stack([mean, np.sqrt(variance)], axis=1), silent, city)
+    deviation = _of_few_readings(mean, np.sqrt(variance), observed.sum(axis=0) < _FEW_DAYS * city.steps_per_day)
+    moments = fill_from_neighbours(np.stack([mean, deviation], axis=1), silent, city)
     floor = max(_SMALLEST_SHARE * float(np.median(moments[:, 1])), 1e-3)
     return moments[:, 0].astype(np.float32), np.maximum(moments[:, 1], floor).astype(np.float32)
+
+
+def _of_few_readings(
+    mean: Float[np.ndarray, " N"], deviation: Float[np.ndarray, " N"], few: Bool[np.ndarray, " N"]
+) -> Float[np.ndarray, " N"]:
+    """The deviations, where those of few readings are at least as large beside their means as the others' are."""
+    known = ~few & (mean != 0)
+    if few.all() or not known.any():
+        return deviation
+    usual = float(np.median(deviation[known] / np.abs(mean[known])))
+    return np.where(few, np.maximum(deviation, usual * np.abs(mean)), deviation)

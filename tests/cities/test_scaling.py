@@ -44,6 +44,21 @@ def test_a_region_that_hardly_moves_takes_a_twentieth_of_the_median_deviation():
     np.testing.assert_allclose(still, 1e-3)
 
 
+def test_a_region_that_was_hardly_read_moves_as_the_others_do():
+    # Relative deviations of 1/2 and 1/4; the third has five readings, fewer than those of a quarter of a day.
+    day, few = [[1.0, 3.0] * 12, [3.0, 5.0] * 12], [80.0, 80.0, 80.0, 80.0, 80.0]
+    city = _city([*day, few + [_NAN] * 19], [(0, 1), (1, 2)])
+    mean, std = region_scales(city, Span(0, 24))
+    np.testing.assert_allclose(mean, [2, 4, 80])
+    np.testing.assert_allclose(std, [1, 1, 0.375 * 80])
+    # With one reading more it is known not to move.
+    city = _city([*day, [80.0, *few] + [_NAN] * 18], [(0, 1), (1, 2)])
+    np.testing.assert_allclose(region_scales(city, Span(0, 24))[1], [1, 1, 0.05])
+    # Of what moves more than that, what was read holds.
+    city = _city([*day, [0.0, 160.0, 0.0, 160.0] + [_NAN] * 20], [(0, 1), (1, 2)])
+    np.testing.assert_allclose(region_scales(city, Span(0, 24))[1], [1, 1, 80])
+
+
 def test_silent_regions_are_those_without_a_reading_in_the_span():
     city = _city([[1, _NAN, _NAN], [1, _NAN, 3], [_NAN, 2, _NAN]], [(0, 1), (1, 2)])
     np.testing.assert_array_equal(silent_regions(city, Span(1, 3)), [True, False, False])

@@ -7,8 +7,8 @@ Every city of --held_out is left out in turn: a generator is trained on the othe
 40 random moments of the city, each from the 72 hours before it, which go through CSV as an engineer's readings do.
 `none` leaves none out: it is the generator of the package as it is installed, with 16 bits, judged on a city of another
 collection, nyc_bike_2014. What is finished is kept in --results and not made again; a training that was stopped goes
-on. With --package, that generator is made first, judged from there, and beside it its card is written, with the errors
-of all results.
+on. With --window_days 3,3 generators are made for three days alone, to stand beside. With --package, the package's
+generator is made first, judged from there, and beside it its card is written, with the errors of all results.
 """
 
 import math
@@ -35,10 +35,10 @@ flags.DEFINE_string("results", "benchmarks/results/crowd_hourly", "folder of the
 flags.DEFINE_integer("moments", 40, "random moments of every city", 1)
 flags.DEFINE_bool("adapted", True, "forecast after fine-tuning too, which takes most of the time")
 flags.DEFINE_float("minutes", None, "begin no further city after so many; no limit if not given", 0)
+flags.DEFINE_list("window_days", ["1", "14"], "days of the windows that sources are seen through, least and most")
 flags.DEFINE_string("package", None, "folder for the generator of none")
 
 _DIRECTIONS = 32  # as many as fine-tuning takes
-DATA = gpd.DataConfig(window_days=(1, 14))
 _SEED = 0
 
 
@@ -53,8 +53,15 @@ def train(held_out: str) -> gpd.Hypernetwork:
     folder = pathlib.Path(flags.FLAGS.out_dir) / held_out
     cities = [read_city(name) for name in CITIES if name != held_out]
     zoo_key, key = jax.random.split(jax.random.key(_SEED))
-    zoo = gpd.harvest_cities(cities, key=zoo_key, data=DATA, folder=folder / "zoo")
+    zoo = gpd.harvest_cities(cities, key=zoo_key, data=_data(), folder=folder / "zoo")
     return gpd.pretrain(zoo, key=key, folder=folder / "hypernetwork")
+
+
+def _data() -> gpd.DataConfig:
+    words = flags.FLAGS.window_days
+    if len(words) != 2 or not all(word.isdecimal() for word in words):
+        raise InputError(f"--window_days (={','.join(words)}) must be two whole numbers of days, as in 1,14")
+    return gpd.DataConfig(window_days=(int(words[0]), int(words[1])))
 
 
 def packaged(folder: str | None) -> gpd.Hypernetwork:
@@ -79,6 +86,7 @@ def main(argv: list[str]) -> None:
     unknown = sorted(set(names) - {"none", *CITIES})
     if unknown:
         raise InputError(f"--held_out (={','.join(unknown)}) must be among none, {', '.join(CITIES)}")
+    days = list(_data().window_days)
     gpd.enable_compilation_cache()
     if given.package is not None:
         write_package(pathlib.Path(given.package))
@@ -94,9 +102,10 @@ def main(argv: list[str]) -> None:
         found = judge(read_city(target), generator, given.moments, adapted=given.adapted)
         facts = {
             "city": target,
-            "generator": {"cities": [one for one in CITIES if one != name], "seed": _SEED, "window_days": [1, 14]},
+            "generator": {"cities": [one for one in CITIES if one != name], "seed": _SEED, "window_days": days},
             "support_days": DAYS,
             "command": f"python -m benchmarks.crowd_hourly --held_out {name} --moments {given.moments}"
+            + ("" if days == [1, 14] else f" --window_days {','.join(map(str, days))}")
             + ("" if given.adapted else " --noadapted"),
             "seconds": {"training": trained - begin, "forecasts": time.perf_counter() - trained},
             "device": device_name(),

@@ -19,8 +19,9 @@ from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import DAMAGE, read_npz
 from gpdiff_jax.ingest.clock import LocalTimes, local_times, repeated_for
 from gpdiff_jax.ingest.plain_pickle import load_plain_pickle
-from gpdiff_jax.ingest.readings import Rows, column_of, numbers, read_table
+from gpdiff_jax.ingest.readings import Rows
 from gpdiff_jax.ingest.steps import Grid, grid
+from gpdiff_jax.ingest.table_file import numbers, read_table
 
 ARRAY_FILES = (".h5", ".hdf5", ".npy", ".npz")
 
@@ -62,10 +63,10 @@ def read_series(path: pathlib.Path, *, channel: int = 0, time_zone: str | None =
             raise InputError(f"`channel` (={channel}) must be in 0..{array.shape[2] - 1}, as {path} has; choose one")
         return Series(array[:, :, channel], tuple(map(str, range(array.shape[1]))), None)
     table = read_table(path, header=False)
-    names, body = [cell.strip() for cell in table.iloc[0]], table
-    if headed := _is_header(names, table):
-        body = table.iloc[1:].reset_index(drop=True)
-    values = np.stack([numbers(column_of(body, name)) for name in body.columns], axis=1)
+    names = [cell.strip() for cell in table.frame.iloc[0]]
+    if headed := _is_header(names, table.frame):
+        table = table._replace(frame=table.frame.iloc[1:].reset_index(drop=True), above=1)
+    values = numbers(table, list(table.frame.columns))
     return Series(values, tuple(names) if headed else tuple(map(str, range(values.shape[1]))), None)
 
 
@@ -208,7 +209,7 @@ def _read_sparse(path: pathlib.Path) -> np.ndarray:
 
 def _table_matrix(path: pathlib.Path) -> Float[np.ndarray, "X Y"]:
     table = read_table(path, header=False)
-    return np.stack([numbers(column_of(table, name)) for name in table.columns], axis=1)
+    return numbers(table, list(table.frame.columns))
 
 
 def _read_frame(path: pathlib.Path, time_zone: str | None) -> Series:

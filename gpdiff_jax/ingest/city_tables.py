@@ -14,10 +14,12 @@ from gpdiff_jax.ingest.graph import NEIGHBOURS, Sites, nearest_sites, read_edges
 from gpdiff_jax.ingest.readings import LONG, read_rows
 from gpdiff_jax.ingest.steps import Grid, grid
 from gpdiff_jax.ingest.table_city import TableFacts, table_city
+from gpdiff_jax.ingest.table_file import SEPARATORS, separator_of
 
 _Path = str | os.PathLike[str]
 _QUANTITIES = {"crowd": "visitors", "flow": "vehicles", "speed": "speed_kmh"}
 UNKNOWN = "unknown"
+_NO_TEXT = (*ARRAY_FILES, ".parquet", ".pkl", ".pickle")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +176,7 @@ def city_from_tables(
     adjacency, places = read_graph(
         found.ids, edges=edges, matrix=matrix, sites=sites, distances=distances, neighbours=neighbours
     )
-    return table_city(
+    city, facts = table_city(
         found,
         adjacency,
         name=name,
@@ -185,3 +187,18 @@ def city_from_tables(
         missing_above=missing_above,
         sites=places,
     )
+    return city, facts._replace(
+        seen=facts.seen + _separators((readings, config.start is None), (edges, True), (sites, True), (matrix, False))
+    )
+
+
+def _separators(*files: tuple[_Path | None, bool]) -> tuple[tuple[str, str], ...]:
+    """A line on the files that are separated otherwise than by commas; each comes with whether it has a header."""
+    found = []
+    for given, header in files:
+        path = None if given is None else pathlib.Path(given).expanduser()
+        if path is not None and path.suffix not in _NO_TEXT:
+            separator = separator_of(path, header=header)
+            if separator != ",":
+                found.append(f"{path.name} is separated by {SEPARATORS[separator]}")
+    return (("written", f"{', '.join(found)}; a comma within a number is decimal"),) if found else ()

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from gpdiff_jax.cities.distances import is_distance_matrix
 from gpdiff_jax.errors import InputError, check_at_least
 from gpdiff_jax.ingest.arrays import read_matrix_file
-from gpdiff_jax.ingest.readings import column_of, numbers, read_table
+from gpdiff_jax.ingest.table_file import column_of, numbers, read_table
 
 _EARTH_KM = 6371.0088  # mean radius, IUGG
 _WEAKEST = 0.1  # weights below it are no edge, as Li et al. (DCRNN, 2018) cut them
@@ -41,25 +41,26 @@ def read_edges(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool | No
     Raises:
       InputError: columns that lack, a number that is none, an edge that is listed twice, or none between the regions.
     """
-    table = read_table(path).rename(columns={"origin_id": "from", "destination_id": "to"})
-    columns = ["from", "to"]
-    third = next((name for name in _WEIGHTS if name in table.columns), None)
-    if third is None and (path.suffix == ".rel" or list(table.columns) == columns):
-        third, table["weight"] = "weight", 1.0  # what is linked is linked alike
-    if third is None or not set(columns) <= set(table.columns):
+    table = read_table(path)
+    frame = table.frame.rename(columns={"origin_id": "from", "destination_id": "to"})
+    table, columns = table._replace(frame=frame), ["from", "to"]
+    third = next((name for name in _WEIGHTS if name in frame.columns), None)
+    if third is None and (path.suffix == ".rel" or list(frame.columns) == columns):
+        third, frame["weight"] = "weight", 1.0  # what is linked is linked alike
+    if third is None or not set(columns) <= set(frame.columns):
         raise InputError(
-            f"{path} has the columns {', '.join(table.columns[:8])}; edges need from and to, and weight or distance if "
+            f"{path} has the columns {', '.join(frame.columns[:8])}; edges need from and to, and weight or distance if "
             "they are not all alike"
         )
     if third in ("cost", "distance") and distances is None:
         raise InputError(f"{path} has a column {third!r}; say by --distances or --nodistances whether it is one")
     number = {name: index for index, name in enumerate(ids)}
     ends = [column_of(table, name).astype("string").str.strip().map(number) for name in columns]
-    weights = numbers(column_of(table, third))
+    weights = numbers(table, [third])[:, 0]
     kept = np.asarray(ends[0].notna() & ends[1].notna() & np.isfinite(weights) & (ends[0] != ends[1]), bool)
     if not kept.any():
         raise InputError(
-            f"{path} has no edge between two regions of the city; its first is from {table['from'].iloc[0]!r}, and the "
+            f"{path} has no edge between two regions of the city; its first is from {frame['from'].iloc[0]!r}, and the "
             f"first region is {ids[0]!r}; write ids as the readings have them"
         )
     rows, cols = (np.asarray(end[kept], np.int64) for end in ends)
@@ -162,9 +163,11 @@ def read_sites(path: pathlib.Path, ids: tuple[str, ...]) -> Sites:
     """
     table, columns = read_table(path), ("unique_id", "latitude", "longitude")
     if path.suffix == ".geo":
-        table = _places(table, path)
-    if not set(columns) <= set(table.columns):
-        raise InputError(f"{path} has the columns {', '.join(table.columns[:8])}; sites need {', '.join(columns)}")
+        table = table._replace(frame=_places(table.frame, path))
+    if not set(columns) <= set(table.frame.columns):
+        raise InputError(
+            f"{path} has the columns {', '.join(table.frame.columns[:8])}; sites need {', '.join(columns)}"
+        )
     names = column_of(table, "unique_id").astype("string").str.strip()
     if names.duplicated().any():
         raise InputError(f"{path} has two sites of {names[names.duplicated()].iloc[0]!r}; keep one")
@@ -177,7 +180,7 @@ def read_sites(path: pathlib.Path, ids: tuple[str, ...]) -> Sites:
     rows = [row_of[name] for name in ids]
     places = []
     for name, limit in (("latitude", 90.0), ("longitude", 180.0)):
-        degrees = numbers(column_of(table, name))[rows]
+        degrees = numbers(table, [name], thousands=False)[rows, 0]
         wrong = ~(np.abs(degrees) <= limit)
         if wrong.any():
             at = int(np.argmax(wrong))

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import tarfile
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +9,8 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.files import DAMAGE
 from gpdiff_jax.ingest.clock import LocalTimes, local_times, repeated_for
+from gpdiff_jax.ingest.table_file import TableFile, column_of, numbers, read_table
 
 LONG = ("unique_id", "ds", "y")
 _FEW = 0.2  # of the times of a wide table may come again, as clocks are put back or tables are joined
@@ -34,7 +33,7 @@ def read_rows(
     time_zone: str | None = None,
     time_format: str | None = None,
 ) -> Rows:
-    """Reads a table of readings, CSV or Parquet.
+    """Reads a table of readings, CSV or Parquet, see `read_table`.
 
     A table with the three columns is long: a row for every region and time. Any other is wide: a column of times, the
     first or the one with the second of the three names, and a column for every region. LibCity's `.dyna` files are
@@ -55,60 +54,12 @@ def read_rows(
     path = pathlib.Path(path).expanduser()
     table = read_table(path)
     if path.suffix == ".dyna":
-        columns = _dyna_columns(table, columns)
+        columns = _dyna_columns(table.frame, columns)
         if time_zone is None:
-            table[columns[1]] = column_of(table, columns[1]).astype("string").str.strip().str.removesuffix("Z")
-    if set(columns) <= set(table.columns):
+            table.frame[columns[1]] = column_of(table, columns[1]).astype("string").str.strip().str.removesuffix("Z")
+    if set(columns) <= set(table.frame.columns):
         return _long(table, columns, time_zone, time_format)
-    return _wide(table, _time_column(table, columns), time_zone, time_format)
-
-
-def read_table(path: pathlib.Path, *, header: bool = True) -> pd.DataFrame:
-    """Reads CSV, all of it as text, or Parquet.
-
-    Args:
-      path: the file.
-      header: whether a CSV's first line names the columns; else they are "0", "1", ...
-
-    Returns:
-      The table. A first column without a name that counts the rows is left out.
-
-    Raises:
-      InputError: no such file, one that is neither or damaged, no row, or two columns of one name.
-    """
-    if not path.is_file():
-        raise InputError(f"{str(path)!r} is no file; check the path")
-    try:
-        if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
-            if not isinstance(table.index, pd.RangeIndex):
-                table = table.reset_index(names=table.index.name or "ds")
-        else:
-            table = pd.read_csv(
-                path, header=None, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig"
-            )
-            if header:
-                names = [str(name) for name in table.iloc[0]]
-                table = table.iloc[1:].reset_index(drop=True).set_axis(names, axis=1)
-    except ImportError as error:
-        raise InputError(
-            f"{path} cannot be read ({' '.join(str(error).split())[:80]}); pip install 'gpdiff_jax[data]', or write CSV"
-        ) from None
-    except (*DAMAGE, OSError, tarfile.TarError, pd.errors.ParserError) as error:
-        reason = " ".join(str(error).split())[:160]
-        kind = path.suffix.lstrip(".") or "CSV"
-        raise InputError(
-            f"{path} cannot be read as {kind} ({type(error).__name__}: {reason}); check the file"
-        ) from None
-    if table.empty:
-        raise InputError(f"{path} holds no row; give a table with readings")
-    names = [str(name).strip() for name in table.columns]
-    table.columns = names
-    if again := next((name for name in names if names.count(name) > 1), None):
-        raise InputError(f"{path} has two columns {again!r}; rename one")
-    if header and names[0] == "" and np.array_equal(table[""], table.index.astype(str)):
-        table = table.drop(columns="")
-    return table
+    return _wide(table, _time_column(table.frame, columns), time_zone, time_format)
 
 
 def _time_column(table: pd.DataFrame, columns: tuple[str, str, str]) -> str:
@@ -139,49 +90,20 @@ def _dyna_columns(table: pd.DataFrame, columns: tuple[str, str, str]) -> tuple[s
     return "entity_id", "time", columns[2] if columns[2] in named else named[0]
 
 
-def _long(table: pd.DataFrame, columns: tuple[str, str, str], zone: str | None, form: str | None) -> Rows:
-    names, times, readings = (column_of(table, name) for name in columns)
+def _long(table: TableFile, columns: tuple[str, str, str], zone: str | None, form: str | None) -> Rows:
+    names, times = (column_of(table, name) for name in columns[:2])
     texts = names.astype("string").str.strip()
     unnamed = (texts.isna() | (texts == "")).to_numpy(bool)
     if unnamed.any():
         raise InputError(f"row {int(np.argmax(unnamed)) + 1} names no region in column {columns[0]!r}; name it")
     region, ids = pd.factorize(texts)
     when = local_times(times, time_zone=zone, time_format=form)
-    return Rows(region.astype(np.int64), when, numbers(readings), tuple(map(str, ids)))
+    return Rows(region.astype(np.int64), when, numbers(table, columns[2:])[:, 0], tuple(map(str, ids)))
 
 
-def _wide(table: pd.DataFrame, time_column: str, zone: str | None, form: str | None) -> Rows:
+def _wide(table: TableFile, time_column: str, zone: str | None, form: str | None) -> Rows:
     when = local_times(column_of(table, time_column), time_zone=zone, time_format=form)
-    regions = [name for name in table.columns if name != time_column]
-    values = np.stack([numbers(column_of(table, name)) for name in regions], axis=1)
+    regions = [name for name in table.frame.columns if name != time_column]
+    values = numbers(table, regions)
     rows, count = values.shape
     return Rows(np.tile(np.arange(count), rows), repeated_for(when, count), values.reshape(-1), tuple(regions))
-
-
-def column_of(table: pd.DataFrame, name: str) -> pd.Series:
-    """A column; raises `InputError` where the table has two of that name."""
-    column = table[name]
-    if not isinstance(column, pd.Series):
-        raise InputError(f"the table has two columns {name!r}; rename one")
-    return column
-
-
-def numbers(column: pd.Series) -> Float[np.ndarray, " X"]:
-    """A column as float64; an empty cell, and what stands for one, is NaN. Raises `InputError` at any other text."""
-    if pd.api.types.is_numeric_dtype(column.dtype):
-        read = column.to_numpy(np.float64, na_value=np.nan)
-        if np.isinf(read).any():
-            row = int(np.argmax(np.isinf(read)))
-            raise InputError(f"the reading inf (row {row + 1}, column {column.name!r}) is no number; correct it")
-        return read
-    text = column.astype("string").str.strip().fillna("")
-    missing = text.str.lower().isin(["", "nan", "na", "n/a", "null", "none"]).to_numpy(bool)
-    read = np.asarray(pd.to_numeric(text.where(~missing), errors="coerce"), np.float64)
-    wrong = ~missing & ~np.isfinite(read)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise InputError(
-            f"the reading {text.iloc[row]!r} (row {row + 1}, column {column.name!r}) is no number; correct it, or "
-            "leave it empty where it is missing"
-        )
-    return read

@@ -28,6 +28,7 @@ class TableFacts(NamedTuple):
     skipped: int
     edges: int
     isolated: int  # regions without an edge
+    seen: tuple[tuple[str, str], ...] = ()  # how the tables are written, where that had to be found out
 
 
 def table_city(
@@ -134,5 +135,6 @@ def fact_lines(facts: TableFacts) -> list[str]:
     ):
         if count:
             rows[name] = f"{count} {what}"
+    rows |= dict(facts.seen)
     width = max(map(len, rows))
     return [f"{name:<{width}}  {text}" for name, text in rows.items()]

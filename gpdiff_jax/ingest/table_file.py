@@ -1,0 +1,232 @@
+"""In: a file of a table, CSV or Parquet. Out: its cells as they are written, and its numbers."""
+
+import pathlib
+import re
+import tarfile
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import DAMAGE
+
+SEPARATORS = {",": "commas", ";": ";", "\t": "tabs"}
+_HEAD = 50  # lines from which the separator is seen
+_QUOTED = re.compile(r'"[^"]*"')
+# First lines that are separated by something else, without and with names.
+_OTHERWISE = (r"[\d.]+(?:[|:\s]+[\d.]+)+", r"[^|:\s]+(?:[|:\s]+[^|:\s]+)+")
+_NUMBER = re.compile(r"\s*([+-]?\d*[.,]?\d+([eE][+-]?\d+)?)?\s*")
+_MARKED = r"[+-]?\d*[.,]\d.*"  # a number with a comma or a point
+_GROUPED = r"[+-]?[1-9]\d{0,2}(?:[.,]\d{3})+"  # one that may be whole, with marks between its thousands
+
+
+class TableFile(NamedTuple):
+    """A table and where it comes from."""
+
+    path: pathlib.Path
+    frame: pd.DataFrame
+    separator: str | None  # of its cells; None for Parquet
+    above: int  # rows of the file above the first of the frame
+
+
+def read_table(path: pathlib.Path, *, header: bool = True) -> TableFile:
+    """Reads CSV, all of it as text, or Parquet.
+
+    Args:
+      path: the file; the cells of a CSV are separated by commas, semicolons or tabs, see `separator_of`.
+      header: whether a CSV's first line names the columns; else they are "0", "1", ...
+
+    Returns:
+      The table. A first column without a name that counts the rows is left out.
+
+    Raises:
+      InputError: no such file, one that is neither or damaged, no row, or two columns of one name.
+    """
+    if not path.is_file():
+        raise InputError(f"{str(path)!r} is no file; check the path")
+    try:
+        if path.suffix == ".parquet":
+            separator = None
+            table = pd.read_parquet(path)
+            if not isinstance(table.index, pd.RangeIndex):
+                table = table.reset_index(names=table.index.name or "ds")
+        else:
+            separator = separator_of(path, header=header)
+            table = pd.read_csv(
+                path,
+                sep=separator,
+                header=None,
+                dtype=str,
+                keep_default_na=False,
+                skipinitialspace=True,
+                encoding="utf-8-sig",
+            )
+            if header:
+                names = [str(name) for name in table.iloc[0]]
+                table = table.iloc[1:].reset_index(drop=True).set_axis(names, axis=1)
+    except InputError:
+        raise
+    except ImportError as error:
+        raise InputError(
+            f"{path} cannot be read ({' '.join(str(error).split())[:80]}); pip install 'gpdiff_jax[data]', or write CSV"
+        ) from None
+    except (*DAMAGE, OSError, tarfile.TarError, pd.errors.ParserError) as error:
+        raise _unreadable(path, error) from None
+    if table.empty:
+        raise InputError(f"{path} holds no row; give a table with readings")
+    names = [str(name).strip() for name in table.columns]
+    table.columns = names
+    if again := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"{path} has two columns {again!r}; rename one")
+    if header and names[0] == "" and np.array_equal(table[""], table.index.astype(str)):
+        table = table.drop(columns="")
+    return TableFile(path, table, separator, int(header and separator is not None))
+
+
+def separator_of(path: pathlib.Path, *, header: bool = True) -> str:
+    """What separates the cells of a CSV file: the one of commas, semicolons and tabs that its first line has.
+
+    Where the first line has several, it is the one that all lines have as often; of several such, the one between which
+    numbers lie.
+
+    Args:
+      path: the file, also compressed.
+      header: whether its first line names the columns.
+
+    Returns:
+      "," or ";" or a tab.
+
+    Raises:
+      InputError: the file cannot be read, or its separator cannot be told.
+    """
+    lines = [line for line in _lines(path, _HEAD) if line.strip()]
+    bare = [_QUOTED.sub("", line) for line in lines]
+    first = bare[0] if bare else ""
+    able = [mark for mark in SEPARATORS if mark in first]
+    if len(able) > 1:
+        able = [mark for mark in able if all(line.count(mark) == first.count(mark) for line in bare)]
+    if len(able) > 1:
+        able = [mark for mark in able if _is_between_numbers(mark, bare[1:] if header else bare)]
+    other = re.fullmatch(_OTHERWISE[header], first.strip()) is not None
+    if len(able) == 1 or not (able or other or set(first) & set(SEPARATORS)):
+        return able[0] if able else ","
+    raise InputError(
+        f"{path} has the first line {lines[0].strip()[:60]!r}, by which it cannot be told what separates its cells; "
+        "separate them by commas, semicolons or tabs, and quote cells that hold one"
+    )
+
+
+def _is_between_numbers(mark: str, lines: list[str]) -> bool:
+    """Whether a number or nothing is last in every line, and no cell holds another separator but within a number."""
+    for line in lines:
+        *others, last = line.split(mark)
+        if not _NUMBER.fullmatch(last):
+            return False
+        if any(other in cell and not _NUMBER.fullmatch(cell) for cell in others for other in set(SEPARATORS) - {mark}):
+            return False
+    return bool(lines)
+
+
+def _lines(path: pathlib.Path, count: int | None = None) -> list[str]:
+    """The first lines of a text file, or all, as they are; compressed ones are opened as tables are."""
+    try:
+        # Of a separator that no text holds, every line is one cell.
+        table = pd.read_csv(
+            path,
+            sep="\x01",
+            header=None,
+            names=["line"],
+            dtype=str,
+            nrows=count,
+            quoting=3,
+            keep_default_na=False,
+            skip_blank_lines=False,
+            encoding="utf-8-sig",
+        )
+    except pd.errors.EmptyDataError:
+        return []
+    except (*DAMAGE, OSError, tarfile.TarError, pd.errors.ParserError) as error:
+        raise _unreadable(path, error) from None
+    return list(table["line"])
+
+
+def _unreadable(path: pathlib.Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:160]
+    kind = path.suffix.lstrip(".") or "CSV"
+    return InputError(f"{path} cannot be read as {kind} ({type(error).__name__}: {reason}); check the file")
+
+
+def column_of(table: TableFile, name: str) -> pd.Series:
+    """A column; raises `InputError` where the table has two of that name."""
+    column = table.frame[name]
+    if not isinstance(column, pd.Series):
+        raise InputError(f"{table.path} has two columns {name!r}; rename one")
+    return column
+
+
+def numbers(table: TableFile, names: Sequence[str], *, thousands: bool = True) -> Float[np.ndarray, "X K"]:
+    """Columns as float64; an empty cell, and what stands for one, is NaN.
+
+    In a table that is not separated by commas, a comma within a number is decimal.
+
+    Args:
+      table: as `read_table` gives it.
+      names: of the columns.
+      thousands: whether numbers may be so large that they are written with marks between their thousands.
+
+    Returns:
+      float64 [X, K].
+
+    Raises:
+      InputError: any other text; numbers that may be written with decimal or with thousands marks.
+    """
+    columns = [column_of(table, name) for name in names]
+    if table.separator not in (",", None):
+        columns = [column.astype("string").str.strip() for column in columns]
+        _check_marks(table.path, columns, thousands)
+        columns = [column.str.replace(",", ".", regex=False) for column in columns]
+    return np.stack([_numbers(column) for column in columns], axis=1)
+
+
+def _check_marks(path: pathlib.Path, columns: list[pd.Series], thousands: bool) -> None:
+    """Refuses numbers with both commas and points, and those of which all may have them between their thousands."""
+    found = [
+        cell for column in columns for cell in column[column.str.fullmatch(_MARKED).to_numpy(bool, na_value=False)]
+    ]
+    cells = pd.Series(found, dtype="string")
+    comma = cells.str.contains(",", regex=False)
+    point = cells.str.contains(".", regex=False)
+    if comma.any() and point.any():
+        raise InputError(
+            f"{path} has the numbers {cells[comma].iloc[0]!r} and {cells[point].iloc[0]!r}, one with a comma and one "
+            "with a point; write decimals alike, and thousands without a mark"
+        )
+    if thousands and len(cells) and cells.str.fullmatch(_GROUPED).all():
+        raise InputError(
+            f"{path} has the number {cells.iloc[0]!r}, of which it cannot be told whether its mark is decimal or "
+            "between thousands, as of all its numbers; write thousands without a mark, or decimals with other than "
+            "three digits"
+        )
+
+
+def _numbers(column: pd.Series) -> Float[np.ndarray, " X"]:
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        read = column.to_numpy(np.float64, na_value=np.nan)
+        if np.isinf(read).any():
+            row = int(np.argmax(np.isinf(read)))
+            raise InputError(f"the reading inf (row {row + 1}, column {column.name!r}) is no number; correct it")
+        return read
+    text = column.astype("string").str.strip().fillna("")
+    missing = text.str.lower().isin(["", "nan", "na", "n/a", "null", "none"]).to_numpy(bool)
+    read = np.asarray(pd.to_numeric(text.where(~missing), errors="coerce"), np.float64)
+    wrong = ~missing & ~np.isfinite(read)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise InputError(
+            f"the reading {text.iloc[row]!r} (row {row + 1}, column {column.name!r}) is no number; correct it, or "
+            "leave it empty where it is missing"
+        )
+    return read

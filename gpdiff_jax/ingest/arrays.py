@@ -21,7 +21,7 @@ from gpdiff_jax.ingest.clock import LocalTimes, local_times, repeated_for
 from gpdiff_jax.ingest.plain_pickle import load_plain_pickle
 from gpdiff_jax.ingest.readings import Rows
 from gpdiff_jax.ingest.steps import Grid, grid
-from gpdiff_jax.ingest.table_file import numbers, read_table
+from gpdiff_jax.ingest.table_file import Source, numbers, read_table
 
 ARRAY_FILES = (".h5", ".hdf5", ".npy", ".npz")
 
@@ -65,7 +65,7 @@ def read_series(path: pathlib.Path, *, channel: int = 0, time_zone: str | None =
     table = read_table(path, header=False)
     names = [cell.strip() for cell in table.frame.iloc[0]]
     if headed := _is_header(names, table.frame):
-        table = table._replace(frame=table.frame.iloc[1:].reset_index(drop=True), above=1)
+        table = table._replace(frame=table.frame.iloc[1:].reset_index(drop=True), source=table.source._replace(above=1))
     values = numbers(table, list(table.frame.columns))
     return Series(values, tuple(names) if headed else tuple(map(str, range(values.shape[1]))), None)
 
@@ -231,7 +231,7 @@ def _read_frame(path: pathlib.Path, time_zone: str | None) -> Series:
             moments = pd.Series(np.asarray(index[()]).astype(f"datetime64[{unit[1] or 'ns'}]"), name="index")
             if (zone := index.attrs.get("tz")) is not None:
                 moments = moments.dt.tz_localize("UTC").dt.tz_convert(_text(zone))
-            times = local_times(moments, time_zone=time_zone)
+            times = local_times(moments, time_zone=time_zone, source=Source(path))
             values = np.full((len(moments), len(ids)), np.nan)
             number = {name: index for index, name in enumerate(ids)}
             for key in frame:

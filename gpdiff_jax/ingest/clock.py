@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Bool
 
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.ingest.table_file import UNNAMED, Source
 
 _WRITTEN_OFFSET = re.compile(r"\s*(?:Z|[+-]\d{2}(?::?\d{2})?)$")
 _OFFSET = re.compile(r"[T ]\d{2}(?::?\d{2}){0,2}(?:[.,]\d+)?" + _WRITTEN_OFFSET.pattern)
@@ -22,18 +23,22 @@ class LocalTimes(NamedTuple):
     repeated: Bool[np.ndarray, " X"]  # within an hour that a clock change repeats
     second: Bool[np.ndarray, " X"]  # within the second time of that hour
     told: bool  # whether the table tells the two apart; else `second` is False everywhere
+    seen: tuple[tuple[str, str], ...] = ()  # how times are written, where that had to be found out
 
 
-def local_times(column: pd.Series, *, time_zone: str | None = None, time_format: str | None = None) -> LocalTimes:
+def local_times(
+    column: pd.Series, *, time_zone: str | None = None, time_format: str | None = None, source: Source = UNNAMED
+) -> LocalTimes:
     """Brings the times of a table to local wall time.
 
     Times without an offset from UTC are taken as local. Those with one are converted to `time_zone`; without that, the
-    time that is written is the local one, as in 2024-03-31T01:00+01:00, unless all of them are in UTC.
+    time that is written is the local one, as in 2024-03-31T01:00+01:00, unless the offset is zero everywhere.
 
     Args:
       column: text, or datetimes with or without a time zone.
       time_zone: of the city, as "Europe/Berlin". Where it is given, clock changes are known.
       time_format: how text is written, as `datetime.strptime` has it; None for ISO 8601.
+      source: where the column comes from.
 
     Returns:
       Wall times in whole seconds.
@@ -77,7 +82,7 @@ def local_times(column: pd.Series, *, time_zone: str | None = None, time_format:
         written = instants if zone else _read(text.str.replace(_WRITTEN_OFFSET, "", regex=True), bare, utc=False)
     _check_years(instants, column)
     if zone is None:
-        return _as_written(instants, written)
+        return _as_written(instants, written, column, source)
     wall = instants.tz_convert(zone).tz_localize(None)
     repeated = _is_repeated(wall, zone)
     first = wall.tz_localize(zone, ambiguous=np.ones(len(wall), bool), nonexistent="shift_forward").tz_convert("UTC")
@@ -87,7 +92,7 @@ def local_times(column: pd.Series, *, time_zone: str | None = None, time_format:
 def repeated_for(times: LocalTimes, regions: int) -> LocalTimes:
     """The times of a table with a row for all regions, for each of them, region after region within a row."""
     wall, repeated, second = (np.repeat(part, regions) for part in (times.wall, times.repeated, times.second))
-    return LocalTimes(wall, repeated, second, times.told)
+    return LocalTimes(wall, repeated, second, times.told, times.seen)
 
 
 def skipped_steps(steps: np.ndarray, time_zone: str) -> Bool[np.ndarray, " T"]:
@@ -160,13 +165,16 @@ def _without_offsets(wall: pd.DatetimeIndex, zone: str | None, column: pd.Series
     return LocalTimes(_seconds(wall), never if zone is None else _is_repeated(wall, zone), never, False)
 
 
-def _as_written(instants: pd.DatetimeIndex, written: pd.DatetimeIndex) -> LocalTimes:
+def _as_written(instants: pd.DatetimeIndex, written: pd.DatetimeIndex, column: pd.Series, source: Source) -> LocalTimes:
     wall, moments = _seconds(written), _seconds(instants.tz_localize(None)).astype(np.int64)
     offsets = wall.astype(np.int64) - moments
     if not offsets.any():
-        raise InputError(
-            "the times are in UTC, which says nothing of the city's clocks; give its --time_zone, e.g. Europe/Berlin"
+        raise source.error(
+            f"the times in column {column.name!r} are in UTC, as {str(column.iloc[0])!r}, which says nothing of the "
+            "city's clocks; give its --time_zone, e.g. Asia/Shanghai, or --time_zone UTC where its clocks show that"
         )
+    at = int(np.argmax(offsets != 0))
+    told = f"as written, offsets from UTC left aside: {str(column.iloc[at])!r} is {written[at]} on the city's clocks"
     repeated, second = np.zeros(len(wall), bool), np.zeros(len(wall), bool)
     order = np.argsort(moments, kind="stable")
     change = np.flatnonzero(np.diff(offsets[order]) < 0)
@@ -180,7 +188,7 @@ def _as_written(instants: pd.DatetimeIndex, written: pd.DatetimeIndex) -> LocalT
         if (within & ~later).any():
             repeated |= within
             second |= later
-    return LocalTimes(wall, repeated, second, True)
+    return LocalTimes(wall, repeated, second, True, (("times", told),))
 
 
 def _is_repeated(wall: pd.DatetimeIndex, zone: str) -> Bool[np.ndarray, " X"]:

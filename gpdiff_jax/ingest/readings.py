@@ -97,12 +97,12 @@ def _long(table: TableFile, columns: tuple[str, str, str], zone: str | None, for
     if unnamed.any():
         raise InputError(f"row {int(np.argmax(unnamed)) + 1} names no region in column {columns[0]!r}; name it")
     region, ids = pd.factorize(texts)
-    when = local_times(times, time_zone=zone, time_format=form)
+    when = local_times(times, time_zone=zone, time_format=form, source=table.source)
     return Rows(region.astype(np.int64), when, numbers(table, columns[2:])[:, 0], tuple(map(str, ids)))
 
 
 def _wide(table: TableFile, time_column: str, zone: str | None, form: str | None) -> Rows:
-    when = local_times(column_of(table, time_column), time_zone=zone, time_format=form)
+    when = local_times(column_of(table, time_column), time_zone=zone, time_format=form, source=table.source)
     regions = [name for name in table.frame.columns if name != time_column]
     values = numbers(table, regions)
     rows, count = values.shape

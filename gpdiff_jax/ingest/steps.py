@@ -27,6 +27,7 @@ class Grid(NamedTuple):
     moved: int  # readings whose time was not on a step
     repeated: int  # steps that a clock change repeats, of those that were read both times
     skipped: int  # steps that a clock change skips, without a reading
+    seen: tuple[tuple[str, str], ...] = ()  # how the file is written, where that had to be found out
 
 
 class _Steps(NamedTuple):
@@ -105,7 +106,7 @@ def grid(
     unread = np.isnan(gridded).all(axis=1)
     skipped = 0 if time_zone is None else int((skipped_steps(walls, time_zone) & unread).sum())
     twice = len(np.unique(slot[weight < 1]))
-    return Grid(gridded, rows.ids, start, steps.interval, int(same.sum()), steps.moved, twice, skipped)
+    return Grid(gridded, rows.ids, start, steps.interval, int(same.sum()), steps.moved, twice, skipped, rows.times.seen)
 
 
 def _weights(

@@ -89,6 +89,7 @@ def table_city(
         skipped=grid.skipped,
         edges=len(senders),
         isolated=int(kept.sum()) - len(linked),
+        seen=grid.seen,
     )
     city = City(
         name=name,

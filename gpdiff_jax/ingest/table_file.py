@@ -23,13 +23,35 @@ _MARKED = r"[+-]?\d*[.,]\d.*"  # a number with a comma or a point
 _GROUPED = r"[+-]?[1-9]\d{0,2}(?:[.,]\d{3})+"  # one that may be whole, with marks between its thousands
 
 
-class TableFile(NamedTuple):
-    """A table and where it comes from."""
+class Source(NamedTuple):
+    """Where a table comes from, to be named where something in it is wrong."""
 
-    path: pathlib.Path
+    path: pathlib.Path | None = None
+    separator: str | None = None  # of its cells; None where it is no CSV
+    above: int = 0  # rows of the file above the first of the table
+
+    def error(self, text: str) -> InputError:
+        """What is wrong, behind the name of the file."""
+        return InputError(text if self.path is None else f"{self.path}: {text}")
+
+    def row(self, index: int | np.integer) -> int:
+        """The row in the file of a row of the table, counted from 1, with the header and with empty lines."""
+        index = int(index) + self.above
+        if self.path is None or self.separator is None:
+            return index + 1
+        blank = " " if self.separator == "\t" else None
+        filled = [number for number, line in enumerate(_lines(self.path)) if line.strip(blank)]
+        return filled[index] + 1 if index < len(filled) else index + 1
+
+
+UNNAMED = Source()  # of what comes from no file
+
+
+class TableFile(NamedTuple):
+    """A table as its file has it."""
+
     frame: pd.DataFrame
-    separator: str | None  # of its cells; None for Parquet
-    above: int  # rows of the file above the first of the frame
+    source: Source
 
 
 def read_table(path: pathlib.Path, *, header: bool = True) -> TableFile:
@@ -83,7 +105,7 @@ def read_table(path: pathlib.Path, *, header: bool = True) -> TableFile:
         raise InputError(f"{path} has two columns {again!r}; rename one")
     if header and names[0] == "" and np.array_equal(table[""], table.index.astype(str)):
         table = table.drop(columns="")
-    return TableFile(path, table, separator, int(header and separator is not None))
+    return TableFile(table, Source(path, separator, int(header and separator is not None)))
 
 
 def separator_of(path: pathlib.Path, *, header: bool = True) -> str:
@@ -163,7 +185,7 @@ def column_of(table: TableFile, name: str) -> pd.Series:
     """A column; raises `InputError` where the table has two of that name."""
     column = table.frame[name]
     if not isinstance(column, pd.Series):
-        raise InputError(f"{table.path} has two columns {name!r}; rename one")
+        raise table.source.error(f"there are two columns {name!r}; rename one")
     return column
 
 
@@ -184,31 +206,27 @@ def numbers(table: TableFile, names: Sequence[str], *, thousands: bool = True) -
       InputError: any other text; numbers that may be written with decimal or with thousands marks.
     """
     columns = [column_of(table, name) for name in names]
-    if table.separator not in (",", None):
+    if table.source.separator not in (",", None):
         columns = [column.astype("string").str.strip() for column in columns]
-        _check_marks(table.path, columns, thousands)
+        _check_marks(table.source, columns, thousands)
         columns = [column.str.replace(",", ".", regex=False) for column in columns]
     return np.stack([_numbers(column) for column in columns], axis=1)
 
 
-def _check_marks(path: pathlib.Path, columns: list[pd.Series], thousands: bool) -> None:
+def _check_marks(source: Source, columns: list[pd.Series], thousands: bool) -> None:
     """Refuses numbers with both commas and points, and those of which all may have them between their thousands."""
-    found = [
-        cell for column in columns for cell in column[column.str.fullmatch(_MARKED).to_numpy(bool, na_value=False)]
-    ]
-    cells = pd.Series(found, dtype="string")
-    comma = cells.str.contains(",", regex=False)
-    point = cells.str.contains(".", regex=False)
-    if comma.any() and point.any():
-        raise InputError(
-            f"{path} has the numbers {cells[comma].iloc[0]!r} and {cells[point].iloc[0]!r}, one with a comma and one "
-            "with a point; write decimals alike, and thousands without a mark"
+    found = [str(cell) for column in columns for cell in column if not pd.isna(cell)]
+    cells = [cell for cell in found if re.fullmatch(_MARKED, cell)]
+    comma, point = ([cell for cell in cells if mark in cell] for mark in ",.")
+    if comma and point:
+        raise source.error(
+            f"the numbers {comma[0]!r} and {point[0]!r} have one a comma and one a point; write decimals alike, and "
+            "thousands without a mark"
         )
-    if thousands and len(cells) and cells.str.fullmatch(_GROUPED).all():
-        raise InputError(
-            f"{path} has the number {cells.iloc[0]!r}, of which it cannot be told whether its mark is decimal or "
-            "between thousands, as of all its numbers; write thousands without a mark, or decimals with other than "
-            "three digits"
+    if thousands and cells and all(re.fullmatch(_GROUPED, cell) for cell in cells):
+        raise source.error(
+            f"the number {cells[0]!r} has a mark of which it cannot be told whether it is decimal or between "
+            "thousands, as in all its numbers; write thousands without a mark, or decimals with other than three digits"
         )
 
 

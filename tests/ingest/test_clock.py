@@ -71,7 +71,7 @@ def test_the_hour_that_a_clock_change_skips():
         (["2024-01-01T00:00", "yesterday"], {}, r"time 'yesterday' \(row 2\) in column 'ds' cannot be read"),
         (["2024-01-01T00:00", "31/01/2024"], {}, r"time '31/01/2024' \(row 2\).*--time_format"),
         (["2024-01-01T00:00Z", "2024-01-01T01:00"], {}, r"'2024-01-01T01:00' \(row 2\).*has no offset"),
-        (["2024-01-01T00:00Z"], {}, r"times are in UTC.*--time_zone"),
+        (["2024-01-01T00:00Z"], {}, r"times in column 'ds' are in UTC, as '2024-01-01T00:00Z'.*--time_zone UTC where"),
         (["2024-01-01T00:00"], {"time_zone": "Berlin"}, r"`time_zone` \(='Berlin'\) is unknown; name one of the IANA"),
         (["2024-01-01T00:00", None], {}, "row 2 has no time in column 'ds'"),
     ],
@@ -88,14 +88,18 @@ def test_numbers_are_no_times():
 
 @pytest.mark.parametrize("texts", [["2024-05-01 12:00:00+02"], ["20240501T120000+0200"], ["2024-05-01T12+02:00"]])
 def test_offsets_in_every_iso_form_are_seen(texts):
-    np.testing.assert_array_equal(local_times(_column(*texts)).wall, _walls("2024-05-01T12:00"))
+    made = local_times(_column(*texts))
+    np.testing.assert_array_equal(made.wall, _walls("2024-05-01T12:00"))
+    left = f"as written, offsets from UTC left aside: '{texts[0]}' is 2024-05-01 12:00:00 on the city's clocks"
+    assert made.seen == (("times", left),)
     zoned = local_times(_column(*texts), time_zone="Asia/Shanghai")
     np.testing.assert_array_equal(zoned.wall, _walls("2024-05-01T18:00"))
+    assert not zoned.seen
 
 
 @pytest.mark.parametrize("text", ["2024-05-01T00Z", "20240501T000000Z", "2024-05-01 00:00:00+00"])
 def test_utc_in_every_iso_form_asks_for_the_zone(text):
-    with pytest.raises(InputError, match="times are in UTC"):
+    with pytest.raises(InputError, match="are in UTC"):
         local_times(_column(text))
 
 

@@ -1,6 +1,7 @@
 """In: a simulated city written as tables. Out: the same city, from the shell and from Python; and what was seen."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from typing import Any
@@ -114,3 +115,42 @@ def test_the_command_writes_a_city_or_says_in_one_line_why_not(city, tables):
         ended = _prepare(tables, *given, *wrong)
         assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and said in ended.stderr
         assert (tables / "town.npz").read_bytes() == before and not list(tables.glob(".*partial"))
+
+
+@pytest.mark.parametrize(
+    ("offset", "zone", "start"),
+    [
+        ("Z", None, None),
+        ("+00:00", None, None),
+        ("+02:00", None, "2026-05-01T00:00"),
+        ("Z", "UTC", "2026-05-01T00:00"),
+        ("Z", "Asia/Shanghai", "2026-05-01T08:00"),
+        ("+02:00", "Asia/Shanghai", "2026-05-01T06:00"),
+    ],
+)
+def test_times_in_utc_need_a_zone_and_others_are_the_local_ones(tmp_path, offset, zone, start):
+    rows = [
+        f"{name},2026-05-0{day}T{hour:02}:00:00{offset},{hour}\n"
+        for name in "ab"
+        for day in (1, 2, 3)
+        for hour in range(24)
+    ]
+    (tmp_path / "counts.csv").write_text("unique_id,ds,y\n" + "".join(rows))
+    (tmp_path / "sites.csv").write_text("unique_id,latitude,longitude\na,1,2\nb,1,3\n")
+    given: dict[str, Any] = {"name": "x", "kind": "crowd", "sites": tmp_path / "sites.csv"}
+    config = ingest.ReadingsConfig(time_zone=zone)
+    if start is None:
+        said = rf"counts\.csv: the times .* as '2026-05-01T00:00:00{re.escape(offset)}', .*--time_zone, .*_zone UTC"
+        with pytest.raises(InputError, match=said):
+            ingest.city_from_tables(tmp_path / "counts.csv", config=config, **given)
+        words = ("--readings=counts.csv", "--kind=crowd", "--out_file=town.npz", "--sites=sites.csv")
+        ended = _prepare(tmp_path, *words)
+        assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and not list(tmp_path.glob("*.npz"))
+        assert "as '2026-05-01T00:00:00" in ended.stderr
+    else:
+        made, facts = ingest.city_from_tables(tmp_path / "counts.csv", config=config, **given)
+        assert made.start == np.datetime64(start, "m")
+        np.testing.assert_array_equal(made.values[:, 0, 0], np.tile(np.arange(24), 3))
+        lines = [line for line in ingest.fact_lines(facts) if line.startswith("times ")]
+        assert len(lines) == (zone is None)
+        assert all("'2026-05-01T00:00:00+02:00' is 2026-05-01 00:00:00 on" in line for line in lines)

@@ -105,15 +105,15 @@ def test_a_separator_that_cannot_be_told_is_refused(tmp_path, text, header):
 @pytest.mark.parametrize(
     ("cells", "said"),
     [
-        (["12", "1.234"], "number '1.234', of which it cannot be told whether its mark is decimal"),
-        (["12", "1,234"], "number '1,234', of which it cannot be told"),
-        (["1,5", "1.234"], "numbers '1,5' and '1.234', one with a comma and one with a point"),
-        (["1.234,5"], "numbers '1.234,5' and '1.234,5', one with"),
+        (["12", "1.234"], "number '1.234' has a mark of which it cannot be told whether it is decimal"),
+        (["12", "1,234"], "number '1,234' has a mark of which"),
+        (["1,5", "1.234"], "numbers '1,5' and '1.234' have one a comma and one a point"),
+        (["1.234,5"], "numbers '1.234,5' and '1.234,5' have one a comma"),
     ],
 )
 def test_marks_that_may_lie_between_thousands_are_refused(tmp_path, cells, said):
     (tmp_path / "x.csv").write_text("a;b\n" + "".join(f"{cell};0\n" for cell in cells))
-    with pytest.raises(InputError, match=r"x\.csv has the ") as e:
+    with pytest.raises(InputError, match=r"x\.csv: the ") as e:
         numbers(read_table(tmp_path / "x.csv"), ["a", "b"])
     assert said in str(e.value)
 

@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Bool
 
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.ingest.dates import iso_times
 from gpdiff_jax.ingest.table_file import UNNAMED, Source
 
 _WRITTEN_OFFSET = re.compile(r"\s*(?:Z|[+-]\d{2}(?::?\d{2})?)$")
@@ -37,7 +38,8 @@ def local_times(
     Args:
       column: text, or datetimes with or without a time zone.
       time_zone: of the city, as "Europe/Berlin". Where it is given, clock changes are known.
-      time_format: how text is written, as `datetime.strptime` has it; None for ISO 8601.
+      time_format: how text is written, as `datetime.strptime` has it; None for ISO 8601 or,
+        where all are so, dates as 03/04/2026, see `iso_times`.
       source: where the column comes from.
 
     Returns:
@@ -47,7 +49,7 @@ def local_times(
       InputError: a time that cannot be read, times with and without offsets, an unknown time zone, or times in UTC
         without a time zone.
     """
-    zone = check_time_zone(time_zone)
+    zone, seen = check_time_zone(time_zone), ()
     if isinstance(column.dtype, pd.DatetimeTZDtype):
         _refuse_missing(column, column.isna())
         instants, written = pd.DatetimeIndex(column).tz_convert("UTC"), pd.DatetimeIndex(column).tz_localize(None)
@@ -60,33 +62,36 @@ def local_times(
             "2024-01-31T14:00, or say by --time_format how they are written"
         )
     else:
-        text = column.astype("string").str.strip()
+        shown = text = column.astype("string").str.strip()
         _refuse_missing(column, text.isna() | (text == ""))
         if time_format is not None:
             time_format = re.sub(r"Z$", "%z", time_format)
             aware = np.full(len(text), "%z" in time_format)
         else:
+            text, order = iso_times(text, source)
+            seen = () if order is None else (("dates", order),)
             aware = text.str.contains(_OFFSET).to_numpy(bool)
         if aware.any() and not aware.all():
             row = int(np.argmin(aware))
             raise InputError(
-                f"the time {text.iloc[row]!r} (row {row + 1}) in column {column.name!r} has no offset from UTC "
+                f"the time {shown.iloc[row]!r} (row {row + 1}) in column {column.name!r} has no offset from UTC "
                 "and others have one; write all alike"
             )
         if not aware.all():
-            return _without_offsets(_read(text, time_format, utc=False), zone, column)
-        instants = _read(text, time_format, utc=True)
+            return _without_offsets(_read(text, time_format, shown, utc=False), zone, column)._replace(seen=seen)
+        instants = _read(text, time_format, shown, utc=True)
         if zone is None and time_format is not None and not time_format.endswith("%z"):
             raise InputError(f"`time_format` (={time_format!r}) has its offset within; give the city's --time_zone")
         bare = None if time_format is None else re.sub(r"\s*%z$", "", time_format)
-        written = instants if zone else _read(text.str.replace(_WRITTEN_OFFSET, "", regex=True), bare, utc=False)
+        written = instants if zone else _read(text.str.replace(_WRITTEN_OFFSET, "", regex=True), bare, shown, utc=False)
     _check_years(instants, column)
     if zone is None:
-        return _as_written(instants, written, column, source)
+        made = _as_written(instants, written, column, source)
+        return made._replace(seen=seen + made.seen)
     wall = instants.tz_convert(zone).tz_localize(None)
     repeated = _is_repeated(wall, zone)
     first = wall.tz_localize(zone, ambiguous=np.ones(len(wall), bool), nonexistent="shift_forward").tz_convert("UTC")
-    return LocalTimes(_seconds(wall), repeated, repeated & np.asarray(first != instants), True)
+    return LocalTimes(_seconds(wall), repeated, repeated & np.asarray(first != instants), True, seen)
 
 
 def repeated_for(times: LocalTimes, regions: int) -> LocalTimes:
@@ -121,7 +126,7 @@ def check_time_zone(time_zone: str | None) -> str | None:
     return time_zone
 
 
-def _read(text: pd.Series, time_format: str | None, *, utc: bool) -> pd.DatetimeIndex:
+def _read(text: pd.Series, time_format: str | None, shown: pd.Series, *, utc: bool) -> pd.DatetimeIndex:
     try:
         read = pd.DatetimeIndex(pd.to_datetime(text, format=time_format or "ISO8601", utc=utc, errors="coerce"))
     except (ValueError, TypeError, re.error) as error:
@@ -132,7 +137,7 @@ def _read(text: pd.Series, time_format: str | None, *, utc: bool) -> pd.Datetime
         row = int(np.argmax(wrong))
         wanted = "as 2024-01-31T14:00" if time_format is None else f"as --time_format (={time_format!r}) says"
         raise InputError(
-            f"the time {text.iloc[row]!r} (row {row + 1}) in column {text.name!r} cannot be read; write times "
+            f"the time {shown.iloc[row]!r} (row {row + 1}) in column {text.name!r} cannot be read; write times "
             f"{wanted}, or say by --time_format how they are written, e.g. %d/%m/%Y %H:%M"
         )
     return read

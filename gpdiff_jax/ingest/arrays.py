@@ -21,7 +21,7 @@ from gpdiff_jax.ingest.clock import LocalTimes, local_times, repeated_for
 from gpdiff_jax.ingest.plain_pickle import load_plain_pickle
 from gpdiff_jax.ingest.readings import Rows
 from gpdiff_jax.ingest.steps import Grid, grid
-from gpdiff_jax.ingest.table_file import Source, numbers, read_table
+from gpdiff_jax.ingest.table_file import UNNAMED, Source, numbers, read_table
 
 ARRAY_FILES = (".h5", ".hdf5", ".npy", ".npz")
 
@@ -32,6 +32,7 @@ class Series(NamedTuple):
     values: Float[np.ndarray, "T N"]  # float64, NaN where missing
     ids: tuple[str, ...]
     times: LocalTimes | None  # [T]; None where the file has none
+    source: Source = UNNAMED
 
 
 def read_series(path: pathlib.Path, *, channel: int = 0, time_zone: str | None = None) -> Series:
@@ -61,13 +62,13 @@ def read_series(path: pathlib.Path, *, channel: int = 0, time_zone: str | None =
             raise InputError(f"{path} holds an array of shape {array.shape}; readings need [T, N] or [T, N, C]")
         if not 0 <= channel < array.shape[2]:
             raise InputError(f"`channel` (={channel}) must be in 0..{array.shape[2] - 1}, as {path} has; choose one")
-        return Series(array[:, :, channel], tuple(map(str, range(array.shape[1]))), None)
+        return Series(array[:, :, channel], tuple(map(str, range(array.shape[1]))), None, Source(path))
     table = read_table(path, header=False)
     names = [cell.strip() for cell in table.frame.iloc[0]]
     if headed := _is_header(names, table.frame):
         table = table._replace(frame=table.frame.iloc[1:].reset_index(drop=True), source=table.source._replace(above=1))
     values = numbers(table, list(table.frame.columns))
-    return Series(values, tuple(names) if headed else tuple(map(str, range(values.shape[1]))), None)
+    return Series(values, tuple(names) if headed else tuple(map(str, range(values.shape[1]))), None, table.source)
 
 
 def _is_header(names: list[str], table: pd.DataFrame) -> bool:
@@ -111,16 +112,16 @@ def series_grid(
     if series.times is not None:
         rows, count = series.values.shape
         times = repeated_for(series.times, count)
-        held = Rows(np.tile(np.arange(count), rows), times, series.values.reshape(-1), series.ids)
+        held = Rows(np.tile(np.arange(count), rows), times, series.values.reshape(-1), series.ids, series.source, count)
         how: dict[str, Any] = {"duplicates": duplicates, "time_zone": time_zone}
         return grid(held, counts=counts, interval_minutes=interval_minutes, **how)
     if interval_minutes is None:
-        raise InputError("the file of readings has no times; say by --interval_minutes how long a step is")
+        raise series.source.error("the file of readings has no times; say by --interval_minutes how long a step is")
     check_interval(interval_minutes)
     begin = None
     if start is not None:
         begin = local_moment(start, "start")
-    return Grid(series.values.astype(np.float32), series.ids, begin, interval_minutes, 0, 0, 0, 0)
+    return Grid(series.values.astype(np.float32), series.ids, begin, interval_minutes, 0, 0, 0, 0, source=series.source)
 
 
 def read_matrix_file(path: pathlib.Path) -> tuple[Float[np.ndarray, "N N"], tuple[str, ...] | None]:
@@ -242,7 +243,7 @@ def _read_frame(path: pathlib.Path, time_zone: str | None) -> Series:
         raise
     except (*DAMAGE, OSError) as error:
         raise InputError(f"{path} is damaged or no pandas frame ({type(error).__name__}); download it again") from None
-    return Series(values, tuple(ids), times)
+    return Series(values, tuple(ids), times, Source(path))
 
 
 def _text(name: Any) -> str:

@@ -46,24 +46,24 @@ def local_times(
       Wall times in whole seconds.
 
     Raises:
-      InputError: a time that cannot be read, times with and without offsets, an unknown time zone, or times in UTC
-        without a time zone.
+      InputError: a time that cannot be read, dates of which neither the day nor the month can be told, times with and
+        without offsets, an unknown time zone, or times in UTC without a time zone.
     """
     zone, seen = check_time_zone(time_zone), ()
     if isinstance(column.dtype, pd.DatetimeTZDtype):
-        _refuse_missing(column, column.isna())
+        _refuse_missing(column, column.isna(), source)
         instants, written = pd.DatetimeIndex(column).tz_convert("UTC"), pd.DatetimeIndex(column).tz_localize(None)
     elif pd.api.types.is_datetime64_any_dtype(column.dtype):
-        _refuse_missing(column, column.isna())
-        return _without_offsets(pd.DatetimeIndex(column), zone, column)
+        _refuse_missing(column, column.isna(), source)
+        return _without_offsets(pd.DatetimeIndex(column), zone, column, source)
     elif pd.api.types.is_numeric_dtype(column.dtype) and time_format is None:
-        raise InputError(
+        raise source.error(
             f"the time (={column.iloc[0]}) in column {column.name!r} is a number; write ISO times, e.g. "
             "2024-01-31T14:00, or say by --time_format how they are written"
         )
     else:
         shown = text = column.astype("string").str.strip()
-        _refuse_missing(column, text.isna() | (text == ""))
+        _refuse_missing(column, text.isna() | (text == ""), source)
         if time_format is not None:
             time_format = re.sub(r"Z$", "%z", time_format)
             aware = np.full(len(text), "%z" in time_format)
@@ -73,18 +73,24 @@ def local_times(
             aware = text.str.contains(_OFFSET).to_numpy(bool)
         if aware.any() and not aware.all():
             row = int(np.argmin(aware))
-            raise InputError(
-                f"the time {shown.iloc[row]!r} (row {row + 1}) in column {column.name!r} has no offset from UTC "
-                "and others have one; write all alike"
+            raise source.error(
+                f"the time {shown.iloc[row]!r} (row {source.row(row)}) in column {column.name!r} has no offset "
+                "from UTC and others have one; write all alike"
             )
         if not aware.all():
-            return _without_offsets(_read(text, time_format, shown, utc=False), zone, column)._replace(seen=seen)
-        instants = _read(text, time_format, shown, utc=True)
+            return _without_offsets(_read(text, time_format, shown, source, utc=False), zone, column, source)._replace(
+                seen=seen
+            )
+        instants = _read(text, time_format, shown, source, utc=True)
         if zone is None and time_format is not None and not time_format.endswith("%z"):
-            raise InputError(f"`time_format` (={time_format!r}) has its offset within; give the city's --time_zone")
+            raise source.error(f"`time_format` (={time_format!r}) has its offset within; give the city's --time_zone")
         bare = None if time_format is None else re.sub(r"\s*%z$", "", time_format)
-        written = instants if zone else _read(text.str.replace(_WRITTEN_OFFSET, "", regex=True), bare, shown, utc=False)
-    _check_years(instants, column)
+        written = (
+            instants
+            if zone
+            else _read(text.str.replace(_WRITTEN_OFFSET, "", regex=True), bare, shown, source, utc=False)
+        )
+    _check_years(instants, column, source)
     if zone is None:
         made = _as_written(instants, written, column, source)
         return made._replace(seen=seen + made.seen)
@@ -126,46 +132,48 @@ def check_time_zone(time_zone: str | None) -> str | None:
     return time_zone
 
 
-def _read(text: pd.Series, time_format: str | None, shown: pd.Series, *, utc: bool) -> pd.DatetimeIndex:
+def _read(text: pd.Series, time_format: str | None, shown: pd.Series, source: Source, *, utc: bool) -> pd.DatetimeIndex:
     try:
         read = pd.DatetimeIndex(pd.to_datetime(text, format=time_format or "ISO8601", utc=utc, errors="coerce"))
     except (ValueError, TypeError, re.error) as error:
         reason = " ".join(str(error).split())[:120]
-        raise InputError(f"the times in column {text.name!r} cannot be read ({reason}); mend --time_format") from None
+        raise source.error(f"the times in column {text.name!r} cannot be read ({reason}); mend --time_format") from None
     wrong = np.asarray(read.isna())
     if wrong.any():
         row = int(np.argmax(wrong))
         wanted = "as 2024-01-31T14:00" if time_format is None else f"as --time_format (={time_format!r}) says"
-        raise InputError(
-            f"the time {shown.iloc[row]!r} (row {row + 1}) in column {text.name!r} cannot be read; write times "
+        raise source.error(
+            f"the time {shown.iloc[row]!r} (row {source.row(row)}) in column {text.name!r} cannot be read; write times "
             f"{wanted}, or say by --time_format how they are written, e.g. %d/%m/%Y %H:%M"
         )
     return read
 
 
-def _refuse_missing(column: pd.Series, missing: pd.Series) -> None:
+def _refuse_missing(column: pd.Series, missing: pd.Series, source: Source) -> None:
     if missing.any():
         row = int(np.argmax(missing.to_numpy(bool)))
-        raise InputError(f"row {row + 1} has no time in column {column.name!r}; give it one or leave the row out")
+        raise source.error(
+            f"row {source.row(row)} has no time in column {column.name!r}; give it one or leave the row out"
+        )
 
 
-def _check_years(index: pd.DatetimeIndex, column: pd.Series) -> None:
+def _check_years(index: pd.DatetimeIndex, column: pd.Series, source: Source) -> None:
     seconds = _seconds(index.tz_localize(None))
     wrong = (seconds < _EARLIEST) | (seconds > _LATEST)
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise InputError(
-            f"the time {str(column.iloc[row])!r} (row {row + 1}) in column {column.name!r} lies outside the years "
-            "1900 to 2199; correct it, or leave the row out"
+        raise source.error(
+            f"the time {str(column.iloc[row])!r} (row {source.row(row)}) in column {column.name!r} lies outside the "
+            "years 1900 to 2199; correct it, or leave the row out"
         )
 
 
-def _without_offsets(wall: pd.DatetimeIndex, zone: str | None, column: pd.Series) -> LocalTimes:
+def _without_offsets(wall: pd.DatetimeIndex, zone: str | None, column: pd.Series, source: Source) -> LocalTimes:
     if wall.tz is not None:
-        raise InputError(
+        raise source.error(
             f"the times in column {column.name!r} have offsets from UTC in a form that is not read; use ISO"
         )
-    _check_years(wall, column)
+    _check_years(wall, column, source)
     never = np.zeros(len(wall), bool)
     return LocalTimes(_seconds(wall), never if zone is None else _is_repeated(wall, zone), never, False)
 

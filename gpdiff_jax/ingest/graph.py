@@ -11,7 +11,7 @@ from jaxtyping import Float
 from gpdiff_jax.cities.distances import is_distance_matrix
 from gpdiff_jax.errors import InputError, check_at_least
 from gpdiff_jax.ingest.arrays import read_matrix_file
-from gpdiff_jax.ingest.table_file import column_of, numbers, read_table
+from gpdiff_jax.ingest.table_file import TableFile, column_of, numbers, read_table
 
 _EARTH_KM = 6371.0088  # mean radius, IUGG
 _WEAKEST = 0.1  # weights below it are no edge, as Li et al. (DCRNN, 2018) cut them
@@ -68,11 +68,18 @@ def read_edges(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool | No
     unique, first = np.unique(pairs, return_index=True)
     if len(unique) < len(pairs):
         again = int(np.setdiff1d(np.arange(len(pairs)), first)[0])
-        raise InputError(f"{path} lists the edge from {ids[rows[again]]!r} to {ids[cols[again]]!r} twice; keep one")
-    if not distances and weights[kept].max() > 1:
+        row = table.source.row(np.flatnonzero(kept)[again])
+        edge = f"from {ids[rows[again]]!r} to {ids[cols[again]]!r}"
+        raise InputError(f"{path} lists the edge {edge} twice, again in row {row}; keep one")
+    wrong = kept & (weights < 0)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise table.source.error(f"the {third} {weights[at]:g} (row {table.source.row(at)}) is negative; correct it")
+    heaviest = int(np.argmax(np.where(kept, weights, -np.inf)))
+    if not distances and weights[heaviest] > 1:
         raise InputError(
-            f"{path} has the weight {weights[kept].max():g}, which is above 1; say by --distances that it is a "
-            "distance, or divide weights by the largest"
+            f"{path} has the weight {weights[heaviest]:g} (row {table.source.row(heaviest)}), which is above 1; say by "
+            "--distances that it is a distance, or divide weights by the largest"
         )
     matrix = np.full((len(ids), len(ids)), np.nan if distances else 0.0)
     matrix[rows, cols] = weights[kept]
@@ -107,6 +114,11 @@ def read_matrix(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool = F
             f"{path} holds a matrix of shape {matrix.shape}; the {len(ids)} regions need [{len(ids)}, {len(ids)}]"
         )
     matrix = np.where(np.eye(len(ids), dtype=bool), 0.0, matrix)
+    if (matrix < 0).any():
+        one, other = np.unravel_index(int(np.argmin(matrix)), matrix.shape)
+        raise InputError(
+            f"{path} has {matrix.min():g} from {ids[one]!r} to {ids[other]!r}, which is negative; correct it"
+        )
     if distances:
         return gaussian_kernel(np.where(matrix == 0, np.nan, matrix))
     if is_distance_matrix(matrix):
@@ -163,14 +175,16 @@ def read_sites(path: pathlib.Path, ids: tuple[str, ...]) -> Sites:
     """
     table, columns = read_table(path), ("unique_id", "latitude", "longitude")
     if path.suffix == ".geo":
-        table = table._replace(frame=_places(table.frame, path))
+        table = table._replace(frame=_places(table, path))
     if not set(columns) <= set(table.frame.columns):
         raise InputError(
             f"{path} has the columns {', '.join(table.frame.columns[:8])}; sites need {', '.join(columns)}"
         )
     names = column_of(table, "unique_id").astype("string").str.strip()
     if names.duplicated().any():
-        raise InputError(f"{path} has two sites of {names[names.duplicated()].iloc[0]!r}; keep one")
+        again = int(np.argmax(names.duplicated()))
+        row = table.source.row(again)
+        raise InputError(f"{path} has two sites of {names.iloc[again]!r}, the second in row {row}; keep one")
     row_of = {name: row for row, name in enumerate(names)}
     absent = [name for name in ids if name not in row_of]
     if absent:
@@ -184,29 +198,31 @@ def read_sites(path: pathlib.Path, ids: tuple[str, ...]) -> Sites:
         wrong = ~(np.abs(degrees) <= limit)
         if wrong.any():
             at = int(np.argmax(wrong))
-            raise InputError(
-                f"`{name}` (={degrees[at]}) of region {ids[at]!r} must be degrees in -{limit:g}..{limit:g}; correct it"
+            raise table.source.error(
+                f"`{name}` (={degrees[at]}) of region {ids[at]!r} (row {table.source.row(rows[at])}) must be degrees "
+                f"in -{limit:g}..{limit:g}; correct it"
             )
         places.append(degrees)
     return Sites(*places)
 
 
-def _places(table: pd.DataFrame, path: pathlib.Path) -> pd.DataFrame:
+def _places(table: TableFile, path: pathlib.Path) -> pd.DataFrame:
     """The sites of a LibCity file, which writes coordinates as JSON, longitude first."""
-    if not {"geo_id", "coordinates"} <= set(table.columns):
+    if not {"geo_id", "coordinates"} <= set(table.frame.columns):
         raise InputError(
-            f"{path} has the columns {', '.join(table.columns[:8])}; a .geo file has geo_id and coordinates"
+            f"{path} has the columns {', '.join(table.frame.columns[:8])}; a .geo file has geo_id and coordinates"
         )
     points = []
-    for row, text in enumerate(table["coordinates"]):
+    for row, text in enumerate(table.frame["coordinates"]):
         try:
             points.append(np.asarray(_points(json.loads(text))).mean(axis=0))
         except (ValueError, TypeError, IndexError, RecursionError):
+            at = table.source.row(row)
             raise InputError(
-                f"{path} has the coordinates {str(text)[:60]!r} (row {row + 1}); write [longitude, latitude]"
+                f"{path} has the coordinates {str(text)[:60]!r} (row {at}); write [longitude, latitude]"
             ) from None
     longitude, latitude = np.stack(points, axis=1)
-    return pd.DataFrame({"unique_id": table["geo_id"], "latitude": latitude, "longitude": longitude})
+    return pd.DataFrame({"unique_id": table.frame["geo_id"], "latitude": latitude, "longitude": longitude})
 
 
 def _points(place: Any) -> list[tuple[float, float]]:

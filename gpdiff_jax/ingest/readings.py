@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from gpdiff_jax.errors import InputError
 from gpdiff_jax.ingest.clock import LocalTimes, local_times, repeated_for
-from gpdiff_jax.ingest.table_file import TableFile, column_of, numbers, read_table
+from gpdiff_jax.ingest.table_file import UNNAMED, Source, TableFile, column_of, numbers, read_table
 
 LONG = ("unique_id", "ds", "y")
 _FEW = 0.2  # of the times of a wide table may come again, as clocks are put back or tables are joined
@@ -24,6 +23,8 @@ class Rows(NamedTuple):
     times: LocalTimes  # [X]
     values: Float[np.ndarray, " X"]  # NaN where missing
     ids: tuple[str, ...]
+    source: Source = UNNAMED
+    per_row: int = 1  # readings of a row of the table
 
 
 def read_rows(
@@ -54,39 +55,39 @@ def read_rows(
     path = pathlib.Path(path).expanduser()
     table = read_table(path)
     if path.suffix == ".dyna":
-        columns = _dyna_columns(table.frame, columns)
+        columns = _dyna_columns(table, columns)
         if time_zone is None:
             table.frame[columns[1]] = column_of(table, columns[1]).astype("string").str.strip().str.removesuffix("Z")
     if set(columns) <= set(table.frame.columns):
         return _long(table, columns, time_zone, time_format)
-    return _wide(table, _time_column(table.frame, columns), time_zone, time_format)
+    return _wide(table, _time_column(table, columns), time_zone, time_format)
 
 
-def _time_column(table: pd.DataFrame, columns: tuple[str, str, str]) -> str:
+def _time_column(table: TableFile, columns: tuple[str, str, str]) -> str:
     """The column of times of a wide table, which is its first; refuses what looks like a long one."""
-    found = ", ".join(table.columns[:8]) + (", ..." if table.shape[1] > 8 else "")
+    found = ", ".join(table.frame.columns[:8]) + (", ..." if table.frame.shape[1] > 8 else "")
     said = f"the table has the columns {found}"
     needs = f"a long one needs {', '.join(columns)} (name others by --columns)"
-    if table.shape[1] < 2:
-        raise InputError(f"{said}; {needs}, a wide one times and then a column for every region")
-    first = str(table.columns[0])
+    if table.frame.shape[1] < 2:
+        raise table.source.error(f"{said}; {needs}, a wide one times and then a column for every region")
+    first = str(table.frame.columns[0])
     if first not in (columns[1], *_TIME_NAMES) and not first.lower().startswith(("date", "time")):
-        raise InputError(f"{said}, and the first is no time; {needs}, a wide one a column {columns[1]!r} first")
-    if "" in table.columns[1:]:
-        raise InputError(f"{said}, one of them without a name; name the region")
-    if table[first].duplicated().mean() > _FEW:
-        raise InputError(f"{said}, and most times in {first!r} come several times, as in a long one; {needs}")
+        raise table.source.error(f"{said}, and the first is no time; {needs}, a wide one a column {columns[1]!r} first")
+    if "" in table.frame.columns[1:]:
+        raise table.source.error(f"{said}, one of them without a name; name the region")
+    if table.frame[first].duplicated().mean() > _FEW:
+        raise table.source.error(f"{said}, and most times in {first!r} come several times, as in a long one; {needs}")
     return first
 
 
-def _dyna_columns(table: pd.DataFrame, columns: tuple[str, str, str]) -> tuple[str, str, str]:
+def _dyna_columns(table: TableFile, columns: tuple[str, str, str]) -> tuple[str, str, str]:
     """Those of region, time and reading in a LibCity file, where it has others than are named."""
-    if set(columns) <= set(table.columns):
+    if set(columns) <= set(table.frame.columns):
         return columns
-    named = [name for name in table.columns if name not in ("dyna_id", "type", "time", "entity_id")]
-    if not named or not {"time", "entity_id"} <= set(table.columns):
-        found = ", ".join(table.columns[:8])
-        raise InputError(f"the table has the columns {found}; a .dyna file has time, entity_id and a reading")
+    named = [name for name in table.frame.columns if name not in ("dyna_id", "type", "time", "entity_id")]
+    if not named or not {"time", "entity_id"} <= set(table.frame.columns):
+        found = ", ".join(table.frame.columns[:8])
+        raise table.source.error(f"the table has the columns {found}; a .dyna file has time, entity_id and a reading")
     return "entity_id", "time", columns[2] if columns[2] in named else named[0]
 
 
@@ -95,10 +96,11 @@ def _long(table: TableFile, columns: tuple[str, str, str], zone: str | None, for
     texts = names.astype("string").str.strip()
     unnamed = (texts.isna() | (texts == "")).to_numpy(bool)
     if unnamed.any():
-        raise InputError(f"row {int(np.argmax(unnamed)) + 1} names no region in column {columns[0]!r}; name it")
+        row = table.source.row(np.argmax(unnamed))
+        raise table.source.error(f"row {row} names no region in column {columns[0]!r}; name it")
     region, ids = pd.factorize(texts)
     when = local_times(times, time_zone=zone, time_format=form, source=table.source)
-    return Rows(region.astype(np.int64), when, numbers(table, columns[2:])[:, 0], tuple(map(str, ids)))
+    return Rows(region.astype(np.int64), when, numbers(table, columns[2:])[:, 0], tuple(map(str, ids)), table.source)
 
 
 def _wide(table: TableFile, time_column: str, zone: str | None, form: str | None) -> Rows:
@@ -106,4 +108,11 @@ def _wide(table: TableFile, time_column: str, zone: str | None, form: str | None
     regions = [name for name in table.frame.columns if name != time_column]
     values = numbers(table, regions)
     rows, count = values.shape
-    return Rows(np.tile(np.arange(count), rows), repeated_for(when, count), values.reshape(-1), tuple(regions))
+    return Rows(
+        np.tile(np.arange(count), rows),
+        repeated_for(when, count),
+        values.reshape(-1),
+        tuple(regions),
+        table.source,
+        count,
+    )

@@ -3,12 +3,13 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from gpdiff_jax.cities.city import MINUTES_PER_DAY, check_interval
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.ingest.clock import skipped_steps
 from gpdiff_jax.ingest.readings import Rows
+from gpdiff_jax.ingest.table_file import UNNAMED, Source
 
 DUPLICATES = ("refuse", "sum", "mean", "last")
 _MOST_CELLS = 2**28  # steps x regions, 1 GiB of float32: a year of minutes of 500 regions
@@ -28,6 +29,7 @@ class Grid(NamedTuple):
     repeated: int  # steps that a clock change repeats, of those that were read both times
     skipped: int  # steps that a clock change skips, without a reading
     seen: tuple[tuple[str, str], ...] = ()  # how the file is written, where that had to be found out
+    source: Source = UNNAMED
 
 
 class _Steps(NamedTuple):
@@ -73,11 +75,11 @@ def grid(
     if duplicates not in DUPLICATES:
         raise InputError(f"`duplicates` must be one of {', '.join(DUPLICATES)}, got {duplicates!r}")
     if not np.isfinite(rows.values).any():
-        raise InputError("the table holds not one reading; give one with numbers in it")
+        raise rows.source.error("the table holds not one reading; give one with numbers in it")
     steps = _steps(rows, interval_minutes)
     begin, length = int(steps.slot.min()), int(np.ptp(steps.slot)) + 1
     if length * len(rows.ids) > _MOST_CELLS:
-        raise InputError(
+        raise rows.source.error(
             f"the times run from {rows.times.wall.min()} to {rows.times.wall.max()}, {length} steps of "
             f"{steps.interval} minutes for {len(rows.ids)} regions; correct those that are wrong, or give a "
             "longer interval"
@@ -94,7 +96,7 @@ def grid(
         untold &= ~np.concatenate([[False], untold[:-1]])
         same, second = same & ~untold, second | untold
     if same.any() and duplicates == "refuse":
-        raise InputError(_duplicate_line(int(np.argmax(same)), same, region, rows.times.wall[order], rows.ids))
+        raise rows.source.error(_duplicate_line(rows, order, same))
     first = np.flatnonzero(~same)
     values = _reduced(values, np.cumsum(~same) - 1, len(first), duplicates)
     region, slot, repeated, second = (part[first] for part in (region, slot, repeated, second))
@@ -106,7 +108,18 @@ def grid(
     unread = np.isnan(gridded).all(axis=1)
     skipped = 0 if time_zone is None else int((skipped_steps(walls, time_zone) & unread).sum())
     twice = len(np.unique(slot[weight < 1]))
-    return Grid(gridded, rows.ids, start, steps.interval, int(same.sum()), steps.moved, twice, skipped, rows.times.seen)
+    return Grid(
+        gridded,
+        rows.ids,
+        start,
+        steps.interval,
+        int(same.sum()),
+        steps.moved,
+        twice,
+        skipped,
+        rows.times.seen,
+        rows.source,
+    )
 
 
 def _weights(
@@ -135,12 +148,15 @@ def _combined(
     return made
 
 
-def _duplicate_line(at: int, same: np.ndarray, region: np.ndarray, wall: np.ndarray, ids: tuple[str, ...]) -> str:
-    more = int(same.sum()) - 1
+def _duplicate_line(rows: Rows, order: Int[np.ndarray, " X"], same: Bool[np.ndarray, " X"]) -> str:
+    """What to say of rows, sorted by `order`, of which some are of the region and time of the one before."""
+    at, more = int(order[np.argmax(same)]), int(same.sum()) - 1
     also = f" and {more} more rows like it" if more else ""
+    row = "" if rows.source.path is None else f" (row {rows.source.row(at // rows.per_row)})"
     return (
-        f"region {ids[region[at]]!r} has several readings at {wall[at]}{also}; say by `duplicates` (--duplicates sum, "
-        "mean or last) what to do with them, or by --time_zone when clocks change, if they come from that"
+        f"region {rows.ids[rows.region[at]]!r} has several readings at {rows.times.wall[at]}{row}{also}; say by "
+        "`duplicates` (--duplicates sum, mean or last) what to do with them, or by --time_zone when clocks change, if "
+        "they come from that"
     )
 
 
@@ -166,7 +182,7 @@ def _steps(rows: Rows, asked: int | None) -> _Steps:
         if regular:
             if asked is not None and asked % own:
                 check_interval(asked)
-                raise InputError(
+                raise rows.source.error(
                     f"the readings lie {own} minutes apart, and `interval_minutes` (={asked}) is no multiple of that; "
                     "choose one that is"
                 )
@@ -176,7 +192,7 @@ def _steps(rows: Rows, asked: int | None) -> _Steps:
         what = "no interval can be seen in the times"
         if own is not None and MINUTES_PER_DAY % own:
             what = f"the times lie {own} minutes apart, which does not divide a day"
-        raise InputError(f"{what}; say by --interval_minutes how long the steps of the city are to be, e.g. 60")
+        raise rows.source.error(f"{what}; say by --interval_minutes how long the steps of the city are to be, e.g. 60")
     check_interval(asked)
     slot = np.floor_divide(since, 60 * asked)
     return _Steps(slot, asked, False, int((since != slot * 60 * asked).sum()))

@@ -7,7 +7,6 @@ from jaxtyping import Float
 
 from gpdiff_jax.cities import City, check_city, resample
 from gpdiff_jax.cities.city import edges_of
-from gpdiff_jax.errors import InputError
 from gpdiff_jax.ingest.graph import Sites
 from gpdiff_jax.ingest.steps import Grid
 
@@ -70,7 +69,7 @@ def table_city(
         values = np.where(values > missing_above, np.float32(np.nan), values)
     kept = np.isfinite(values).any(axis=0)
     if not kept.any():
-        raise InputError("no region has a reading; give tables with numbers, or a larger `missing_above`")
+        raise grid.source.error("no region has a reading; give tables with numbers, or a larger `missing_above`")
     weights = adjacency[np.ix_(kept, kept)]
     senders, receivers, strengths = edges_of(weights)
     linked = np.union1d(senders, receivers)

@@ -210,7 +210,7 @@ def numbers(table: TableFile, names: Sequence[str], *, thousands: bool = True) -
         columns = [column.astype("string").str.strip() for column in columns]
         _check_marks(table.source, columns, thousands)
         columns = [column.str.replace(",", ".", regex=False) for column in columns]
-    return np.stack([_numbers(column) for column in columns], axis=1)
+    return np.stack([_numbers(column, table.source) for column in columns], axis=1)
 
 
 def _check_marks(source: Source, columns: list[pd.Series], thousands: bool) -> None:
@@ -230,12 +230,14 @@ def _check_marks(source: Source, columns: list[pd.Series], thousands: bool) -> N
         )
 
 
-def _numbers(column: pd.Series) -> Float[np.ndarray, " X"]:
+def _numbers(column: pd.Series, source: Source) -> Float[np.ndarray, " X"]:
     if pd.api.types.is_numeric_dtype(column.dtype):
         read = column.to_numpy(np.float64, na_value=np.nan)
         if np.isinf(read).any():
             row = int(np.argmax(np.isinf(read)))
-            raise InputError(f"the reading inf (row {row + 1}, column {column.name!r}) is no number; correct it")
+            raise source.error(
+                f"the reading inf (row {source.row(row)}, column {column.name!r}) is no number; correct it"
+            )
         return read
     text = column.astype("string").str.strip().fillna("")
     missing = text.str.lower().isin(["", "nan", "na", "n/a", "null", "none"]).to_numpy(bool)
@@ -243,8 +245,8 @@ def _numbers(column: pd.Series) -> Float[np.ndarray, " X"]:
     wrong = ~missing & ~np.isfinite(read)
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise InputError(
-            f"the reading {text.iloc[row]!r} (row {row + 1}, column {column.name!r}) is no number; correct it, or "
-            "leave it empty where it is missing"
+        raise source.error(
+            f"the reading {text.iloc[row]!r} (row {source.row(row)}, column {column.name!r}) is no number; correct "
+            "it, or leave it empty where it is missing"
         )
     return read

@@ -286,5 +286,5 @@ def test_zeros_are_no_distances_and_costs_may_be(tmp_path):
         read_edges(tmp_path / "e.csv", ("a", "b"))
     np.testing.assert_allclose(read_edges(tmp_path / "e.csv", ("a", "b"), distances=False), [[0, 0.9], [0.05, 0]])
     (tmp_path / "e.csv").write_text("from,to,weight\na,b,120\n")
-    with pytest.raises(InputError, match="the weight 120, which is above 1; say by --distances"):
+    with pytest.raises(InputError, match=r"the weight 120 \(row 2\), which is above 1; say by --distances"):
         read_edges(tmp_path / "e.csv", ("a", "b"))

@@ -111,25 +111,36 @@ def test_a_matrix_of_distances_is_recognised(tmp_path):
             "from,to,weight\nx,y,1\n",
             "its first is from 'x', and the first region is 'a'",
         ),
-        (read_edges, "from,to,weight\na,b,1\na,b,0.5\n", "lists the edge from 'a' to 'b' twice"),
-        (read_edges, "from,to,weight\na,b,near\n", r"'near' \(row 1, column 'weight'\) is no number"),
+        (read_edges, "from,to,weight\na,b,1\na,b,0.5\n", "lists the edge from 'a' to 'b' twice, again in row 3"),
+        (
+            read_edges,
+            "from,to,weight\na,b,near\n",
+            r"table.csv: the reading 'near' \(row 2, column 'weight'\) is no number",
+        ),
         (read_sites, "id,lat,lon\na,1,2\n", "has the columns id, lat, lon; sites need unique_id, latitude, longitude"),
-        (read_sites, "unique_id,latitude,longitude\na,1,2\na,1,2\n", "has two sites of 'a'"),
+        (read_sites, "unique_id,latitude,longitude\na,1,2\na,1,2\n", "has two sites of 'a', the second in row 3"),
         (read_sites, "unique_id,latitude,longitude\na,1,2\n", r"has no site of region 'b' \(3 such\)"),
         (
             read_sites,
             "unique_id,latitude,longitude\na,91,2\nb,1,2\nc,1,2\nd,1,2\n",
-            r"`latitude` \(=91.0\) of region 'a' must be degrees in -90..90",
+            r"`latitude` \(=91.0\) of region 'a' \(row 2\) must be degrees in -90..90",
         ),
         (read_matrix, "1,2\n3,4\n", r"holds a matrix of shape \(2, 2\); the 4 regions need \[4, 4\]"),
-        (read_matrix, "from,to\n3,4\n", r"reading 'from' \(row 1, column '0'\) is no number"),
+        (read_matrix, "from,to\n3,4\n", r"table.csv: the reading 'from' \(row 1, column '0'\) is no number"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, read, text, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as said:
         read(_write(tmp_path, text), _IDS)
+    assert str(said.value).startswith(str(tmp_path / "table.csv")) and "\n" not in str(said.value)
 
 
 def test_negative_distances_are_none(tmp_path):
-    with pytest.raises(InputError, match=r"a distance \(=-1\) is negative"):
+    with pytest.raises(InputError, match=r"table.csv: the distance -1 \(row 2\) is negative"):
         read_edges(_write(tmp_path, "from,to,distance\na,b,-1\n"), _IDS, distances=True)
+    matrix = np.zeros((4, 4))
+    matrix[1, 2] = -2.0
+    np.save(tmp_path / "matrix.npy", matrix)
+    for distances in (True, False):
+        with pytest.raises(InputError, match=r"matrix.npy has -2 from 'b' to 'c', which is negative"):
+            read_matrix(tmp_path / "matrix.npy", _IDS, distances=distances)

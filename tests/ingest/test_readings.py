@@ -130,7 +130,7 @@ def test_duplicates_are_refused_or_combined(tmp_path, how, want):
     np.testing.assert_array_equal(made.values[:, 0], [want, 1])
     assert made.duplicates == 2
     with pytest.raises(
-        InputError, match=r"region 'a' has several readings at 2024-05-01T00:00:00 and 1 more rows.*--dup"
+        InputError, match=r"region 'a' has several readings at 2024-05-01T00:00:00 \(row 4\) and 1 more rows.*--dup"
     ):
         _gridded(tmp_path, text)
     with pytest.raises(InputError, match=r"`duplicates` must be one of refuse, sum, mean, last, got 'first'"):
@@ -140,9 +140,9 @@ def test_duplicates_are_refused_or_combined(tmp_path, how, want):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("unique_id,ds,y\na,2024-05-01T00:00,many\n", r"reading 'many' \(row 1, column 'y'\) is no number"),
-        ("unique_id,ds,y\na,2024-05-01T00:00,inf\n", r"reading 'inf' \(row 1, column 'y'\) is no number"),
-        ("unique_id,ds,y\n,2024-05-01T00:00,1\n", "row 1 names no region in column 'unique_id'"),
+        ("unique_id,ds,y\na,2024-05-01T00:00,many\n", r"reading 'many' \(row 2, column 'y'\) is no number"),
+        ("unique_id,ds,y\na,2024-05-01T00:00,inf\n", r"reading 'inf' \(row 2, column 'y'\) is no number"),
+        ("unique_id,ds,y\n,2024-05-01T00:00,1\n", "row 2 names no region in column 'unique_id'"),
         (
             "station,hour,y\na,2024-05-01T00:00,1\n",
             r"columns station, hour, y, and the first is no time; a long one needs .*--columns",
@@ -157,13 +157,14 @@ def test_duplicates_are_refused_or_combined(tmp_path, how, want):
         ),
         (
             "unique_id,ds,y\na,1024-05-01T00:00,1\na,2024-05-01T00:01,1\n",
-            r"'1024-05-01T00:00' \(row 1\).* outside the years 1900",
+            r"'1024-05-01T00:00' \(row 2\).* outside the years 1900",
         ),
     ],
 )
 def test_tables_that_are_wrong_are_named(tmp_path, text, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as said:
         _gridded(tmp_path, text)
+    assert str(said.value).startswith(str(tmp_path / "table.csv")) and "\n" not in str(said.value)
 
 
 def test_a_file_that_is_none_or_damaged_is_named(tmp_path):
@@ -193,7 +194,7 @@ def test_the_repeated_hour_is_seen_where_times_are_a_little_late(tmp_path, zone)
 def test_two_rows_of_the_first_time_of_a_repeated_hour_are_duplicates_where_the_table_tells(tmp_path):
     times = ("01:00+02:00", "02:00+02:00", "02:00+02:00", "02:00+01:00", "03:00+01:00")
     text = "unique_id,ds,y\n" + _rows(*((f"2024-10-27T{time}", k) for k, time in enumerate(times)))
-    with pytest.raises(InputError, match="several readings at 2024-10-27T02:00:00; say"):
+    with pytest.raises(InputError, match=r"several readings at 2024-10-27T02:00:00 \(row 4\); say"):
         _gridded(tmp_path, text, zone="Europe/Berlin")
     made = _gridded(tmp_path, text, zone="Europe/Berlin", duplicates="last")
     np.testing.assert_array_equal(made.values[:, 0], [0, (2 + 3) / 2, 4])
@@ -317,3 +318,26 @@ def test_a_damaged_compressed_file_is_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(InputError, match="cannot be read as gz"):
             read_rows(path)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize(
+    ("lines", "row"),
+    [
+        (["unique_id,ds,y", "a,2024-05-01T00:00,1", "a,2024-05-01T01:00,many"], 3),
+        (["", "unique_id,ds,y", "a,2024-05-01T00:00,1", "", "  ", "a,2024-05-01T01:00,many"], 6),
+        (["ds,a,b", "2024-05-01T00:00,1,2", "2024-05-01T01:00,1,many"], 3),
+        (["ds,a,b", "2024-05-01T00:00,1,2", "", "2024-05-01T25:00,1,2"], 4),
+        (["ds,a,b", "2024-05-01T00:00,1,2", "2024-05-01T01:00,1,2", ",1,2"], 4),
+        (["ds,a,b", "2024-05-01T00:00Z,1,2", "2024-05-01T01:00,1,2"], 3),
+        (["ds,a,b", "2024-05-01T00:00,1,2", "1024-05-01T01:00,1,2"], 3),
+        (["ds,a,b", "2024-05-01T00:00,1,2", *(f"2024-05-01T0{hour}:00,1,2" for hour in (1, 2, 3, 4, 5, 1))], 8),
+        (["unique_id,ds,y", "a,2024-05-01T00:00,1", ",2024-05-01T01:00,1"], 3),
+    ],
+)
+def test_the_file_and_its_row_are_named(tmp_path, lines, row, separator):
+    text = "\n".join(lines).replace(",", separator) + "\n"
+    with pytest.raises(InputError) as said:
+        _gridded(tmp_path, text)
+    assert str(said.value).startswith(f"{tmp_path / 'table.csv'}: ") and "\n" not in str(said.value)
+    assert f"row {row}" in str(said.value)

@@ -53,15 +53,15 @@ def train(held_out: str) -> gpd.Hypernetwork:
     folder = pathlib.Path(flags.FLAGS.out_dir) / held_out
     cities = [read_city(name) for name in CITIES if name != held_out]
     zoo_key, key = jax.random.split(jax.random.key(_SEED))
-    zoo = gpd.harvest_cities(cities, key=zoo_key, data=_data(), folder=folder / "zoo")
+    zoo = gpd.harvest_cities(cities, key=zoo_key, data=gpd.DataConfig(window_days=_days()), folder=folder / "zoo")
     return gpd.pretrain(zoo, key=key, folder=folder / "hypernetwork")
 
 
-def _data() -> gpd.DataConfig:
+def _days() -> tuple[int, int]:
     words = flags.FLAGS.window_days
     if len(words) != 2 or not all(word.isdecimal() for word in words):
         raise InputError(f"--window_days (={','.join(words)}) must be two whole numbers of days, as in 1,14")
-    return gpd.DataConfig(window_days=(int(words[0]), int(words[1])))
+    return int(words[0]), int(words[1])
 
 
 def packaged(folder: str | None) -> gpd.Hypernetwork:
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
     unknown = sorted(set(names) - {"none", *CITIES})
     if unknown:
         raise InputError(f"--held_out (={','.join(unknown)}) must be among none, {', '.join(CITIES)}")
-    days = list(_data().window_days)
+    days = _days()
     gpd.enable_compilation_cache()
     if given.package is not None:
         write_package(pathlib.Path(given.package))
@@ -102,10 +102,10 @@ def main(argv: list[str]) -> None:
         found = judge(read_city(target), generator, given.moments, adapted=given.adapted)
         facts = {
             "city": target,
-            "generator": {"cities": [one for one in CITIES if one != name], "seed": _SEED, "window_days": days},
+            "generator": {"cities": [one for one in CITIES if one != name], "seed": _SEED, "window_days": list(days)},
             "support_days": DAYS,
             "command": f"python -m benchmarks.crowd_hourly --held_out {name} --moments {given.moments}"
-            + ("" if days == [1, 14] else f" --window_days {','.join(map(str, days))}")
+            + ("" if days == (1, 14) else f" --window_days {','.join(map(str, days))}")
             + ("" if given.adapted else " --noadapted"),
             "seconds": {"training": trained - begin, "forecasts": time.perf_counter() - trained},
             "device": device_name(),

@@ -159,7 +159,7 @@ class RecentReadings:
             )
         if np.isnat(moments).any():
             raise InputError(f"`times` are unknown in row {int(np.argmax(np.isnat(moments)))}; leave it out")
-        off = ((moments - self._first) % self._own != np.timedelta64(0)) | (exact != moments)
+        off = ((moments - self._first) % self._own != np.timedelta64(0, "m")) | (exact != moments)
         if off.any():
             raise InputError(
                 f"`times` hold {exact[off][0]}, where no interval of {self._own // _MINUTE} minutes of city "

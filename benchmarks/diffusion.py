@@ -232,11 +232,10 @@ def _measure(case: str, ours: _Steps, ceiling: float, peers: dict[str, Callable[
     times: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
     for _ in range(repeats):
         for name, step in (("ours", ours.take), *peers.items()):
-            number = ours.number if name == "ours" or ours.number > 1 else 1
             begin = time.perf_counter()
-            for _ in range(1 if name == "ours" else number):
+            for _ in range(1 if name == "ours" else ours.number):
                 step()
-            times[name].append((time.perf_counter() - begin) / number)
+            times[name].append((time.perf_counter() - begin) / ours.number)
     seconds = {name: statistics.median(taken) for name, taken in times.items()}
     rate = 1 / seconds["ours"]
     for name in peers:

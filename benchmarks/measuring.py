@@ -47,14 +47,19 @@ def device_name() -> str:
 def matrix_products(
     function: Callable[..., Any], *args: Any
 ) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[Any, Any]]]:
-    """Shapes and dimension numbers of all matrix products of a function, those in loops as often as they run.
+    """Shapes and dimension numbers of all matrix products of a function, those in a `scan` as often as it runs.
 
     XLA's own count leaves out what it gives to libraries, which on a GPU is nearly all.
+
+    Raises:
+      ValueError: a loop of a length that is not known, or a branch.
     """
     found: list[tuple[tuple[int, ...], tuple[int, ...], tuple[Any, Any]]] = []
 
     def walk(jaxpr: Any, times: int) -> None:
         for equation in jaxpr.eqns:
+            if equation.primitive.name in ("while", "cond"):
+                raise ValueError(f"how often a `{equation.primitive.name}` runs what is in it is not known")
             if equation.primitive.name == "dot_general":
                 left, right = (var.aval.shape for var in equation.invars)
                 found.extend([(left, right, equation.params["dimension_numbers"])] * times)

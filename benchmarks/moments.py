@@ -8,13 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 import gpdiff_jax as gpd
 from gpdiff_jax import ingest
 from gpdiff_jax.baselines.rules import historical_average
 from gpdiff_jax.cities import City
-from gpdiff_jax.cities.calendar import is_weekend
+from gpdiff_jax.cities.calendar import is_weekend, slot_of_day
+from gpdiff_jax.cities.expectation import expectation
+from gpdiff_jax.cities.scaling import hardly_read, region_scales
 from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.run.new_city import samples_that_fit
 from gpdiff_jax.transfer.quantiles import LEVELS
@@ -92,19 +94,54 @@ def forecast_moment(
     ahead = {name: gpd.forecast_next(parameters, made, at=now, adapt=how) for name, how in ways.items()}
     # Regions without a reading in the three days were left out of the city, and are not judged.
     kept = [city.node_ids.index(name) for name in new_city.city.node_ids]
-    seen, support = new_city.city, new_city.target.split.support
-    window = np.asarray(new_city.target.test_starts)
-    sizes = {"history": generator.data.history, "horizon": horizon}
-    average = historical_average(seen, support, window, **sizes)[0]
+    seen = _with_steps_ahead(_only(cut, kept), horizon)
+    average = historical_average(seen, Span(0, days), np.asarray([days], np.int32), history=0, horizon=horizon)
+    quantiles = average_quantiles(seen, Span(0, days), average, np.asarray([days]))
     found: dict[str, Any] = {"truth": city.values[step : step + horizon, kept, 0].T, "weekend": is_weekend(seen)}
     found["weekend"] = None if city.start is None else found["weekend"][-horizon:]
-    found["historical_average"] = average, average_quantiles(seen, support, average)
+    found["historical_average"] = average[0], quantiles[0]
     return found | {name: (of.forecast, of.quantiles) for name, of in ahead.items()}
 
 
-def average_quantiles(city: City, support: Span, average: Float[np.ndarray, "*S R P"]) -> Float[np.ndarray, "*S R P Q"]:
-    """Quantiles around the historical average: those of a region's residuals on days that were left out of it."""
+def _only(city: City, kept: list[int]) -> City:
+    """A city of some of its regions, without edges."""
+    none = {name: getattr(city, name)[:0] for name in ("senders", "receivers", "weights")}
+    places = {"latitude": None, "longitude": None, "poi": None, "poi_names": ()}
+    ids = tuple(city.node_ids[node] for node in kept)
+    return dataclasses.replace(city, values=city.values[:, kept], node_ids=ids, **none, **places)
+
+
+def _with_steps_ahead(city: City, steps: int) -> City:
+    """A city with so many steps more, of which nothing was read."""
+    ahead = np.full((steps, *city.values.shape[1:]), np.nan, np.float32)
+    return dataclasses.replace(city, values=np.concatenate([city.values, ahead]))
+
+
+def average_quantiles(
+    city: City, support: Span, average: Float[np.ndarray, "S R P"], first: Int[np.ndarray, " S"]
+) -> Float[np.ndarray, "S R P Q"]:
+    """Quantiles around the historical average, as the generator's are made: of residuals on days left out of it.
+
+    They are divided by the deviation that the support days lead one to expect of a region at an hour, pooled over all
+    regions and hours, and multiplied by it again.
+
+    Args:
+      city: one channel.
+      support: whole days.
+      average: the historical average.
+      first: the first step of every forecast.
+
+    Returns:
+      In data units; none below 0.
+    """
     per_day, residuals = city.steps_per_day, []
+    rows, slots, weekend = slice(support.start, support.stop), slot_of_day(city), is_weekend(city)
+    mean, std = region_scales(city, support)
+    seen = expectation(
+        (city.values[rows, :, 0] - mean) / std, slots[rows], None if weekend is None else weekend[rows], per_day
+    ).filled(hardly_read(city, support), city)
+    kind = np.zeros(city.num_steps, int) if weekend is None else weekend.astype(int)
+    deviation = seen.deviation[kind, :, slots] * std  # [T, R]
     for begin in range(support.start, support.stop, per_day):
         values = np.array(city.values)
         values[begin : begin + per_day] = np.nan
@@ -112,14 +149,12 @@ def average_quantiles(city: City, support: Span, average: Float[np.ndarray, "*S 
         if not np.isfinite(left.values[support.start : support.stop]).any():
             continue
         made = historical_average(left, support, np.asarray([begin], np.int32), history=0, horizon=per_day)[0]
-        residuals.append(city.values[begin : begin + per_day, :, 0].T - made)
+        residuals.append((city.values[begin : begin + per_day, :, 0] - made.T) / deviation[begin : begin + per_day])
     if not residuals:  # of a single day, no other says how far it may be off
         return np.repeat(average[..., None], len(LEVELS), axis=-1)
-    all_of = np.concatenate(residuals, axis=1)
-    silent = ~np.isfinite(all_of).any(axis=1)
-    all_of[silent] = 0.0
-    around = np.nanquantile(all_of, LEVELS, axis=1).T
-    return np.maximum(average[..., None] + around[:, None, :], 0.0)
+    around = np.nanquantile(np.concatenate(residuals), LEVELS)
+    ahead = deviation[first[:, None] + np.arange(average.shape[-1])].swapaxes(1, 2)
+    return np.maximum(average[..., None] + ahead[..., None] * around, 0.0)
 
 
 def judge(

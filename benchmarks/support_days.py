@@ -81,7 +81,9 @@ def judge_split(city: City, generator: gpd.Hypernetwork, split: TargetSplit, sam
     config = gpd.GenerateConfig(samples=samples)
     made: RegionParameters = generator.generate(prompts, key=jax.random.key(0), config=config)
     average = historical_average(city, split.support, starts, **sizes)
-    forecasts = {"historical_average": (average, average_quantiles(city, split.support, average))}
+    forecasts = {
+        "historical_average": (average, average_quantiles(city, split.support, average, starts + data.history))
+    }
     for name, adapt in (("zero_shot", None), ("adapted", gpd.AdaptConfig())):
         found = forecast_target(made, target, adapt, jax.random.key(1))
         assert found.quantiles is not None
@@ -168,7 +170,11 @@ def main(argv: list[str]) -> None:
     city = gpd.select_channels(gpd.resample(city, 60), "first")[0]
     generator = gpd.Hypernetwork.load(given.hypernetwork)
     found = measure(city, generator, days, given.stretches, given.samples)
-    command = f"python -m benchmarks.support_days --city {given.city} --stretches {given.stretches}"
+    folder = "/".join(pathlib.Path(given.hypernetwork).absolute().parts[-2:])
+    command = (
+        f"python -m benchmarks.support_days --city {given.city} --hypernetwork runs/crowd_hourly/{folder} "
+        f"--days {','.join(map(str, days))} --stretches {given.stretches} --samples {given.samples}"
+    )
     facts = {"city": given.city, "unit": city.unit, "command": command, "device": device_name()}
     results.mkdir(parents=True, exist_ok=True)
     write_json(results / f"{given.city}.json", facts | found)

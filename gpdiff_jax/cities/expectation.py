@@ -17,6 +17,7 @@ from gpdiff_jax.cities.scaling import fill_from_neighbours
 ALONE = 0.4  # deviation to be expected where no two visible days of one kind can be compared
 UNLIKE = 0.5  # what a kind of day that was not seen adds to it, as a root mean square
 SMALLEST = 0.03
+LEVEL = 1.0  # what a level adds that is known of neighbours or of a few readings alone (docs/experiments.md, 32)
 PRIOR = 2.0  # degrees of freedom with which the region's own deviation holds that of a step
 
 
@@ -27,13 +28,18 @@ class Expectation(NamedTuple):
     deviation: Float[np.ndarray, "2 N S"]  # expected deviation from it, root mean square, in that unit
     same_kind: Float[np.ndarray, "2 N S"]  # share of the readings behind `profile` that such a day gave
 
-    def filled(self, silent: Bool[np.ndarray, " N"], city: City) -> "Expectation":
-        """The same, where regions without a reading take what their graph neighbours lead one to expect."""
-        if silent.all() or not silent.any():
+    def filled(self, few: Bool[np.ndarray, " N"], city: City) -> "Expectation":
+        """The same, where regions with few readings or none take what their graph neighbours lead one to expect.
+
+        How far off their level may be is added to their deviations (`LEVEL`).
+        """
+        if few.all() or not few.any():
             return self
-        rows = np.moveaxis(np.stack(self), 2, 0).reshape(len(silent), -1)
-        filled = fill_from_neighbours(rows, silent, city).reshape(len(silent), 3, 2, -1)
-        return Expectation(*np.moveaxis(filled, 0, 2))
+        rows = np.moveaxis(np.stack(self), 2, 0).reshape(len(few), -1)
+        filled = fill_from_neighbours(rows, few, city).reshape(len(few), 3, 2, -1)
+        profile, deviation, same_kind = np.moveaxis(filled, 0, 2)
+        wider = np.where(few[:, None], np.hypot(deviation, np.float32(LEVEL)), deviation)
+        return Expectation(profile, wider, same_kind)
 
 
 def expectation(

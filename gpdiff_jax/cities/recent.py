@@ -28,7 +28,8 @@ class RecentReadings:
           city: one channel, of known start.
           interval_minutes: of the bins; a multiple of the city's own.
           days: m, how many days of bins are kept.
-          missing_above: above which value readings are missing; None refuses those far beyond all that was read.
+          missing_above: above which value readings are missing, and others are taken as they are; None refuses those
+            far beyond all that was read.
 
         Raises:
           InputError: the start of the city is unknown, or the interval is no multiple of its own.
@@ -86,8 +87,8 @@ class RecentReadings:
 
         Args:
           times: [T], local begin of every row's interval, in any order.
-          readings: [T, N] in the city's unit, regions in its order; NaN says nothing, and what is known stays. Of two
-            rows of one time, the later one holds.
+          readings: [T, N] in the city's unit, regions in its order; NaN says nothing, and what is known stays, but that
+            its time is over. Of two rows of one time, the later one holds.
 
         Raises:
           InputError: names the first time or reading that cannot be taken, and nothing is changed.
@@ -183,8 +184,12 @@ class RecentReadings:
             (np.isinf(values), "is infinite; mark a missing reading as NaN"),
             (values < 0, "is negative; mark a missing reading as NaN"),
         ]
-        if self._most is not None:
-            beyond = "is far beyond all that the city reads; mark it as NaN, or say `missing_above`"
+        if self._speed:
+            wrong.append((values == 0, "is a speed of zero; zero means missing there: mark it as NaN"))
+        if self._most is not None and self._missing_above is None:
+            beyond = (
+                "is far beyond all that the city reads; mark it as NaN, or make the `Forecaster` with `missing_above`"
+            )
             wrong.append((values > self._most, beyond))
         for where, what in wrong:
             if where.any():

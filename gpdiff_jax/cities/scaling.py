@@ -1,6 +1,7 @@
 """In: a city and the span of it that may be seen. Out: a mean and a standard deviation per region, in data units.
 
-A region without one visible reading takes the average of its neighbours, hop by hop, so that it can be forecast.
+A region without one visible reading takes the average of its neighbours, hop by hop, so that it can be forecast; one
+with a few takes their day, and of its own readings its level.
 """
 
 import numpy as np
@@ -11,7 +12,8 @@ from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.errors import InputError
 
 _SMALLEST_SHARE = 0.05
-_FEW_DAYS = 0.25  # with readings of less than so many days in all, how far a region moves is not known
+_FEW_DAYS = 0.25  # with readings of less than so many days in all, neither level nor day of a region are known
+_PRIOR_STEPS = 0.25  # steps of usual readings that the level of its neighbours weighs as much as, then
 
 
 Visible = Span | Bool[np.ndarray, " T"]
@@ -28,6 +30,16 @@ def visible_readings(city: City, visible: Visible) -> Float[np.ndarray, "S N"]:
 def silent_regions(city: City, visible: Visible) -> Bool[np.ndarray, " N"]:
     """True for every region of a one-channel city without a single reading that may be seen."""
     return np.asarray(~np.isfinite(visible_readings(city, visible)).any(axis=0))
+
+
+def hardly_read(city: City, visible: Visible) -> Bool[np.ndarray, " N"]:
+    """True for every region without readings of a quarter of a day in all that may be seen; where all are so, of any.
+
+    Of such a region, neither what is usual at an hour nor how far it moves can be seen from its own readings.
+    """
+    count = np.isfinite(visible_readings(city, visible)).sum(axis=0)
+    few = count < _FEW_DAYS * city.steps_per_day
+    return np.asarray(count == 0 if few.all() else few)
 
 
 def fill_from_neighbours(
@@ -66,8 +78,8 @@ def region_scales(city: City, visible: Visible) -> tuple[Float[np.ndarray, " N"]
 
     Returns:
       Two float32 arrays [N] in the data's units. A standard deviation is at least 5 % of the city's median one, so
-      that a region that hardly moves does not blow up; that of a region with readings of less than a quarter of a day
-      is at least as large beside its mean as the median of the other regions has it.
+      that a region that hardly moves does not blow up. A region that was `hardly_read` takes both of its neighbours,
+      multiplied by what its readings are beside those of the city at the same time.
 
     Raises:
       InputError: no region has a reading in the visible span.
@@ -84,18 +96,29 @@ def region_scales(city: City, visible: Visible) -> tuple[Float[np.ndarray, " N"]
     count = np.maximum(observed.sum(axis=0), 1)
     mean = np.where(observed, readings, 0.0).sum(axis=0) / count
     variance = np.where(observed, np.square(readings - mean), 0.0).sum(axis=0) / count
-    deviation = _of_few_readings(mean, np.sqrt(variance), observed.sum(axis=0) < _FEW_DAYS * city.steps_per_day)
-    moments = fill_from_neighbours(np.stack([mean, deviation], axis=1), silent, city)
+    few = hardly_read(city, visible)
+    moments = fill_from_neighbours(np.stack([mean, np.sqrt(variance)], axis=1), few, city)
+    moments[few] *= _levels(readings, mean, few, moments[:, 0])[few, None]
     floor = max(_SMALLEST_SHARE * float(np.median(moments[:, 1])), 1e-3)
     return moments[:, 0].astype(np.float32), np.maximum(moments[:, 1], floor).astype(np.float32)
 
 
-def _of_few_readings(
-    mean: Float[np.ndarray, " N"], deviation: Float[np.ndarray, " N"], few: Bool[np.ndarray, " N"]
+def _levels(
+    readings: Float[np.ndarray, "S N"],
+    mean: Float[np.ndarray, " N"],
+    few: Bool[np.ndarray, " N"],
+    around: Float[np.ndarray, " N"],
 ) -> Float[np.ndarray, " N"]:
-    """The deviations, where those of few readings are at least as large beside their means as the others' are."""
-    known = ~few & (mean != 0)
-    if few.all() or not known.any():
-        return deviation
-    usual = float(np.median(deviation[known] / np.abs(mean[known])))
-    return np.where(few, np.maximum(deviation, usual * np.abs(mean)), deviation)
+    """How much regions with few readings read beside what their neighbours' mean and the city's day lead one to expect.
+
+    The expected readings at a step are the neighbours' mean times the mean over the other regions of what they read
+    then, each divided by its own mean; `_PRIOR_STEPS` more are taken to be as expected.
+    """
+    known = ~few & (mean > 0)
+    relative = np.where(np.isfinite(readings), readings, 0.0)[:, known] / mean[known]
+    count = np.isfinite(readings)[:, known].sum(axis=1)
+    usual = np.where(count > 0, relative.sum(axis=1) / np.maximum(count, 1), 1.0)
+    observed = np.isfinite(readings)
+    read, expected = np.where(observed, readings, 0.0).sum(axis=0), around * (usual @ observed)
+    prior = _PRIOR_STEPS * around
+    return np.where(expected + prior > 0, (read + prior) / np.where(expected + prior > 0, expected + prior, 1.0), 1.0)

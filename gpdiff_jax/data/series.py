@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gpdiff_jax.cities.calendar import NUM_CALENDAR, calendar_features, is_weekend, slot_of_day
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.expectation import Expectation, expectation
-from gpdiff_jax.cities.scaling import Visible, region_scales
+from gpdiff_jax.cities.scaling import Visible, hardly_read, region_scales
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import ModelSizes, Window
 
@@ -202,7 +202,7 @@ def _expected(
     """What the readings of a mask lead one to expect, scaled."""
     readings, seen = (city.values[mask, :, 0] - mean) / std, None if weekend is None else weekend[mask]
     found = expectation(readings, slots[mask], seen, city.steps_per_day)
-    return found.filled(np.asarray(~np.isfinite(readings).any(axis=0)), city)
+    return found.filled(hardly_read(city, mask), city)
 
 
 def _nothing(city: City) -> Expectation:

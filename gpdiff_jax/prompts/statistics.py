@@ -11,7 +11,7 @@ from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.expectation import ALONE
 from gpdiff_jax.cities.hops import hops_between
 from gpdiff_jax.cities.profile import daily_profile, sums_by_slot, weekend_share
-from gpdiff_jax.cities.scaling import fill_from_neighbours, region_scales, silent_regions
+from gpdiff_jax.cities.scaling import fill_from_neighbours, hardly_read, region_scales
 from gpdiff_jax.cities.splits import Span
 
 _PROFILE_BINS = 24
@@ -32,7 +32,7 @@ def temporal_statistics(city: City, visible: Span) -> tuple[Float[np.ndarray, "N
       skewness; level and coefficient of variation (log); missing share; share of zeros; share of readings on a weekend;
       days of the span (log). The size of deviations is estimated without bias whatever the number of days; where no two
       days of a kind can be compared, it is that of `expectation.ALONE`, and a correlation without pairs is 0. A region
-      without a visible reading takes the mean of its neighbours' statistics.
+      that was hardly read takes the mean of its neighbours' statistics.
     """
     readings = city.values[visible.start : visible.stop, :, 0].astype(np.float64)
     observed = np.isfinite(readings)
@@ -70,7 +70,7 @@ def temporal_statistics(city: City, visible: Span) -> tuple[Float[np.ndarray, "N
     )
     columns["log_days"] = np.full(city.num_nodes, np.log(len(visible) / city.steps_per_day))
     table = np.stack(list(columns.values()), axis=1)
-    return fill_from_neighbours(table, silent_regions(city, visible), city).astype(np.float32), tuple(columns)
+    return fill_from_neighbours(table, hardly_read(city, visible), city).astype(np.float32), tuple(columns)
 
 
 def spatial_statistics(city: City) -> tuple[Float[np.ndarray, "N E"], tuple[str, ...]]:

@@ -78,11 +78,12 @@ class Forecaster:
           city: one channel, of known start, at an interval that divides the generator's. Readings will come at its own.
           adapt: None for zero-shot; else how to fine-tune, now and at every `refresh`.
           key: random key of the fine-tuning.
-          missing_above: above which value new readings are missing; None refuses those far beyond all others.
+          missing_above: above which value new readings are missing, and others are taken as they are; None refuses
+            those far beyond all others.
 
         Raises:
           InputError: the parameters are for another city, or for other regions or another order; less than a day was
-            read, or nothing in the last days; or the start of the city is unknown.
+            read, or less than half of one in the last days; or the start of the city is unknown.
         """
         made_for = parameters.city
         minutes = city.interval_minutes if made_for is None else made_for.interval_minutes
@@ -117,11 +118,12 @@ class Forecaster:
         Args:
           times: [T], local begin of the interval of every row, in any order; what is older than the days that are kept
             is passed over.
-          readings: [T, R] in the city's unit, regions in its order. NaN says nothing: what is known of that time stays.
+          readings: [T, R] in the city's unit, regions in its order. NaN says nothing but that its time is over: what is
+            known of that time stays.
 
         Raises:
           InputError: names the first time that is none of the city's, or more days after its last than are kept, or the
-            first reading that is negative, infinite or far beyond all others; then nothing is taken.
+            first reading that is negative, infinite, a speed of zero or far beyond all others; then nothing is taken.
         """
         self._recent.add(times, readings)
 
@@ -166,7 +168,7 @@ class Forecaster:
           The forecasts, averaged over the samples, and quantiles of what will be read.
 
         Raises:
-          InputError: `at` is another time; or nothing was read in the last days.
+          InputError: `at` is another time; or less than half a day was read in the last days.
         """
         late = 0 if at is None else self._late(at)
         city, split = self._seen(late)
@@ -201,6 +203,11 @@ class Forecaster:
         data, per_day = self._parameters.data, self._city.steps_per_day
         values = self._recent.last_days(late)
         ahead = np.full((data.horizon, values.shape[1]), np.nan, np.float32)
+        if (some := int(np.isfinite(values).any(axis=1).sum())) < per_day / 2:
+            raise InputError(
+                f"city {self._city.name!r} was read in {some} of the {len(values)} intervals before {self.end}, and half"
+                f" a day takes {-(-per_day // 2)}; go on when so much was read, or begin with a city that was read since"
+            )
         step, kept = np.timedelta64(self._city.interval_minutes, "m"), len(values)
         city = dataclasses.replace(
             self._city,

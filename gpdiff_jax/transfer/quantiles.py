@@ -7,8 +7,9 @@ forecasters; quantiles of these, step by step of the horizon and over all region
 units. The residuals are those of the support days, each left out in turn of scale and profile (not of the prompt, which
 is one for all), and of the sources: three days are few, and may all have been quiet. The deviation that a residual is
 divided by is the one that all days say, which will be put around the forecast: of two days with one left out it is not
-known at all. Windows overlap and days are alike, so there is no guarantee for a finite number of them; what is covered
-was measured (docs/experiments.md, 30 and 31).
+known at all. Where the days that are left show no such day at that hour, there is no residual. Windows overlap and days
+are alike, so there is no guarantee for a finite number of them; what is covered was measured (docs/experiments.md, 30
+and 31).
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.data.target import Target, region_windows
 from gpdiff_jax.data.target_windows import gather_all_days, variant_of
+from gpdiff_jax.models.anomaly import SAME_KIND
 from gpdiff_jax.models.protocol import Model, Window
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.parallel import PlacedRows, ShardedRows
@@ -106,7 +108,7 @@ def residual_quantiles(
 
     Args:
       own: of the support, as `support_residuals` has them.
-      days: of the support.
+      days: of the support; those of which there are residuals count.
       residuals: of the sources; None where they are not known.
       levels: Q, in 0..1.
 
@@ -122,7 +124,7 @@ def residual_quantiles(
         if not len(of_support) + len(of_sources):
             return None
         weights = [
-            np.full(len(of_support), days / max(len(of_support), 1)),
+            np.full(len(of_support), days / max(len(own), 1)),
             np.full(len(of_sources), _SOURCE_DAYS / max(len(of_sources), 1)),
         ]
         quantiles.append(weighted_quantiles(np.concatenate([of_support, of_sources]), np.concatenate(weights), at))
@@ -160,8 +162,8 @@ def support_residuals(
       starts: of the windows; see `judged_starts`.
 
     Returns:
-      float32, NaN where nothing was read; divided by the deviation that all days lead one to expect, joined with the
-      spread of the samples.
+      float32, NaN where nothing was read, or the days that are left show no day of the kind at that hour; divided by
+      the deviation that all days lead one to expect, joined with the spread of the samples.
     """
     if not len(starts):
         return np.zeros((target.num_regions, 0, target.bank.horizon), np.float32)
@@ -193,7 +195,11 @@ def _scaled_residuals(
         unit = target.bank.std[variant, graph.nodes[0]][:, None]
         deviation = region_deviations(target, graph, gather_all_days(target.bank, graph.nodes, starts))
         scaled = (windows.target - drawn.mean(axis=0)) * unit / jnp.hypot(deviation, drawn.std(axis=0) * unit)
-        return jnp.where(windows.mask > 0, scaled, jnp.nan)
+        known = windows.mask > 0
+        if target.bank.has_profile:
+            # The days that are left must have shown such a day at that hour, as all of them have.
+            known &= windows.covariates[:, -target.bank.horizon :, SAME_KIND] > 0
+        return jnp.where(known, scaled, jnp.nan)
 
     return jax.lax.map(of_region, rows)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpdiff_jax.cities import City
-from gpdiff_jax.cities.scaling import fill_from_neighbours, region_scales, silent_regions
+from gpdiff_jax.cities.scaling import fill_from_neighbours, hardly_read, region_scales, silent_regions
 from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.errors import InputError
 
@@ -44,19 +44,26 @@ def test_a_region_that_hardly_moves_takes_a_twentieth_of_the_median_deviation():
     np.testing.assert_allclose(still, 1e-3)
 
 
-def test_a_region_that_was_hardly_read_moves_as_the_others_do():
-    # Relative deviations of 1/2 and 1/4; the third has five readings, fewer than those of a quarter of a day.
+def test_a_region_that_was_hardly_read_takes_its_neighbours_day_at_its_own_level():
+    # The third has five readings, fewer than those of a quarter of a day. At even hours the others read 5/8 of their
+    # means, at odd ones 11/8: five hours hold 37/8 usual readings of the second region, its neighbour, which are 18.5.
     day, few = [[1.0, 3.0] * 12, [3.0, 5.0] * 12], [80.0, 80.0, 80.0, 80.0, 80.0]
     city = _city([*day, few + [_NAN] * 19], [(0, 1), (1, 2)])
     mean, std = region_scales(city, Span(0, 24))
-    np.testing.assert_allclose(mean, [2, 4, 80])
-    np.testing.assert_allclose(std, [1, 1, 0.375 * 80])
+    level = (400 + 0.25 * 4) / (18.5 + 0.25 * 4)
+    np.testing.assert_allclose(mean, [2, 4, 4 * level], rtol=1e-6)
+    np.testing.assert_allclose(std, [1, 1, level], rtol=1e-6)
+    np.testing.assert_array_equal(hardly_read(city, Span(0, 24)), [False, False, True])
     # With one reading more it is known not to move.
     city = _city([*day, [80.0, *few] + [_NAN] * 18], [(0, 1), (1, 2)])
     np.testing.assert_allclose(region_scales(city, Span(0, 24))[1], [1, 1, 0.05])
-    # Of what moves more than that, what was read holds.
-    city = _city([*day, [0.0, 160.0, 0.0, 160.0] + [_NAN] * 20], [(0, 1), (1, 2)])
-    np.testing.assert_allclose(region_scales(city, Span(0, 24))[1], [1, 1, 80])
+    # A zero read when others read most is little more than nothing, and no reading is what the neighbours read.
+    city = _city([*day, [_NAN, 0.0] + [_NAN] * 22, [_NAN] * 24], [(0, 1), (1, 2), (3, 1)])
+    np.testing.assert_allclose(region_scales(city, Span(0, 24))[0], [2, 4, 4 * 1 / (5.5 + 1), 4], rtol=1e-6)
+    # Where all were hardly read, their own readings are all there is.
+    city = _city([[5.0, 7.0, *few[2:]], few], [(0, 1)])
+    np.testing.assert_array_equal(hardly_read(city, Span(0, 2)), [False, False])
+    np.testing.assert_allclose(region_scales(city, Span(0, 2))[0], [6, 80])
 
 
 def test_silent_regions_are_those_without_a_reading_in_the_span():

@@ -161,7 +161,7 @@ def test_what_cannot_be_taken_is_named_and_nothing_is_changed(city):
         (np.asarray([datetime.datetime.now(datetime.UTC)]), row, "`times` are no local times"),
         ([end], negative, f"{region} is negative"),
         ([end], infinite, f"{region} is infinite"),
-        ([end], far, f"{region} is far beyond all that the city reads"),
+        ([end], far, f"{region} is far beyond all that the city reads; .* with `missing_above`"),
     ):
         with pytest.raises(InputError, match=message):
             forecaster.update(times, readings)
@@ -181,6 +181,31 @@ def test_above_a_limit_readings_are_missing(city):
     recent.add([recent.end], row)
     last = recent.last_days()[-1]
     assert last[0] == 3 and np.isnan(last[1:]).all()
+    # What lies below it is taken as it is, however far beyond the others.
+    row[:] = 9e5
+    recent.add([recent.end], row)
+    np.testing.assert_array_equal(recent.last_days()[-1], row[0])
+
+
+def test_a_speed_of_zero_is_no_reading(city):
+    short = _first(city, 72)
+    roads = dataclasses.replace(short, kind="speed", values=np.maximum(short.values, 1))
+    recent, row = RecentReadings(roads, 60, 5), np.full((1, city.num_nodes), 50, np.float32)
+    row[0, 2] = 0
+    with pytest.raises(InputError, match=rf"region '{city.node_ids[2]}' at .* \(=0\) is a speed of zero"):
+        recent.add([recent.end], row)
+
+
+def test_after_a_long_gap_nothing_is_forecast_before_half_a_day_was_read(city):
+    forecaster = gpd.Forecaster(_parameters(city), _first(city, 130))
+    later = forecaster.end + np.timedelta64(4 * 24 + 20, "h")
+    values = np.array(city.values[:12, :, 0])
+    forecaster.update([later], values[:1])
+    for make in (forecaster.forecast, forecaster.refresh):
+        with pytest.raises(InputError, match=r"was read in 4 of the 120 intervals before .*, and half a day takes 12"):
+            make()
+    forecaster.update(later + np.arange(12) * _HOUR, values)
+    assert np.isfinite(forecaster.forecast().forecast).all()
 
 
 def test_the_last_of_two_rows_of_one_time_holds(city):

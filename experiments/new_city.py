@@ -31,7 +31,11 @@ _SHARED_FLAGS = (
     "support_days",
 )
 
-flags.DEFINE_string("hypernetwork", None, "folder of a trained generator, as a run leaves it; needs --city, and no run")
+flags.DEFINE_string(
+    "hypernetwork",
+    None,
+    "folder of a trained generator, as a run leaves it; with --city the package's own if not given",
+)
 flags.DEFINE_string("city", None, "the .npz file of a new city; its last --support_days are what is seen of it")
 flags.DEFINE_integer(
     "rolling_days",
@@ -46,17 +50,15 @@ flags.DEFINE_bool("any_kind", False, "take a new city of another kind than those
 def check_flags() -> None:
     """Raises `InputError` where flags of a run and flags of a new city are mixed."""
     given = [name for name in flags.FLAGS if flags.FLAGS[name].present]
-    if flags.FLAGS.hypernetwork is None:
-        for name in _OWN_FLAGS:
-            if name in given:
-                raise InputError(f"--{name} needs --hypernetwork, the folder of a trained generator")
-        return
     if flags.FLAGS.city is None:
-        raise InputError("--hypernetwork needs --city, the .npz file of the city to generate for")
+        for name in ("hypernetwork", *_OWN_FLAGS):
+            if name in given:
+                raise InputError(f"--{name} needs --city, the .npz file of the city to generate for")
+        return
     ours = {flag.name for flag in flags.FLAGS.flags_by_module_dict().get("experiments.run_flags", [])}
     for name in given:
         if name in ours and name not in _SHARED_FLAGS:
-            raise InputError(f"--{name} is of a run, and --hypernetwork takes none; leave one of the two out")
+            raise InputError(f"--{name} is of a run, and --city takes none; leave one of the two out")
 
 
 def new_city_main() -> None:
@@ -97,7 +99,7 @@ def new_city_main() -> None:
         parameters,
         made,
         {
-            "hypernetwork": str(pathlib.Path(values.hypernetwork).absolute()),
+            "hypernetwork": values.hypernetwork and str(pathlib.Path(values.hypernetwork).absolute()),
             "generator": json.loads(hypernetwork.summary()),
             "model_file_sha256": model_digest,
             "generate": dataclasses.asdict(config),

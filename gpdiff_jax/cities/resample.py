@@ -21,7 +21,7 @@ class PartialBins(NamedTuple):
     total: int  # bins with any reading
 
 
-def resample(city: City, interval_minutes: int) -> City:
+def resample(city: City, interval_minutes: int, *, keep_silent: bool = False) -> City:
     """Bring a city to a longer interval: sums of counts, means of speeds, over the observed readings of a bin.
 
     Bins lie on the local clock, so the steps before the first whole bin and after the last one are dropped; a series
@@ -32,13 +32,14 @@ def resample(city: City, interval_minutes: int) -> City:
     Args:
       city: the city.
       interval_minutes: the new interval, a multiple of the city's own that divides a day.
+      keep_silent: keep a region that is left without a reading, as of a city that is to be forecast.
 
     Returns:
       The city at the new interval; the same object if that is its own. Channels keep their names.
 
     Raises:
       InputError: the interval does not divide a day, is no multiple of the city's, no whole bin is left, or a
-          region is left without a reading.
+          region is left without a reading and is not to be kept.
 
     Example:
       >>> import gpdiff_jax as gpd
@@ -51,7 +52,7 @@ def resample(city: City, interval_minutes: int) -> City:
         return city
     values = combine_bins(grouped, average=city.kind == "speed")
     never = np.isnan(values).all(axis=0) & ~np.isnan(grouped).all(axis=(0, 1))
-    if never.any():
+    if never.any() and not keep_silent:
         node, channel = (int(index) for index in np.argwhere(never)[0])
         most = int((~np.isnan(grouped[:, :, node, channel])).sum(axis=1).max())
         raise InputError(
@@ -60,7 +61,7 @@ def resample(city: City, interval_minutes: int) -> City:
             "shorter `interval_minutes`, or drop the region from the city"
         )
     made = dataclasses.replace(city, values=values, interval_minutes=interval_minutes, start=start)
-    return check_city(made, judge_extremes=False)
+    return made if keep_silent else check_city(made, judge_extremes=False)
 
 
 def partial_bins(city: City, interval_minutes: int) -> PartialBins:

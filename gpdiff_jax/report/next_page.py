@@ -49,7 +49,7 @@ def _at_interval(city: City, made: NextHours) -> City:
     if made.times is None or city.start is None:
         return city
     interval = int((made.times[1:2] - made.times[:1]).astype(int).sum()) or city.interval_minutes
-    city = resample(city, interval)
+    city = resample(city, interval, keep_silent=True)
     assert city.start is not None
     end = city.start + city.num_steps * np.timedelta64(interval, "m")
     if made.times[0] < end:

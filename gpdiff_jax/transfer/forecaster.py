@@ -87,7 +87,7 @@ class Forecaster:
         """
         made_for = parameters.city
         minutes = city.interval_minutes if made_for is None else made_for.interval_minutes
-        at_interval = resample(city, minutes)
+        at_interval = resample(city, minutes, keep_silent=True)
         check_regions(parameters, at_interval)
         # The parameters themselves are kept where they are to be fine-tuned again, else only on the devices.
         self._parameters = parameters if adapt is not None else dataclasses.replace(parameters, params=())
@@ -203,10 +203,11 @@ class Forecaster:
         data, per_day = self._parameters.data, self._city.steps_per_day
         values = self._recent.last_days(late)
         ahead = np.full((data.horizon, values.shape[1]), np.nan, np.float32)
-        if (some := int(np.isfinite(values).any(axis=1).sum())) < per_day / 2:
+        some = int(np.isfinite(values).any(axis=1).sum())
+        if 2 * some < per_day:
             raise InputError(
-                f"city {self._city.name!r} was read in {some} of the {len(values)} intervals before {self.end}, and half"
-                f" a day takes {-(-per_day // 2)}; go on when so much was read, or begin with a city that was read since"
+                f"city {self._city.name!r} was read in {some} of the {len(values)} intervals before {self.end}, "
+                f"half a day takes {-(-per_day // 2)}; go on when so much was read, or begin with a city read since"
             )
         step, kept = np.timedelta64(self._city.interval_minutes, "m"), len(values)
         city = dataclasses.replace(
@@ -306,7 +307,7 @@ def forecast_next(
         # Of arrays whose sizes do not depend on how much was read, so that no length is compiled anew.
         return Forecaster(parameters, read, adapt=adapt, key=key).forecast()
     if parameters.city is not None:
-        read = resample(read, parameters.city.interval_minutes)
+        read = resample(read, parameters.city.interval_minutes, keep_silent=True)
     check_regions(parameters, read)
     read = with_whole_days(read, parameters.data)
     data = dataclasses.replace(parameters.data, support_days=days_of(read, parameters.data))

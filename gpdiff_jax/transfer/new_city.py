@@ -123,7 +123,7 @@ def prepare_new_city(
     if channels == "each":
         raise InputError("`channels` is 'each', but a new city is forecast one channel at a time; name one")
     check_at_least(0, {"rolling_days": rolling_days})
-    read = select_channels(resample(city, hypernetwork.interval_minutes), channels)[0]
+    read = select_channels(resample(city, hypernetwork.interval_minutes, keep_silent=True), channels)[0]
     hypernetwork.check_city(label_of(read), any_kind=any_kind)
     if at is not None:
         read = until(read, at)

@@ -129,6 +129,8 @@ def test_a_region_that_is_never_observed_for_half_a_bin_is_named_with_what_it_sh
     words = r"region 'a' is never observed for half of 60 minutes \(at most 1 of 4 readings of 'in flow'\); choose"
     with pytest.raises(InputError, match=words):
         resample(_city(values), 60)
+    kept = resample(_city(values), 60, keep_silent=True)
+    assert np.isnan(kept.values[:, 0, 0]).all() and np.isfinite(kept.values[:, 1]).all()
 
 
 def test_channels_are_selected_first_each_and_by_name():

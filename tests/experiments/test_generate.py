@@ -272,8 +272,8 @@ def _format(folder: pathlib.Path) -> int:
         (["--rolling_days=10"], "before its last 10 days, .*; give a series of at least a day before it"),
         (["--sampler=euler"], "`sampler` 'euler' needs schedule 'rectified_flow'"),
         (["--out_dir=foreign"], "'foreign' holds 'thesis.tex' but no forecasts"),
-        (["--sources=a,b"], "--sources is of a run, and --hypernetwork takes none"),
-        (["--preset=tiny"], "--preset is of a run, and --hypernetwork takes none"),
+        (["--sources=a,b"], "--sources is of a run, and --city takes none"),
+        (["--preset=tiny"], "--preset is of a run, and --city takes none"),
     ],
     ids=lambda value: value[0].removeprefix("--") if isinstance(value, list) else "",
 )
@@ -290,8 +290,7 @@ def test_a_mistake_is_refused_in_one_line(faulty, monkeypatch, words, expected):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--city=whole.npz"], "--city needs --hypernetwork"),
-        (["--rolling_days=2", "--target=a"], "--rolling_days needs --hypernetwork"),
+        (["--rolling_days=2", "--target=a"], "--rolling_days needs --city"),
         (["--hypernetwork=made"], "--hypernetwork needs --city"),
     ],
 )

@@ -196,13 +196,24 @@ def test_a_speed_of_zero_is_no_reading(city):
         recent.add([recent.end], row)
 
 
+def test_a_region_that_never_fills_half_an_hour_does_not_stop_the_others(city):
+    values = np.repeat(city.values[:72], 4, axis=0) / 4
+    values[:, 3] = np.nan
+    values[101, 3] = 5.0
+    quarters = dataclasses.replace(city, values=values, interval_minutes=15)
+    made = gpd.forecast_next(_parameters(city), quarters)
+    silent = _first(city, 72)
+    silent.values[:, 3] = np.nan
+    np.testing.assert_allclose(made.forecast, gpd.forecast_next(_parameters(city), silent).forecast, rtol=1e-5)
+
+
 def test_after_a_long_gap_nothing_is_forecast_before_half_a_day_was_read(city):
     forecaster = gpd.Forecaster(_parameters(city), _first(city, 130))
     later = forecaster.end + np.timedelta64(4 * 24 + 20, "h")
     values = np.array(city.values[:12, :, 0])
     forecaster.update([later], values[:1])
     for make in (forecaster.forecast, forecaster.refresh):
-        with pytest.raises(InputError, match=r"was read in 4 of the 120 intervals before .*, and half a day takes 12"):
+        with pytest.raises(InputError, match=r"was read in 4 of the 120 intervals before .*, half a day takes 12"):
             make()
     forecaster.update(later + np.arange(12) * _HOUR, values)
     assert np.isfinite(forecaster.forecast().forecast).all()

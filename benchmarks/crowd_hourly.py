@@ -11,6 +11,7 @@ on. With --window_days 3,3 generators are made for three days alone, to stand be
 generator is made first, judged from there, and beside it its card is written, with the errors of all results.
 """
 
+import json
 import math
 import os
 import pathlib
@@ -64,6 +65,13 @@ def _days() -> tuple[int, int]:
     return int(words[0]), int(words[1])
 
 
+def _command(held_out: str, days: tuple[int, int]) -> str:
+    """The command that makes a result."""
+    words = ["python -m benchmarks.crowd_hourly", f"--held_out {held_out}", f"--moments {flags.FLAGS.moments}"]
+    words += [] if days == (1, 14) else [f"--window_days {days[0]},{days[1]}"]
+    return " ".join(words + ([] if flags.FLAGS.adapted else ["--noadapted"]))
+
+
 def packaged(folder: str | None) -> gpd.Hypernetwork:
     """The generator of the package: the one in a folder, or the one that is installed."""
     return gpd.load_pretrained() if folder is None else gpd.Hypernetwork.load(folder)
@@ -93,7 +101,13 @@ def main(argv: list[str]) -> None:
     deadline = time.monotonic() + 60 * given.minutes if given.minutes else math.inf
     for name in names:
         path = pathlib.Path(given.results) / f"{name}.json"
-        if path.exists() or time.monotonic() > deadline:
+        command = _command(name, days)
+        made = json.loads(path.read_text())["command"] if path.exists() else None
+        if made is not None and made != command:
+            raise InputError(f"{path} holds what {made!r} found, which is another command; name other --results")
+        # The package's generator was made just now.
+        done = made is not None and not (name == "none" and given.package is not None)
+        if done or time.monotonic() > deadline:
             continue
         begin = time.perf_counter()
         generator = train(name) if name != "none" else packaged(given.package)
@@ -104,9 +118,7 @@ def main(argv: list[str]) -> None:
             "city": target,
             "generator": {"cities": [one for one in CITIES if one != name], "seed": _SEED, "window_days": list(days)},
             "support_days": DAYS,
-            "command": f"python -m benchmarks.crowd_hourly --held_out {name} --moments {given.moments}"
-            + ("" if days == (1, 14) else f" --window_days {','.join(map(str, days))}")
-            + ("" if given.adapted else " --noadapted"),
+            "command": command,
             "seconds": {"training": trained - begin, "forecasts": time.perf_counter() - trained},
             "device": device_name(),
         }

@@ -148,9 +148,14 @@ def split_city(
       from the other days (of a single day, the scale from itself).
 
     Raises:
-      InputError: see `build_bank`, `region_graphs`.
+      InputError: the horizon is longer than a day; see `build_bank`, `region_graphs`.
     """
     windows: Any = {"history": config.history, "horizon": config.horizon}
+    if config.horizon > city.steps_per_day:
+        raise InputError(
+            f"`horizon` (={config.horizon}) is longer than a day of {city.steps_per_day} steps of city {city.name!r}, "
+            "and windows of its support days leave out two days at most; choose a shorter one"
+        )
     masks = support_masks(city, split, city.steps_per_day)
     visible = city.values[split.support.start : split.support.stop]
     # A single day has no other to be scaled by.

@@ -10,12 +10,22 @@ import pytest
 import gpdiff_jax as gpd
 from gpdiff_jax.cities.city import City, label_of
 from gpdiff_jax.cities.expectation import expectation
+from gpdiff_jax.cities.splits import Span, split_before
 from gpdiff_jax.data.series import num_covariates
 from gpdiff_jax.data.sources import prepare_sources
-from gpdiff_jax.data.target import Target, prepare_target
+from gpdiff_jax.data.target import Target, prepare_target, split_city
+from gpdiff_jax.data.windows import window_starts
+from gpdiff_jax.errors import InputError
 from gpdiff_jax.models import Model, make_model
 from gpdiff_jax.transfer.evaluate import observed_truth, zero_shot
-from gpdiff_jax.transfer.quantiles import LEVELS, forecast_quantiles, judged_starts, region_rows, support_residuals
+from gpdiff_jax.transfer.quantiles import (
+    LEVELS,
+    forecast_quantiles,
+    judged_starts,
+    region_rows,
+    residual_quantiles,
+    support_residuals,
+)
 from gpdiff_jax.typing import Params
 from gpdiff_jax.zoo.residuals import source_residuals, weighted_quantiles
 from tests.tiny import make_tiny, town
@@ -215,3 +225,37 @@ def test_quantiles_come_with_the_next_hours(simulated_cities):
     np.testing.assert_allclose(gpd.forecast_next(parameters, cut).quantiles, want[0], rtol=1e-4, atol=1e-4)
     short = gpd.forecast_next(parameters, dataclasses.replace(city, values=city.values[:30]))
     assert short.quantiles is not None and np.isfinite(short.quantiles).all()
+
+
+def _after(city: City, data: gpd.DataConfig, day: int) -> Target:
+    """The city on a day, after the support days before it."""
+    test = Span(day * _PER_DAY, (day + 1) * _PER_DAY)
+    sizes = {"history": 12, "before": "the day", "name": city.name}
+    split = split_before(test, _PER_DAY, data.support_days, **sizes)
+    starts = window_starts(city, split.test, history=12, horizon=6, reach_back=True)
+    return split_city(city, data, split, starts)
+
+
+@pytest.mark.parametrize(
+    ("day", "unread"),
+    # A Thursday of which nothing was read and a Friday; a Friday and a Saturday, each says nothing of the other.
+    [(12, 10), (13, None)],
+)
+def test_days_that_the_others_say_nothing_of_make_no_residual_and_have_no_weight(day, unread):
+    city, data = _noisy(nodes=60), dataclasses.replace(_DATA, support_days=2)
+    if unread is not None:
+        city.values[unread * _PER_DAY : (unread + 1) * _PER_DAY] = np.nan
+    target = _after(city, data, day)
+    model, params = _still(target)
+    own = support_residuals(model, target, region_rows(params), judged_starts(target))
+    assert own.size and np.isnan(own).all()
+    residuals = np.broadcast_to(np.linspace(-1, 1, 201, dtype=np.float32), (6, 201))
+    quantiles = residual_quantiles(own, 2, residuals)
+    assert quantiles is not None
+    np.testing.assert_allclose(quantiles, np.broadcast_to(2 * np.asarray(LEVELS) - 1, quantiles.shape), atol=0.01)
+
+
+def test_a_horizon_longer_than_a_day_is_refused():
+    data = gpd.DataConfig(covariates="calendar", horizon=25)
+    with pytest.raises(InputError, match=r"`horizon` \(=25\) is longer than a day of 24 steps of city 'town'"):
+        prepare_target(_noisy(nodes=3), data)

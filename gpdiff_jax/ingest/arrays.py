@@ -22,6 +22,7 @@ from gpdiff_jax.ingest.plain_pickle import load_plain_pickle
 from gpdiff_jax.ingest.readings import Rows
 from gpdiff_jax.ingest.steps import Grid, grid
 from gpdiff_jax.ingest.table_file import UNNAMED, Source, numbers, read_table
+from gpdiff_jax.ingest.text_file import check_file
 
 ARRAY_FILES = (".h5", ".hdf5", ".npy", ".npz")
 
@@ -50,8 +51,7 @@ def read_series(path: pathlib.Path, *, channel: int = 0, time_zone: str | None =
     Raises:
       InputError: the file is damaged, of another layout, or has no such channel.
     """
-    if not path.is_file():
-        raise InputError(f"{str(path)!r} is no file; check the path")
+    check_file(path)
     if path.suffix in (".h5", ".hdf5"):
         return _read_frame(path, time_zone)
     if path.suffix in (".npy", ".npz"):
@@ -66,7 +66,8 @@ def read_series(path: pathlib.Path, *, channel: int = 0, time_zone: str | None =
     table = read_table(path, header=False)
     names = [cell.strip() for cell in table.frame.iloc[0]]
     if headed := _is_header(names, table.frame):
-        table = table._replace(frame=table.frame.iloc[1:].reset_index(drop=True), source=table.source._replace(above=1))
+        below = table.source._replace(above=table.source.above + 1)
+        table = table._replace(frame=table.frame.iloc[1:].reset_index(drop=True), source=below)
     values = numbers(table, list(table.frame.columns))
     return Series(values, tuple(names) if headed else tuple(map(str, range(values.shape[1]))), None, table.source)
 
@@ -137,8 +138,7 @@ def read_matrix_file(path: pathlib.Path) -> tuple[Float[np.ndarray, "N N"], tupl
     Raises:
       InputError: the file is damaged, of another layout, or a pickle of more than arrays and plain containers.
     """
-    if not path.is_file():
-        raise InputError(f"{str(path)!r} is no file; check the path")
+    check_file(path)
     ids = None
     if path.suffix in (".pkl", ".pickle"):
         held = load_plain_pickle(path)

@@ -14,7 +14,8 @@ from gpdiff_jax.ingest.graph import NEIGHBOURS, Sites, nearest_sites, read_edges
 from gpdiff_jax.ingest.readings import LONG, read_rows
 from gpdiff_jax.ingest.steps import Grid, grid
 from gpdiff_jax.ingest.table_city import TableFacts, table_city
-from gpdiff_jax.ingest.table_file import SEPARATORS, separator_of
+from gpdiff_jax.ingest.table_file import separator_of
+from gpdiff_jax.ingest.text_file import SEPARATORS
 
 _Path = str | os.PathLike[str]
 _QUANTITIES = {"crowd": "visitors", "flow": "vehicles", "speed": "speed_kmh"}

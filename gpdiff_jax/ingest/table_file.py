@@ -2,7 +2,6 @@
 
 import pathlib
 import re
-import tarfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,8 +11,8 @@ from jaxtyping import Float
 
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import DAMAGE
+from gpdiff_jax.ingest.text_file import SEPARATORS, check_file, read_cells, text_form, text_lines, unreadable
 
-SEPARATORS = {",": "commas", ";": ";", "\t": "tabs"}
 _HEAD = 50  # lines from which the separator is seen
 _QUOTED = re.compile(r'"[^"]*"')
 # First lines that are separated by something else, without and with names.
@@ -40,7 +39,7 @@ class Source(NamedTuple):
         if self.path is None or self.separator is None:
             return index + 1
         blank = " " if self.separator == "\t" else None
-        filled = [number for number, line in enumerate(_lines(self.path)) if line.strip(blank)]
+        filled = [number for number, line in enumerate(text_lines(self.path)) if line.strip(blank)]
         return filled[index] + 1 if index < len(filled) else index + 1
 
 
@@ -58,17 +57,18 @@ def read_table(path: pathlib.Path, *, header: bool = True) -> TableFile:
     """Reads CSV, all of it as text, or Parquet.
 
     Args:
-      path: the file; the cells of a CSV are separated by commas, semicolons or tabs, see `separator_of`.
+      path: the file; a CSV is UTF-8, or UTF-16 with a byte order mark, its cells separated by commas, semicolons or
+        tabs, see `separator_of`.
       header: whether a CSV's first line names the columns; else they are "0", "1", ...
 
     Returns:
       The table. A first column without a name that counts the rows is left out.
 
     Raises:
-      InputError: no such file, one that is neither or damaged, no row, or two columns of one name.
+      InputError: no such file, one that is empty, neither, damaged or not UTF-8, no row, or two columns of one name.
     """
-    if not path.is_file():
-        raise InputError(f"{str(path)!r} is no file; check the path")
+    check_file(path)
+    above = 0
     try:
         if path.suffix == ".parquet":
             separator = None
@@ -77,26 +77,20 @@ def read_table(path: pathlib.Path, *, header: bool = True) -> TableFile:
                 table = table.reset_index(names=table.index.name or "ds")
         else:
             separator = separator_of(path, header=header)
-            table = pd.read_csv(
-                path,
-                sep=separator,
-                header=None,
-                dtype=str,
-                keep_default_na=False,
-                skipinitialspace=True,
-                encoding="utf-8-sig",
-            )
+            above = int(text_form(path).separator is not None)
+            table = read_cells(path, separator, skiprows=above, skipinitialspace=True)
             if header:
                 names = [str(name) for name in table.iloc[0]]
                 table = table.iloc[1:].reset_index(drop=True).set_axis(names, axis=1)
+                above += 1
     except InputError:
         raise
     except ImportError as error:
         raise InputError(
             f"{path} cannot be read ({' '.join(str(error).split())[:80]}); pip install 'gpdiff_jax[data]', or write CSV"
         ) from None
-    except (*DAMAGE, OSError, tarfile.TarError, pd.errors.ParserError) as error:
-        raise _unreadable(path, error) from None
+    except (*DAMAGE, OSError) as error:
+        raise unreadable(path, error) from None
     if table.empty:
         raise InputError(f"{path} holds no row; give a table with readings")
     names = [str(name).strip() for name in table.columns]
@@ -105,14 +99,14 @@ def read_table(path: pathlib.Path, *, header: bool = True) -> TableFile:
         raise InputError(f"{path} has two columns {again!r}; rename one")
     if header and names[0] == "" and np.array_equal(table[""], table.index.astype(str)):
         table = table.drop(columns="")
-    return TableFile(table, Source(path, separator, int(header and separator is not None)))
+    return TableFile(table, Source(path, separator, above))
 
 
 def separator_of(path: pathlib.Path, *, header: bool = True) -> str:
     """What separates the cells of a CSV file: the one of commas, semicolons and tabs that its first line has.
 
-    Where the first line has several, it is the one that all lines have as often; of several such, the one between which
-    numbers lie.
+    A first line as `sep=;`, which Excel reads, says it. Where the first line has several, it is the one that all lines
+    have as often; of several such, the one between which numbers lie.
 
     Args:
       path: the file, also compressed.
@@ -124,7 +118,9 @@ def separator_of(path: pathlib.Path, *, header: bool = True) -> str:
     Raises:
       InputError: the file cannot be read, or its separator cannot be told.
     """
-    lines = [line for line in _lines(path, _HEAD) if line.strip()]
+    if (named := text_form(path).separator) is not None:
+        return named
+    lines = [line for line in text_lines(path, _HEAD) if line.strip()]
     bare = [_QUOTED.sub("", line) for line in lines]
     first = bare[0] if bare else ""
     able = [mark for mark in SEPARATORS if mark in first]
@@ -150,35 +146,6 @@ def _is_between_numbers(mark: str, lines: list[str]) -> bool:
         if any(other in cell and not _NUMBER.fullmatch(cell) for cell in others for other in set(SEPARATORS) - {mark}):
             return False
     return bool(lines)
-
-
-def _lines(path: pathlib.Path, count: int | None = None) -> list[str]:
-    """The first lines of a text file, or all, as they are; compressed ones are opened as tables are."""
-    try:
-        # Of a separator that no text holds, every line is one cell.
-        table = pd.read_csv(
-            path,
-            sep="\x01",
-            header=None,
-            names=["line"],
-            dtype=str,
-            nrows=count,
-            quoting=3,
-            keep_default_na=False,
-            skip_blank_lines=False,
-            encoding="utf-8-sig",
-        )
-    except pd.errors.EmptyDataError:
-        return []
-    except (*DAMAGE, OSError, tarfile.TarError, pd.errors.ParserError) as error:
-        raise _unreadable(path, error) from None
-    return list(table["line"])
-
-
-def _unreadable(path: pathlib.Path, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:160]
-    kind = path.suffix.lstrip(".") or "CSV"
-    return InputError(f"{path} cannot be read as {kind} ({type(error).__name__}: {reason}); check the file")
 
 
 def column_of(table: TableFile, name: str) -> pd.Series:

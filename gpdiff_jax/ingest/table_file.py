@@ -21,6 +21,9 @@ _NUMBER = re.compile(r"\s*([+-]?\d*[.,]?\d+([eE][+-]?\d+)?)?\s*")
 _MARKED = r"[+-]?\d*[.,]\d.*"  # a number with a comma or a point
 _GROUPED = r"[+-]?[1-9]\d{0,2}(?:[.,]\d{3})+"  # one that may be whole, with marks between its thousands
 
+# One that has marks between its thousands, all alike: 1,233 or 1 233.5; its whole part and its decimals.
+_THOUSANDS = re.compile(r"([+-]?\d{1,3}([.,'\u2019\s])\d{3}(?:\2\d{3})*)(?:[.,](\d+))?")
+
 
 class Source(NamedTuple):
     """Where a table comes from, to be named where something in it is wrong."""
@@ -212,8 +215,11 @@ def _numbers(column: pd.Series, source: Source) -> Float[np.ndarray, " X"]:
     wrong = ~missing & ~np.isfinite(read)
     if wrong.any():
         row = int(np.argmax(wrong))
+        remedy = "correct it, or leave it empty where it is missing"
+        if (marked := _THOUSANDS.fullmatch(text.iloc[row])) is not None:
+            plain = re.sub(r"[^\d+-]", "", marked[1]) + (f".{marked[3]}" if marked[3] else "")
+            remedy = f"it seems to have marks between its thousands: write {plain}"
         raise source.error(
-            f"the reading {text.iloc[row]!r} (row {source.row(row)}, column {column.name!r}) is no number; correct "
-            "it, or leave it empty where it is missing"
+            f"the reading {text.iloc[row]!r} (row {source.row(row)}, column {column.name!r}) is no number; {remedy}"
         )
     return read

@@ -122,3 +122,30 @@ def test_numbers_with_one_mark_are_decimal(tmp_path):
     for text, want in (("1,234\n1,5", [1.234, 1.5]), ("0.125\n", [0.125]), ("1234,567", [1234.567]), ("1,5e3", [1500])):
         (tmp_path / "x.csv").write_text("a;b\n" + "".join(f"{cell};0\n" for cell in text.split()))
         np.testing.assert_array_equal(numbers(read_table(tmp_path / "x.csv"), ["a"])[:, 0], want)
+
+
+@pytest.mark.parametrize(
+    ("cell", "separator", "plain"),
+    [
+        ("1,233", ",", "1233"),
+        ("-1,233,444", ",", "-1233444"),
+        ("1 233", ",", "1233"),
+        ("1 233", "\t", "1233"),
+        ("1\u00a0233", ",", "1233"),
+        ("12'233", ";", "12233"),
+        ("1,233.5", ",", "1233.5"),
+        ("1 233,5", ";", "1233.5"),
+    ],
+)
+def test_marks_between_thousands_are_named_as_the_likely_cause(tmp_path, cell, separator, plain):
+    (tmp_path / "x.csv").write_text(f'a{separator}b\n7{separator}8\n"{cell}"{separator}0\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"\(row 3, column 'a'\) is no number; it seems to have marks between") as e:
+        numbers(read_table(tmp_path / "x.csv"), ["a", "b"])
+    assert str(e.value).endswith(f"thousands: write {plain}") and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("cell", ["12,33", "1,233 ?", "01:233", "1,2334", "1 2"])
+def test_other_text_is_not_taken_for_thousands(tmp_path, cell):
+    (tmp_path / "x.csv").write_text(f'a,b\n"{cell}",0\n')
+    with pytest.raises(InputError, match="is no number; correct it, or leave it empty where it is missing"):
+        numbers(read_table(tmp_path / "x.csv"), ["a", "b"])

@@ -20,7 +20,7 @@ from gpdiff_jax.files import DAMAGE, read_npz
 from gpdiff_jax.ingest.clock import LocalTimes, local_times, repeated_for
 from gpdiff_jax.ingest.plain_pickle import load_plain_pickle
 from gpdiff_jax.ingest.readings import Rows
-from gpdiff_jax.ingest.steps import Grid, grid
+from gpdiff_jax.ingest.steps import Grid, grid, negative_line
 from gpdiff_jax.ingest.table_file import UNNAMED, Source, numbers, read_table
 from gpdiff_jax.ingest.text_file import check_file
 
@@ -108,7 +108,7 @@ def series_grid(
       The grid.
 
     Raises:
-      InputError: an interval is missing, or the start is no time or not on a step of the day.
+      InputError: an interval is missing, the start is no time, or a reading is negative; see `grid`.
     """
     if series.times is not None:
         rows, count = series.values.shape
@@ -122,6 +122,15 @@ def series_grid(
     begin = None
     if start is not None:
         begin = local_moment(start, "start")
+    negative = np.argwhere(series.values < 0)
+    if len(negative):
+        step, region = map(int, negative[0])
+        row = None if series.source.separator is None else series.source.row(step)
+        when = f"step {step}" if begin is None else f"{begin + np.timedelta64(step * interval_minutes, 'm')}"
+        where = f"region {series.ids[region]!r} at {when}"
+        raise series.source.error(
+            negative_line(series.source, series.values[step, region], row, where, len(negative) - 1)
+        )
     return Grid(series.values.astype(np.float32), series.ids, begin, interval_minutes, 0, 0, 0, 0, source=series.source)
 
 

@@ -70,7 +70,7 @@ def grid(
 
     Raises:
       InputError: duplicates; times in which no interval is seen, or one that does not divide a day or what is asked
-        for; more steps and regions than can be held; not one reading.
+        for; more steps and regions than can be held; not one reading; a negative one.
     """
     if duplicates not in DUPLICATES:
         raise InputError(f"`duplicates` must be one of {', '.join(DUPLICATES)}, got {duplicates!r}")
@@ -97,8 +97,13 @@ def grid(
         same, second = same & ~untold, second | untold
     if same.any() and duplicates == "refuse":
         raise rows.source.error(_duplicate_line(rows, order, same))
-    first = np.flatnonzero(~same)
-    values = _reduced(values, np.cumsum(~same) - 1, len(first), duplicates)
+    first, group = np.flatnonzero(~same), np.cumsum(~same) - 1
+    reduced = _reduced(values, group, len(first), duplicates)
+    # Of several that are summed, as corrections are, or of which the last counts, some may be negative.
+    negative = (values < 0) & ((duplicates == "mean") | (reduced < 0)[group])
+    if negative.any():
+        raise rows.source.error(_negative_line(rows, order[negative]))
+    values = reduced
     region, slot, repeated, second = (part[first] for part in (region, slot, repeated, second))
     cell = (slot - begin) * len(rows.ids) + region
     weight = _weights(cell, repeated, second, values, steps.regular, rows.times.told)
@@ -158,6 +163,22 @@ def _duplicate_line(rows: Rows, order: Int[np.ndarray, " X"], same: Bool[np.ndar
         "`duplicates` (--duplicates sum, mean or last) what to do with them, or by --time_zone when clocks change, if "
         "they come from that"
     )
+
+
+def _negative_line(rows: Rows, negative: Int[np.ndarray, " X"]) -> str:
+    """What to say of the rows whose readings are negative."""
+    at = int(negative.min())
+    row = None if rows.source.path is None else rows.source.row(at // rows.per_row)
+    where = f"region {rows.ids[rows.region[at]]!r} at {rows.times.wall[at]}"
+    return negative_line(rows.source, rows.values[at], row, where, len(negative) - 1)
+
+
+def negative_line(source: Source, value: float, row: int | None, where: str, more: int) -> str:
+    """What to say of a negative reading in a file, and of so many more."""
+    said, also = "" if row is None else f" (row {row})", f", as are {more} more" if more else ""
+    is_table = source.separator is not None or (source.path is not None and source.path.suffix == ".parquet")
+    remedy = "leave the cell empty" if is_table else "store NaN"
+    return f"the reading {value:.7g}{said} of {where} is negative{also}; where a reading is missing, {remedy}"
 
 
 def _reduced(values: np.ndarray, group: np.ndarray, count: int, how: str) -> Float[np.ndarray, " X"]:

@@ -154,3 +154,64 @@ def test_times_in_utc_need_a_zone_and_others_are_the_local_ones(tmp_path, offset
         lines = [line for line in ingest.fact_lines(facts) if line.startswith("times ")]
         assert len(lines) == (zone is None)
         assert all("'2026-05-01T00:00:00+02:00' is 2026-05-01 00:00:00 on" in line for line in lines)
+
+
+def _hours(reading):
+    """A long table of two regions over two days, with a reading of its own for south at three of the second."""
+    rows = [("unique_id", "ds", "y")]
+    rows += [
+        (name, f"2026-05-0{day}T{hour:02}:00", reading if (name, day, hour) == ("south", 2, 3) else "7")
+        for name in ("north", "south")
+        for day in (1, 2)
+        for hour in range(24)
+    ]
+    return rows, "".join(",".join(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["crowd", "flow", "speed"])
+@pytest.mark.parametrize("form", ["long.csv", "wide.csv", "long.parquet", "array.csv", "array.npy"])
+def test_a_negative_reading_is_named_by_its_row_and_with_what_to_do_about_it(tmp_path, kind, form):
+    rows, text = _hours("-1")
+    path = tmp_path / form
+    frame = pd.DataFrame(rows[1:], columns=list(rows[0])).astype({"y": float})
+    wide = frame.pivot(index="ds", columns="unique_id", values="y")
+    where, remedy, start = "of region 'south' at 2026-05-02T03:00", "leave the cell empty", None
+    if form == "long.csv":
+        path.write_text(text)
+        said = "(row 77) "
+    elif form == "wide.csv":
+        wide.to_csv(path)
+        said = "(row 29) "
+    elif form == "long.parquet":
+        pytest.importorskip("pyarrow")
+        frame.to_parquet(path)
+        said = "(row 76) "
+    else:
+        start = "2026-05-01T00:00"
+        if form == "array.csv":
+            wide.to_csv(path, index=False)
+            said = "(row 29) "
+        else:
+            np.save(path, wide.to_numpy())
+            said, where, remedy = "", "of region '1' at 2026-05-02T03:00", "store NaN"
+    config = ingest.ReadingsConfig(start=start, interval_minutes=None if start is None else 60)
+    (tmp_path / "sites.csv").write_text("unique_id,latitude,longitude\nnorth,1,2\nsouth,1,3\n0,1,2\n1,1,3\n")
+    with pytest.raises(InputError) as error:
+        ingest.city_from_tables(path, name="x", kind=kind, sites=tmp_path / "sites.csv", config=config)
+    assert str(error.value).startswith(f"{path}: the reading -1 {said}{where}")
+    assert str(error.value).endswith(f" is negative; where a reading is missing, {remedy}")
+
+
+@pytest.mark.parametrize(
+    ("duplicates", "second", "want"),
+    [("sum", "9", 8), ("last", "9", 9), ("mean", "9", None), ("sum", "-3", None), ("last", "-3", None)],
+)
+def test_a_negative_reading_may_be_corrected_by_a_duplicate(tmp_path, duplicates, second, want):
+    (tmp_path / "x.csv").write_text(f"{_hours('-1')[1]}south,2026-05-02T03:00,{second}\n")
+    rows = ingest.read_rows(tmp_path / "x.csv")
+    if want is not None:
+        assert ingest.grid(rows, counts=True, duplicates=duplicates).values[27, 1] == want
+    else:
+        also = ", as are 1 more" if second == "-3" else ""
+        with pytest.raises(InputError, match=rf"reading -1 \(row 77\) of region 'south' .* is negative{also};"):
+            ingest.grid(rows, counts=True, duplicates=duplicates)

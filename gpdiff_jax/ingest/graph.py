@@ -24,6 +24,7 @@ class Sites(NamedTuple):
 
     latitude: Float[np.ndarray, " N"]  # degrees
     longitude: Float[np.ndarray, " N"]
+    others: tuple[str, ...] = ()  # sites of the table that are of no region
 
 
 def read_edges(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool | None = None) -> Float[np.ndarray, "N N"]:
@@ -203,7 +204,8 @@ def read_sites(path: pathlib.Path, ids: tuple[str, ...]) -> Sites:
                 f"in -{limit:g}..{limit:g}; correct it"
             )
         places.append(degrees)
-    return Sites(*places)
+    known = set(ids)
+    return Sites(places[0], places[1], tuple(str(name) for name in names if name not in known))
 
 
 def _places(table: TableFile, path: pathlib.Path) -> pd.DataFrame:
@@ -265,7 +267,7 @@ def nearest_sites(sites: Sites, neighbours: int = NEIGHBOURS) -> Float[np.ndarra
 
 def great_circle_km(sites: Sites) -> Float[np.ndarray, "N N"]:
     """Distances in km on a sphere, by the haversine formula."""
-    latitude, longitude = (np.radians(degrees)[:, None] for degrees in sites)
+    latitude, longitude = (np.radians(degrees)[:, None] for degrees in sites[:2])
     half = np.square(np.sin((latitude - latitude.T) / 2))
     half = half + np.cos(latitude) * np.cos(latitude.T) * np.square(np.sin((longitude - longitude.T) / 2))
     return 2 * _EARTH_KM * np.arcsin(np.sqrt(np.clip(half, 0.0, 1.0)))

@@ -15,7 +15,7 @@ class TableFacts(NamedTuple):
     """What was seen in the tables of a city, to be read by who made them."""
 
     regions: int
-    without_reading: tuple[str, ...]  # regions that were left out
+    without_reading: tuple[str, ...]  # regions that were left out, and sites of which the readings have none
     first: np.datetime64 | None  # local time of the first step; None where it is not known
     steps: int
     interval_minutes: int  # of the tables
@@ -76,7 +76,7 @@ def table_city(
     ids = np.asarray(grid.ids, object)
     facts = TableFacts(
         regions=int(kept.sum()),
-        without_reading=tuple(ids[~kept]),
+        without_reading=(*ids[~kept], *(() if sites is None else sites.others)),
         first=grid.start,
         steps=len(values),
         interval_minutes=grid.interval_minutes,

@@ -215,3 +215,17 @@ def test_a_negative_reading_may_be_corrected_by_a_duplicate(tmp_path, duplicates
         also = ", as are 1 more" if second == "-3" else ""
         with pytest.raises(InputError, match=rf"reading -1 \(row 77\) of region 'south' .* is negative{also};"):
             ingest.grid(rows, counts=True, duplicates=duplicates)
+
+
+def test_sites_that_the_readings_have_not_are_named_with_the_regions_without_a_reading(tmp_path):
+    (tmp_path / "x.csv").write_text(_hours("7")[1] + "empty,2026-05-01T00:00,\n")
+    (tmp_path / "sites.csv").write_text(
+        "unique_id,latitude,longitude\nghost,1,2\nnorth,1,2\nempty,1,4\nsouth,1,3\n9,,\n"
+    )
+    (tmp_path / "edges.csv").write_text("from,to\nnorth,south\n")
+    for edges in (None, tmp_path / "edges.csv"):
+        city, facts = ingest.city_from_tables(
+            tmp_path / "x.csv", name="x", kind="crowd", sites=tmp_path / "sites.csv", edges=edges
+        )
+        assert city.node_ids == ("north", "south") and facts.without_reading == ("empty", "ghost", "9")
+        assert "left out  3 regions without a reading: empty, ghost, 9" in ingest.fact_lines(facts)

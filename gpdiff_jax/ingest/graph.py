@@ -204,8 +204,8 @@ def read_sites(path: pathlib.Path, ids: tuple[str, ...]) -> Sites:
                 f"in -{limit:g}..{limit:g}; correct it"
             )
         places.append(degrees)
-    known = set(ids)
-    return Sites(places[0], places[1], tuple(str(name) for name in names if name not in known))
+    known = {"", *ids}
+    return Sites(places[0], places[1], tuple(str(name) for name in names.dropna() if name not in known))
 
 
 def _places(table: TableFile, path: pathlib.Path) -> pd.DataFrame:

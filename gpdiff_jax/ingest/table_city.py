@@ -3,24 +3,24 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from gpdiff_jax.cities import City, check_city, resample
+from gpdiff_jax.cities import City, PartialBins, check_city, partial_bins, resample
 from gpdiff_jax.cities.city import edges_of
 from gpdiff_jax.ingest.graph import Sites
 from gpdiff_jax.ingest.steps import Grid
 
 
 class TableFacts(NamedTuple):
-    """What was seen in the tables of a city, to be read by who made them."""
+    """What was seen in the tables of a city, and what the city is that was made of them."""
 
     regions: int
     without_reading: tuple[str, ...]  # regions that were left out, and sites of which the readings have none
     first: np.datetime64 | None  # local time of the first step; None where it is not known
     steps: int
-    interval_minutes: int  # of the tables
+    interval_minutes: int  # of the city
     missing: float  # share of the steps of all regions
-    zeros: float  # share of the readings
+    zeros: float  # share of the readings; where zeros are missing, of those of the tables
     duplicates: int
     moved: int
     repeated: int
@@ -28,6 +28,11 @@ class TableFacts(NamedTuple):
     edges: int
     isolated: int  # regions without an edge
     seen: tuple[tuple[str, str], ...] = ()  # how the tables are written, where that had to be found out
+    zeros_missing: bool = False  # whether zeros were taken as missing
+    table_interval_minutes: int | None = None  # of the tables, where the city has a longer one
+    kind: str = ""
+    bins: PartialBins | None = None  # what was read in part, where the city has a longer interval than its tables
+    above: str | None = None  # which readings were missing by `missing_above`
 
 
 def table_city(
@@ -56,16 +61,18 @@ def table_city(
       sites: where the regions lie.
 
     Returns:
-      The city, without regions that have no reading, and what was seen.
+      The city, without regions that have no reading, and what was seen; steps, missing readings and zeros are those
+      of the city.
 
     Raises:
       InputError: no reading is left, or the city breaks a rule of `check_city`.
     """
-    values = grid.values
-    zeros = np.nansum(values == 0) / max(np.isfinite(values).sum(), 1)
-    if zero_is_missing or kind == "speed":
+    values, zeros_missing, above = grid.values, zero_is_missing or kind == "speed", None
+    zeros = _share_of_zeros(values)
+    if zeros_missing:
         values = np.where(values == 0, np.float32(np.nan), values)
     if missing_above is not None:
+        above = _above(grid, values > missing_above, missing_above)
         values = np.where(values > missing_above, np.float32(np.nan), values)
     kept = np.isfinite(values).any(axis=0)
     if not kept.any():
@@ -74,22 +81,6 @@ def table_city(
     senders, receivers, strengths = edges_of(weights)
     linked = np.union1d(senders, receivers)
     ids = np.asarray(grid.ids, object)
-    facts = TableFacts(
-        regions=int(kept.sum()),
-        without_reading=(*ids[~kept], *(() if sites is None else sites.others)),
-        first=grid.start,
-        steps=len(values),
-        interval_minutes=grid.interval_minutes,
-        missing=float(np.isnan(values[:, kept]).mean()),
-        zeros=float(zeros),
-        duplicates=grid.duplicates,
-        moved=grid.moved,
-        repeated=grid.repeated,
-        skipped=grid.skipped,
-        edges=len(senders),
-        isolated=int(kept.sum()) - len(linked),
-        seen=grid.seen,
-    )
     city = City(
         name=name,
         kind=kind,
@@ -106,7 +97,49 @@ def table_city(
         place=name,
     )
     city = check_city(city, judge_extremes=missing_above is None)
-    return (city if interval_minutes is None else resample(city, interval_minutes)), facts
+    made = city if interval_minutes is None else resample(city, interval_minutes)
+    is_longer = made.interval_minutes != grid.interval_minutes
+    facts = TableFacts(
+        regions=int(kept.sum()),
+        without_reading=(*ids[~kept], *(() if sites is None else sites.others)),
+        first=made.start,
+        steps=made.num_steps,
+        interval_minutes=made.interval_minutes,
+        missing=float(np.isnan(made.values).mean()),
+        zeros=zeros if zeros_missing else _share_of_zeros(made.values),
+        duplicates=grid.duplicates,
+        moved=grid.moved,
+        repeated=grid.repeated,
+        skipped=grid.skipped,
+        edges=len(senders),
+        isolated=int(kept.sum()) - len(linked),
+        seen=grid.seen,
+        zeros_missing=zeros_missing,
+        table_interval_minutes=grid.interval_minutes if is_longer else None,
+        kind=kind,
+        bins=partial_bins(city, made.interval_minutes) if is_longer else None,
+        above=above,
+    )
+    return made, facts
+
+
+def _share_of_zeros(values: Float[np.ndarray, "..."]) -> float:
+    """The share of readings that are 0."""
+    return float(np.count_nonzero(values == 0) / max(np.isfinite(values).sum(), 1))
+
+
+def _above(grid: Grid, wrong: Bool[np.ndarray, "T N"], limit: float) -> str:
+    """How many readings are missing since they lie above a value, and the first of them in time."""
+    if not wrong.any():
+        return f"no reading is above {limit:g}"
+    step, region = map(int, np.argwhere(wrong)[0])
+    when = f"step {step}"
+    if grid.start is not None:
+        when = f"{grid.start + np.timedelta64(step * grid.interval_minutes, 'm')}"
+    return (
+        f"{np.count_nonzero(wrong)} readings above {limit:g} are missing, the first {grid.values[step, region]:.7g} of "
+        f"region {grid.ids[region]!r} at {when}"
+    )
 
 
 def fact_lines(facts: TableFacts) -> list[str]:
@@ -117,21 +150,38 @@ def fact_lines(facts: TableFacts) -> list[str]:
     else:
         last = facts.first + np.timedelta64((facts.steps - 1) * facts.interval_minutes, "m")
         span = f"{facts.first} to {last}, {span}"
+    if facts.table_interval_minutes is not None:
+        span += f", made of steps of {facts.table_interval_minutes}"
+    zeros_of = "readings of the tables, taken as missing" if facts.zeros_missing else "readings"
     rows = {
         "regions": f"{facts.regions}",
         "span": span,
         "missing": f"{100 * facts.missing:.1f} % of the steps",
-        "zeros": f"{100 * facts.zeros:.1f} % of the readings",
+        "zeros": f"{100 * facts.zeros:.1f} % of the {zeros_of}",
         "graph": f"{facts.edges} edges, {facts.isolated} regions without one",
     }
+    if facts.bins is not None and (facts.bins.missing or facts.bins.completed):
+        # In the words of `gpdiff_jax.run`, which says it of a city that is brought to a generator's interval.
+        scaled = "" if facts.kind == "speed" else ", their counts scaled to the full bin"
+        rows["in part"] = (
+            f"of {facts.bins.total} readings of {facts.interval_minutes} minutes, {facts.bins.missing} were observed "
+            f"for less than half and are missing, {facts.bins.completed} for less than all{scaled}"
+        )
+    if facts.above is not None:
+        rows["above"] = facts.above
     if facts.without_reading:
         few = ", ".join(facts.without_reading[:5]) + (", ..." if len(facts.without_reading) > 5 else "")
         rows["left out"] = f"{len(facts.without_reading)} regions without a reading: {few}"
+    of = "" if facts.table_interval_minutes is None else f" of {facts.table_interval_minutes} minutes"
     for name, count, what in (
         ("duplicates", facts.duplicates, "rows of a region and time that had another"),
         ("moved", facts.moved, "readings whose time was not on a step"),
-        ("repeated", facts.repeated, "steps that a clock change repeats, read both times; they hold the mean of both"),
-        ("skipped", facts.skipped, "steps that a clock change skips; they are missing"),
+        (
+            "repeated",
+            facts.repeated,
+            f"steps{of} that a clock change repeats, read both times; they hold the mean of both",
+        ),
+        ("skipped", facts.skipped, f"steps{of} that a clock change skips; they are missing"),
     ):
         if count:
             rows[name] = f"{count} {what}"

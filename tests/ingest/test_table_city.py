@@ -96,7 +96,7 @@ def test_the_command_writes_a_city_or_says_in_one_line_why_not(city, tables):
     assert made.returncode == 0, made.stderr
     town = gpd.load_city(tables / "town.npz")
     assert town.num_nodes == 6 and town.interval_minutes == 60 and town.latitude is not None
-    assert "6 regions" in made.stdout and "steps of 30 minutes" in made.stdout
+    assert "6 regions" in made.stdout and ", made of steps of 30\n" in made.stdout
     before = (tables / "town.npz").read_bytes()
     for wrong, said in (
         (("--sites=sites.csv", "--missing_above=-1"), "no region has a reading"),
@@ -229,3 +229,52 @@ def test_sites_that_the_readings_have_not_are_named_with_the_regions_without_a_r
         )
         assert city.node_ids == ("north", "south") and facts.without_reading == ("empty", "ghost", "9")
         assert "left out  3 regions without a reading: empty, ghost, 9" in ingest.fact_lines(facts)
+
+
+def _quarters(tmp_path, kind, **options):
+    """Two days of quarters of an hour: one hour of north is read for three of four, one of south for one."""
+    values = np.full((192, 2), 6.0)
+    values[8, 0], values[20:23, 1], values[39:43, 0], values[100, 1] = np.nan, np.nan, 0, 999
+    times = np.datetime64("2026-05-01T00:15", "m") + 15 * np.arange(192)
+    frame = pd.DataFrame(values, columns=["north", "south"])
+    frame.insert(0, "ds", times.astype(str))
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    (tmp_path / "sites.csv").write_text("unique_id,latitude,longitude\nnorth,1,2\nsouth,1,3\n")
+    config = ingest.ReadingsConfig(interval_minutes=60)
+    return ingest.city_from_tables(
+        tmp_path / "x.csv", name="x", kind=kind, sites=tmp_path / "sites.csv", config=config, **options
+    )
+
+
+@pytest.mark.parametrize(("kind", "scaled"), [("flow", ", their counts scaled to the full bin"), ("speed", "")])
+def test_the_facts_are_those_of_the_city_that_is_written(tmp_path, kind, scaled):
+    city, facts = _quarters(tmp_path, kind, missing_above=500.0)
+    assert (facts.steps, facts.interval_minutes, facts.first) == (city.num_steps, 60, city.start)
+    assert city.start == np.datetime64("2026-05-01T01:00", "m") and city.num_steps == 47
+    assert facts.missing == np.isnan(city.values).mean() and facts.table_interval_minutes == 15
+    lines = {line[:8].strip(): line[8:].strip() for line in ingest.fact_lines(facts)}
+    assert lines["span"] == "2026-05-01T01:00 to 2026-05-02T23:00, 47 steps of 60 minutes, made of steps of 15"
+    # By hand: of 47 hours of both, that at 10 of north was a zero of speed throughout.
+    total, missing, completed = (94 if kind == "flow" else 93), 1, 2
+    assert lines["in part"] == (
+        f"of {total} readings of 60 minutes, {missing} were observed for less than half and are missing, "
+        f"{completed} for less than all{scaled}"
+    )
+    first = "the first 999 of region 'south' at 2026-05-02T01:15"
+    assert lines["above"] == f"1 readings above 500 are missing, {first}"
+    if kind == "flow":
+        assert facts.zeros == (city.values == 0).sum() / np.isfinite(city.values).sum()
+    else:
+        assert lines["zeros"].endswith("of the readings of the tables, taken as missing")
+
+
+def test_a_limit_that_no_reading_reaches_is_said_to_be_none(tmp_path):
+    _, facts = _quarters(tmp_path, "flow", missing_above=1000.0)
+    assert any(
+        line.startswith("above ") and line.endswith("  no reading is above 1000") for line in ingest.fact_lines(facts)
+    )
+    unknown = ingest.Grid(np.array([[1, 900], [2, 3]], np.float32), ("a", "b"), None, 60, 0, 0, 0, 0)
+    _, facts = ingest.table_city(
+        unknown, np.eye(2)[::-1], name="x", kind="flow", quantity="vehicles", missing_above=500.0
+    )
+    assert facts.above == "1 readings above 500 are missing, the first 900 of region 'b' at step 0"

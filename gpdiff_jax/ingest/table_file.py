@@ -22,7 +22,7 @@ _MARKED = r"[+-]?\d*[.,]\d.*"  # a number with a comma or a point
 _GROUPED = r"[+-]?[1-9]\d{0,2}(?:[.,]\d{3})+"  # one that may be whole, with marks between its thousands
 
 # One that has marks between its thousands, all alike: 1,233 or 1 233.5; its whole part and its decimals.
-_THOUSANDS = re.compile(r"([+-]?\d{1,3}([.,'\u2019\s])\d{3}(?:\2\d{3})*)(?:[.,](\d+))?")
+_THOUSANDS = re.compile(r"([+-]?\d{1,3}([.,'\u2019\s])\d{3}(?:\2\d{3})*)(?:(?!\2)[.,](\d+))?")
 
 
 class Source(NamedTuple):

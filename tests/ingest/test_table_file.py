@@ -144,7 +144,7 @@ def test_marks_between_thousands_are_named_as_the_likely_cause(tmp_path, cell, s
     assert str(e.value).endswith(f"thousands: write {plain}") and "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("cell", ["12,33", "1,233 ?", "01:233", "1,2334", "1 2"])
+@pytest.mark.parametrize("cell", ["12,33", "1,233 ?", "01:233", "1,2334", "1 2", "1,233,5"])
 def test_other_text_is_not_taken_for_thousands(tmp_path, cell):
     (tmp_path / "x.csv").write_text(f'a,b\n"{cell}",0\n')
     with pytest.raises(InputError, match="is no number; correct it, or leave it empty where it is missing"):

@@ -20,6 +20,16 @@ class PartialBins(NamedTuple):
     completed: int  # observed for half or more; counts are scaled to the full bin
     total: int  # bins with any reading
 
+    def words(self, interval_minutes: int, kind: str) -> str | None:
+        """The same for people to read, of a city of a kind; None where every bin was observed whole or not at all."""
+        if not (self.missing or self.completed):
+            return None
+        scaled = "" if kind == "speed" else ", their counts scaled to the full bin"
+        return (
+            f"of {self.total} readings of {interval_minutes} minutes, {self.missing} were observed for less than half "
+            f"and are missing, {self.completed} for less than all{scaled}"
+        )
+
 
 def resample(city: City, interval_minutes: int, *, keep_silent: bool = False) -> City:
     """Bring a city to a longer interval: sums of counts, means of speeds, over the observed readings of a bin.

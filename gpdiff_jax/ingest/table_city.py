@@ -160,13 +160,8 @@ def fact_lines(facts: TableFacts) -> list[str]:
         "zeros": f"{100 * facts.zeros:.1f} % of the {zeros_of}",
         "graph": f"{facts.edges} edges, {facts.isolated} regions without one",
     }
-    if facts.bins is not None and (facts.bins.missing or facts.bins.completed):
-        # In the words of `gpdiff_jax.run`, which says it of a city that is brought to a generator's interval.
-        scaled = "" if facts.kind == "speed" else ", their counts scaled to the full bin"
-        rows["in part"] = (
-            f"of {facts.bins.total} readings of {facts.interval_minutes} minutes, {facts.bins.missing} were observed "
-            f"for less than half and are missing, {facts.bins.completed} for less than all{scaled}"
-        )
+    if facts.bins is not None and (words := facts.bins.words(facts.interval_minutes, facts.kind)):
+        rows["in part"] = words
     if facts.above is not None:
         rows["above"] = facts.above
     if facts.without_reading:

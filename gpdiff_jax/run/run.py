@@ -233,14 +233,8 @@ def _as_named(cities: Iterable[City], settings: Settings) -> list[City]:
 
 def partial_bins_note(city: City, interval_minutes: int) -> list[str]:
     """At most one line: how many bins of a city were observed in part."""
-    bins = partial_bins(city, interval_minutes)
-    if not (bins.missing or bins.completed):
-        return []
-    scaled = "" if city.kind == "speed" else ", their counts scaled to the full bin"
-    return [
-        f"{city.name}: of {bins.total} readings of {interval_minutes} minutes, {bins.missing} were observed for "
-        f"less than half and are missing, {bins.completed} for less than all{scaled}"
-    ]
+    words = partial_bins(city, interval_minutes).words(interval_minutes, city.kind)
+    return [] if words is None else [f"{city.name}: {words}"]
 
 
 def silence_notes(city: City, target: Target) -> list[str]:

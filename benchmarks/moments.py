@@ -15,9 +15,9 @@ from gpdiff_jax import ingest
 from gpdiff_jax.baselines.rules import historical_average
 from gpdiff_jax.cities import City
 from gpdiff_jax.cities.calendar import is_weekend, slot_of_day
-from gpdiff_jax.cities.expectation import expectation
-from gpdiff_jax.cities.scaling import hardly_read, region_scales
+from gpdiff_jax.cities.scaling import region_scales
 from gpdiff_jax.cities.splits import Span
+from gpdiff_jax.data.series import scaled_expectation
 from gpdiff_jax.run.new_city import samples_that_fit
 from gpdiff_jax.transfer.quantiles import LEVELS
 
@@ -134,14 +134,11 @@ def average_quantiles(
     Returns:
       In data units; none below 0.
     """
-    per_day, residuals = city.steps_per_day, []
-    rows, slots, weekend = slice(support.start, support.stop), slot_of_day(city), is_weekend(city)
+    per_day, weekend, residuals = city.steps_per_day, is_weekend(city), []
     mean, std = region_scales(city, support)
-    seen = expectation(
-        (city.values[rows, :, 0] - mean) / std, slots[rows], None if weekend is None else weekend[rows], per_day
-    ).filled(hardly_read(city, support), city)
+    seen = scaled_expectation(city, support, mean, std)
     kind = np.zeros(city.num_steps, int) if weekend is None else weekend.astype(int)
-    deviation = seen.deviation[kind, :, slots] * std  # [T, R]
+    deviation = seen.deviation[kind, :, slot_of_day(city)] * std  # [T, R]
     for begin in range(support.start, support.stop, per_day):
         values = np.array(city.values)
         values[begin : begin + per_day] = np.nan

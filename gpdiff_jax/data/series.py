@@ -16,6 +16,7 @@ from gpdiff_jax.cities.calendar import NUM_CALENDAR, calendar_features, is_weeke
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.expectation import Expectation, expectation
 from gpdiff_jax.cities.scaling import Visible, hardly_read, region_scales
+from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import ModelSizes, Window
 
@@ -131,19 +132,18 @@ def bank_arrays(
         readings = city.values[:, :, 0]
         weekend = is_weekend(city)
         weekend_step = np.full(city.num_steps, 0.5) if weekend is None else weekend.astype(np.float64)
-        slots = slot_of_day(city)
         mean, std = (np.stack(moment) for moment in zip(*(region_scales(city, own) for own in scaling), strict=True))
         parts["values"].append(np.where(np.isfinite(readings), readings, 0.0).T.reshape(-1))
         parts["observed"].append(np.isfinite(readings).T.reshape(-1))
         parts["node_offset"].append(total + city.num_steps * np.arange(city.num_nodes))
         parts["calendar"].append(calendar_features(city)[:, : 0 if covariates == "none" else None])
         parts["weekend"].append(weekend_step)
-        parts["slot"].append(slots)
+        parts["slot"].append(slot_of_day(city))
         parts["city_offset"].append(np.full(city.num_nodes, steps))
         parts["mean"].append(mean)
         parts["std"].append(std)
         expected = [
-            _expected(city, slots, weekend, mask, m, s) if covariates == "profile" else _nothing(city)
+            scaled_expectation(city, mask, m, s) if covariates == "profile" else _nothing(city)
             for mask, m, s in zip(masks, mean, std, strict=True)
         ]
         profile, deviation, same_kind = (np.stack(values).swapaxes(1, 2) for values in zip(*expected, strict=True))
@@ -196,13 +196,25 @@ _BANK_ARRAYS = {
 PER_VARIANT = ("mean", "std", "profile", "log_deviation", "same_kind")  # what a window is seen through
 
 
-def _expected(
-    city: City, slots: np.ndarray, weekend: np.ndarray | None, mask: np.ndarray, mean: np.ndarray, std: np.ndarray
+def scaled_expectation(
+    city: City, visible: Visible, mean: Float[np.ndarray, " N"], std: Float[np.ndarray, " N"]
 ) -> Expectation:
-    """What the readings of a mask lead one to expect, scaled."""
-    readings, seen = (city.values[mask, :, 0] - mean) / std, None if weekend is None else weekend[mask]
-    found = expectation(readings, slots[mask], seen, city.steps_per_day)
-    return found.filled(hardly_read(city, mask), city)
+    """What the visible readings of a city lead one to expect of its regions, scaled.
+
+    Args:
+      city: one channel.
+      visible: the steps that are seen.
+      mean: of every region, see `region_scales`.
+      std: of every region.
+
+    Returns:
+      Of regions that were hardly read, what their neighbours lead one to expect.
+    """
+    steps = slice(visible.start, visible.stop) if isinstance(visible, Span) else visible
+    weekend = is_weekend(city)
+    readings, seen = (city.values[steps, :, 0] - mean) / std, None if weekend is None else weekend[steps]
+    found = expectation(readings, slot_of_day(city)[steps], seen, city.steps_per_day)
+    return found.filled(hardly_read(city, visible), city)
 
 
 def _nothing(city: City) -> Expectation:

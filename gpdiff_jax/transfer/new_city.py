@@ -45,6 +45,7 @@ class NewCity:
     target: Target
     data: DataConfig  # the generator's, with the support days that were used
     chosen: DataConfig  # the generator's, with the support days that were asked for, if any were
+    first: int = 0  # the step at which what was read begins, where the first day was made whole
 
     @property
     def read(self) -> City:
@@ -59,9 +60,12 @@ class NewCity:
 
     @property
     def support(self) -> tuple[str, str]:
-        """Begin and end of the support days, written like `window_starts`; the end is the first step after them."""
+        """Begin and end of the support days, written like `window_starts`; the end is the first step after them.
+
+        Of a first day that was read in part, the begin is the first step that was read.
+        """
         span = self.target.split.support
-        begin, end = step_names(self.city, np.asarray([span.start, span.stop]))
+        begin, end = step_names(self.city, np.asarray([max(span.start, self.first), span.stop]))
         return begin, end
 
     @property
@@ -127,6 +131,7 @@ def prepare_new_city(
     hypernetwork.check_city(label_of(read), any_kind=any_kind)
     if at is not None:
         read = until(read, at)
+    known = read.num_steps
     if not rolling_days:
         read = with_whole_days(read, hypernetwork.data)
     # What is chosen holds for all that is later forecast with what is generated.
@@ -138,7 +143,8 @@ def prepare_new_city(
     support = ahead.split.support
     check_parts(hypernetwork.prompt_encoder.config, read, support)
     target = split_city(ahead.city, data, ahead.split, ahead.starts, seed=seed)
-    return NewCity(ahead.city, region_prompts(read, [support], hypernetwork.prompt_encoder), target, data, kept)
+    prompts = region_prompts(read, [support], hypernetwork.prompt_encoder)
+    return NewCity(ahead.city, prompts, target, data, kept, read.num_steps - known)
 
 
 def forecast_new_city(

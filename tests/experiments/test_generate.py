@@ -194,6 +194,14 @@ def test_other_intervals_and_channels_come_to_the_generators_interval(folder):
     np.testing.assert_allclose(fine["forecast"], gpd.forecast_new_city(parameters, new).forecast, rtol=1e-4)
 
 
+def test_the_support_begins_where_something_was_read(folder):
+    city, hypernetwork = gpd.load_city(folder / "whole.npz"), gpd.Hypernetwork.load(folder / "made")
+    late = dataclasses.replace(city, values=city.values[10:72], start=city.start + np.timedelta64(10, "h"))
+    new = gpd.prepare_new_city(late, hypernetwork)
+    assert new.data.support_days == 3 and new.read.start == city.start
+    assert new.support == ("2024-01-07T10:00", "2024-01-10T00:00")
+
+
 def test_days_before_the_support_are_not_looked_at_unless_more_are_asked_for(folder):
     city, hypernetwork = gpd.load_city(folder / "whole.npz"), gpd.Hypernetwork.load(folder / "made")
     values = np.array(city.values)

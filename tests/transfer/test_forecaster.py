@@ -155,7 +155,7 @@ def test_what_cannot_be_taken_is_named_and_nothing_is_changed(city):
         ([end, end + np.timedelta64(61, "m")], second, "where no interval of 60 minutes of city .* begins"),
         ([end, end + np.timedelta64(3601, "s")], second, "where no interval of 60 minutes of city .* begins"),
         ([end, end + np.timedelta64(6, "D")], second, "more than 5 days after .* check the clock"),
-        ([end, np.datetime64("NaT")], second, "`times` are unknown in row 1"),
+        ([end, np.datetime64("NaT", "m")], second, "`times` are unknown in row 1"),
         (np.asarray(["yesterday"]), row, "`times` are no local times"),
         (np.asarray(["2024-05-03T17:00+02:00"]), row, "`times` are no local times .* of the city's clocks"),
         (np.asarray([datetime.datetime.now(datetime.UTC)]), row, "`times` are no local times"),

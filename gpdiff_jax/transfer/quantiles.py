@@ -35,8 +35,8 @@ from gpdiff_jax.typing import Params, RegionGraph
 from gpdiff_jax.zoo.residuals import expected_deviations, weighted_quantiles
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
-# So many days of support weigh as much as all that the sources say, and in a city that the generator never saw forecasts
-# are off by so much more than in its sources; chosen by leaving out source cities (docs/experiments.md, sections 30 and
+# So many days of support weigh as much as all that the sources say, and in a city that was never seen, forecasts
+# are off by so much more than in the sources; chosen by leaving out source cities (docs/experiments.md, sections 30 and
 # 33).
 _SOURCE_DAYS, _UNSEEN = 4.0, 1.3
 _MOST_WINDOWS, _LEAST_WINDOWS, _ENOUGH = 128, 24, 65536  # of the support, and residuals of all regions

@@ -2,7 +2,7 @@
 
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models import model_names, read_model_file
 from gpdiff_jax.pretrained import DEFAULT, load_pretrained
 from gpdiff_jax.region_parameters import RegionParameters
+from gpdiff_jax.run.columns import in_columns
 from gpdiff_jax.run.run import partial_bins_note, silence_notes
 from gpdiff_jax.transfer.evaluate import MethodForecast
 from gpdiff_jax.transfer.new_city import NewCity, save_parameters
@@ -168,7 +169,7 @@ def forecast_table(new_city: NewCity, made: MethodForecast, *, whole: str = "for
         rows.append([f"{name:.24s}", *cells])
     if summary["mae"] is not None:
         rows.append(["mean absolute error", *map(short_number, summary["mae"])])
-    lines += _in_columns(rows)
+    lines += in_columns(rows)
     if summary["regions"] > _MOST_ROWS:
         lines.append(f"and {summary['regions'] - _MOST_ROWS} more regions in {whole}")
     return "\n".join(lines)
@@ -181,12 +182,3 @@ def short_number(value: float | np.floating, least: float = 0.0) -> str:
     if abs(value) >= 100:
         return f"{value:.0f}"
     return np.format_float_positional(value, 3, unique=False, fractional=False, trim="-")
-
-
-def _in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of cells, the first of each to the left, the others to the right, columns as wide as they need be."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.rjust(width) if number else cell.ljust(width) for number, (cell, width) in enumerate(pairs))
-        for pairs in (zip(row, widths, strict=True) for row in rows)
-    ]

@@ -28,6 +28,7 @@ from gpdiff_jax.run.diagnosis import write_diagnosis, write_inspection
 from gpdiff_jax.run.folder import open_run_folder
 from gpdiff_jax.run.methods import drop_damaged, forecast_path, method_forecast
 from gpdiff_jax.run.results import evaluate, results_table
+from gpdiff_jax.run.room import measure_rooms
 from gpdiff_jax.run.settings import METHODS, Settings, choose_methods
 from gpdiff_jax.run.stages import Stages
 from gpdiff_jax.transfer.evaluate import MethodForecast, step_names
@@ -180,6 +181,19 @@ class Run(Stages):
         """
         self._check_open()
         return write_diagnosis(self, config or DiagnosticsConfig(generate=self.settings.generate))
+
+    def measure_rooms(self) -> dict[str, Any]:
+        """Leaves out every source city in turn and measures what share of its room is reached; writes room.json.
+
+        Returns:
+          What room.json holds; see `gpdiff_jax.run.room.measure_rooms`. As many generators are trained as there are
+          source cities, and kept in the folder.
+
+        Raises:
+          InputError: the run has one source city alone, or one is too short.
+        """
+        self._check_open()
+        return measure_rooms(self)
 
     def inspect_prompts(self) -> ParameterPrediction | None:
         """Measures what the prompts say; writes prompts.json and prompts.html.

@@ -102,6 +102,7 @@ def train_pooled(
     config: PooledConfig,
     *,
     key: Key,
+    start: Params | None = None,
     devices: Sequence[Device] | None = None,
     checkpoints: pathlib.Path | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
@@ -113,6 +114,7 @@ def train_pooled(
       sources: the source regions.
       config: steps and sizes.
       key: random key.
+      start: parameters to begin with, as a model of other cities; random ones if not given.
       devices: see `parallel.training_devices`; they share the regions of a step.
       checkpoints: see `loop.train`.
       progress: called with (steps done, metrics) after every evaluation.
@@ -127,7 +129,7 @@ def train_pooled(
     init_key, train_key = jax.random.split(key)
     devices = training_devices(config.regions, devices)
     optimiser = clipped_adam(optax.cosine_decay_schedule(config.learning_rate, config.steps, alpha=0.02))
-    params = initial_params(model, sources.graphs, sources.sizes, key=init_key)
+    params = initial_params(model, sources.graphs, sources.sizes, key=init_key) if start is None else start
     probabilities = city_weights(np.asarray(sources.city_index)).astype(np.float32)
     return train(
         make_pooled_step(model, optimiser, config, len(devices)),

@@ -3,6 +3,7 @@ Out: every file that was promised, and one line for every mistake.
 """
 
 import csv
+import dataclasses
 import json
 import os
 import pathlib
@@ -22,14 +23,17 @@ from experiments.transfer import show
 from gpdiff_jax import Run
 from gpdiff_jax.analysis.diagnostics import DiagnosticsConfig
 from gpdiff_jax.cities import load_city
+from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.prompts.encoders import PromptConfig
 from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
 from gpdiff_jax.run.results import results_table
+from gpdiff_jax.run.room import room_table
 from gpdiff_jax.run.settings import DEFAULT_METHODS
 from gpdiff_jax.run.stages import generate_key
 from gpdiff_jax.training.progress import read_log
+from gpdiff_jax.zoo.parameter_zoo import load_zoo
 from tests.commands import run_here
 from tests.runs import tiny_settings
 
@@ -151,6 +155,31 @@ def test_a_run_is_diagnosed_and_the_page_says_what_each_number_means(finished, d
     # What was drawn for the target is what the run's methods forecast with.
     drawn = run.hypernetwork.generate(run.target_prompts[0], key=generate_key(run, 0), config=run.settings.generate)
     chex.assert_trees_all_equal(drawn.params, run.generated.params[0])
+
+
+@pytest.mark.slow
+def test_every_source_city_is_left_out_in_turn_and_what_is_measured_is_kept(data_dir, tmp_path, monkeypatch):
+    harvest = dataclasses.replace(tiny_settings(data_dir).harvest, steps=40, evaluate_every=20, learning_rate=3e-3)
+    run = Run.open(tmp_path / "run", tiny_settings(data_dir, harvest=harvest))
+    content = run.measure_rooms()
+    assert [one["city"] for one in content["cities"]] == ["crowd_0", "crowd_1"]
+    # The generator of a room never saw its city.
+    for name, other in (("crowd_0", "crowd_1"), ("crowd_1", "crowd_0")):
+        held = Hypernetwork.load(tmp_path / "run" / "room" / name / "hypernetwork")
+        zoo = load_zoo(tmp_path / "run" / "room" / name / "zoo" / "zoo")
+        assert {region.split("/")[0] for region in zoo.names} == {other}
+        chex.assert_trees_all_close(held.pooled, zoo.pooled)
+    table = room_table(content).splitlines()
+    assert [line.split()[0] for line in table[1:]] == ["crowd_0", "crowd_1", "mean"]
+    with_room = [one for one in content["cities"] if one["room"] > 0]
+    share = content["mean_share"]["generated"]
+    assert share is None or share == pytest.approx(np.mean([one["share"]["generated"] for one in with_room]))
+    monkeypatch.setattr("gpdiff_jax.run.room.pretrain", None)
+    assert run.measure_rooms() == content == json.loads((tmp_path / "run" / "room.json").read_text())
+    # Of a single source city, none can be left out.
+    run.source_cities = run.source_cities[:1]
+    with pytest.raises(InputError, match="the run has the source city 'crowd_0' alone"):
+        run.measure_rooms()
 
 
 @pytest.mark.slow

@@ -1,0 +1,201 @@
+"""In: a city, and a generator that never saw it. Out: what the regions' own parameters gain, and what is reached of it.
+
+The room is the error of the pooled model of other cities minus that of parameters that were trained on the region's
+own months. Part of it is one update that all regions of the city share; the rest is the region's own. A forecaster that
+has seen a few days reaches some share of the room, by prompts alone or by fine-tuning.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from gpdiff_jax.baselines.rules import historical_average
+from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.splits import Span, split_before, split_source
+from gpdiff_jax.data.config import DataConfig
+from gpdiff_jax.data.region_graphs import region_graphs
+from gpdiff_jax.data.sources import Sources, prepare_sources
+from gpdiff_jax.data.target import Target, split_city
+from gpdiff_jax.data.windows import window_starts
+from gpdiff_jax.errors import InputError, check_at_least, named
+from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
+from gpdiff_jax.models.protocol import Model
+from gpdiff_jax.prompts.prompt import region_prompts
+from gpdiff_jax.prompts.sources import with_prompts
+from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.evaluate import few_shot, observed_truth, zero_shot
+from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.zoo.harvest import harvest_zoo
+from gpdiff_jax.zoo.pooled import PooledConfig, broadcast_regions, train_pooled
+from gpdiff_jax.zoo.region_training import HarvestConfig
+
+METHODS = ("historical_average", "pooled", "generated", "pooled_adapted", "generated_adapted", "city", "own")
+
+
+@dataclasses.dataclass(frozen=True)
+class RoomConfig:
+    """What a city's own parameters are, and what stands beside them.
+
+    `harvest` trains every region from the pooled model of the other cities, `city` the model that all its regions
+    share, from there too. Errors are means over `stretches` of at most `test_days` days of the city's last 20 %, on
+    which neither was trained, each forecast after the `support_days` right before it.
+    """
+
+    support_days: int = 3
+    stretches: int = 6
+    test_days: int = 7
+    harvest: HarvestConfig = HarvestConfig()
+    city: PooledConfig = PooledConfig(steps=400, learning_rate=1e-3)
+    generate: GenerateConfig = GenerateConfig()
+    adapt: AdaptConfig = AdaptConfig()
+
+    def __post_init__(self) -> None:
+        check_at_least(1, named(self, "support_days", "stretches", "test_days"))
+
+
+class OwnParameters(NamedTuple):
+    """What was trained on the first 80 % of a city that the generator never saw."""
+
+    own: Params  # leaves [1, R, ...]: every region's; of regions without a reading there, the pooled model's
+    city: Params  # the same for all regions
+
+
+def own_parameters(
+    city: City, model: Model, pooled: Params, data: DataConfig, config: RoomConfig, *, key: Key
+) -> OwnParameters:
+    """Trains a city's own parameters, and one model for all its regions, both from the pooled model of other cities.
+
+    Args:
+      city: one channel, at the interval of the model.
+      model: the forecaster.
+      pooled: of cities that are not this one.
+      data: windows, as the pooled model saw them.
+      config: how they are trained.
+      key: random key.
+
+    Returns:
+      The parameters with the best validation error on the last 20 %: they are what could be reached at best.
+
+    Raises:
+      InputError: see `prepare_sources` and `harvest_chunks`.
+      NotFiniteError: a loss is not finite.
+    """
+    source_key, city_key, own_key = jax.random.split(key, 3)
+    sources: Sources = prepare_sources([city], data, key=source_key)
+    of_city = train_pooled(model, sources, config.city, key=city_key, start=pooled)
+    zoo = harvest_zoo(model, with_prompts(sources, [city]), pooled, config.harvest, key=own_key)
+    rows = [city.node_ids.index(name.split("/", 1)[1]) for name in zoo.names]
+    own = jax.tree.map(np.array, broadcast_regions(pooled, city.num_nodes))
+    for leaf, trained in zip(jax.tree.leaves(own), jax.tree.leaves(zoo.params), strict=True):
+        leaf[0, rows] = np.asarray(trained)[:, 0]
+    return OwnParameters(own, jax.tree.map(np.array, broadcast_regions(of_city, city.num_nodes)))
+
+
+def held_out_targets(city: City, data: DataConfig, config: RoomConfig) -> list[Target]:
+    """The city after each of several supports, in its last 20 %.
+
+    Args:
+      city: one channel.
+      data: windows and graphs.
+      config: days and stretches.
+
+    Returns:
+      Targets in order of time, spread over the last 20 %; neither supports nor what is forecast reach before it, but
+      for the support of the first.
+
+    Raises:
+      InputError: the city is too short for one, or shows nothing there.
+    """
+    per_day = city.steps_per_day
+    sizes: Any = {"history": data.history, "horizon": data.horizon}
+    span = split_source(city.num_steps, name=city.name, **sizes).validation
+    length = min(config.test_days * per_day, len(span))
+    latest = span.stop - length
+    # In a short city, stretches of a day each say more than one that is as long as all there is.
+    if latest - span.start < (config.stretches - 1) * length // 2:
+        length = max(per_day, len(span) // config.stretches)
+        latest = span.stop - length
+    data = dataclasses.replace(data, support_days=config.support_days, window_days=None)
+    graphs = region_graphs([city], max_neighbours=data.max_neighbours, pick=data.pick_neighbours, seed=0)
+    targets = []
+    for first in np.unique(np.linspace(span.start, latest, config.stretches).astype(int)):
+        test = Span(int(first), int(first) + length)
+        known: Any = {"history": data.history, "before": "its last 20 %", "name": city.name}
+        split = split_before(test, per_day, config.support_days, **known)
+        starts = window_starts(city, test, reach_back=True, **sizes)
+        seen = np.isfinite(city.values[split.support.start : split.support.stop]).any()
+        if len(starts) and seen:
+            targets.append(split_city(city, data, split, starts, graphs=graphs))
+    if not targets:
+        raise InputError(f"city {city.name!r} shows nothing in its last 20 %; leave it out")
+    return targets
+
+
+def measure_room(
+    city: City, hypernetwork: Hypernetwork, own: OwnParameters, *, key: Key, config: RoomConfig = RoomConfig()
+) -> dict[str, Any]:
+    """Errors of a generator in a city that it never saw, between its pooled model and the city's own parameters.
+
+    Args:
+      city: one channel, at the generator's interval.
+      hypernetwork: of other cities.
+      own: of `own_parameters`, from the generator's pooled model.
+      key: random key of the draws.
+      config: days, stretches, draws and fine-tuning.
+
+    Returns:
+      JSON values: `error`, the mean absolute error of each of `METHODS` in data units; `share`, what part of the way
+      from the pooled to the regions' own parameters each goes, in all and as `city_share` the part that one update for
+      the city goes; both None where own parameters are not better; and errors by stretch.
+
+    Raises:
+      InputError: see `held_out_targets`.
+    """
+    targets = held_out_targets(city, hypernetwork.data, config)
+    sums = np.stack([_error_sums(city, hypernetwork, own, target, key, config) for target in targets])
+    errors = sums[:, :-1] / sums[:, -1:]
+    total = dict(zip(METHODS, (sums[:, :-1].sum(axis=0) / sums[:, -1].sum()).tolist(), strict=True))
+    room = total["pooled"] - total["own"]
+    shares = {name: (total["pooled"] - total[name]) / room if room > 0 else None for name in METHODS[2:-1]}
+    return {
+        "city": city.name,
+        "unit": city.unit,
+        "regions": city.num_nodes,
+        "readings": int(sums[:, -1].sum()),
+        "error": total,
+        "room": room / total["pooled"],
+        "share": shares,
+        "stretches": [dict(zip(METHODS, row.tolist(), strict=True)) for row in errors],
+    }
+
+
+def _error_sums(
+    city: City, hypernetwork: Hypernetwork, own: OwnParameters, target: Target, key: Key, config: RoomConfig
+) -> Float[np.ndarray, " M"]:
+    """Sums of absolute errors of every method, and last the number of readings."""
+    model, data = hypernetwork.model, hypernetwork.data
+    prompts = region_prompts(city, [target.split.support], hypernetwork.prompt_encoder)
+    draw_key, adapt_key = jax.random.split(key)
+    generated = hypernetwork.generate(prompts, key=draw_key, config=config.generate, any_kind=True).params
+    pooled = broadcast_regions(hypernetwork.pooled, city.num_nodes)
+    starts = np.asarray(target.test_starts)
+    # Own anomalies last as long as they say: damping is for models of other cities.
+    undamped = dataclasses.replace(target, damping=(1.0, 1.0))
+    tune: Any = {"key": adapt_key, "directions": hypernetwork.directions}
+    found = {
+        "historical_average": historical_average(
+            city, target.split.support, starts, history=data.history, horizon=data.horizon
+        ),
+        "pooled": zero_shot(model, target, pooled).forecast,
+        "generated": zero_shot(model, target, generated).forecast,
+        "pooled_adapted": few_shot(model, target, pooled, config.adapt, **tune).forecast,
+        "generated_adapted": few_shot(model, target, generated, config.adapt, **tune).forecast,
+        "city": zero_shot(model, undamped, own.city).forecast,
+        "own": zero_shot(model, undamped, own.own).forecast,
+    }
+    truth = observed_truth(city, target)[0]
+    read = np.isfinite(truth)
+    return np.asarray([np.abs(found[name] - truth)[read].sum() for name in METHODS] + [read.sum()], np.float64)

@@ -25,7 +25,7 @@ from gpdiff_jax.run.settings import METHODS, PRESETS, Settings, choose_methods
 from gpdiff_jax.training.compilation_cache import enable_compilation_cache
 from gpdiff_jax.training.parallel import use_every_core
 from gpdiff_jax.transfer.adapt import UPDATES
-from gpdiff_jax.zoo.codec import NORMALISATIONS
+from gpdiff_jax.zoo.codec import NORMALISATIONS, SPACES
 
 flags.DEFINE_string("data_dir", None, "folder with one NAME.npz per city; without it, cities are simulated")
 flags.DEFINE_list("sources", None, "names of the source cities, separated by commas; needs --data_dir")
@@ -116,6 +116,7 @@ flags.DEFINE_integer(
     "principal components of every layer that are diffused, 0 for the tokens themselves; the preset's if not given",
     0,
 )
+flags.DEFINE_enum("space", "layers", list(SPACES), "whether every layer has components of its own, or all in common")
 flags.DEFINE_enum(
     "normalisation", "layer", list(NORMALISATIONS), "what divides the tokens: a spread per layer or per coordinate"
 )
@@ -228,6 +229,7 @@ def settings_from_flags() -> Settings:
         token_width=_token_width(values.token_width),
         components=values.components,
         normalisation=values.normalisation,
+        space=values.space,
     )
     return dataclasses.replace(
         settings,

@@ -242,6 +242,7 @@ class Hypernetwork:
             "denoiser": dataclasses.asdict(self.denoiser_config),
             "layout": self.codec.layout.as_json(),
             "components": bool(self.codec.basis),
+            "space": self.codec.space,
             "prompt_names": self.prompt_names,
             "prompt_spatial": self.prompt_spatial,
             "prompt_encoder": self.prompt_encoder.facts(),
@@ -277,7 +278,7 @@ class Hypernetwork:
             data=DataConfig.from_json(facts["data"]),
             denoiser_config=DenoiserConfig(**facts["denoiser"]),
             variables=arrays["variables"],
-            codec=_stored_codec(arrays["codec"], layout, facts["components"]),
+            codec=_stored_codec(arrays["codec"], layout, facts["components"], facts.get("space", "layers")),
             prompt_scaler=PromptScaler(**arrays["prompts"]),
             prompt_names=tuple(facts["prompt_names"]),
             prompt_spatial=tuple(facts.get("prompt_spatial", ())),
@@ -315,13 +316,14 @@ class Hypernetwork:
         )
 
 
-def _stored_codec(arrays: dict, layout: TokenLayout, components: bool) -> Codec:
+def _stored_codec(arrays: dict, layout: TokenLayout, components: bool, space: str) -> Codec:
     # A layer that does not vary has no directions, and no array on disk.
-    rows = range(len(layout.layers)) if components else ()
-    entries = [layout.layer_of_token.count(layer) * layout.width for layer in rows]
+    tokens = [layout.layer_of_token.count(layer) for layer in range(len(layout.layers))]
+    entries = [count * layout.width for count in (tokens if space == "layers" else [layout.num_tokens])]
     found = arrays.get("basis") or {}
-    basis = tuple(found.get(str(layer), jnp.zeros((0, entries[layer]))) for layer in rows)
-    return Codec(basis=basis, layout=layout, **{name: arrays[name] for name in _CODEC_ARRAYS})
+    basis = tuple(found.get(str(layer), jnp.zeros((0, count))) for layer, count in enumerate(entries))
+    kept = {name: arrays[name] for name in _CODEC_ARRAYS}
+    return Codec(basis=basis if components else (), layout=layout, space=space, **kept)
 
 
 class _Draws(NamedTuple):

@@ -113,7 +113,8 @@ def fit_latent_space(zoo: ParameterZoo, config: PretrainConfig, *, key: Key) -> 
     probabilities = region_probabilities(zoo.city_index, held_out)
     tokens, weights = _sample_tokens(zoo, layout, probabilities)
     pooled = _tokens(layout, jax.tree.map(lambda leaf: np.asarray(leaf)[None], zoo.pooled))[0]
-    codec = fit_codec(layout, pooled, tokens, weights, config.codec.components, config.codec.normalisation)
+    kept = config.codec
+    codec = fit_codec(layout, pooled, tokens, weights, kept.components, kept.normalisation, kept.space)
     return LatentSpace(codec, fit_prompt_scaler(zoo.prompts, zoo.city_index), held_out, probabilities)
 
 

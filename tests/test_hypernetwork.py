@@ -82,12 +82,12 @@ def _zoo(simulated_cities: list[City]) -> ParameterZoo:
     )
 
 
-def _generator(zoo: ParameterZoo, components: int) -> Hypernetwork:
+def _generator(zoo: ParameterZoo, components: int, space: str = "layers") -> Hypernetwork:
     """A generator of random weights: what it draws depends on all of them."""
     layout = make_layout(zoo.pooled, 4, {"head": "output", "scale": "temporal"})
     tokens = np.asarray(jax.vmap(jax.vmap(functools.partial(to_tokens, layout)))(jax.tree.map(jnp.asarray, zoo.params)))
     tokens = tokens.reshape(32, layout.num_tokens, 4)
-    codec = fit_codec(layout, np.asarray(to_tokens(layout, zoo.pooled)), tokens, np.ones(32), components)
+    codec = fit_codec(layout, np.asarray(to_tokens(layout, zoo.pooled)), tokens, np.ones(32), components, space=space)
     rows, width = codec.mask().shape
     example = jnp.zeros((rows, width)), jnp.zeros(()), zoo.prompts.values[0, 0], jnp.ones(())
     init = Denoiser(_DENOISER, codec.layer_of_row, width).init
@@ -123,15 +123,15 @@ def _leaves(
     return np.concatenate([np.asarray(leaf).reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(params)], axis=2)
 
 
-@pytest.mark.parametrize("components", [5, 0])
-def test_a_saved_generator_draws_the_same_bit_for_bit(tmp_path, zoo, prompts, hypernetwork, components):
-    hypernetwork = hypernetwork if components else _generator(zoo, 0)
+@pytest.mark.parametrize(("components", "space"), [(5, "layers"), (0, "layers"), (9, "joint")])
+def test_a_saved_generator_draws_the_same_bit_for_bit(tmp_path, zoo, prompts, hypernetwork, components, space):
+    hypernetwork = hypernetwork if components == 5 else _generator(zoo, components, space)
     hypernetwork.save(tmp_path / "made")
     read = Hypernetwork.load(tmp_path / "made")
     np.testing.assert_array_equal(_leaves(read, prompts), _leaves(hypernetwork, prompts))
     for name in ("model_name", "sizes", "data", "denoiser_config", "prompt_names"):
         assert getattr(read, name) == getattr(hypernetwork, name), name
-    assert read.codec.layout == hypernetwork.codec.layout
+    assert read.codec.layout == hypernetwork.codec.layout and read.codec.space == space
     chex.assert_trees_all_equal(read.pooled, zoo.pooled)
     assert json.loads(read.summary()) == json.loads(hypernetwork.summary())
 
@@ -270,16 +270,17 @@ def test_a_folder_that_holds_no_generator_is_refused(tmp_path, hypernetwork):
             "ddpm",
         ),
         ({"conditioning": "inductive_bias", "schedule": "rectified_flow", "objective": "flow"}, {}, "euler"),
+        ({"schedule": "cosine"}, {"codec": CodecConfig(token_width=4, components=9, space="joint")}, "ddim"),
     ],
-    ids=lambda value: value if isinstance(value, str) else " ".join(str(part) for part in value.values()),
+    ids=lambda value: value if isinstance(value, str) else " ".join(str(part) for part in value.values() if part),
 )
 def test_other_kinds_of_generators_are_trained_saved_loaded_and_drawn_from(
     tmp_path, zoo, prompts, denoiser, training, sampler
 ):
     config = PretrainConfig(
         denoiser=dataclasses.replace(_DENOISER, **denoiser),
-        codec=CodecConfig(token_width=4, components=5),
-        **{"steps": 240, "batch": 8, "windows": 2, "evaluations": 2, "learning_rate": 5e-3, **training},
+        **{"steps": 240, "batch": 8, "windows": 2, "evaluations": 2, "learning_rate": 5e-3},
+        **{"codec": CodecConfig(token_width=4, components=5), **training},
     )
     log: list[dict[str, float]] = []
     made = pretrain(zoo, key=jax.random.key(4), config=config, progress=lambda done, metrics: log.append(metrics))

@@ -140,7 +140,7 @@ def make_denoiser(config: DenoiserConfig, codec: Codec, spatial: tuple[int, ...]
         of the model's layers and it does not give them; or there are more rows than attention can hold, or nothing in
         them.
     """
-    check_conditioning(config.conditioning, spatial, codec.layout.kinds)
+    check_conditioning(config.conditioning, spatial, codec.kinds)
     if len(codec.filled) > _MOST_ROWS:
         raise InputError(
             f"`token_width` (={codec.layout.width}) makes {len(codec.filled)} tokens, more than {_MOST_ROWS}; "
@@ -150,7 +150,7 @@ def make_denoiser(config: DenoiserConfig, codec: Codec, spatial: tuple[int, ...]
         raise InputError(
             "the parameter vectors of the zoo are all the same, so there is nothing to learn; harvest longer"
         )
-    return Denoiser(config, codec.layer_of_row, codec.width, codec.layout.kinds, spatial, codec.filled)
+    return Denoiser(config, codec.layer_of_row, codec.width, codec.kinds, spatial, codec.filled)
 
 
 def denoise(

@@ -15,10 +15,11 @@ from gpdiff_jax.transfer.evaluate import observed_truth, zero_shot
 from gpdiff_jax.zoo.pooled import PooledConfig, broadcast_regions
 from tests.runs import tiny_settings
 
+_HARVEST = tiny_settings(pathlib.Path()).harvest
 _CONFIG = RoomConfig(
     stretches=2,
     test_days=1,
-    harvest=dataclasses.replace(tiny_settings(pathlib.Path()).harvest, steps=160, evaluate_every=40, learning_rate=3e-3),
+    harvest=dataclasses.replace(_HARVEST, steps=160, evaluate_every=40, learning_rate=3e-3),
     city=PooledConfig(steps=40, regions=4, windows=4, evaluations=2),
     generate=gpd.GenerateConfig(samples=2, steps=3),
     adapt=gpd.AdaptConfig(code_steps=2),

@@ -140,6 +140,34 @@ def test_components_are_the_principal_ones_of_each_layer_and_codes_have_unit_siz
         np.testing.assert_allclose((share * lost).sum(), power[2:].sum(), rtol=1e-2, atol=1e-9)
 
 
+def test_joint_codes_are_of_all_layers_in_one_vector_around_the_pooled_model(zoo):
+    layout, pooled, _ = zoo
+    trees = [jax.tree.map(np.add, _tree(100, 10.0), _tree(seed)) for seed in range(20)]
+    tokens, weights = np.stack([to_tokens(layout, tree) for tree in trees]), np.linspace(1, 2, 20)
+    codec = fit_codec(layout, pooled, tokens, weights, 11, space="joint")
+    # Rows of eight codes, all of one layer that is of no kind.
+    assert codec.filled == (8, 3) and codec.layer_of_row == (0, 0) and codec.kinds == ("mixed",)
+    np.testing.assert_allclose(codec.decode(jnp.zeros((2, 8))), pooled, rtol=1e-6)
+    share, rows = weights / weights.sum(), (tokens - pooled).reshape(20, -1).astype(np.float64)
+    power = np.linalg.eigvalsh(rows.T @ (share[:, None] * rows))[::-1]
+    np.testing.assert_allclose(np.square(codec.basis[0]).sum(axis=1), power[:11], rtol=1e-3)
+    latents = np.stack([codec.encode(jnp.asarray(vector)) for vector in tokens])
+    assert latents.shape == (20, 2, 8) and (latents[:, codec.mask() == 0] == 0).all()
+    codes = latents[:, codec.mask() > 0]
+    np.testing.assert_allclose(codes.T @ (share[:, None] * codes), np.eye(11), atol=2e-3)
+    kept = np.stack([codec.decode(jnp.asarray(latent)) for latent in latents])
+    lost = np.square(kept - tokens, dtype=np.float64).reshape(20, -1).sum(axis=1)
+    np.testing.assert_allclose((share * lost).sum(), power[11:].sum(), rtol=1e-3)
+    # With all that differ, the way back is exact; layer "c" holds less than a millionth of the leading variance.
+    whole = fit_codec(layout, pooled, tokens, weights, 64, space="joint")
+    assert whole.filled == (8, 8, 2)
+    for vector in tokens:
+        np.testing.assert_allclose(whole.decode(whole.encode(jnp.asarray(vector))), vector, rtol=1e-5, atol=0.01)
+    np.testing.assert_array_equal(np.asarray(whole.decode(jnp.ones((3, 8))))[layout.mask() == 0], 0)
+    still = fit_codec(layout, pooled, np.stack([pooled] * 3), np.ones(3), 4, space="joint")
+    assert still.mask().shape == still.encode(jnp.asarray(pooled)).shape == (1, 1) and not still.mask().any()
+
+
 def test_a_layer_with_fewer_directions_is_padded_and_a_zoo_without_any_still_decodes(zoo):
     layout, pooled, tokens = zoo
     frozen = np.where((layout.layer_tokens() == 1)[:, None], pooled, tokens)
@@ -178,6 +206,8 @@ def test_params_of_a_code_are_the_pytree_and_jit_vmap_and_a_loop_agree(zoo):
         ({"token_width": 0}, "`token_width` must be at least 1, or 'gcd' for the published rule, got 0"),
         ({"token_width": "wide"}, "`token_width` must be at least 1, or 'gcd' for the published rule, got wide"),
         ({"components": -1}, "`components` must be at least 0, got -1"),
+        ({"components": 0, "space": "joint"}, "`components` must be at least 1, got 0"),
+        ({"space": "codes"}, "`space` must be one of layers, joint, got 'codes'"),
         ({"normalisation": "row"}, "`normalisation` must be one of layer, coordinate, got 'row'"),
     ],
 )

@@ -51,6 +51,8 @@ def measure_rooms(run: Stages) -> dict[str, Any]:
     with stage("room", len(names)) as shown:
         for name in names:
             found += _without(run, name, config)
+            # Every city has programs of its own; those of five fill what a process may map of memory.
+            jax.clear_caches()
             shown.advance(1, city=name)
     content = {"seed": settings.seed, "cities": found, "mean_share": _mean_share(found)}
     write_json(run.folder / "room.json", content)

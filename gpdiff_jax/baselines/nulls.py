@@ -20,6 +20,7 @@ from gpdiff_jax.pretraining import best_tokens
 from gpdiff_jax.prompts.prompt import Prompts, in_scale, scale_of
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.vectors import squared_distances
+from gpdiff_jax.zoo.directions import zoo_directions
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
 from gpdiff_jax.zoo.tokens import TokenLayout, from_tokens, to_tokens
 
@@ -126,6 +127,33 @@ def _noise(key: Key, samples: int, width: int, region_ids: UInt[Array, " R"]) ->
         return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, sample), region), (width,))
 
     return jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))(jnp.arange(samples), region_ids)
+
+
+def gaussian_codes(zoo: ParameterZoo, prompts: Prompts, *, directions: int, samples: int, key: Key) -> Params:
+    """The pooled model plus normal noise along the directions in which the zoo differs from it, whatever the prompt.
+
+    Along every direction the noise is as large as the zoo's spread, so that it is the normal distribution of the joint
+    codes, around the pooled model (`zoo.directions.zoo_directions`).
+
+    Args:
+      zoo: the parameters of the source regions.
+      prompts: of the R target regions, of which the ids alone are looked at.
+      directions: n, how many.
+      samples: K.
+      key: random key; a sample's number and a region's id are folded in.
+
+    Returns:
+      Parameters of the target regions, leaves [K, R, ...].
+
+    Raises:
+      InputError: `directions` or `samples` is below 1.
+    """
+    check_at_least(1, {"directions": directions, "samples": samples})
+    axes = zoo_directions(zoo, directions)
+    codes = np.asarray(_noise(key, samples, len(jax.tree.leaves(axes)[0]), prompts.region_ids))
+    return jax.tree.map(
+        lambda start, axis: np.asarray(start) + np.tensordot(codes, np.asarray(axis), axes=1), zoo.pooled, axes
+    )
 
 
 def kernel_average(zoo: ParameterZoo, prompts: Prompts) -> tuple[Params, float]:

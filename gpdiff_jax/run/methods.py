@@ -24,7 +24,7 @@ from gpdiff_jax.zoo.pooled import broadcast_regions, initial_params
 _RULES = {"historical_average": rules.historical_average, "last_value": rules.last_value}
 _SCALARS = ("seconds", "learning_rate", "steps", "validation_mae")
 # Whose starts are the same whatever the target shows.
-_BLIND = ("pooled", "target_only", "zoo_mean")
+_BLIND = ("pooled", "target_only", "zoo_mean", "gaussian_codes")
 _HARVESTED = ("prompt_encoder", "prompts", "pooled", "harvest")
 _STAGES = {
     "target_only": (),
@@ -188,10 +188,13 @@ def _make_starts(run: Stages, channel: int, family: str, for_choice: bool) -> tu
     _ = run.mlp if family == "mlp_hypernetwork" else run.zoo
     assert prompts is not None
     with stopwatch() as watch:
+        # Its own noise for every channel, and as many samples as GPDiff draws.
+        own_key, samples = jax.random.fold_in(run.key(family), channel), run.settings.generate.samples
         if family == "nearest_plus_noise":
-            # Its own noise for every channel, and as many samples as GPDiff draws.
-            own_key, samples = jax.random.fold_in(run.key(family), channel), run.settings.generate.samples
             starts = nulls.nearest_plus_noise(run.zoo, prompts, samples=samples, key=own_key)
+        elif family == "gaussian_codes":
+            count = run.settings.adapt.directions
+            starts = nulls.gaussian_codes(run.zoo, prompts, directions=count, samples=samples, key=own_key)
         else:
             starts = jax.tree.map(lambda leaf: np.asarray(leaf)[None], _by_rule(run, family, prompts))
     return starts, watch.seconds

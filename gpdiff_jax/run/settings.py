@@ -39,7 +39,14 @@ DEFAULT_METHODS = (
     "gpdiff_zero_shot",
     "gpdiff_few_shot",
 )
-_NULLS = ("zoo_mean", "nearest_prompt", "nearest_plus_noise", "kernel_average", "mlp_hypernetwork")
+_NULLS = (
+    "zoo_mean",
+    "gaussian_codes",
+    "nearest_prompt",
+    "nearest_plus_noise",
+    "kernel_average",
+    "mlp_hypernetwork",
+)
 METHODS = (*DEFAULT_METHODS, *(f"{null}_{shots}" for null in _NULLS for shots in ("zero_shot", "few_shot")))
 
 # Settings that say how and from where a run is computed; what is missing above a value is in the readings.

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from gpdiff_jax.baselines import ridge
-from gpdiff_jax.baselines.nulls import kernel_average, nearest_plus_noise, nearest_prompt, ridge_hypernetwork, zoo_mean
+from gpdiff_jax.baselines.nulls import (
+    gaussian_codes,
+    kernel_average,
+    nearest_plus_noise,
+    nearest_prompt,
+    ridge_hypernetwork,
+    zoo_mean,
+)
+from gpdiff_jax.data.sources import city_weights
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler, scale_of, scale_prompts
 from gpdiff_jax.zoo.parameter_zoo import HeldVectors, ParameterZoo
@@ -217,6 +225,29 @@ def test_the_noise_on_the_nearest_is_as_large_as_neighbours_in_other_cities_diff
     np.testing.assert_array_equal(fewer, drawn[:3, 7:9])
     with pytest.raises(InputError, match="`samples` must be at least 1, got 0"):
         nearest_plus_noise(zoo, target, samples=0, key=key)
+
+
+def test_gaussian_codes_are_spread_around_the_pooled_model_as_the_zoo_is_whatever_the_prompt():
+    zoo, target, _ = _problem(2, noise=0.3)
+    key = jax.random.key(0)
+    drawn = _rows(gaussian_codes(zoo, target, directions=3, samples=2000, key=key)).astype(np.float64)
+    assert drawn.shape == (2000, 20, 5)
+    pooled = _rows(jax.tree.map(lambda leaf: leaf[None], zoo.pooled))[0]
+    differences = _rows(zoo.params)[:, 0].astype(np.float64) - pooled
+    weights = city_weights(zoo.city_index)
+    second = (differences.T * (weights / weights.sum())) @ differences
+    power, axes = np.linalg.eigh(second)
+    want = (axes[:, -3:] * power[-3:]) @ axes[:, -3:].T
+    noise = (drawn - pooled).reshape(-1, 5)
+    np.testing.assert_allclose(noise.mean(axis=0), 0.0, atol=0.03 * np.sqrt(power[-1]))
+    np.testing.assert_allclose(noise.T @ noise / len(noise), want, atol=0.03 * power[-1])
+    moved = dataclasses.replace(target, values=target.values + 5)
+    np.testing.assert_array_equal(_rows(gaussian_codes(zoo, moved, directions=3, samples=1, key=key)), drawn[:1])
+    some = dataclasses.replace(target, values=target.values[:, 7:9], region_ids=target.region_ids[7:9])
+    fewer = _rows(gaussian_codes(zoo, some, directions=3, samples=3, key=key))
+    np.testing.assert_allclose(fewer, drawn[:3, 7:9], rtol=1e-6)
+    with pytest.raises(InputError, match="`samples` must be at least 1, got 0"):
+        gaussian_codes(zoo, target, directions=3, samples=0, key=key)
 
 
 def test_a_zoo_of_one_region_gives_that_region():

@@ -226,7 +226,7 @@ def _target_errors(model: Model, target: Target, params: Params) -> Float[Array,
     def one(row: tuple) -> jax.Array:
         samples, graph = row
         windows = gather_target(
-            target.bank, graph.nodes, target.support_starts, target.split.support.start, target.steps_per_day
+            target.bank, graph.nodes, target.support_starts, target.support_start, target.steps_per_day
         )
         scale = target.bank.std[-1, graph.nodes[0]]
         return _errors(model, samples, graph, windows) * jnp.stack([scale, scale, jnp.ones_like(scale)])

@@ -22,6 +22,7 @@ from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import ModelSizes, Window
 from gpdiff_jax.typing import RegionGraph
 
+_STARTS = ("adaptation_starts", "validation_starts", "support_starts", "test_starts")
 # Of targets whose windows are given by their starts, all seen through one variant, or through days from step 0 on.
 NO_SPLIT = TargetSplit(Span(0, 0), Span(0, 0), Span(0, 0))
 
@@ -37,6 +38,7 @@ class Target:
     validation_starts: Int[Array, "*devices validation"]  # windows that forecast the validation days
     support_starts: Int[Array, "*devices support"]  # windows inside all support days
     test_starts: Int[Array, "*devices S"]  # windows that forecast the test span
+    support_start: Int[Array, "*devices"]  # first step of the support days
     floor: Float[Array, "*devices"]  # the least forecast: 0 where no visible reading is negative, else minus infinity
     # The city as it was on the eve of the validation days, which are its test: what learning rate and steps are chosen
     # on. None where there is nothing to adapt on or to choose on.
@@ -61,11 +63,17 @@ class Target:
         """What a model of these windows must fit."""
         return model_sizes(self.bank)
 
+    @property
+    def bare(self) -> "Target":
+        """What a program reads that is given its windows by starts: the same program for all supports of a city."""
+        none = jax.device_put({name: np.zeros(0, np.int32) for name in _STARTS})
+        return dataclasses.replace(self, choice=None, split=NO_SPLIT, silent=(), **none)
+
 
 def region_windows(target: Target, region: Int[Array, ""], starts: Int[Array, " B"]) -> tuple[RegionGraph, Window]:
     """The graph of a region and its windows at the given starts; see `gather_target`."""
     graph = jax.tree.map(lambda leaf: leaf[region], target.graphs)
-    return graph, gather_target(target.bank, graph.nodes, starts, target.split.support.start, target.steps_per_day)
+    return graph, gather_target(target.bank, graph.nodes, starts, target.support_start, target.steps_per_day)
 
 
 def prepare_targets(cities: Sequence[City], config: DataConfig, *, seed: int = 0) -> list[Target]:
@@ -171,6 +179,7 @@ def split_city(
         "validation_starts": _validation_starts(city, split, **windows),
         "support_starts": window_starts(city, split.support, **windows),
         "test_starts": test_starts,
+        "support_start": np.int32(split.support.start),
         "floor": _floor(visible),
     }
     return Target(
@@ -210,8 +219,7 @@ def newest_target(city: City, config: DataConfig, split: TargetSplit, graphs: Re
     for name in ("calendar", "weekend", "slot"):
         arrays[name] = arrays[name][-window:]
     none = np.zeros(0, np.int32)
-    starts = {name: none for name in ("adaptation_starts", "validation_starts", "support_starts")}
-    starts = starts | {"test_starts": np.zeros(1, np.int32)}
+    starts = dict.fromkeys(_STARTS, none) | {"test_starts": np.zeros(1, np.int32), "support_start": np.int32(0)}
     fields: dict[str, Any] = {
         "bank": SeriesBank(**jax.device_put(arrays), **sizes),
         "graphs": graphs,

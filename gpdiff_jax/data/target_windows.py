@@ -32,7 +32,11 @@ def support_masks(city: City, split: TargetSplit, steps_per_day: int) -> np.ndar
 
 
 def gather_target(
-    bank: SeriesBank, nodes: Int[Array, " N"], starts: Int[Array, " B"], support_start: int, steps_per_day: int
+    bank: SeriesBank,
+    nodes: Int[Array, " N"],
+    starts: Int[Array, " B"],
+    support_start: int | Int[Array, ""],
+    steps_per_day: int,
 ) -> Window:
     """Gathers given windows of one target region, where scale and profile leave out every day that a window forecasts.
 
@@ -65,7 +69,9 @@ def gather_all_days(bank: SeriesBank, nodes: Int[Array, " N"], starts: Int[Array
     return jax.vmap(gather_window, in_axes=(None, None, 0, 0))(bank, nodes, starts, every)
 
 
-def variant_of(bank: SeriesBank, starts: Int[Array, " B"], support_start: int, steps_per_day: int) -> Int[Array, " B"]:
+def variant_of(
+    bank: SeriesBank, starts: Int[Array, " B"], support_start: int | Int[Array, ""], steps_per_day: int
+) -> Int[Array, " B"]:
     """The variant of `support_masks` that leaves out the days that each window forecasts; see `gather_target`."""
     days = bank.profile.shape[0] // 2
     first = (starts + bank.history - support_start) // steps_per_day

@@ -205,7 +205,7 @@ def fine_tune(
     Returns:
       Parameters, leaves [X, ...]. A region without a visible reading keeps its parameters.
     """
-    shared = (dataclasses.replace(target, choice=None), key, np.float32(rate), np.int32(steps), starts)
+    shared = (target.bare, key, np.float32(rate), np.int32(steps), starts)
     tune = _make_tune(model, config.batch, rows_side_by_side(config.regions_per_batch))
     return ShardedRows(tune, shared)((params, regions)).read()
 
@@ -244,7 +244,7 @@ def forecast_rows(
     Returns:
       float32.
     """
-    shared = (dataclasses.replace(target, choice=None), starts)
+    shared = (target.bare, starts)
     return ShardedRows(_make_forecast(model), shared)((params, initial, regions)).read()
 
 

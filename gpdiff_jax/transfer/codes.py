@@ -4,7 +4,6 @@ A few gradient steps in the few directions in which regions of the sources diffe
 as regions usually differ: the zoo is the prior of what three days can't show.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -57,7 +56,7 @@ def move_along_directions(
         return params
     picked = evenly(len(starts), most_windows)
     samples, regions = jax.tree.leaves(params)[0].shape[0], target.num_regions
-    shared = (dataclasses.replace(target, choice=None), directions, starts[picked], np.int32(steps), np.float32(rate))
+    shared = (target.bare, directions, starts[picked], np.int32(steps), np.float32(rate))
     rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)
     numbers = np.arange(samples * regions, dtype=np.int32)
     # Rows that fill up a device would count in the mean.

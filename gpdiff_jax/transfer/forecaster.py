@@ -19,7 +19,7 @@ from gpdiff_jax.cities.resample import resample
 from gpdiff_jax.cities.splits import Span, TargetSplit, split_before
 from gpdiff_jax.data.region_graphs import region_graphs
 from gpdiff_jax.data.series import PER_VARIANT
-from gpdiff_jax.data.target import NO_SPLIT, Target, newest_target, region_windows, split_city
+from gpdiff_jax.data.target import Target, newest_target, region_windows, split_city
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.models.registry import make_model
@@ -238,10 +238,8 @@ def _of_fixed_size(target: Target, most: int) -> Target:
     pairs = [whole] * (empty - 1) + [0] * (empty > 0) + list(range(days, whole))
     order = np.asarray([*single, *pairs, whole])
     arrays = {name: np.asarray(getattr(target.bank, name))[order] for name in PER_VARIANT}
-    none = np.zeros(0, np.int32)
-    starts = {name: none for name in ("adaptation_starts", "validation_starts", "support_starts", "test_starts")}
     bank = dataclasses.replace(target.bank, **jax.device_put(arrays))
-    return dataclasses.replace(target, bank=bank, split=NO_SPLIT, silent=(), **jax.device_put(starts))
+    return dataclasses.replace(target, bank=bank, support_start=jax.device_put(np.int32(0))).bare
 
 
 @bounded_cache(16)

@@ -12,7 +12,6 @@ are alike, so there is no guarantee for a finite number of them; what is covered
 31 and 33).
 """
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -70,7 +69,7 @@ def forecast_quantiles(
     quantiles = residual_quantiles(own, days, residuals, levels)
     if quantiles is None:
         return None
-    shared = (dataclasses.replace(target, choice=None), target.test_starts)
+    shared = (target.bare, target.test_starts)
     ahead = np.asarray(ShardedRows(_deviations, shared)(np.arange(target.num_regions, dtype=np.int32)).read())
     return around_forecasts(made.forecast, ahead.transpose(1, 0, 2), made.spread, quantiles, float(target.floor))
 
@@ -169,7 +168,7 @@ def support_residuals(
     """
     if not len(starts):
         return np.zeros((target.num_regions, 0, target.bank.horizon), np.float32)
-    shared = (dataclasses.replace(target, choice=None), starts)
+    shared = (target.bare, starts)
     return np.asarray(ShardedRows(_make_scaled(model), shared)(rows).read())
 
 
@@ -193,7 +192,7 @@ def _scaled_residuals(
         samples, region = row
         graph, windows = region_windows(target, region, starts)
         drawn = jax.lax.map(lambda params: target_forecast(model, target, params, graph, windows), samples)
-        variant = variant_of(target.bank, starts, target.split.support.start, target.steps_per_day)
+        variant = variant_of(target.bank, starts, target.support_start, target.steps_per_day)
         unit = target.bank.std[variant, graph.nodes[0]][:, None]
         deviation = region_deviations(target, graph, gather_all_days(target.bank, graph.nodes, starts))
         scaled = (windows.target - drawn.mean(axis=0)) * unit / jnp.hypot(deviation, drawn.std(axis=0) * unit)

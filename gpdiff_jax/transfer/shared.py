@@ -4,7 +4,6 @@ What a whole city has in common against its starts is seen in every region's win
 than for what is particular to a region.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -65,7 +64,7 @@ def move_together(model: Model, target: Target, params: Params, *, steps: int, r
     moved = train(
         step,
         start_training(nothing, optimiser),
-        _Rows(dataclasses.replace(target, choice=None), jax.device_put(rows), target.support_starts),
+        _Rows(target.bare, jax.device_put(rows), target.support_starts),
         key=key,
         steps=steps,
         evaluate_every=steps,

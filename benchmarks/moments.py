@@ -120,7 +120,7 @@ def _with_steps_ahead(city: City, steps: int) -> City:
 def average_quantiles(
     city: City, support: Span, average: Float[np.ndarray, "S R P"], first: Int[np.ndarray, " S"]
 ) -> Float[np.ndarray, "S R P Q"]:
-    """Quantiles around the historical average, as the generator's are made: of residuals on days left out of it.
+    """Quantiles around the historical average, of its residuals on each of the support days, left out of it in turn.
 
     They are divided by the deviation that the support days lead one to expect of a region at an hour, pooled over all
     regions and hours, and multiplied by it again.

@@ -1,8 +1,8 @@
 """In: a city, and a generator that never saw it. Out: what the regions' own parameters gain, and what is reached of it.
 
-The room is the error of the pooled model of other cities minus that of parameters that were trained on the region's
-own months. Part of it is one update that all regions of the city share; the rest is the region's own. A forecaster that
-has seen a few days reaches some share of the room, by prompts alone or by fine-tuning.
+The room is the error of the pooled model of other cities minus that of the best parameters that were trained on the
+city's own months, each region's own or one vector for all. A forecaster that has seen a few days reaches some share of
+it, by prompts alone or by fine-tuning.
 """
 
 import dataclasses
@@ -32,6 +32,8 @@ from gpdiff_jax.zoo.harvest import harvest_zoo
 from gpdiff_jax.zoo.pooled import PooledConfig, broadcast_regions, train_pooled
 from gpdiff_jax.zoo.region_training import HarvestConfig
 
+LEAST_ROOM = 0.01
+"""Of the pooled model's error; what is a share of less is a share of chance."""
 METHODS = ("historical_average", "pooled", "generated", "pooled_adapted", "generated_adapted", "city", "own")
 
 
@@ -40,8 +42,9 @@ class RoomConfig:
     """What a city's own parameters are, and what stands beside them.
 
     `harvest` trains every region from the pooled model of the other cities, `city` the model that all its regions
-    share, from there too. Errors are means over `stretches` of at most `test_days` days of the city's last 20 %, on
-    which neither was trained, each forecast after the `support_days` right before it.
+    share, from there too. Errors are means over `stretches` of at most `test_days` days of the city's last 20 %, each
+    forecast after the `support_days` right before it. Neither was trained there, but both were stopped where they were
+    best there, so that the room is an upper bound, and shares of it are lower ones.
     """
 
     support_days: int = 3
@@ -103,8 +106,8 @@ def held_out_targets(city: City, data: DataConfig, config: RoomConfig) -> list[T
       config: days and stretches.
 
     Returns:
-      Targets in order of time, spread over the last 20 %; neither supports nor what is forecast reach before it, but
-      for the support of the first.
+      Targets in order of time, spread over the last 20 %, which what is forecast never leaves; the support of the first
+      ones may lie before it.
 
     Raises:
       InputError: the city is too short for one, or shows nothing there.
@@ -147,9 +150,10 @@ def measure_room(
       config: days, stretches, draws and fine-tuning.
 
     Returns:
-      JSON values: `error`, the mean absolute error of each of `METHODS` in data units; `share`, what part of the way
-      from the pooled to the regions' own parameters each goes, in all and as `city_share` the part that one update for
-      the city goes; both None where own parameters are not better; and errors by stretch.
+      JSON values: `error`, the mean absolute error of each of `METHODS` in data units; `room`, how far the better of
+      `city` and `own` lies below the pooled model, as a part of its error; `share`, by method what part of the room is
+      reached, None where it is below `LEAST_ROOM`; `stretches`, the errors in each; `regions`; and `readings`, how many
+      were forecast.
 
     Raises:
       InputError: see `held_out_targets`.
@@ -158,8 +162,9 @@ def measure_room(
     sums = np.stack([_error_sums(city, hypernetwork, own, target, key, config) for target in targets])
     errors = sums[:, :-1] / sums[:, -1:]
     total = dict(zip(METHODS, (sums[:, :-1].sum(axis=0) / sums[:, -1].sum()).tolist(), strict=True))
-    room = total["pooled"] - total["own"]
-    shares = {name: (total["pooled"] - total[name]) / room if room > 0 else None for name in METHODS[2:-1]}
+    room = total["pooled"] - min(total["city"], total["own"])
+    some = room > LEAST_ROOM * total["pooled"]
+    shares = {name: (total["pooled"] - total[name]) / room if some else None for name in METHODS[2:]}
     return {
         "city": city.name,
         "unit": city.unit,

@@ -1,7 +1,7 @@
 """In: readings and the clock. Out: the mean day of every region, and on which kinds of day it was read."""
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 
 def daily_profile(
@@ -24,12 +24,23 @@ def daily_profile(
 
 def profile_of_sums(total: Float[np.ndarray, "S N"], count: Float[np.ndarray, "S N"]) -> Float[np.ndarray, "N S"]:
     """The profile of `daily_profile`, of the sums of readings at every step of the day and of their numbers."""
-    profile = total / np.maximum(count, 1)
-    clock, some = np.arange(len(total)), (count > 0).any(axis=0)
-    for node in np.flatnonzero(some & (count == 0).any(axis=0)):
-        seen = np.flatnonzero(count[:, node])
-        profile[:, node] = np.interp(clock, seen, profile[seen, node], period=len(clock))
+    profile, seen = total / np.maximum(count, 1), count > 0
+    gaps = np.flatnonzero(seen.any(axis=0) & ~seen.all(axis=0))
+    if len(gaps):
+        profile[:, gaps] = _around_the_clock(profile[:, gaps], seen[:, gaps])
     return profile.T.astype(np.float32)
+
+
+def _around_the_clock(profile: Float[np.ndarray, "S X"], seen: Bool[np.ndarray, "S X"]) -> Float[np.ndarray, "S X"]:
+    """The same where it was seen, and between that a straight line, from the last of a day to the first of the next."""
+    steps = len(profile)
+    clock, laps = np.arange(steps)[:, None], np.concatenate([seen, seen])
+    place = np.arange(2 * steps)[:, None]
+    before = np.maximum.accumulate(np.where(laps, place, -1), axis=0)[steps:] - steps
+    after = np.minimum.accumulate(np.where(laps, place, 2 * steps)[::-1], axis=0)[::-1][:steps]
+    share = (clock - before) / np.maximum(after - before, 1)
+    left, right = (np.take_along_axis(profile, at % steps, axis=0) for at in (before, after))
+    return left + share * (right - left)
 
 
 def sums_by_slot(values: np.ndarray, slots: Int[np.ndarray, " T"], steps_per_day: int) -> Float[np.ndarray, "S N"]:

@@ -56,16 +56,19 @@ def fill_from_neighbours(
       [N, X] without a silent row. A region that no path joins to a known one takes the mean of the city.
     """
     filled, known = np.where(silent[:, None], 0.0, rows), ~silent
+    # Every silent region with each of its neighbours, once.
+    edges = np.stack([city.senders, city.receivers], axis=1)
+    to, neighbour = np.unique(np.concatenate([edges, edges[:, ::-1]]), axis=0).T
+    to, neighbour = to[silent[to]], neighbour[silent[to]]
     while not known.all():
-        linked = np.zeros((city.num_nodes, city.num_nodes), dtype=bool)
-        linked[city.senders, city.receivers] = True
-        linked = (linked | linked.T) & known[None, :]
-        count = linked.sum(axis=1)
-        reached = ~known & (count > 0)
-        if not reached.any():
+        use = known[neighbour] & ~known[to]
+        if not use.any():
             return np.where(known[:, None], filled, filled[known].mean(axis=0)).astype(rows.dtype)
-        filled[reached] = (linked[reached] @ filled) / count[reached, None]
-        known = known | reached
+        reached, place, count = np.unique(to[use], return_inverse=True, return_counts=True)
+        sums = np.zeros((len(reached), filled.shape[1]))
+        np.add.at(sums, place, filled[neighbour[use]])
+        filled[reached] = sums / count[:, None]
+        known[reached] = True
     return filled.astype(rows.dtype)
 
 

@@ -16,7 +16,7 @@ from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models import model_names, read_model_file
 from gpdiff_jax.pretrained import DEFAULT, load_pretrained
 from gpdiff_jax.region_parameters import RegionParameters
-from gpdiff_jax.run.columns import in_columns
+from gpdiff_jax.run.columns import in_columns, short_number
 from gpdiff_jax.run.run import partial_bins_note, silence_notes
 from gpdiff_jax.transfer.evaluate import MethodForecast
 from gpdiff_jax.transfer.new_city import NewCity, save_parameters
@@ -173,12 +173,3 @@ def forecast_table(new_city: NewCity, made: MethodForecast, *, whole: str = "for
     if summary["regions"] > _MOST_ROWS:
         lines.append(f"and {summary['regions'] - _MOST_ROWS} more regions in {whole}")
     return "\n".join(lines)
-
-
-def short_number(value: float | np.floating, least: float = 0.0) -> str:
-    """Three digits of a number, all of those before the point, and no exponent: 1806, 54.2, 0.0312; 0 below `least`."""
-    if abs(value) < least:
-        return "0"
-    if abs(value) >= 100:
-        return f"{value:.0f}"
-    return np.format_float_positional(value, 3, unique=False, fractional=False, trim="-")

@@ -7,20 +7,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpdiff_jax.analysis.room import METHODS, RoomConfig, measure_room, own_parameters
+from gpdiff_jax.analysis.room import LEAST_ROOM, METHODS, RoomConfig, measure_room, own_parameters
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import write_json
 from gpdiff_jax.pretraining import pretrain
-from gpdiff_jax.run.columns import in_columns
+from gpdiff_jax.run.columns import in_columns, short_number
 from gpdiff_jax.run.stages import Stages
 from gpdiff_jax.training.progress import stage
 from gpdiff_jax.zoo.harvest_cities import harvest_cities
 
 _SHOWN = {
+    "historical_average": "mean of days",
+    "pooled": "pooled",
     "generated": "generated",
     "pooled_adapted": "pooled, tuned",
     "generated_adapted": "generated, tuned",
-    "city": "one for the city",
+    "city": "city's own",
+    "own": "regions' own",
 }
 
 
@@ -48,12 +51,10 @@ def measure_rooms(run: Stages) -> dict[str, Any]:
         generate=settings.generate,
         adapt=settings.adapt,
     )
-    with stage("room", len(names)) as shown:
-        for name in names:
-            found += _without(run, name, config)
-            # Every city has programs of its own; those of five fill what a process may map of memory.
-            jax.clear_caches()
-            shown.advance(1, city=name)
+    for name in names:
+        found += _without(run, name, config)
+        # Every city has programs of its own; those of five fill what a process may map of memory.
+        jax.clear_caches()
     content = {"seed": settings.seed, "cities": found, "mean_share": _mean_share(found)}
     write_json(run.folder / "room.json", content)
     return content
@@ -67,40 +68,69 @@ def _without(run: Stages, name: str, config: RoomConfig) -> list[dict[str, Any]]
         return json.loads(path.read_text())["channels"]
     settings, key = run.settings, run.key(f"room of {name}")
     zoo_key, generator_key, own_key, draw_key = jax.random.split(key, 4)
-    zoo = harvest_cities(
-        [city for city in run.source_cities if city.name != name],
-        model=settings.model,
-        key=zoo_key,
-        data=settings.data,
-        pooled=settings.pooled,
-        config=settings.harvest,
-        prompts=settings.prompts,
-        folder=folder / "zoo",
-    )
-    hypernetwork = pretrain(zoo, key=generator_key, config=settings.pretrain, folder=folder / "hypernetwork")
-    found = []
-    for city in run.source_cities:
-        if city.name == name:
+    others = [city for city in run.source_cities if city.name != name]
+    pooled_steps = settings.pooled.steps
+    with stage(f"harvest without {name}", pooled_steps + sum(city.num_nodes for city in others)) as shown:
+
+        def report(of: str, done: int, metrics: dict[str, float]) -> None:
+            before = {"pooled": 0, "harvest": pooled_steps}.get(of)
+            if before is not None:
+                shown.advance(before + done - shown.completed, **metrics)
+
+        zoo = harvest_cities(
+            others,
+            model=settings.model,
+            key=zoo_key,
+            data=settings.data,
+            pooled=settings.pooled,
+            config=settings.harvest,
+            prompts=settings.prompts,
+            folder=folder / "zoo",
+            progress=report,
+        )
+    with stage(f"generator without {name}", settings.pretrain.steps) as shown:
+        hypernetwork = pretrain(
+            zoo,
+            key=generator_key,
+            config=settings.pretrain,
+            folder=folder / "hypernetwork",
+            progress=lambda done, metrics: shown.advance(done - shown.completed, **metrics),
+        )
+    found, channels = [], [city for city in run.source_cities if city.name == name]
+    with stage(f"room of {name}", 2 * len(channels)) as shown:
+        for city in channels:
             own = own_parameters(city, run.model, zoo.pooled, settings.data, config, key=own_key)
+            shown.advance()
             found.append(measure_room(city, hypernetwork, own, key=draw_key, config=config))
+            shown.advance()
     write_json(path, {"channels": found})
     return found
 
 
 def _mean_share(found: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """Mean over the cities whose own parameters are better than the pooled ones."""
-    shares = [one["share"] for one in found if one["room"] > 0]
-    return {name: float(np.mean([share[name] for share in shares])) if shares else None for name in METHODS[2:-1]}
+    """Mean over the cities that have any room."""
+    shares = [one["share"] for one in found if one["room"] > LEAST_ROOM]
+    return {name: float(np.mean([share[name] for share in shares])) if shares else None for name in METHODS[2:]}
 
 
 def room_table(content: dict[str, Any]) -> str:
-    """The room of every city in percent of the pooled model's error, and the shares of it that are reached, as text."""
-    rows = [("left out", "room", *_SHOWN.values())]
+    """Errors of every city that was left out, and the shares of its room that they reach, as plain text."""
+    rows = [("left out", *_SHOWN.values(), "unit")]
     for one in content["cities"]:
-        rows.append((one["city"], f"{100 * one['room']:.1f} %", *(_share(one["share"][name]) for name in _SHOWN)))
-    rows.append(("mean", "", *(_share(content["mean_share"][name]) for name in _SHOWN)))
-    return "\n".join(in_columns(rows))
+        rows.append((one["city"], *(short_number(one["error"][name]) for name in _SHOWN), one["unit"]))
+        rows.append((f"  {_percent(one['room'])} of room", *_shares(one["share"]), ""))
+    some = [one["room"] for one in content["cities"] if one["room"] > LEAST_ROOM]
+    if some:
+        rows.append((f"mean of {len(some)}, {_percent(np.mean(some))}", *_shares(content["mean_share"]), ""))
+    note = "Below the errors: what part of the room, from the pooled to the best of the city's own, each reaches."
+    return "\n".join([*in_columns(rows), note])
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.2f}"
+def _percent(value: float | np.floating) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _shares(share: dict[str, float | None]) -> list[str]:
+    """Cells beneath the errors: how many percent of the room each method reaches; nothing where there is none."""
+    values = {name: share.get(name) for name in _SHOWN}
+    return ["" if value is None else f"{100 * value:+.0f} %" for value in values.values()]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpdiff_jax.run.new_city import _in_columns, short_number
+from gpdiff_jax.run.columns import in_columns, short_number
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_what_is_below_the_least_is_nothing():
 
 def test_cells_of_the_longest_rows_stay_apart():
     rows = [["region", "+60 min"], ["a station", "1806 (1710 to 1930)"], ["b", "5 (0 to 12)"]]
-    assert _in_columns(rows) == [
+    assert in_columns(rows) == [
         "region                 +60 min",
         "a station  1806 (1710 to 1930)",
         "b                  5 (0 to 12)",

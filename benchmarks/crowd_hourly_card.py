@@ -45,7 +45,8 @@ forecast, weekdays and weekends, each from the 72 hours before it, which went th
 next six hours, in counts per hour. `{judged}` is no source, and was forecast by the generator of the package itself.
 "Average" is the mean of the same 72 hours at the same time of day, by kind of day where both were seen. "Inside" are
 the shares of what was read within the intervals of 50 and 90 % (zero-shot), and the last column is the loss of the
-quantiles (twice the mean pinball loss) over that of the average with quantiles of its own residuals, scaled alike.
+quantiles (twice the mean pinball loss) over that of the average with quantiles of its own residuals, scaled alike. Each
+row is made by `python -m benchmarks.crowd_hourly --held_out CITY`.
 
 | city left out | average | zero-shot | adapted | zero-shot / average | inside 50 % | inside 90 % | loss of quantiles |
 |---|---:|---:|---:|---:|---:|---:|---:|

@@ -2,11 +2,12 @@
 
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Bool
 
 from gpdiff_jax.analysis.metrics import mae
 from gpdiff_jax.cities import City
@@ -22,7 +23,7 @@ from gpdiff_jax.transfer.evaluate import MethodForecast
 from gpdiff_jax.transfer.new_city import NewCity, save_parameters
 from gpdiff_jax.transfer.quantiles import LEVELS
 
-_MOST_ROWS = 10
+_MOST_ROWS, _MOST_NAMED = 10, 5
 _MOST_BYTES = 300 * 2**20
 
 
@@ -69,8 +70,42 @@ def samples_that_fit(hypernetwork: Hypernetwork, regions: int) -> int:
 def print_notes(city: City, new_city: NewCity) -> None:
     """Says on standard error what of a new city is seen in part or not at all."""
     made = new_city.city
-    for line in [*partial_bins_note(city, made.interval_minutes), *silence_notes(made, new_city.target)]:
+    lines = partial_bins_note(city, made.interval_minutes) + silence_notes(made, new_city.target)
+    for line in [*lines, *_unfinished_note(city, new_city), *_odd_regions(new_city)]:
         print(line, file=sys.stderr)
+
+
+def _unfinished_note(city: City, new_city: NewCity) -> list[str]:
+    """At most one line: that the last readings belong to a step that is not over."""
+    read, step = new_city.read, np.timedelta64(1, "m")
+    if city.start is None or read.start is None:
+        return []
+    end = read.start + read.num_steps * read.interval_minutes * step
+    later = (city.start + city.num_steps * city.interval_minutes * step - end) // step
+    if not 0 < later < read.interval_minutes:
+        return []
+    minutes = read.interval_minutes
+    return [f"{city.name}: what was read from {end} on is not looked at, for these {minutes} minutes are not over"]
+
+
+def _odd_regions(new_city: NewCity) -> list[str]:
+    """A line each for regions that read nothing but zero, or nothing for a day and more before now; some of many."""
+    read, support = new_city.read, new_city.target.split.support
+    values = read.values[support.start : support.stop, :, 0]
+    seen = np.isfinite(values)
+    zero = seen.any(axis=0) & (np.where(seen, values, 0.0) == 0).all(axis=0)
+    ago = np.where(seen.any(axis=0), seen[::-1].argmax(axis=0), 0)
+    names, late = read.node_ids, ago >= read.steps_per_day
+    lines = _some(zero, lambda node: f"region {names[node]!r} read nothing but 0; if it was out of order, leave it out")
+    hours = ago * read.interval_minutes // 60
+    return lines + _some(late, lambda node: f"region {names[node]!r} was last read {hours[node]} hours before now")
+
+
+def _some(which: Bool[np.ndarray, " N"], line: Callable[[int], str]) -> list[str]:
+    """A line for each of the first regions of some, and how many more there are."""
+    nodes = np.flatnonzero(which)
+    more = [f"and {len(nodes) - _MOST_NAMED} more regions like it"] if len(nodes) > _MOST_NAMED else []
+    return [line(int(node)) for node in nodes[:_MOST_NAMED]] + more
 
 
 def write_forecasts(

@@ -215,6 +215,22 @@ def test_days_before_the_support_are_not_looked_at_unless_more_are_asked_for(fol
         assert np.array_equal(one.prompts.values, two.prompts.values) == same
 
 
+def test_what_is_odd_of_the_last_days_is_said(folder, capsys):
+    city = gpd.load_city(folder / "whole.npz")
+    values = np.array(city.values)
+    values[168:, 2] = 0
+    values[210:, 4] = np.nan
+    gpd.save_city(folder / "odd.npz", dataclasses.replace(city, values=values))
+    _generate(folder, "--samples=1", city="odd.npz", out="odd")
+    assert capsys.readouterr().err.splitlines() == [
+        "region 'r2' read nothing but 0; if it was out of order, leave it out",
+        "region 'r4' was last read 30 hours before now",
+    ]
+    _generate(folder, "--samples=1", "--channels=entries_per_30min", city="fine.npz", out="half")
+    late = "fine: what was read from 2024-01-16T23:00 on is not looked at, for these 60 minutes are not over"
+    assert late in capsys.readouterr().err.splitlines()
+
+
 def test_a_silent_region_and_an_unknown_calendar_are_forecast_too(folder, capsys):
     city = gpd.load_city(folder / "whole.npz")
     values = np.array(city.values)

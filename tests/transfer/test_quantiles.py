@@ -262,3 +262,50 @@ def test_a_horizon_longer_than_a_day_is_refused():
     data = gpd.DataConfig(covariates="calendar", horizon=25)
     with pytest.raises(InputError, match=r"`horizon` \(=25\) is longer than a day of 24 steps of city 'town'"):
         prepare_target(_noisy(nodes=3), data)
+
+
+def test_support_and_sources_weigh_by_their_days_and_the_support_by_what_it_says():
+    # Three days of the support weigh 3, all sources 4, and these count 1.3 times: 3 / 7 of the weight lies at 0.
+    own, residuals = np.zeros((2, 100, 1), np.float32), np.full((1, 500), 10.0, np.float32)
+    levels = (0.42, 0.44, 0.5)
+    quantiles = residual_quantiles(own, 3, residuals, levels)
+    assert quantiles is not None
+    np.testing.assert_allclose(quantiles, [[0.0, 13.0, 13.0]], atol=0.2)
+    # Where half of them say nothing, they weigh 1.5 of 5.5.
+    own[:, ::2] = np.nan
+    halved = residual_quantiles(own, 3, residuals, (0.26, 0.29, 0.5))
+    assert halved is not None
+    np.testing.assert_allclose(halved, [[0.0, 13.0, 13.0]], atol=0.2)
+
+
+def test_residuals_are_divided_by_the_deviation_joined_with_the_spread_of_the_samples():
+    city = _noisy(nodes=4)
+    target = prepare_target(city, _DATA)
+    model, one = _still(target)
+    starts = judged_starts(target)
+    alone = support_residuals(model, target, region_rows(one), starts)
+    _, two = _still(target, samples=2)
+    # Two samples that are off by two deviations, one up and one down: their mean is the same.
+    two["head"]["bias"][0] += 2.0
+    two["head"]["bias"][1] -= 2.0
+    apart = support_residuals(model, target, region_rows(two), starts)
+    known = np.isfinite(alone)
+    np.testing.assert_array_equal(np.isfinite(apart), known)
+    ratio = apart[known] / alone[known]
+    # The deviation of the days that are left, by which the samples differ, is that of all or a wider one.
+    assert (ratio < 5**-0.5 + 0.25).all() and (ratio > 0).all()
+
+
+def test_residuals_of_sources_are_of_damped_forecasts_as_those_of_a_target():
+    config = dataclasses.replace(_DATA, variants=6)
+    cities = [_noisy(nodes=5)]
+    tiny = make_tiny(_SIZES)
+    none = (None, jnp.zeros((1, 12, 5)), jnp.zeros((18, num_covariates("profile"))))
+    raised = jax.tree.map(jnp.zeros_like, tiny.init(jax.random.key(0), *none))
+    raised["head"]["bias"] += 5.0
+    means = []
+    for damping in ((1.0, 1.0), (0.5, 0.5)):
+        sources = prepare_sources(cities, dataclasses.replace(config, damping=damping), key=jax.random.key(0))
+        residuals = source_residuals(make_model("tiny", sources.sizes), sources, raised)
+        means.append(np.median(residuals))
+    assert means[0] == pytest.approx(-5.0, abs=0.5) and means[1] == pytest.approx(-2.5, abs=0.5)

@@ -1,4 +1,4 @@
-"""In: one city after two supports of its own. Out: the second is forecast by the programs of the first."""
+"""In: one city after supports of its own. Out: the same programs forecast them, and tune as is forecast."""
 
 import dataclasses
 
@@ -9,8 +9,9 @@ import pytest
 import gpdiff_jax as gpd
 from gpdiff_jax.cities.splits import Span, split_before
 from gpdiff_jax.data.region_graphs import region_graphs
-from gpdiff_jax.data.target import split_city
+from gpdiff_jax.data.target import prepare_target, split_city
 from gpdiff_jax.data.windows import window_starts
+from gpdiff_jax.transfer.adapt import adapt
 from gpdiff_jax.transfer.evaluate import few_shot, zero_shot
 from gpdiff_jax.transfer.quantiles import forecast_quantiles
 from gpdiff_jax.zoo.pooled import broadcast_regions, initial_params
@@ -48,3 +49,26 @@ def test_another_support_of_a_city_compiles_nothing(simulated_cities, update):
         other = forecasts(11)
     assert programs == []
     assert all((a != b).any() for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("update", ["codes", "shared"])
+def test_parameters_are_tuned_for_forecasts_as_they_will_be_damped(simulated_cities, update):
+    city = simulated_cities[0]
+    target = prepare_target(city, _DATA)
+    model = gpd.make_model("tiny", target.sizes)
+    first = initial_params(model, target.graphs, target.sizes, key=jax.random.key(0))
+    random = np.random.default_rng(0)
+    directions = jax.tree.map(lambda leaf: random.normal(0, 0.1, (2, *leaf.shape)).astype(np.float32), first)
+    config = gpd.AdaptConfig(update=update, code_steps=2, shared_steps=2)
+    tuned = [
+        adapt(
+            model,
+            config,
+            dataclasses.replace(target, damping=damping),
+            broadcast_regions(first, city.num_nodes),
+            key=jax.random.key(1),
+            directions=directions,
+        ).params
+        for damping in ((1.0, 1.0), (0.3, 0.3))
+    ]
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, tuned), strict=True))

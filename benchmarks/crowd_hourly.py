@@ -7,7 +7,8 @@ Every city of --held_out is left out in turn: a generator is trained on the othe
 40 random moments of the city, each from the 72 hours before it, which go through CSV as an engineer's readings do.
 `none` leaves none out: it is the generator of the package as it is installed, with 16 bits, judged on a city of another
 collection, nyc_bike_2014. What is finished is kept in --results and not made again; a training that was stopped goes
-on. With --window_days 3,3 generators are made for three days alone, to stand beside. With --package, the package's
+on. With --window_days 3,3 generators are made for three days alone, to stand beside. With --room, what is measured is
+the part of the room of the city left out that is reached (`gpdiff_jax.analysis.room`). With --package, the package's
 generator is made first, judged from there, and beside it its card is written, with the errors of all results.
 """
 
@@ -25,6 +26,8 @@ from benchmarks.crowd_hourly_card import CITIES, JUDGED_BY_ALL, model_card
 from benchmarks.measuring import device_name, print_line
 from benchmarks.moments import DAYS, METHODS, judge
 from experiments import command_line
+from gpdiff_jax.analysis.room import METHODS as ROOM_METHODS
+from gpdiff_jax.analysis.room import RoomConfig, measure_room, own_parameters
 from gpdiff_jax.cities import City
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import write_atomically, write_json
@@ -32,7 +35,8 @@ from gpdiff_jax.files import write_atomically, write_json
 flags.DEFINE_string("data_dir", os.environ.get("GPDIFF_DATA"), "folder of city files; default GPDIFF_DATA")
 flags.DEFINE_list("held_out", None, "cities to leave out in turn, or none")
 flags.DEFINE_string("out_dir", "runs/crowd_hourly", "folder of the trainings")
-flags.DEFINE_string("results", "benchmarks/results/crowd_hourly", "folder of the results, one file per city")
+flags.DEFINE_string("results", None, "folder of the results, one file per city; one by what is measured if not given")
+flags.DEFINE_bool("room", False, "measure what part of the room is reached, instead of forecasting at moments")
 flags.DEFINE_integer("moments", 40, "random moments of every city", 1)
 flags.DEFINE_bool("adapted", True, "forecast after fine-tuning too, which takes most of the time")
 flags.DEFINE_float("minutes", None, "begin no further city after so many; no limit if not given", 0)
@@ -69,7 +73,19 @@ def _command(held_out: str, days: tuple[int, int]) -> str:
     """The command that makes a result."""
     words = ["python -m benchmarks.crowd_hourly", f"--held_out {held_out}", f"--moments {flags.FLAGS.moments}"]
     words += [] if days == (1, 14) else [f"--window_days {days[0]},{days[1]}"]
+    if flags.FLAGS.room:
+        return " ".join([words[0], "--room", words[1], *words[3:]])
     return " ".join(words + ([] if flags.FLAGS.adapted else ["--noadapted"]))
+
+
+def measured_room(name: str) -> dict:
+    """The room of a city, by the generator of the others; see `measure_room`."""
+    city, generator = read_city(name), train(name)
+    config, key = RoomConfig(support_days=DAYS), jax.random.key(_SEED)
+    own = own_parameters(city, generator.model, generator.pooled, generator.data, config, key=key)
+    found = measure_room(city, generator, own, key=key, config=config)
+    jax.clear_caches()  # the programs of many cities fill what a process may map of memory
+    return found
 
 
 def packaged(folder: str | None) -> gpd.Hypernetwork:
@@ -98,9 +114,12 @@ def main(argv: list[str]) -> None:
     gpd.enable_compilation_cache()
     if given.package is not None:
         write_package(pathlib.Path(given.package))
+    results = pathlib.Path(given.results or f"benchmarks/results/crowd_hourly{'_room' if given.room else ''}")
+    if given.room:
+        names = [name for name in names if name != "none"]
     deadline = time.monotonic() + 60 * given.minutes if given.minutes else math.inf
     for name in names:
-        path = pathlib.Path(given.results) / f"{name}.json"
+        path = results / f"{name}.json"
         command = _command(name, days)
         made = json.loads(path.read_text())["command"] if path.exists() else None
         if made is not None and made != command:
@@ -108,6 +127,13 @@ def main(argv: list[str]) -> None:
         # The package's generator was made just now.
         done = made is not None and not (name == "none" and given.package is not None)
         if done or time.monotonic() > deadline:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if given.room:
+            found = measured_room(name)
+            write_json(path, {"command": command, "device": device_name(), **found})
+            for method in ROOM_METHODS:
+                print_line("room", f"{name}: {method}", "mean_absolute_error", found["error"][method], found["unit"])
             continue
         begin = time.perf_counter()
         generator = train(name) if name != "none" else packaged(given.package)
@@ -122,14 +148,13 @@ def main(argv: list[str]) -> None:
             "seconds": {"training": trained - begin, "forecasts": time.perf_counter() - trained},
             "device": device_name(),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, facts | found)
         for method in METHODS if given.adapted else METHODS[:-1]:
             error = found["all"][method]["mean_absolute_error"]
             print_line("crowd_hourly", f"{target}: {method}", "mean_absolute_error", error, "readings")
     if given.package is not None:
         card = pathlib.Path(given.package).with_suffix(".md")
-        write_atomically(card, model_card(pathlib.Path(given.results)).encode())
+        write_atomically(card, model_card(results).encode())
 
 
 if __name__ == "__main__":

@@ -121,8 +121,9 @@ class CityLabel:
 
 def label_of(city: City, kept: Bool[np.ndarray, " N"] | None = None) -> CityLabel:
     """Return the label of a one-channel city, of all its regions or of those that are kept."""
-    nodes = city.node_ids if kept is None else tuple(np.asarray(city.node_ids, object)[kept].tolist())
-    return CityLabel(city.name, city.kind, city.feature_names[0], city.interval_minutes, nodes)
+    nodes = city.node_ids if kept is None else np.asarray(city.node_ids, object)[kept].tolist()
+    # Names that were picked from an array are strings of NumPy, which messages would show as such.
+    return CityLabel(city.name, city.kind, city.feature_names[0], city.interval_minutes, tuple(map(str, nodes)))
 
 
 def edges_of(

@@ -116,7 +116,8 @@ def read_graph(
     if edges is not None and matrix is not None:
         raise InputError(f"both `edges` (={edges}) and `matrix` (={matrix}) link the regions; give one of them")
     if edges is None and matrix is None and sites is None:
-        raise InputError("nothing says what links the regions; give `edges`, `matrix` or, for the nearest, `sites`")
+        ways = "`sites` (--sites), `edges` (--edges) or `matrix` (--matrix)"
+        raise InputError(f"nothing says what links the regions; give {ways}")
     if neighbours is not None and (edges is not None or matrix is not None):
         raise InputError(f"`neighbours` (={neighbours}) is of `sites` alone, and edges or a matrix are given; drop one")
     if distances is not None and edges is None and matrix is None:

@@ -105,7 +105,7 @@ def test_the_command_writes_a_city_or_says_in_one_line_why_not(city, tables):
             "30 minutes apart, and `interval_minutes` (=45) is no multiple",
         ),
         (("--edges=long.csv",), "edges need from and to, and weight"),
-        ((), "nothing says what links the regions; give `edges`, `matrix`"),
+        ((), "nothing says what links the regions; give `sites` (--sites), `edges`"),
         (("--edges=a.csv", "--matrix=b.npy"), "both `edges` (=a.csv) and `matrix` (=b.npy) link the regions"),
         (("--sites=sites.csv", "--distances"), "`distances` (=True) is of `edges` or `matrix`, and neither is given"),
         (("--edges=a.csv", "--neighbours=3"), "`neighbours` (=3) is of `sites` alone"),

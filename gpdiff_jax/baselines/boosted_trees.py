@@ -128,8 +128,8 @@ def boosted_trees(
         texts.append(fitted.model_to_string())
         if progress is not None:
             errors = fitted.best_score.get("valid_0", {})
-            told = {"validation_loss": float(errors["l1"])} if errors else {}
-            progress(step + 1, {"trees": fitted.best_iteration or fitted.current_iteration(), **told})
+            known = {"validation_loss": float(errors["l1"])} if errors else {}
+            progress(step + 1, {"trees": fitted.best_iteration or fitted.current_iteration(), **known})
     return BoostedTrees(tuple(texts), sources.sizes)
 
 

@@ -26,7 +26,7 @@ class Expectation(NamedTuple):
 
     profile: Float[np.ndarray, "2 N S"]  # expected reading, in the unit of the readings
     deviation: Float[np.ndarray, "2 N S"]  # expected deviation from it, root mean square, in that unit
-    same_kind: Float[np.ndarray, "2 N S"]  # share of the readings behind `profile` that such a day gave
+    same_kind: Float[np.ndarray, "2 N S"]  # 1 where `profile` is of such days alone, 0 where none was read; or between
 
     def filled(self, few: Bool[np.ndarray, " N"], city: City) -> "Expectation":
         """The same, where regions with few readings or none take what their graph neighbours lead one to expect.

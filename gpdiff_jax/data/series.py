@@ -29,8 +29,8 @@ class SeriesBank:
     """The series of all nodes of all cities, with the scales and profiles that windows are seen through.
 
     M is the number of nodes over all cities, V the number of variants: what a forecaster may know of a region besides
-    the window itself. For a source, a variant is a random window of its training span, as long as the support days;
-    for a target, the support days less one, and all of them.
+    the window itself. For a source, a variant is a random window of its training span, as long as the support days or
+    of random length; for a target, the support days less one, less two in a row, and all of them.
     """
 
     values: Float[Array, "*devices total"]  # data units, 0 where missing; node-major

@@ -28,6 +28,7 @@ _SHARED_FLAGS = (
     "sampler_steps",
     "samples",
     "seed",
+    "shrinkage",
     "support_days",
 )
 
@@ -73,6 +74,7 @@ def new_city_main() -> None:
     changes = {"samples": values.samples, "steps": values.sampler_steps}
     config = GenerateConfig(
         guidance=values.guidance,
+        shrinkage=values.shrinkage,
         sampler=values.sampler,
         **{name: value for name, value in changes.items() if value is not None},
     )

@@ -104,6 +104,7 @@ flags.DEFINE_list(
     f"parts of the prompt, of {', '.join(PARTS)}; the last two are encoders trained on the source cities",
 )
 flags.DEFINE_float("guidance", 1.0, "0 ignores the prompt, 1 follows it, more exaggerates it", 0.0, 10.0)
+flags.DEFINE_float("shrinkage", 1.0, "part of generated differences from the pooled model that is kept", 0.0, 1.0)
 flags.DEFINE_string(
     "token_width",
     None,
@@ -262,6 +263,7 @@ def settings_from_flags() -> Settings:
             settings.generate,
             samples=values.samples,
             guidance=values.guidance,
+            shrinkage=values.shrinkage,
             sampler=values.sampler,
             steps=values.sampler_steps,
         ),

@@ -42,18 +42,22 @@ _DRAWS = 256
 class GenerateConfig:
     """How parameters are drawn: K samples per region, guidance (0 ignores the prompt, 1 follows it), sampler and steps.
 
-    The sampler is one of `samplers.SAMPLERS`; "euler" needs a generator trained along the rectified flow.
+    The sampler is one of `samplers.SAMPLERS`; "euler" needs a generator trained along the rectified flow. `shrinkage`
+    is the part of every generated difference from the pooled model that is kept, 0 to 1.
     """
 
     samples: int = 5
     steps: int = 20
     guidance: float = 1.0
     sampler: str = "ddim"
+    shrinkage: float = 1.0
 
     def __post_init__(self) -> None:
         check_at_least(1, named(self, "samples", "steps"))
         if not 0 <= self.guidance <= 10:
             raise InputError(f"`guidance` must be in [0, 10], got {self.guidance}")
+        if not 0 <= self.shrinkage <= 1:
+            raise InputError(f"`shrinkage` must be in [0, 1], got {self.shrinkage}")
         if self.sampler not in SAMPLERS:
             raise InputError(f"`sampler` must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
 
@@ -200,7 +204,7 @@ class Hypernetwork:
             np.tile(scaled, (config.samples, 1)),
             np.tile(mask.astype(np.float32), config.samples),
         )
-        draw = _make_draw(cast(Hashable, denoiser), config.sampler, config.steps, config.guidance)
+        draw = _make_draw(cast(Hashable, denoiser), config.sampler, config.steps, config.guidance, config.shrinkage)
         size = _DRAWS_ON_CPU if jax.default_backend() == "cpu" else _DRAWS
         params = map_chunks(draw, (self.variables, self.codec, key), _Draws(*columns), size=size, devices=devices)
         stacked = jax.device_put(
@@ -337,7 +341,7 @@ class _Draws(NamedTuple):
 
 @bounded_cache(32)
 def _make_draw(
-    denoiser: Any, sampler: str, steps: int, guidance: float
+    denoiser: Any, sampler: str, steps: int, guidance: float, shrinkage: float
 ) -> Callable[[tuple[Params, Codec, Key], _Draws], Params]:
     """Parameters of X draws; the noise of each comes from its sample's number and its region's id."""
 
@@ -365,7 +369,13 @@ def _make_draw(
         def fresh(step: jax.Array) -> jax.Array:
             return normal(jax.vmap(lambda own: jax.random.fold_in(own, step))(step_keys))
 
+        def as_params(latent: jax.Array) -> Params:
+            if shrinkage == 1.0:
+                return codec.params(latent)
+            difference = codec.decode(latent) - codec.pooled_tokens
+            return from_tokens(codec.layout, codec.pooled_tokens + shrinkage * difference)
+
         latents = sample(sampler, denoiser.config.schedule, denoise_fn, normal(start_keys), steps, fresh)
-        return jax.vmap(codec.params)(latents)
+        return jax.vmap(as_params)(latents)
 
     return draw

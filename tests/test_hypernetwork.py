@@ -163,6 +163,20 @@ def test_a_null_prompt_is_what_guidance_pushes_away_from(hypernetwork, prompts):
     np.testing.assert_array_equal(drawn[:, :4], _leaves(hypernetwork, prompts)[:, :4])
 
 
+@pytest.mark.parametrize("space", ["layers", "joint"])
+def test_shrinkage_goes_from_the_pooled_model_to_what_is_drawn(zoo, prompts, space):
+    generator = _generator(zoo, 5, space)
+    whole, half, none = (
+        _leaves(generator, prompts, dataclasses.replace(_GENERATE, shrinkage=share)) for share in (1.0, 0.5, 0.0)
+    )
+    pooled = np.concatenate([np.asarray(leaf).reshape(-1) for leaf in jax.tree.leaves(zoo.pooled)])
+    np.testing.assert_allclose(none, np.broadcast_to(pooled, none.shape), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(half, (whole + pooled) / 2, rtol=1e-5, atol=1e-5)
+    assert (whole != pooled).any()
+    with pytest.raises(InputError, match=r"`shrinkage` must be in \[0, 1\], got 1.5"):
+        GenerateConfig(shrinkage=1.5)
+
+
 def test_the_noise_of_a_draw_and_that_of_its_steps_have_keys_of_their_own(hypernetwork, prompts, monkeypatch):
     """The key that is folded with the number of a step draws nothing itself."""
     codec, key = hypernetwork.codec, jax.random.key(2)

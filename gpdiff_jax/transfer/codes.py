@@ -35,7 +35,9 @@ def move_along_directions(
     """Moves the parameters of every region along the directions, by gradient descent on the support days.
 
     A region's coordinates z begin at 0 and take steps z - rate (g / 2 + mean of g over the city / 2), where g is the
-    gradient of its mean Huber loss on its support windows, each seen through the days that it does not forecast.
+    gradient of its mean Huber loss on its support windows, each seen through the days that it does not forecast. Where
+    the support holds fewer windows than days that were read throughout, the steps are shorter by as much: the less was
+    read, the nearer parameters stay to the prior.
 
     Args:
       model: the forecaster.
@@ -54,7 +56,9 @@ def move_along_directions(
     starts = np.asarray(target.support_starts)
     if len(starts) == 0:
         return params
-    picked = evenly(len(starts), most_windows)
+    picked, bank = evenly(len(starts), most_windows), target.bank
+    most = len(target.split.support) - bank.history - bank.horizon + 1
+    rate *= min(1.0, len(starts) / max(most, 1))
     samples, regions = jax.tree.leaves(params)[0].shape[0], target.num_regions
     shared = (target.bare, directions, starts[picked], np.int32(steps), np.float32(rate))
     rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)

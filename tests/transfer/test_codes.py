@@ -90,6 +90,19 @@ def test_steps_along_the_directions_agree_with_a_loop(target):
     assert (gone > 1e-3).all()
 
 
+def test_the_less_was_read_the_shorter_are_the_steps(target):
+    everything = np.asarray(target.support_starts)
+    assert len(everything) == 72 - 12 - 6 + 1  # three days, read throughout
+    few = dataclasses.replace(target, support_starts=target.support_starts[:11])
+    params = _params(1, 8, seed=0)
+    moved = move_along_directions(_MODEL, few, params, _DIRECTIONS, **_HOW | {"most_windows": 11})
+    own = jax.tree.map(lambda leaf: leaf[0], params)
+    want = _loop(target, own, 3, 0.5 * 11 / 55, jnp.asarray(everything[:11]))
+    for region in range(8):
+        for name in _SHAPES:
+            np.testing.assert_allclose(moved[name][0, region], want[region][name], rtol=1e-4, atol=1e-5)
+
+
 def test_more_devices_change_nothing_and_neither_does_what_fills_them_up(target, monkeypatch):
     """Seven regions on two devices: the eighth row is no region, and counts in no mean."""
     devices = jax.local_devices()

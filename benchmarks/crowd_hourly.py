@@ -71,10 +71,10 @@ def _days() -> tuple[int, int]:
 
 def _command(held_out: str, days: tuple[int, int]) -> str:
     """The command that makes a result."""
-    words = ["python -m benchmarks.crowd_hourly", f"--held_out {held_out}", f"--moments {flags.FLAGS.moments}"]
+    room = flags.FLAGS.room
+    words = ["python -m benchmarks.crowd_hourly", *(["--room"] if room else []), f"--held_out {held_out}"]
+    words += [] if room else [f"--moments {flags.FLAGS.moments}"]
     words += [] if days == (1, 14) else [f"--window_days {days[0]},{days[1]}"]
-    if flags.FLAGS.room:
-        return " ".join([words[0], "--room", words[1], *words[3:]])
     return " ".join(words + ([] if flags.FLAGS.adapted else ["--noadapted"]))
 
 
@@ -111,6 +111,8 @@ def main(argv: list[str]) -> None:
     if unknown:
         raise InputError(f"--held_out (={','.join(unknown)}) must be among none, {', '.join(CITIES)}")
     days = _days()
+    if given.room and given.package is not None:
+        raise InputError(f"--room measures what stands beside a package, and --package (={given.package}) makes one")
     gpd.enable_compilation_cache()
     if given.package is not None:
         write_package(pathlib.Path(given.package))

@@ -146,8 +146,8 @@ def _methods(results: Results) -> str:
         "<section><h2>Methods</h2>",
         "<p>Errors on the test period, averaged over the horizon steps; smaller is better. "
         "MAE is the mean absolute error, RMSE the root of the mean squared error, both in "
-        f"{escape(markup.unit_of(metrics))}. Every method saw the same days. Learning rate and number of steps "
-        "are those of all that are fine-tuned in codes; where there is a validation MAE, they were chosen by it.</p>",
+        f"{escape(markup.unit_of(metrics))}. Every method saw the same days. All that are fine-tuned in codes "
+        "take the same steps at the same rate; where there is a validation MAE, rate and steps were chosen by it.</p>",
         _method_table(metrics["methods"], "Errors of every method"),
     ]
     for channel, content in (metrics.get("channels") or {}).items():

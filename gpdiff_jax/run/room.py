@@ -132,5 +132,5 @@ def _percent(value: float | np.floating) -> str:
 
 def _shares(share: dict[str, float | None]) -> list[str]:
     """Cells beneath the errors: how many percent of the room each method reaches; nothing where there is none."""
-    values = {name: share.get(name) for name in _SHOWN}
-    return ["" if value is None else f"{100 * value:+.0f} %" for value in values.values()]
+    values = (share.get(name) for name in _SHOWN)
+    return ["" if value is None else f"{100 * value:+.0f} %" for value in values]

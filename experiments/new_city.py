@@ -71,11 +71,10 @@ def new_city_main() -> None:
     use_every_core()
     enable_compilation_cache()
     values = flags.FLAGS
-    changes = {"samples": values.samples, "steps": values.sampler_steps}
+    changes = {"samples": values.samples, "steps": values.sampler_steps, "sampler": values.sampler}
     config = GenerateConfig(
         guidance=values.guidance,
         shrinkage=values.shrinkage,
-        sampler=values.sampler,
         **{name: value for name, value in changes.items() if value is not None},
     )
     hypernetwork, model_digest = load_generator(values.hypernetwork, values.model if values["model"].present else None)

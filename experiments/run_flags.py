@@ -10,6 +10,7 @@ from typing import Any
 
 from absl import flags
 
+from gpdiff_jax.cities.splits import PROTOCOLS
 from gpdiff_jax.data.config import SCALINGS, DataConfig
 from gpdiff_jax.data.region_graphs import PICKS
 from gpdiff_jax.diffusion.conditioning import STRATEGIES
@@ -31,36 +32,57 @@ flags.DEFINE_string("data_dir", None, "folder with one NAME.npz per city; withou
 flags.DEFINE_list("sources", None, "names of the source cities, separated by commas; needs --data_dir")
 flags.DEFINE_string("target", None, "name of the target city; needs --data_dir")
 flags.DEFINE_integer("interval_minutes", 60, "common interval that every city is resampled to", 1, 1440)
-flags.DEFINE_integer("support_days", 3, "visible days of the target city, right before its test span", 1, 365)
-flags.DEFINE_enum("covariates", "profile", ["none", "calendar", "profile"], "what a forecaster sees beside the history")
+flags.DEFINE_integer(
+    "support_days", None, "visible days of the target city, right before its test span; 3 if not given", 1, 365
+)
+flags.DEFINE_enum(
+    "covariates",
+    None,
+    ["none", "calendar", "profile"],
+    "what a forecaster sees beside the history; profile if not given, in the paper preset none",
+)
+flags.DEFINE_enum(
+    "protocol",
+    "leak-free",
+    list(PROTOCOLS),
+    "how cities are split: leak-free; or paper, as the published code does, which scales a target by its whole series "
+    "and chooses on its test span: for comparison with published numbers alone",
+)
 flags.DEFINE_string("channels", "first", "first, each, or the name of a channel")
 flags.DEFINE_float(
     "missing_above", None, "the value above which readings are missing, where files hold fill values", 0.0
 )
 flags.DEFINE_string(
     "model",
-    "stid",
-    f"the forecaster to harvest and generate: {', '.join(model_names())}, or a Python file that registers one",
+    None,
+    f"the forecaster to harvest and generate: {', '.join(model_names())}, or a Python file that registers one; stid if "
+    "not given, in the paper preset stgcn",
 )
 flags.DEFINE_integer("seed", 0, "seed of everything random", 0, 2**31 - 1)
 flags.DEFINE_enum(
     "preset",
     None,
     list(PRESETS),
-    "sizes: tiny to check the path, demo for some dozens of regions, small for hundreds on two CPU cores; demo is the "
-    "default for simulated cities, small with --data_dir",
+    "sizes: tiny to check the path, demo for some dozens of regions, small for hundreds on two CPU cores, paper those "
+    "of the published system, for an accelerator, with seven support days; demo is the default for simulated cities, "
+    "small with --data_dir",
 )
 flags.DEFINE_string("out_dir", "runs/transfer", "folder of the run; a run that it holds is continued")
 flags.DEFINE_integer("history", 12, "steps that a forecaster sees", 1, 1000)
 flags.DEFINE_integer("horizon", 6, "steps that it forecasts", 1, 1000)
 flags.DEFINE_integer("max_neighbours", 8, "most neighbours in a region graph", 0, 1000)
 flags.DEFINE_enum("pick_neighbours", "weight", list(PICKS), "which neighbours a crowded region keeps")
-flags.DEFINE_enum("scaling", "support", list(SCALINGS), "what scales a source region: windows like the support, or all")
+flags.DEFINE_enum(
+    "scaling",
+    None,
+    list(SCALINGS),
+    "what scales a source region: windows like the support, or all; support if not given, in the paper preset span",
+)
 flags.DEFINE_float(
     "near_days",
-    DataConfig().near_days,
+    None,
     "a source window sees the support days of a variant at odds that fall by 1/e for every so many days between them; "
-    "0 makes all variants alike",
+    f"0 makes all variants alike; {DataConfig().near_days:g} if not given, in the paper preset 0",
     0.0,
 )
 flags.DEFINE_list(
@@ -71,9 +93,10 @@ flags.DEFINE_list(
 )
 flags.DEFINE_list(
     "damping",
-    [str(share) for share in DataConfig().damping],
+    None,
     "shares of an anomaly that a target's forecast keeps on kinds of day that the support shows, at the first and the "
-    "last step of the horizon; 1,1 keeps all",
+    f"last step of the horizon; 1,1 keeps all; {','.join(map(str, DataConfig().damping))} if not given, in the paper "
+    "preset 1,1",
 )
 flags.DEFINE_integer("samples", None, "parameter sets drawn per region; the preset's if not given", 1, 1000)
 flags.DEFINE_integer("pooled_steps", None, "training steps of the pooled model; the preset's if not given", 1)
@@ -81,10 +104,11 @@ flags.DEFINE_integer("region_steps", None, "most training steps of a region; the
 flags.DEFINE_integer("pretrain_steps", None, "training steps of the generator; the preset's if not given", 1)
 flags.DEFINE_enum(
     "adapt",
-    "codes",
+    None,
     list(UPDATES),
     "what is fine-tuned: codes, along the directions in which the sources' regions differ; shared, all weights by one "
-    "update for the whole city; own, all weights of every region on its own, as target_only always does",
+    "update for the whole city; own, all weights of every region on its own, as target_only always does; codes if not "
+    "given, in the paper preset own",
 )
 flags.DEFINE_integer("code_steps", None, "steps of fine-tuning in codes; the preset's if not given", 1, 10_000)
 flags.DEFINE_integer("shared_steps", None, "steps of a shared update; the preset's if not given", 1, 10_000)
@@ -126,7 +150,12 @@ flags.DEFINE_enum(
     "dtype", "auto", list(DTYPES), "what the generator computes in; auto is bfloat16 on accelerators, float32 on a CPU"
 )
 flags.DEFINE_enum("conditioning", "adaptive_norm", list(STRATEGIES), "where the prompt enters the generator")
-flags.DEFINE_enum("schedule", "cosine", list(SCHEDULES), "how signal turns to noise on the way that is diffused")
+flags.DEFINE_enum(
+    "schedule",
+    None,
+    list(SCHEDULES),
+    "how signal turns to noise on the way that is diffused; cosine if not given, in the paper preset linear",
+)
 flags.DEFINE_enum(
     "objective",
     "v",
@@ -135,7 +164,12 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_float("min_snr_gamma", 0.0, "above 0, min-SNR weights of the token loss; the usual value is 5", 0.0)
 flags.DEFINE_bool("functional_by_signal", False, "weigh the functional loss by how much of a noisy latent is signal")
-flags.DEFINE_enum("sampler", "ddim", list(SAMPLERS), "how parameters are drawn; euler needs --schedule rectified_flow")
+flags.DEFINE_enum(
+    "sampler",
+    None,
+    list(SAMPLERS),
+    "how parameters are drawn; euler needs --schedule rectified_flow; ddim if not given, in the paper preset ddpm",
+)
 flags.DEFINE_integer("sampler_steps", None, "steps of the sampler; the preset's if not given", 1, 100_000)
 flags.DEFINE_float("functional_weight", None, "weight of the functional loss; the preset's if not given", 0.0)
 flags.DEFINE_list(
@@ -159,8 +193,10 @@ def _token_width(word: str | None) -> int | str | None:
     return int(word) if word and word.isdecimal() else word
 
 
-def _shares(words: list[str]) -> tuple[float, float]:
+def _shares(words: list[str] | None) -> tuple[float, float] | None:
     """The two numbers of `--damping`."""
+    if words is None:
+        return None
     try:
         first, last = map(float, words)
     except ValueError as error:
@@ -214,6 +250,7 @@ def settings_from_flags() -> Settings:
         "pick_neighbours",
         "scaling",
         "near_days",
+        "protocol",
     )
     fixed = {"code_steps": values.code_steps, "shared_steps": values.shared_steps}
     adapt = {"steps": values.adapt_steps, "refit": values.refit, "regions_per_batch": values.regions_per_batch or None}

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
+from gpdiff_jax.analysis.shuffled_prompts import shuffle
 from gpdiff_jax.baselines.rules import historical_average
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.splits import Span, split_before, split_source
@@ -34,7 +34,16 @@ from gpdiff_jax.zoo.region_training import HarvestConfig
 
 LEAST_ROOM = 0.01
 """Of the pooled model's error; what is a share of less is a share of chance."""
-METHODS = ("historical_average", "pooled", "generated", "pooled_adapted", "generated_adapted", "city", "own")
+METHODS = (
+    "historical_average",
+    "pooled",
+    "generated",
+    "generated_shuffled",  # from prompts of other regions of the city
+    "pooled_adapted",
+    "generated_adapted",
+    "city",
+    "own",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,9 +168,10 @@ def measure_room(
       InputError: see `held_out_targets`.
     """
     targets = held_out_targets(city, hypernetwork.data, config)
-    sums = np.stack([_error_sums(city, hypernetwork, own, target, key, config) for target in targets])
-    errors = sums[:, :-1] / sums[:, -1:]
-    total = dict(zip(METHODS, (sums[:, :-1].sum(axis=0) / sums[:, -1].sum()).tolist(), strict=True))
+    found = [stretch_sums(city, hypernetwork, target, own, key=key, config=config) for target in targets]
+    sums, readings = np.array([[sums[name] for name in METHODS] for sums, _ in found]), [count for _, count in found]
+    errors = sums / np.array(readings)[:, None]
+    total = dict(zip(METHODS, (sums.sum(axis=0) / sum(readings)).tolist(), strict=True))
     room = total["pooled"] - min(total["city"], total["own"])
     some = room > LEAST_ROOM * total["pooled"]
     shares = {name: (total["pooled"] - total[name]) / room if some else None for name in METHODS[2:]}
@@ -169,7 +179,7 @@ def measure_room(
         "city": city.name,
         "unit": city.unit,
         "regions": city.num_nodes,
-        "readings": int(sums[:, -1].sum()),
+        "readings": sum(readings),
         "error": total,
         "room": room / total["pooled"],
         "share": shares,
@@ -177,18 +187,38 @@ def measure_room(
     }
 
 
-def _error_sums(
-    city: City, hypernetwork: Hypernetwork, own: OwnParameters, target: Target, key: Key, config: RoomConfig
-) -> Float[np.ndarray, " M"]:
-    """Sums of absolute errors of every method, and last the number of readings."""
+def stretch_sums(
+    city: City,
+    hypernetwork: Hypernetwork,
+    target: Target,
+    own: OwnParameters | None = None,
+    *,
+    key: Key,
+    config: RoomConfig = RoomConfig(),
+) -> tuple[dict[str, float], int]:
+    """Errors in one stretch of a city that the generator never saw.
+
+    Args:
+      city: one channel, at the generator's interval.
+      hypernetwork: of other cities.
+      target: one of `held_out_targets`.
+      own: the city's own parameters, from the generator's pooled model; without them `city` and `own` are left out.
+      key: random key of the draws.
+      config: draws and fine-tuning.
+
+    Returns:
+      Sums of absolute errors (data units) of each of `METHODS`, and the number of readings that were forecast.
+    """
     model, data = hypernetwork.model, hypernetwork.data
     prompts = region_prompts(city, [target.split.support], hypernetwork.prompt_encoder)
     draw_key, adapt_key = jax.random.split(key)
-    generated = hypernetwork.generate(prompts, key=draw_key, config=config.generate, any_kind=True).params
+    order = shuffle(np.zeros(city.num_nodes, int), key=draw_key)
+    generated, shuffled = (
+        hypernetwork.generate(of, key=draw_key, config=config.generate, any_kind=True).params
+        for of in (prompts, dataclasses.replace(prompts, values=prompts.values[:, order]))
+    )
     pooled = broadcast_regions(hypernetwork.pooled, city.num_nodes)
     starts = np.asarray(target.test_starts)
-    # Own anomalies last as long as they say: damping is for models of other cities.
-    undamped = dataclasses.replace(target, damping=(1.0, 1.0))
     tune: Any = {"key": adapt_key, "directions": hypernetwork.directions}
     found = {
         "historical_average": historical_average(
@@ -196,11 +226,16 @@ def _error_sums(
         ),
         "pooled": zero_shot(model, target, pooled).forecast,
         "generated": zero_shot(model, target, generated).forecast,
+        "generated_shuffled": zero_shot(model, target, shuffled).forecast,
         "pooled_adapted": few_shot(model, target, pooled, config.adapt, **tune).forecast,
         "generated_adapted": few_shot(model, target, generated, config.adapt, **tune).forecast,
-        "city": zero_shot(model, undamped, own.city).forecast,
-        "own": zero_shot(model, undamped, own.own).forecast,
     }
+    if own is not None:
+        # Own anomalies last as long as they say: damping is for models of other cities.
+        undamped = dataclasses.replace(target, damping=(1.0, 1.0))
+        found["city"] = zero_shot(model, undamped, own.city).forecast
+        found["own"] = zero_shot(model, undamped, own.own).forecast
     truth = observed_truth(city, target)[0]
     read = np.isfinite(truth)
-    return np.asarray([np.abs(found[name] - truth)[read].sum() for name in METHODS] + [read.sum()], np.float64)
+    sums = {name: float(np.abs(forecast - truth)[read].sum(dtype=np.float64)) for name, forecast in found.items()}
+    return sums, int(read.sum())

@@ -1,7 +1,8 @@
 """In: the length of a city's series. Out: the chronological spans that may be seen, and those that may not.
 
 The protocol is DESIGN section 4's: a source is split 80 / 20 in time; the last 30 % of a target is test, the support
-days lie right before it, and nothing earlier is ever seen.
+days lie right before it, and nothing earlier is ever seen. Beside it stands that of the published code, which is not
+leak-free, for comparison with its numbers alone.
 """
 
 import dataclasses
@@ -10,6 +11,9 @@ from gpdiff_jax.errors import InputError, check_at_least
 
 TRAIN_FRACTION = 0.8
 TEST_FRACTION = 0.3
+
+PROTOCOLS = ("leak-free", "paper")
+"""How cities are split: as DESIGN says, or as the published code does (`split_published`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +49,9 @@ class TargetSplit:
         return Span(self.adaptation.start, self.validation.stop)
 
 
-def split_source(num_steps: int, *, history: int, horizon: int, name: str = "source") -> SourceSplit:
+def split_source(
+    num_steps: int, *, history: int, horizon: int, name: str = "source", protocol: str = "leak-free"
+) -> SourceSplit:
     """Splits a source city by time into training and validation.
 
     Args:
@@ -53,21 +59,28 @@ def split_source(num_steps: int, *, history: int, horizon: int, name: str = "sou
       history: H, steps that a model sees.
       horizon: P, steps that it forecasts.
       name: the city's name, for the message.
+      protocol: one of `PROTOCOLS`.
 
     Returns:
-      The first 80 % as `train`, the rest as `validation`.
+      The first 80 % as `train`, the rest as `validation`; in the paper's protocol the last 70 % and what is before.
 
     Raises:
       InputError: the city is too short for one window in each part.
     """
-    boundary = round(num_steps * TRAIN_FRACTION)
-    shortest = min(boundary, num_steps - boundary + history)
+    if protocol == "paper":
+        boundary = round(num_steps * TEST_FRACTION)
+        train, validation = Span(boundary, num_steps), Span(0, boundary)
+        shortest = min(len(train), len(validation))
+    else:
+        boundary = round(num_steps * TRAIN_FRACTION)
+        train, validation = Span(0, boundary), Span(boundary, num_steps)
+        shortest = min(len(train), len(validation) + history)
     if shortest < history + horizon:
         raise InputError(
             f"city {name!r} has {num_steps} steps, too few for history (={history}) + horizon (={horizon}) in both its "
             "training and its validation span; use a longer series or a shorter interval"
         )
-    return SourceSplit(Span(0, boundary), Span(boundary, num_steps))
+    return SourceSplit(train, validation)
 
 
 def split_target(
@@ -99,6 +112,44 @@ def split_target(
             "test span (the last 30 %); use a longer series or a shorter interval"
         )
     return split
+
+
+def split_published(
+    num_steps: int, steps_per_day: int, support_days: int, *, history: int, horizon: int, name: str = "target"
+) -> TargetSplit:
+    """Splits a target city as the published code does (tsinghua-fib-lab/GPD, Pretrain/datasets.py): not leak-free.
+
+    The first 30 % are test and the last days of the series are fine-tuned on. No day validates: what is chosen, as the
+    number of steps, is chosen by the error of the test itself, and a region's scale is made of its whole series
+    (`data.target.prepare_target`).
+
+    Args:
+      num_steps: T, the length of the series in steps.
+      steps_per_day: steps in 24 hours.
+      support_days: d, the days that are fine-tuned on.
+      history: H, steps that a model sees.
+      horizon: P, steps that it forecasts.
+      name: the city's name, for the message.
+
+    Returns:
+      The spans; the validation span is empty.
+
+    Raises:
+      InputError: `support_days` reach into the test, or one of the two holds no window.
+    """
+    check_at_least(1, {"support_days": support_days})
+    test, support_start = Span(0, round(num_steps * TEST_FRACTION)), num_steps - support_days * steps_per_day
+    if support_start < test.stop:
+        raise InputError(
+            f"`support_days` (={support_days}) are more than the {(num_steps - test.stop) / steps_per_day:.1f} days "
+            f"that city {name!r} has behind its test span (the first 30 % in the paper's protocol); use fewer"
+        )
+    if min(len(test), support_days * steps_per_day) < history + horizon:
+        raise InputError(
+            f"city {name!r} has {num_steps} steps, too few for history (={history}) + horizon (={horizon}) in both its "
+            "test span (the first 30 % in the paper's protocol) and its support days; use a longer series"
+        )
+    return TargetSplit(Span(support_start, num_steps), Span(num_steps, num_steps), test)
 
 
 def split_before(

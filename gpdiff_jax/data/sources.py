@@ -99,7 +99,7 @@ def prepare_sources(
     starts, validation, validated, spans, scale_spans, kept = [], [], [], [], [], []
     splits: list[SourceSplit] = []
     for city in cities:
-        split = split_source(city.num_steps, name=city.name, **windows)
+        split = split_source(city.num_steps, name=city.name, protocol=config.protocol, **windows)
         splits.append(split)
         city_key = _fold_in(key, np.uint32(zlib.crc32(city.name.encode())))
         lengths = _window_lengths(len(split.train), city.steps_per_day, config, key=city_key)
@@ -116,7 +116,8 @@ def prepare_sources(
         starts.append(usable)
         held_out = window_starts(city, split.validation, reach_back=True, **windows)
         if len(held_out) == 0:
-            raise InputError(f"city {city.name!r} has no reading in its last 20 %, which validate it; leave it out")
+            which = "last 20 %" if config.protocol == "leak-free" else "first 30 %"
+            raise InputError(f"city {city.name!r} has no reading in its {which}, which validate it; leave it out")
         picked = np.linspace(0, len(held_out) - 1, validation_windows).round().astype(int)
         validation.append(np.repeat(held_out[picked][None], city.num_nodes, axis=0))
         ahead = held_out[picked][:, None] + config.history + np.arange(config.horizon)

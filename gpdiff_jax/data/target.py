@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.scaling import silent_regions
-from gpdiff_jax.cities.splits import Span, TargetSplit, split_target
+from gpdiff_jax.cities.splits import Span, TargetSplit, split_published, split_target
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.region_graphs import region_graphs
 from gpdiff_jax.data.series import PER_VARIANT, SeriesBank, bank_arrays, build_bank, model_sizes
@@ -104,16 +104,24 @@ def prepare_target(city: City, config: DataConfig, *, seed: int = 0) -> Target:
       seed: for `pick_neighbours="random"`.
 
     Returns:
-      Its regions; scale and profile come from the support days alone.
+      Its regions; scale and profile come from the support days alone. In the paper's protocol the scale comes from the
+      whole series, and `choice` is the test itself.
 
     Raises:
-      InputError: see `split_target`, `build_bank`, `region_graphs`; or the test span holds no reading.
+      InputError: see `split_target`, `split_published`, `build_bank`, `region_graphs`; or the test span holds no
+        reading.
     """
     windows: Any = {"history": config.history, "horizon": config.horizon}
-    split = split_target(city.num_steps, city.steps_per_day, config.support_days, name=city.name, **windows)
+    published = config.protocol == "paper"
+    divide = split_published if published else split_target
+    split = divide(city.num_steps, city.steps_per_day, config.support_days, name=city.name, **windows)
     test_starts = window_starts(city, split.test, reach_back=True, **windows)
     if len(test_starts) == 0:
-        raise InputError(f"city {city.name!r} has no reading in its test span (the last 30 %); use a longer series")
+        which = "first" if published else "last"
+        raise InputError(f"city {city.name!r} has no reading in its test span (the {which} 30 %); use a longer series")
+    if published:
+        target = split_city(city, config, split, test_starts, seed=seed, scaled_by=Span(0, city.num_steps))
+        return dataclasses.replace(target, choice=target if len(target.adaptation_starts) else None)
     target = split_city(city, config, split, test_starts, seed=seed)
     return dataclasses.replace(target, choice=_before_validation(city, config, target))
 
@@ -140,6 +148,7 @@ def split_city(
     *,
     seed: int = 0,
     graphs: RegionGraph | None = None,
+    scaled_by: Span | None = None,
 ) -> Target:
     """Puts a city on the device, to be forecast after whichever days are its support.
 
@@ -150,6 +159,7 @@ def split_city(
       test_starts: [S], starts of the windows that forecast.
       seed: for `pick_neighbours="random"`.
       graphs: the region graphs, where they are made already.
+      scaled_by: what the scale of every region is made of; None for the support days, as no leak allows more.
 
     Returns:
       Its regions, without a `choice`. Scale and profile come from the support days alone, and those of a window in them
@@ -167,8 +177,10 @@ def split_city(
     masks = support_masks(city, split, city.steps_per_day)
     visible = city.values[split.support.start : split.support.stop]
     # A single day has no other to be scaled by.
-    scaled_by = [split.support if silent_regions(city, mask).all() else mask for mask in masks]
-    bank = build_bank([city], [scaled_by], [masks], covariates=config.covariates, **windows)
+    scales = [split.support if silent_regions(city, mask).all() else mask for mask in masks]
+    if scaled_by is not None:
+        scales = [scaled_by] * len(masks)
+    bank = build_bank([city], [scales], [masks], covariates=config.covariates, **windows)
     if graphs is None:
         cut: Any = {"max_neighbours": config.max_neighbours, "pick": config.pick_neighbours, "seed": seed}
         graphs = region_graphs([city], **cut)

@@ -77,4 +77,5 @@ def variant_of(
     first = (starts + bank.history - support_start) // steps_per_day
     last = (starts + bank.history + bank.horizon - 1 - support_start) // steps_per_day
     variant = jnp.where((first == last) | (last >= days), first, days + first)
-    return jnp.where(first < days, variant, 2 * days - 1).astype(jnp.int32)
+    inside = (first >= 0) & (first < days)
+    return jnp.where(inside, variant, 2 * days - 1).astype(jnp.int32)

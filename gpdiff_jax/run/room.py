@@ -20,6 +20,7 @@ _SHOWN = {
     "historical_average": "mean of days",
     "pooled": "pooled",
     "generated": "generated",
+    "generated_shuffled": "shuffled",
     "pooled_adapted": "pooled, tuned",
     "generated_adapted": "generated, tuned",
     "city": "city's own",
@@ -38,9 +39,14 @@ def measure_rooms(run: Stages) -> dict[str, Any]:
       What room.json holds: `cities`, see `measure_room`, and `mean_share` of each method over those with any room.
 
     Raises:
-      InputError: there is but one source city; see `harvest_cities` and `held_out_targets`.
+      InputError: there is but one source city, or the protocol is the paper's; see `harvest_cities` and
+        `held_out_targets`.
       NotFiniteError: a loss is not finite.
     """
+    if run.settings.data.protocol != "leak-free":
+        raise InputError(
+            f"`protocol` (={run.settings.data.protocol!r}) trains on what the room is measured on; it must be leak-free"
+        )
     names = list(dict.fromkeys(city.name for city in run.source_cities))
     if len(names) < 2:
         raise InputError(f"the run has the source city {names[0]!r} alone, and leaves out one of several; name more")

@@ -27,7 +27,7 @@ from gpdiff_jax.prompts.encoders import SPATIAL_OF_PART, check_parts
 from gpdiff_jax.run.diagnosis import write_diagnosis, write_inspection
 from gpdiff_jax.run.folder import open_run_folder
 from gpdiff_jax.run.methods import drop_damaged, forecast_path, method_forecast
-from gpdiff_jax.run.results import evaluate, results_table
+from gpdiff_jax.run.results import PAPER_NOTE, evaluate, results_table
 from gpdiff_jax.run.room import measure_rooms
 from gpdiff_jax.run.settings import METHODS, Settings, choose_methods
 from gpdiff_jax.run.stages import Stages
@@ -119,6 +119,8 @@ class Run(Stages):
           The lines.
         """
         lines, target = [], self.target_cities[0]
+        if self.settings.data.protocol == "paper":
+            lines.append(PAPER_NOTE)
         kinds = sorted({city.kind for city in self.source_cities})
         if target.kind not in kinds:
             lines.append(

@@ -22,10 +22,13 @@ from gpdiff_jax.prompts.encoders import SPATIAL_OF_PART, PromptConfig
 from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
 from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.zoo.codec import CodecConfig
 from gpdiff_jax.zoo.pooled import PooledConfig
 from gpdiff_jax.zoo.region_training import HarvestConfig
 
-PRESETS = ("tiny", "demo", "small")
+PRESETS = ("tiny", "demo", "small", "paper")
+_MODELS = {"paper": "stgcn"}  # of a preset, where none is named
+_PAPER_TOKEN_WIDTHS = {"stgcn": 64, "graph_wavenet": 256}
 DEFAULT_METHODS = (
     "historical_average",
     "last_value",
@@ -128,12 +131,16 @@ class Settings:
         check_conditioning(self.pretrain.denoiser.conditioning, parts)
 
     @classmethod
-    def from_preset(cls, preset: str, *, model: str = "stid", **changes: Any) -> "Settings":
+    def from_preset(cls, preset: str, *, model: str | None = None, **changes: Any) -> "Settings":
         """The settings that a preset stands for.
 
         Args:
-          preset: sizes: "tiny" to check the path, "demo" for some dozens of regions, "small" for hundreds on two cores.
-          model: name of a registered model, or a Python file that registers one; the file is read.
+          preset: sizes: "tiny" to check the path, "demo" for some dozens of regions, "small" for hundreds on two cores,
+            "paper" those of the published system (Yuan et al., arXiv 2402.11922, and its code), for an accelerator:
+            its steps, batches and rates, tokens of the parameters themselves, and neither covariates nor functional
+            loss. Losses and models stay this library's, and so does the protocol: see `DataConfig.protocol`.
+          model: name of a registered model, or a Python file that registers one; the file is read. None is STGCN in
+            "paper", else STID.
           **changes: fields of `Settings` to be others than the preset's. A configuration is taken whole: to change one
             number of the preset's, replace it in the preset's own, as below. Without names of cities, they are
             simulated.
@@ -152,12 +159,17 @@ class Settings:
         """
         if preset not in PRESETS:
             raise InputError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
+        model = model or _MODELS.get(preset, "stid")
         changes = {name: _checked(name, value) for name, value in changes.items()}
         if model.endswith(".py"):
             model, changes["model_file_sha256"] = read_model_file(model)
         if not any(changes.get(name) for name in ("data_dir", "sources", "target")):
             changes.setdefault("simulation", SimulationConfig(interval_minutes=changes.get("interval_minutes", 60)))
-        return cls(model=model, **{**_SIZES[preset], **changes})
+        sizes = _SIZES[preset]
+        if preset == "paper":
+            codec = CodecConfig(token_width=_PAPER_TOKEN_WIDTHS.get(model, 256), components=0)
+            sizes = {**sizes, "pretrain": dataclasses.replace(sizes["pretrain"], codec=codec)}
+        return cls(model=model, **{**sizes, **changes})
 
     def computed(self) -> dict[str, Any]:
         """What makes a run this one, as plain JSON values: what is computed.
@@ -229,6 +241,44 @@ _SIZES: dict[str, dict[str, Any]] = {
         "target_only": _from_random_weights(steps=160),
     },
     "small": {},
+    # Yuan et al., arXiv 2402.11922, and the code beside it (tsinghua-fib-lab/GPD).
+    "paper": {
+        "data": DataConfig(covariates="none", support_days=7, scaling="span", near_days=0.0, damping=(1.0, 1.0)),
+        # 30 epochs of some 50 batches.
+        "harvest": HarvestConfig(
+            init="random",
+            steps=1500,
+            windows=64,
+            learning_rate=1e-4,
+            evaluate_every=50,
+            patience=30,
+            snapshots=1,
+            averaging=0.0,
+            anchor_windows=0,
+        ),
+        "pretrain": PretrainConfig(
+            denoiser=DenoiserConfig(width=512, layers=4, heads=8, schedule="linear"),
+            steps=80_000,
+            batch=64,
+            learning_rate=8e-5,
+            weight_decay=0.0,
+            ema=0.995,
+            functional_weight=0.0,
+            prompt_dropout=0.0,
+            prompt_noise=0.0,
+            pure_noise_share=0.0,
+        ),
+        "generate": GenerateConfig(samples=1, steps=500, sampler="ddpm"),
+        # 600 epochs of the two batches of seven days of hours.
+        "adapt": AdaptConfig(
+            update="own",
+            learning_rates=(1e-4,),
+            steps=1200,
+            evaluate_every=40,
+            one_standard_error=False,
+            seen_kinds_only=False,
+        ),
+    },
 }
 
 

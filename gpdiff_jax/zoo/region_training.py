@@ -59,12 +59,12 @@ class HarvestConfig:
     def __post_init__(self) -> None:
         if self.init not in INITS:
             raise InputError(f"`init` must be one of {', '.join(INITS)}, got {self.init!r}")
-        may_be_zero = ("anchor_windows", "regions_per_batch")
+        may_be_zero = ("anchor_windows", "regions_per_batch", "averaging")
         others = [field.name for field in dataclasses.fields(self) if field.name not in ("init", *may_be_zero)]
         check_above_zero(named(self, *others))
-        check_at_least(0, named(self, *may_be_zero))
-        if not self.averaging < 1:
-            raise InputError(f"`averaging` must be below 1, got {self.averaging}")
+        check_at_least(0, named(self, "anchor_windows", "regions_per_batch"))
+        if not 0 <= self.averaging < 1:
+            raise InputError(f"`averaging` must be in [0, 1), got {self.averaging}")
         if self.steps % self.evaluate_every or self.steps < self.snapshots * self.evaluate_every:
             raise InputError(
                 f"`steps` of a region (={self.steps}) must be a multiple of `evaluate_every` (={self.evaluate_every}), "

@@ -135,5 +135,5 @@ def test_a_preset_takes_a_model_of_ones_own_and_refuses_what_does_not_go_togethe
     ]:
         with pytest.raises(gpd.InputError, match=words):
             gpd.Settings.from_preset("tiny", **changes)
-    with pytest.raises(gpd.InputError, match="`preset` must be one of tiny, demo, small, got 'huge'"):
+    with pytest.raises(gpd.InputError, match="`preset` must be one of tiny, demo, small, paper, got 'huge'"):
         gpd.Settings.from_preset("huge")

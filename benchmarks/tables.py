@@ -6,7 +6,10 @@ Every run is `experiments.transfer` with the methods of its default table: six t
 all cities that fit, and two targets with other covariates. One run keeps one core busy, so as many run side by side as
 there are cores. The numbers of a run that is finished are copied to --results, and what is there is not made again; a
 run that was stopped goes on from its last stage. With --commit, every result is committed. With --readme, the tables
-between the two marks of that file are made of all results.
+between the two marks of that file are made of all results. All null hypotheses, with a folder of their own:
+
+    python -m benchmarks.tables --methods all --targets hangzhou_metro,nyc_bike_2014 --covariates calendar,profile \
+        --sources four --results benchmarks/results/nulls --out_dir runs/nulls
 """
 
 import concurrent.futures
@@ -36,6 +39,7 @@ flags.DEFINE_list("seeds", ["0", "1", "2"], "random seeds")
 flags.DEFINE_list("sources", list(SOURCES), "the sources: four, the same few for comparison, or all that fit")
 flags.DEFINE_list("covariates", list(reversed(COVARIATES)), "the covariates")
 flags.DEFINE_string("preset", "small", "sizes of the runs")
+flags.DEFINE_list("methods", ["default"], "the methods of every run; with others than default, name other --results")
 flags.DEFINE_integer("jobs", None, "runs side by side; default one per core", 1)
 flags.DEFINE_float("minutes", None, "when to stop, with what is finished kept; no limit if not given", 0)
 flags.DEFINE_bool("commit", False, "commit every result")
@@ -69,6 +73,7 @@ def run_case(case: Case, core: int | None, deadline: float, stop: threading.Even
         "covariates": case.covariates,
         "seed": case.seed,
         "preset": given.preset,
+        "methods": ",".join(given.methods),
         "out_dir": folder,
     }
     command = [sys.executable, "-m", "experiments.transfer", *(f"--{name}={value}" for name, value in words.items())]

@@ -112,12 +112,23 @@ def nearest_plus_noise(zoo: ParameterZoo, prompts: Prompts, *, samples: int, key
     for fold in _folds(examples):
         others = np.flatnonzero(fold.rows)
         neighbour[fold.left_out] = others[_nearest(fold.scaled[0, fold.left_out], fold.scaled[:, fold.rows])]
-    squared = np.square(examples.differences - examples.differences[neighbour])
-    deviation = np.sqrt((examples.weights / examples.weights.sum()) @ squared).astype(np.float32)
     nearest = _nearest(examples.scaled_target(prompts), examples.scaled())
-    centre = examples.differences[nearest].astype(np.float32)
+    misses = examples.differences - examples.differences[neighbour]
+    return _drawn_around(examples, examples.differences[nearest], misses, prompts, samples, key)
+
+
+def _drawn_around(
+    examples: _Examples,
+    centre: Float[np.ndarray, "Q X"],
+    misses: Float[np.ndarray, "R X"],
+    prompts: Prompts,
+    samples: int,
+    key: Key,
+) -> Params:
+    """Differences of the target regions plus normal noise, as large in each parameter as a rule misses the sources'."""
+    deviation = np.sqrt((examples.weights / examples.weights.sum()) @ np.square(misses)).astype(np.float32)
     noise = np.asarray(_noise(key, samples, centre.shape[1], prompts.region_ids))
-    rows = _params(examples, (centre + deviation * noise).reshape(-1, centre.shape[1]))
+    rows = _params(examples, (centre.astype(np.float32) + deviation * noise).reshape(-1, centre.shape[1]))
     return jax.tree.map(lambda leaf: leaf.reshape(samples, -1, *leaf.shape[1:]), rows)
 
 
@@ -207,6 +218,37 @@ def ridge_hypernetwork(zoo: ParameterZoo, prompts: Prompts) -> tuple[Params, flo
     penalty = choose_penalty(examples.prompts, examples.differences, examples.city_index)
     solution = solve_ridge(examples.scaled(), examples.differences, examples.weights, penalty)
     return _params(examples, apply_ridge(solution, examples.scaled_target(prompts))), penalty
+
+
+def ridge_plus_noise(zoo: ParameterZoo, prompts: Prompts, *, samples: int, key: Key) -> Params:
+    """Parameters by ridge regression plus noise as large as its residuals, so that K vectors may be averaged.
+
+    The noise is normal. Its deviation in each parameter is the root mean square of what the regression misses on source
+    cities left out in turn, at the penalty of `ridge_hypernetwork`.
+
+    Args:
+      zoo: the parameters of the source regions.
+      prompts: of the R target regions.
+      samples: K, vectors per region; their forecasts are to be averaged.
+      key: random key; a sample's number and a region's id are folded in.
+
+    Returns:
+      Parameters of the target regions, leaves [K, R, ...].
+
+    Raises:
+      InputError: `samples` is below 1.
+    """
+    check_at_least(1, {"samples": samples})
+    examples = _examples(zoo)
+    penalty = choose_penalty(examples.prompts, examples.differences, examples.city_index)
+    misses = np.zeros_like(examples.differences)
+    for fold in _folds(examples):
+        known = fold.scaled[:, fold.rows], examples.differences[fold.rows], examples.weights[fold.rows]
+        predicted = apply_ridge(solve_ridge(*known, penalty), fold.scaled[0, fold.left_out])
+        misses[fold.left_out] = examples.differences[fold.left_out] - predicted
+    solution = solve_ridge(examples.scaled(), examples.differences, examples.weights, penalty)
+    centre = apply_ridge(solution, examples.scaled_target(prompts))
+    return _drawn_around(examples, centre, misses, prompts, samples, key)
 
 
 def _examples(zoo: ParameterZoo) -> _Examples:

@@ -33,6 +33,7 @@ _STAGES = {
     "pooled": ("pooled",),
     "gpdiff": ("prompt_encoder", "prompts", "pooled", "harvest", "pretrain"),
     "mlp_hypernetwork": ("prompt_encoder", "prompts", "pooled", "harvest", "mlp"),
+    "mlp_ensemble": ("prompt_encoder", "prompts", "pooled", "harvest", "mlp", "mlp_ensemble"),
 }
 
 
@@ -185,13 +186,18 @@ def _make_starts(run: Stages, channel: int, family: str, for_choice: bool) -> tu
         return broadcast_regions(run.pooled, regions), 0.0
     # What is trained on the sources is trained before the watch runs.
     prompts = (run.choice_prompts if for_choice else run.target_prompts)[channel]
-    _ = run.mlp if family == "mlp_hypernetwork" else run.zoo
+    _ = {"mlp_hypernetwork": lambda: run.mlp, "mlp_ensemble": lambda: run.mlp_ensemble}.get(family, lambda: run.zoo)()
     assert prompts is not None
     with stopwatch() as watch:
         # Its own noise for every channel, and as many samples as GPDiff draws.
         own_key, samples = jax.random.fold_in(run.key(family), channel), run.settings.generate.samples
         if family == "nearest_plus_noise":
             starts = nulls.nearest_plus_noise(run.zoo, prompts, samples=samples, key=own_key)
+        elif family == "ridge_plus_noise":
+            starts = nulls.ridge_plus_noise(run.zoo, prompts, samples=samples, key=own_key)
+        elif family == "mlp_ensemble":
+            members = [member.params(prompts) for member in run.mlp_ensemble]
+            starts = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
         elif family == "gaussian_codes":
             count = run.settings.adapt.directions
             starts = nulls.gaussian_codes(run.zoo, prompts, directions=count, samples=samples, key=own_key)

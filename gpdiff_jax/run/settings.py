@@ -48,7 +48,9 @@ _NULLS = (
     "nearest_prompt",
     "nearest_plus_noise",
     "kernel_average",
+    "ridge_plus_noise",
     "mlp_hypernetwork",
+    "mlp_ensemble",
 )
 METHODS = (*DEFAULT_METHODS, *(f"{null}_{shots}" for null in _NULLS for shots in ("zero_shot", "few_shot")))
 

@@ -146,7 +146,12 @@ class Stages:
     @functools.cached_property
     def mlp(self) -> MlpHypernetwork:
         """The deterministic network that stands beside the generator."""
-        return _mlp_stage(self)
+        return _mlp_stage(self, 0)
+
+    @functools.cached_property
+    def mlp_ensemble(self) -> list[MlpHypernetwork]:
+        """As many such networks as the generator draws samples, from other seeds; the first is `mlp`."""
+        return [self.mlp, *(_mlp_stage(self, member) for member in range(1, self.settings.generate.samples))]
 
     @functools.cached_property
     def generated(self) -> "Generated":
@@ -283,18 +288,20 @@ def _pretrain_stage(run: Stages) -> Hypernetwork:
         return pretrain(zoo, key=run.key("pretrain"), config=config, folder=folder, progress=report)
 
 
-def _mlp_stage(run: Stages) -> MlpHypernetwork:
-    folder, config = run.folder / "mlp_hypernetwork", run.settings.pretrain
+def _mlp_stage(run: Stages, member: int) -> MlpHypernetwork:
+    """One network of the ensemble; all but the first count as the ensemble's work."""
+    name = "mlp_hypernetwork" if member == 0 else f"mlp_hypernetwork_{member}"
+    folder, config = run.folder / name, run.settings.pretrain
     zoo = run.zoo
     if folder.is_dir():
         variables = jax.device_put(load_arrays(folder, _FORMAT, "MLP hypernetwork")[0])
         return MlpHypernetwork(make_network(run.latent_space, config), variables, run.latent_space)
-    with _logged(run, "mlp", config.steps) as report:
-        key = run.key("mlp_hypernetwork")
-        kept: Any = {"checkpoints": run.checkpoints("mlp"), "progress": report}
+    with _logged(run, "mlp" if member == 0 else "mlp_ensemble", config.steps) as report:
+        key = run.key(name)
+        kept: Any = {"checkpoints": run.checkpoints(name), "progress": report}
         mlp = mlp_hypernetwork(zoo, run.latent_space, config, key=key, **kept)
     save_arrays(folder, mlp.variables, {"format": _FORMAT})
-    run.drop_checkpoints("mlp")
+    run.drop_checkpoints(name)
     return mlp
 
 

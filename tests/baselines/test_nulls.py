@@ -14,6 +14,7 @@ from gpdiff_jax.baselines.nulls import (
     nearest_plus_noise,
     nearest_prompt,
     ridge_hypernetwork,
+    ridge_plus_noise,
     zoo_mean,
 )
 from gpdiff_jax.data.sources import city_weights
@@ -225,6 +226,32 @@ def test_the_noise_on_the_nearest_is_as_large_as_neighbours_in_other_cities_diff
     np.testing.assert_array_equal(fewer, drawn[:3, 7:9])
     with pytest.raises(InputError, match="`samples` must be at least 1, got 0"):
         nearest_plus_noise(zoo, target, samples=0, key=key)
+
+
+def test_the_noise_on_the_ridge_is_as_large_as_it_misses_cities_that_it_did_not_see():
+    zoo, target = _uneven()
+    key = jax.random.key(0)
+    drawn = _rows(ridge_plus_noise(zoo, target, samples=400, key=key))
+    assert drawn.shape == (400, 20, 5)
+    centre, penalty = ridge_hypernetwork(zoo, target)
+    best, city = _rows(zoo.params)[:, 0].astype(np.float64), zoo.city_index
+    weights = 1 / np.bincount(city)[city] / 3
+    variance = np.zeros(5)
+    for left_out in range(3):
+        rows = city != left_out
+        apart = _scaled_without(zoo, int(np.flatnonzero(~rows)[0]))
+        features = np.concatenate([apart, np.ones((*apart.shape[:2], 1))], axis=2)
+        share = (weights[rows] / weights[rows].sum() / len(apart))[None, :, None]
+        gram = np.einsum("vre,vrf->ef", features[:, rows] * share, features[:, rows])
+        gram[:-1, :-1] += penalty * np.eye(len(gram) - 1)
+        slopes = np.linalg.solve(gram, np.einsum("vre,rx->ex", features[:, rows] * share, best[rows]))
+        misses = best[~rows] - features[0, ~rows] @ slopes
+        variance += weights[~rows] @ np.square(misses)
+    noise = (drawn - _rows(centre)) / np.sqrt(variance)
+    np.testing.assert_allclose(noise.mean(axis=(0, 1)), 0.0, atol=0.05)
+    np.testing.assert_allclose(noise.std(axis=(0, 1)), 1.0, atol=0.05)
+    with pytest.raises(InputError, match="`samples` must be at least 1, got 0"):
+        ridge_plus_noise(zoo, target, samples=0, key=key)
 
 
 def test_gaussian_codes_are_spread_around_the_pooled_model_as_the_zoo_is_whatever_the_prompt():

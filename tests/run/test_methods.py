@@ -31,13 +31,20 @@ def test_a_finished_run_that_is_asked_for_more_methods_makes_only_those(finished
     assert sorted(made) == sorted(set(METHODS) - set(DEFAULT_METHODS)) and tuple(more["methods"]) == METHODS
     assert {name: more["methods"][name] for name in DEFAULT_METHODS} == content["methods"]
     assert (tmp_path / "run" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
-    for null in ("zoo_mean", "nearest_prompt", "nearest_plus_noise", "kernel_average", "mlp_hypernetwork"):
+    nulls = ("zoo_mean", "nearest_prompt", "nearest_plus_noise", "kernel_average", "ridge_plus_noise")
+    for null in (*nulls, "mlp_hypernetwork", "mlp_ensemble"):
         zero, few = more["methods"][f"{null}_zero_shot"], more["methods"][f"{null}_few_shot"]
         assert np.isfinite([*zero["mae"], *few["mae"]]).all() and zero["steps"] is None and few["steps"] is not None
         assert zero["mae"] != more["methods"]["pooled_zero_shot"]["mae"], null
         assert f"{null}_few_shot" in (tmp_path / "run" / "report.html").read_text()
-    with np.load(tmp_path / "run" / "methods" / "nearest_plus_noise_zero_shot_0.npz") as held:
-        assert held["spread"].max() > 0
+    for null in ("nearest_plus_noise", "ridge_plus_noise", "mlp_ensemble"):
+        with np.load(tmp_path / "run" / "methods" / f"{null}_zero_shot_0.npz") as held:
+            assert held["spread"].max() > 0, null
+    # The ensemble has as many networks as GPDiff has samples, the first of which stands alone too.
+    members = sorted(path.name for path in (tmp_path / "run").glob("mlp_hypernetwork*"))
+    assert members == ["mlp_hypernetwork", "mlp_hypernetwork_1"]
+    ensemble, alone = more["methods"]["mlp_ensemble_zero_shot"], more["methods"]["mlp_hypernetwork_zero_shot"]
+    assert ensemble["training_seconds"] > alone["training_seconds"]
     log = read_log(tmp_path / "run" / "log.jsonl")
     assert [line["step"] for line in log if line["stage"] == "mlp"] == [2, 4]
     # Asked for less, it still shows what it holds, and the network that was trained is read back.

@@ -1,23 +1,21 @@
 """In: prompts of regions. Out: parameters for them, by the trained generator as one object: save, load, generate."""
 
 import dataclasses
-import functools
 import json
 import pathlib
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float
 
 from gpdiff_jax.cities.city import City, CityLabel, label_of
 from gpdiff_jax.data.config import DataConfig
-from gpdiff_jax.diffusion.denoiser import DenoiserConfig, denoise, make_denoiser
-from gpdiff_jax.diffusion.objectives import Denoised, denoised
-from gpdiff_jax.diffusion.samplers import SAMPLERS, check_sampler, guided, sample
-from gpdiff_jax.diffusion.schedules import SCHEDULES
+from gpdiff_jax.diffusion.denoiser import DenoiserConfig, make_denoiser
+from gpdiff_jax.diffusion.drawing import Draws, draw_latents
+from gpdiff_jax.diffusion.samplers import SAMPLERS, check_sampler
 from gpdiff_jax.errors import InputError, check_at_least, named
 from gpdiff_jax.models.protocol import Model, ModelSizes, abstract_params
 from gpdiff_jax.models.registry import make_model, model_names
@@ -206,7 +204,7 @@ class Hypernetwork:
         )
         draw = _make_draw(cast(Hashable, denoiser), config.sampler, config.steps, config.guidance, config.shrinkage)
         size = _DRAWS_ON_CPU if jax.default_backend() == "cpu" else _DRAWS
-        params = map_chunks(draw, (self.variables, self.codec, key), _Draws(*columns), size=size, devices=devices)
+        params = map_chunks(draw, (self.variables, self.codec, key), Draws(*columns), size=size, devices=devices)
         stacked = jax.device_put(
             jax.tree.map(lambda leaf: leaf.reshape(config.samples, count, *leaf.shape[1:]), params)
         )
@@ -330,44 +328,14 @@ def _stored_codec(arrays: dict, layout: TokenLayout, components: bool, space: st
     return Codec(basis=basis if components else (), layout=layout, space=space, **kept)
 
 
-class _Draws(NamedTuple):
-    """X draws, each of one sample of one region; on the host or on the device."""
-
-    sample: Int[Array, " X"]
-    region_id: UInt32[Array, " X"]
-    prompt: Float[Array, "X E"]
-    prompt_mask: Float[Array, " X"]  # 0 where the prompt is dropped
-
-
 @bounded_cache(32)
 def _make_draw(
     denoiser: Any, sampler: str, steps: int, guidance: float, shrinkage: float
-) -> Callable[[tuple[Params, Codec, Key], _Draws], Params]:
-    """Parameters of X draws; the noise of each comes from its sample's number and its region's id."""
+) -> Callable[[tuple[Params, Codec, Key], Draws], Params]:
+    """Parameters of X draws."""
 
-    def draw(shared: tuple[Params, Codec, Key], draws: _Draws) -> Params:
-        (variables, codec, key), count = shared, draws.prompt_mask.shape[0]
-        mask = jnp.asarray(codec.mask())
-        own_keys = jax.vmap(lambda *ids: functools.reduce(jax.random.fold_in, ids, key))(draws.sample, draws.region_id)
-
-        def denoise_fn(x_t: jax.Array, t: jax.Array) -> Denoised:
-            time = jnp.broadcast_to(t, (count,))
-            prediction = denoise(denoiser, variables, x_t, time, draws.prompt, draws.prompt_mask)
-            if guidance != 1.0:
-                unconditional = denoise(denoiser, variables, x_t, time, draws.prompt, jnp.zeros(count))
-                prediction = guided(prediction, unconditional, guidance)
-            return denoised(
-                denoiser.config.objective, SCHEDULES[denoiser.config.schedule](t), x_t, prediction * mask[None]
-            )
-
-        def normal(keys: Key) -> jax.Array:
-            return jax.vmap(lambda key: jax.random.normal(key, mask.shape))(keys) * mask[None]
-
-        # One key for the noise at the start, another for that of the steps.
-        start_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(own_keys), 1, 0)
-
-        def fresh(step: jax.Array) -> jax.Array:
-            return normal(jax.vmap(lambda own: jax.random.fold_in(own, step))(step_keys))
+    def draw(shared: tuple[Params, Codec, Key], draws: Draws) -> Params:
+        variables, codec, key = shared
 
         def as_params(latent: jax.Array) -> Params:
             if shrinkage == 1.0:
@@ -375,7 +343,8 @@ def _make_draw(
             difference = codec.decode(latent) - codec.pooled_tokens
             return from_tokens(codec.layout, codec.pooled_tokens + shrinkage * difference)
 
-        latents = sample(sampler, denoiser.config.schedule, denoise_fn, normal(start_keys), steps, fresh)
+        how: Any = {"sampler": sampler, "steps": steps, "guidance": guidance}
+        latents = draw_latents(denoiser, variables, jnp.asarray(codec.mask()), draws, key=key, **how)
         return jax.vmap(as_params)(latents)
 
     return draw

@@ -186,7 +186,7 @@ def test_the_noise_of_a_draw_and_that_of_its_steps_have_keys_of_their_own(hypern
         def sample(sampler, schedule, denoise_fn, noise, steps, fresh):
             return noise if what == "start" else fresh(jnp.int32(what))
 
-        monkeypatch.setattr("gpdiff_jax.hypernetwork.sample", sample)
+        monkeypatch.setattr("gpdiff_jax.diffusion.drawing.sample", sample)
         return _leaves(hypernetwork, prompts)
 
     parts = {}

@@ -26,6 +26,7 @@ from gpdiff_jax.run.settings import METHODS, PRESETS, Settings, choose_methods
 from gpdiff_jax.training.compilation_cache import enable_compilation_cache
 from gpdiff_jax.training.parallel import use_every_core
 from gpdiff_jax.transfer.adapt import UPDATES
+from gpdiff_jax.transfer.posterior import PosteriorConfig
 from gpdiff_jax.zoo.codec import NORMALISATIONS, SPACES
 
 flags.DEFINE_string("data_dir", None, "folder with one NAME.npz per city; without it, cities are simulated")
@@ -113,6 +114,12 @@ flags.DEFINE_enum(
 flags.DEFINE_integer("code_steps", None, "steps of fine-tuning in codes; the preset's if not given", 1, 10_000)
 flags.DEFINE_integer("shared_steps", None, "steps of a shared update; the preset's if not given", 1, 10_000)
 flags.DEFINE_integer("adapt_steps", None, "most steps of fine-tuning all weights; the preset's if not given", 1)
+flags.DEFINE_float(
+    "posterior_rate",
+    PosteriorConfig().rate,
+    "how strongly the draws of gpdiff_posterior_few_shot follow the support days; 0 leaves them to the prompts",
+    0.0,
+)
 flags.DEFINE_integer("harvest_seeds", 1, "times that every region is trained, with other batches", 1, 1000)
 flags.DEFINE_integer("data_windows", 1, "stretches of its training span, on each of which a region is trained", 1, 1000)
 flags.DEFINE_integer(
@@ -305,6 +312,7 @@ def settings_from_flags() -> Settings:
             steps=values.sampler_steps,
         ),
         adapt=_replace(settings.adapt, **adapt, **fixed, update=values.adapt),
+        posterior=_replace(settings.posterior, rate=values.posterior_rate),
         target_only=_replace(settings.target_only, **adapt),
     )
 

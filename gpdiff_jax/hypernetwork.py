@@ -1,6 +1,7 @@
 """In: prompts of regions. Out: parameters for them, by the trained generator as one object: save, load, generate."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Hashable, Sequence
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float
 
 from gpdiff_jax.cities.city import City, CityLabel, label_of
 from gpdiff_jax.data.config import DataConfig
-from gpdiff_jax.diffusion.denoiser import DenoiserConfig, make_denoiser
+from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, make_denoiser
 from gpdiff_jax.diffusion.drawing import Draws, draw_latents
 from gpdiff_jax.diffusion.samplers import SAMPLERS, check_sampler
 from gpdiff_jax.errors import InputError, check_at_least, named
@@ -181,6 +182,39 @@ class Hypernetwork:
           InputError: the prompts hold other entries than those the generator was trained with, several variants of
             every region, or a city of another interval or kind; or the sampler does not go with its schedule.
         """
+        draws = self.draws(prompts, config.samples, any_kind=any_kind)
+        self.check_sampler(config.sampler)
+        how = config.sampler, config.steps, config.guidance, config.shrinkage
+        draw = _make_draw(cast(Hashable, self.denoiser), *how)
+        size = _DRAWS_ON_CPU if jax.default_backend() == "cpu" else _DRAWS
+        params = map_chunks(draw, (self.variables, self.codec, key), draws, size=size, devices=devices)
+        stacked = jax.device_put(jax.tree.map(lambda leaf: leaf.reshape(config.samples, -1, *leaf.shape[1:]), params))
+        city = prompts.cities[0] if len(prompts.cities) == 1 else None
+        return RegionParameters(stacked, self.model_name, self.data, city, self.directions, self.residuals)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The network, without its variables."""
+        return make_denoiser(self.denoiser_config, self.codec, self.prompt_spatial)
+
+    def check_sampler(self, sampler: str) -> None:
+        """Raises `InputError` for a sampler that does not exist or does not go with the generator's schedule."""
+        check_sampler(sampler, self.denoiser_config.schedule)
+
+    def draws(self, prompts: Prompts, samples: int, *, any_kind: bool = False) -> Draws:
+        """What draws are made of: K of all regions, one after another.
+
+        Args:
+          prompts: of R regions, one variant.
+          samples: K.
+          any_kind: see `generate`.
+
+        Returns:
+          Rows on the host, K x R of them.
+
+        Raises:
+          InputError: see `generate`.
+        """
         for city in prompts.cities:
             self.check_city(city, any_kind=any_kind)
         if prompts.values.shape[0] != 1:
@@ -191,25 +225,15 @@ class Hypernetwork:
         if prompts.names != self.prompt_names:
             odd = sorted(set(prompts.names) ^ set(self.prompt_names)) or ["the order of entries", prompts.names[0]]
             raise InputError(f"the prompts and the generator differ in {odd[:3]}; make the prompts with this version")
-        check_sampler(config.sampler, self.denoiser_config.schedule)
-        denoiser = make_denoiser(self.denoiser_config, self.codec, self.prompt_spatial)
         scaled = np.asarray(scale_prompts(prompts, self.prompt_scaler))[0]
         count, mask = len(scaled), np.ones(len(scaled)) if prompts.mask is None else np.asarray(prompts.mask)
-        # A row is one draw: K draws of all regions, one after another.
         columns: Any = (
-            np.repeat(np.arange(config.samples), count),
-            np.tile(np.asarray(prompts.region_ids), config.samples),
-            np.tile(scaled, (config.samples, 1)),
-            np.tile(mask.astype(np.float32), config.samples),
+            np.repeat(np.arange(samples), count),
+            np.tile(np.asarray(prompts.region_ids), samples),
+            np.tile(scaled, (samples, 1)),
+            np.tile(mask.astype(np.float32), samples),
         )
-        draw = _make_draw(cast(Hashable, denoiser), config.sampler, config.steps, config.guidance, config.shrinkage)
-        size = _DRAWS_ON_CPU if jax.default_backend() == "cpu" else _DRAWS
-        params = map_chunks(draw, (self.variables, self.codec, key), Draws(*columns), size=size, devices=devices)
-        stacked = jax.device_put(
-            jax.tree.map(lambda leaf: leaf.reshape(config.samples, count, *leaf.shape[1:]), params)
-        )
-        city = prompts.cities[0] if len(prompts.cities) == 1 else None
-        return RegionParameters(stacked, self.model_name, self.data, city, self.directions, self.residuals)
+        return Draws(*columns)
 
     def save(self, folder: str | pathlib.Path, *, half: bool = False, directions: int | None = None) -> None:
         """Writes the generator into a folder, whole or not at all.
@@ -336,15 +360,8 @@ def _make_draw(
 
     def draw(shared: tuple[Params, Codec, Key], draws: Draws) -> Params:
         variables, codec, key = shared
-
-        def as_params(latent: jax.Array) -> Params:
-            if shrinkage == 1.0:
-                return codec.params(latent)
-            difference = codec.decode(latent) - codec.pooled_tokens
-            return from_tokens(codec.layout, codec.pooled_tokens + shrinkage * difference)
-
         how: Any = {"sampler": sampler, "steps": steps, "guidance": guidance}
         latents = draw_latents(denoiser, variables, jnp.asarray(codec.mask()), draws, key=key, **how)
-        return jax.vmap(as_params)(latents)
+        return jax.vmap(functools.partial(Codec.params, codec, shrinkage=shrinkage))(latents)
 
     return draw

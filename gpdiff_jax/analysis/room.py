@@ -27,6 +27,7 @@ from gpdiff_jax.prompts.prompt import region_prompts
 from gpdiff_jax.prompts.sources import with_prompts
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.evaluate import few_shot, observed_truth, zero_shot
+from gpdiff_jax.transfer.posterior import PosteriorConfig, posterior_shot
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo.harvest import harvest_zoo
 from gpdiff_jax.zoo.pooled import PooledConfig, broadcast_regions, train_pooled
@@ -41,6 +42,7 @@ METHODS = (
     "generated_shuffled",  # from prompts of other regions of the city
     "pooled_adapted",
     "generated_adapted",
+    "generated_posterior",  # drawn in the light of the support days
     "city",
     "own",
 )
@@ -63,6 +65,7 @@ class RoomConfig:
     city: PooledConfig = PooledConfig(steps=400, learning_rate=1e-3)
     generate: GenerateConfig = GenerateConfig()
     adapt: AdaptConfig = AdaptConfig()
+    posterior: PosteriorConfig = PosteriorConfig()
 
     def __post_init__(self) -> None:
         check_at_least(1, named(self, "support_days", "stretches", "test_days"))
@@ -229,6 +232,9 @@ def stretch_sums(
         "generated_shuffled": zero_shot(model, target, shuffled).forecast,
         "pooled_adapted": few_shot(model, target, pooled, config.adapt, **tune).forecast,
         "generated_adapted": few_shot(model, target, generated, config.adapt, **tune).forecast,
+        "generated_posterior": posterior_shot(
+            hypernetwork, target, prompts, generated, key=draw_key, generate=config.generate, config=config.posterior
+        ).forecast,
     }
     if own is not None:
         # Own anomalies last as long as they say: damping is for models of other cities.

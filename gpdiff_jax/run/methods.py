@@ -13,11 +13,12 @@ from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import read_npz, write_npz
 from gpdiff_jax.prompts.prompt import Prompts
 from gpdiff_jax.run.settings import METHODS
-from gpdiff_jax.run.stages import Stages
+from gpdiff_jax.run.stages import Stages, generate_key
 from gpdiff_jax.training.progress import LogWriter, stage
 from gpdiff_jax.training.stopwatch import stopwatch
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.evaluate import MethodForecast, few_shot, zero_shot
+from gpdiff_jax.transfer.posterior import posterior_shot
 from gpdiff_jax.typing import Key, Params, RegionGraph
 from gpdiff_jax.zoo.pooled import broadcast_regions, initial_params
 
@@ -32,6 +33,7 @@ _STAGES = {
     "boosted_trees": ("boosted_trees",),
     "pooled": ("pooled",),
     "gpdiff": ("prompt_encoder", "prompts", "pooled", "harvest", "pretrain"),
+    "gpdiff_posterior": ("prompt_encoder", "prompts", "pooled", "harvest", "pretrain"),
     "mlp_hypernetwork": ("prompt_encoder", "prompts", "pooled", "harvest", "mlp"),
     "mlp_ensemble": ("prompt_encoder", "prompts", "pooled", "harvest", "mlp", "mlp_ensemble"),
 }
@@ -129,6 +131,12 @@ def _make_forecast(run: Stages, channel: int, method: str) -> MethodForecast:
             forecast = forecast_trees(trees, target)
         return MethodForecast(forecast, None, watch.seconds)
     family = family_of(method)
+    if family == "gpdiff_posterior":
+        prior, making = _starts(run, channel, "gpdiff", False)
+        how = {"generate": run.settings.generate, "config": run.settings.posterior}
+        prompts, key = run.target_prompts[channel], generate_key(run, channel)
+        result = posterior_shot(run.hypernetwork, target, prompts, prior, key=key, **how)
+        return result._replace(seconds=result.seconds + making)
     starts, making = _starts(run, channel, family, False)
     if method.endswith("_zero_shot"):
         result = zero_shot(run.model, target, starts)

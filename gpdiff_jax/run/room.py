@@ -23,6 +23,7 @@ _SHOWN = {
     "generated_shuffled": "shuffled",
     "pooled_adapted": "pooled, tuned",
     "generated_adapted": "generated, tuned",
+    "generated_posterior": "posterior",
     "city": "city's own",
     "own": "regions' own",
 }
@@ -56,6 +57,7 @@ def measure_rooms(run: Stages) -> dict[str, Any]:
         harvest=settings.harvest,
         generate=settings.generate,
         adapt=settings.adapt,
+        posterior=settings.posterior,
     )
     for name in names:
         found += _without(run, name, config)

@@ -22,6 +22,7 @@ from gpdiff_jax.prompts.encoders import SPATIAL_OF_PART, PromptConfig
 from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
 from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.posterior import PosteriorConfig
 from gpdiff_jax.zoo.codec import CodecConfig
 from gpdiff_jax.zoo.pooled import PooledConfig
 from gpdiff_jax.zoo.region_training import HarvestConfig
@@ -52,7 +53,11 @@ _NULLS = (
     "mlp_hypernetwork",
     "mlp_ensemble",
 )
-METHODS = (*DEFAULT_METHODS, *(f"{null}_{shots}" for null in _NULLS for shots in ("zero_shot", "few_shot")))
+METHODS = (
+    *DEFAULT_METHODS,
+    "gpdiff_posterior_few_shot",
+    *(f"{null}_{shots}" for null in _NULLS for shots in ("zero_shot", "few_shot")),
+)
 
 # Settings that say how and from where a run is computed; what is missing above a value is in the readings.
 _EXECUTION = (
@@ -109,6 +114,7 @@ class Settings:
     pretrain: PretrainConfig = PretrainConfig()
     generate: GenerateConfig = GenerateConfig()
     adapt: AdaptConfig = AdaptConfig()
+    posterior: PosteriorConfig = PosteriorConfig()
     target_only: AdaptConfig = _from_random_weights()
     missing_above: float | None = None
     methods: tuple[str, ...] = ("default",)

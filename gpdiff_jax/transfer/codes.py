@@ -53,14 +53,12 @@ def move_along_directions(
       Parameters, leaves [K, R, ...]. A region without a visible reading moves with the city; where the support holds no
       window, all come back as they were.
     """
-    starts = np.asarray(target.support_starts)
+    starts = spread_windows(target, most_windows)
     if len(starts) == 0:
         return params
-    picked, bank = evenly(len(starts), most_windows), target.bank
-    most = len(target.split.support) - bank.history - bank.horizon + 1
-    rate *= min(1.0, len(starts) / max(most, 1))
+    rate *= share_of_windows(target)
     samples, regions = jax.tree.leaves(params)[0].shape[0], target.num_regions
-    shared = (target.bare, directions, starts[picked], np.int32(steps), np.float32(rate))
+    shared = (target.bare, directions, starts, np.int32(steps), np.float32(rate))
     rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)
     numbers = np.arange(samples * regions, dtype=np.int32)
     # Rows that fill up a device would count in the mean.
@@ -70,6 +68,38 @@ def move_along_directions(
     counts = (np.arange(len(filled)) < len(numbers)).astype(np.float32)
     moved = spread((jax.tree.map(lambda leaf: leaf[filled], rows), numbers[filled], counts)).read()
     return jax.tree.map(lambda leaf: leaf[: len(numbers)].reshape(samples, regions, *leaf.shape[1:]), moved)
+
+
+def spread_windows(target: Target, most: int) -> Int[np.ndarray, " B"]:
+    """Starts of at most so many of the support's windows, evenly spread."""
+    starts = np.asarray(target.support_starts)
+    return starts[evenly(len(starts), most)] if len(starts) else starts
+
+
+def share_of_windows(target: Target) -> float:
+    """How many windows the support holds, as a part of those that it would hold if it were read throughout."""
+    bank = target.bank
+    most = len(target.split.support) - bank.history - bank.horizon + 1
+    return min(1.0, len(target.support_starts) / max(most, 1))
+
+
+def city_means(
+    own: Float[Array, "X n"], sample: Int[Array, " X"], counts: Float[Array, " X"], samples: int
+) -> Float[Array, "X n"]:
+    """Every row's mean over all rows of its sample, on whichever of the `DEVICES` of a pmap they lie.
+
+    Args:
+      own: what is averaged.
+      sample: the sample of every row, of so many.
+      counts: 1, or 0 where a row only fills up a device.
+      samples: K.
+
+    Returns:
+      The mean that each row takes part in.
+    """
+    member = jax.nn.one_hot(sample, samples, dtype=counts.dtype) * counts[:, None]
+    means = jax.lax.psum(member.T @ own, DEVICES) / jax.lax.psum(member.sum(axis=0), DEVICES)[:, None]
+    return means[sample]
 
 
 def evenly(count: int, most: int) -> Int[np.ndarray, " X"]:
@@ -92,9 +122,7 @@ def _make_move(model: Model, samples: int, side_by_side: int) -> Callable[[tuple
 
     def move(shared: tuple, rows: tuple) -> Params:
         (target, directions, _, steps, rate), (starts, numbers, counts) = shared, rows
-        regions = numbers % target.num_regions
-        sample = jax.nn.one_hot(numbers // target.num_regions, samples, dtype=counts.dtype) * counts[:, None]
-        in_sample = jax.lax.psum(sample.sum(axis=0), DEVICES)
+        regions, sample = numbers % target.num_regions, numbers // target.num_regions
 
         def gradient(row: tuple) -> Float[Array, " n"]:
             start, region, z = row
@@ -102,8 +130,7 @@ def _make_move(model: Model, samples: int, side_by_side: int) -> Callable[[tuple
 
         def step(_: Int[Array, ""], z: Float[Array, "X n"]) -> Float[Array, "X n"]:
             own = jax.lax.map(gradient, (starts, regions, z), batch_size=batch_size)
-            of_city = jax.lax.psum(sample.T @ own, DEVICES) / in_sample[:, None]
-            return z - rate * 0.5 * (own + of_city[numbers // target.num_regions])
+            return z - rate * 0.5 * (own + city_means(own, sample, counts, samples))
 
         z = jnp.zeros((len(numbers), jax.tree.leaves(directions)[0].shape[0]), rate.dtype)
         z = jax.lax.fori_loop(0, steps, step, z)

@@ -29,10 +29,20 @@ class MethodForecast(NamedTuple):
     quantiles: Float[np.ndarray, "S R P Q"] | None = None  # see `quantiles.forecast_quantiles`; None where not made
 
 
-def _forecast(
+def sampled_forecast(
     model: Model, target: Target, params: Params, initial: Params | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Mean and deviation of the samples' forecasts; parameters [K, R, ...], and what they were, see `forecast_rows`."""
+    """Forecasts of the test windows by K samples of parameters.
+
+    Args:
+      model: the forecaster.
+      target: the city.
+      params: leaves [K, R, ...].
+      initial: what they were before they were fine-tuned, see `forecast_rows`.
+
+    Returns:
+      Mean and deviation of the samples' forecasts [S, R, P], data units; no deviation of a single sample.
+    """
     samples = jax.tree.leaves(params)[0].shape[0]
     flat, before = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), (params, initial))
     regions = np.tile(np.arange(target.num_regions, dtype=np.int32), samples)
@@ -53,7 +63,7 @@ def zero_shot(model: Model, target: Target, params: Params) -> MethodForecast:
       The forecasts.
     """
     with stopwatch() as watch:
-        forecast, spread = _forecast(model, target, params)
+        forecast, spread = sampled_forecast(model, target, params)
     return MethodForecast(forecast, spread, watch.seconds)
 
 
@@ -88,7 +98,7 @@ def few_shot(
         known = {"directions": directions, "choice_params": choice_params}
         tuned = adapt(model, config, target, params, key=key, **known, progress=progress)
         mixed = config.seen_kinds_only and tuned.steps > 0
-        forecast, spread = _forecast(model, target, tuned.params, params if mixed else None)
+        forecast, spread = sampled_forecast(model, target, tuned.params, params if mixed else None)
     chosen = tuned.learning_rate, tuned.steps, tuned.validation_mae, tuned.curves
     return MethodForecast(forecast, spread, watch.seconds, *chosen)
 

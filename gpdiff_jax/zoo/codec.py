@@ -136,9 +136,12 @@ class Codec:
         ]
         return self.pooled_tokens + self.mean_difference + jnp.concatenate(parts)
 
-    def params(self, latent: Float[Array, "Z D"]) -> dict:
-        """The parameter pytree of a latent."""
-        return from_tokens(self.layout, self.decode(latent))
+    def params(self, latent: Float[Array, "Z D"], shrinkage: float = 1.0) -> dict:
+        """The parameter pytree of a latent; `shrinkage` is what stays of its difference from the pooled one."""
+        tokens = self.decode(latent)
+        if shrinkage != 1.0:
+            tokens = self.pooled_tokens + shrinkage * (tokens - self.pooled_tokens)
+        return from_tokens(self.layout, tokens)
 
     def _tokens_of(self, layer: int) -> slice:
         layers = self.layout.layer_of_token

@@ -1,0 +1,189 @@
+"""In: a trained generator, prompts and the support days of a city. Out: parameters drawn in the light of those days.
+
+The generator is the prior and the support days are the likelihood. At every step of the sampler, what the noisy latent
+is expected to become moves down the gradient of its loss on the support windows, and the noise that it is thought to
+hold stays (manifold preserving guidance, He et al., arXiv 2311.16424; with the gradient through the network as well it
+would be diffusion posterior sampling, Chung et al., arXiv 2209.14687).
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Hashable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from gpdiff_jax.data.target import Target, region_windows
+from gpdiff_jax.diffusion.denoiser import Denoiser
+from gpdiff_jax.diffusion.drawing import Draws, draw_latents
+from gpdiff_jax.errors import InputError, check_at_least, named
+from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
+from gpdiff_jax.models.loss import masked_huber
+from gpdiff_jax.models.protocol import Model
+from gpdiff_jax.prompts.prompt import Prompts
+from gpdiff_jax.training.caches import bounded_cache
+from gpdiff_jax.training.parallel import ShardedRows, rows_side_by_side
+from gpdiff_jax.training.stopwatch import stopwatch
+from gpdiff_jax.transfer.codes import city_means, share_of_windows, spread_windows
+from gpdiff_jax.transfer.damped import target_forecast
+from gpdiff_jax.transfer.evaluate import MethodForecast, sampled_forecast
+from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.zoo.codec import Codec
+
+# Draws that the network works on at a time: more are no faster on a CPU, and take memory.
+_DRAWS_SIDE_BY_SIDE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class PosteriorConfig:
+    """How strongly draws follow the support days.
+
+    A step moves every latent, whose entries vary by about one over the zoo, by `rate` times the gradient of the mean
+    Huber loss on at most `windows` support windows, of which `own_share` is the region's own and the rest the mean over
+    its city.
+    `rate` and `own_share` were chosen by leaving out source cities (docs/experiments.md, section 35).
+    """
+
+    rate: float = 20.0
+    own_share: float = 0.5
+    windows: int = 128
+
+    def __post_init__(self) -> None:
+        check_at_least(1, named(self, "windows"))
+        if not (math.isfinite(self.rate) and self.rate >= 0):
+            raise InputError(f"`rate` must be a number of at least 0, got {self.rate}")
+        if not 0 <= self.own_share <= 1:
+            raise InputError(f"`own_share` must be in [0, 1], got {self.own_share}")
+
+
+def draw_posterior(
+    hypernetwork: Hypernetwork,
+    target: Target,
+    prompts: Prompts,
+    *,
+    key: Key,
+    generate: GenerateConfig = GenerateConfig(),
+    config: PosteriorConfig = PosteriorConfig(),
+    any_kind: bool = False,
+) -> Params:
+    """Draws parameters for every region from its prompt and its support days.
+
+    With a `rate` of 0 they are those that `Hypernetwork.generate` draws with the same key, up to rounding. Where the
+    support holds fewer windows than days that were read throughout, steps are shorter by as much, as in `codes`.
+
+    Args:
+      hypernetwork: the generator, trained on other cities.
+      target: the city and its support days.
+      prompts: of its regions, one variant.
+      key: random key; a sample's number and a region's id are folded in.
+      generate: samples, sampler, steps, classifier-free guidance and shrinkage.
+      config: how strongly the support days are followed.
+      any_kind: see `Hypernetwork.generate`.
+
+    Returns:
+      Leaves [K, R, ...]. A region without a visible reading moves with its city.
+
+    Raises:
+      InputError: see `Hypernetwork.generate`.
+    """
+    draws = hypernetwork.draws(prompts, generate.samples, any_kind=any_kind)
+    hypernetwork.check_sampler(generate.sampler)
+    starts = spread_windows(target, config.windows)
+    shared = (
+        target.bare,
+        hypernetwork.variables,
+        hypernetwork.codec,
+        key,
+        starts,
+        np.float32(config.rate * share_of_windows(target)),
+        np.float32(config.own_share),
+    )
+    regions = target.num_regions
+    numbers = np.arange(generate.samples * regions, dtype=np.int32)
+    how = (generate.samples, generate.sampler, generate.steps, generate.guidance, generate.shrinkage)
+    spread = ShardedRows(
+        _make_draw(hypernetwork.model, cast(Hashable, hypernetwork.denoiser), *how, rows_side_by_side(None)), shared
+    )
+    # Rows that fill up a device would count in the mean.
+    filled = np.minimum(np.arange(len(numbers) + -len(numbers) % len(spread.devices)), len(numbers) - 1)
+    counts = (np.arange(len(filled)) < len(numbers)).astype(np.float32)
+    rows = jax.tree.map(lambda leaf: np.asarray(leaf)[filled], draws)
+    drawn = spread((rows, numbers[filled], counts)).read()
+    return jax.tree.map(lambda leaf: leaf[: len(numbers)].reshape(-1, regions, *leaf.shape[1:]), drawn)
+
+
+def posterior_shot(
+    hypernetwork: Hypernetwork,
+    target: Target,
+    prompts: Prompts,
+    prior: Params,
+    *,
+    key: Key,
+    generate: GenerateConfig = GenerateConfig(),
+    config: PosteriorConfig = PosteriorConfig(),
+) -> MethodForecast:
+    """Forecasts the test span by parameters that are drawn in the light of the support days.
+
+    Args:
+      hypernetwork: the generator, trained on other cities.
+      target: the city and its support days.
+      prompts: of its regions, one variant.
+      prior: what the generator draws with this key from the prompts alone, leaves [K, R, ...]; it forecasts the kinds
+        of day that the support lacks (`damped.on_seen_kinds`).
+      key: random key.
+      generate: see `draw_posterior`.
+      config: see `draw_posterior`.
+
+    Returns:
+      The forecasts, averaged over the K samples.
+    """
+    with stopwatch() as watch:
+        how: Any = {"generate": generate, "config": config, "any_kind": True}
+        drawn = draw_posterior(hypernetwork, target, prompts, key=key, **how)
+        forecast, spread = sampled_forecast(hypernetwork.model, target, drawn, prior)
+    return MethodForecast(forecast, spread, watch.seconds)
+
+
+@bounded_cache(16)
+def _make_draw(
+    model: Model,
+    denoiser: Any,
+    samples: int,
+    sampler: str,
+    steps: int,
+    guidance: float,
+    shrinkage: float,
+    side_by_side: int,
+) -> Callable[[tuple, tuple], Params]:
+    network = cast(Denoiser, denoiser)
+
+    def loss(latent: Float[Array, "Z D"], shared: tuple, region: Int[Array, ""]) -> Float[Array, ""]:
+        target, _, codec, _, starts, *_ = shared
+        graph, windows = region_windows(target, region, starts)
+        forecast = target_forecast(model, target, codec.params(latent, shrinkage), graph, windows)
+        return masked_huber(forecast, windows.target, windows.mask)
+
+    def draw(shared: tuple, rows: tuple[Draws, Int[Array, " X"], Float[Array, " X"]]) -> Params:
+        (target, variables, codec, key, _, rate, own_share), (draws, numbers, counts) = shared, rows
+        assert isinstance(codec, Codec)
+        regions, batch_size = numbers % target.num_regions, side_by_side if side_by_side > 1 else None
+
+        def gradient(row: tuple) -> Float[Array, "Z D"]:
+            return jax.grad(loss)(row[0], shared, row[1])
+
+        def steer(x0: Float[Array, "X Z D"]) -> Float[Array, "X Z D"]:
+            own = jax.lax.map(gradient, (x0, regions), batch_size=batch_size)
+            flat = own.reshape(len(numbers), -1)
+            of_city = city_means(flat, numbers // target.num_regions, counts, samples).reshape(own.shape)
+            return x0 - rate * (own_share * own + (1.0 - own_share) * of_city)
+
+        how: Any = {"sampler": sampler, "steps": steps, "guidance": guidance, "side_by_side": _DRAWS_SIDE_BY_SIDE}
+        mask = jnp.asarray(codec.mask())
+        latents = draw_latents(network, variables, mask, draws, key=key, steer=steer, **how)
+        return jax.lax.map(functools.partial(Codec.params, codec, shrinkage=shrinkage), latents)
+
+    return draw

@@ -1,0 +1,153 @@
+"""In: a tiny generator and a city's support days. Out: draws that follow them as a loop by hand does."""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gpdiff_jax as gpd
+from gpdiff_jax.cities import City
+from gpdiff_jax.data.target import Target, prepare_target, region_windows
+from gpdiff_jax.diffusion.denoiser import denoise
+from gpdiff_jax.diffusion.objectives import denoised
+from gpdiff_jax.diffusion.schedules import cosine_level
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
+from gpdiff_jax.models.loss import masked_huber
+from gpdiff_jax.prompts.prompt import Prompts, region_prompts
+from gpdiff_jax.training import parallel
+from gpdiff_jax.transfer.damped import target_forecast
+from gpdiff_jax.transfer.posterior import PosteriorConfig, draw_posterior
+from gpdiff_jax.zoo.tokens import to_tokens
+from tests.runs import tiny_settings
+
+_GENERATE = GenerateConfig(samples=2, steps=3)
+_KEY = jax.random.key(5)
+_RATE = 30.0
+
+
+@pytest.fixture(scope="module", name="generator")
+def _generator(simulated_cities: list[City]) -> Hypernetwork:
+    settings = tiny_settings(pathlib.Path())
+    # Regions far enough from each other for a step in latents to be one in forecasts.
+    harvest = dataclasses.replace(settings.harvest, steps=40, evaluate_every=10, learning_rate=1e-2)
+    how = {"model": "tiny", "data": settings.data, "pooled": settings.pooled, "config": harvest}
+    zoo = gpd.harvest_cities(simulated_cities[:2], key=jax.random.key(0), **how)
+    return gpd.pretrain(zoo, key=jax.random.key(1), config=settings.pretrain)
+
+
+@pytest.fixture(scope="module", name="city")
+def _city(simulated_cities: list[City], generator: Hypernetwork) -> tuple[Target, Prompts]:
+    city = simulated_cities[2]
+    target = prepare_target(city, generator.data)
+    return target, region_prompts(city, [target.split.support])
+
+
+def _leaves(params: dict) -> np.ndarray:
+    parts = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    return np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], axis=2)
+
+
+def _loss(generator: Hypernetwork, target: Target, starts: np.ndarray):
+    @jax.jit
+    def loss(latent: jax.Array, region: jax.Array) -> jax.Array:
+        graph, windows = region_windows(target, region, jnp.asarray(starts))
+        forecast = target_forecast(generator.model, target, generator.codec.params(latent), graph, windows)
+        return masked_huber(forecast, windows.target, windows.mask)
+
+    return loss
+
+
+def _by_hand(generator, target, prompts, starts, rate: float, own_share: float) -> np.ndarray:
+    codec, count = generator.codec, target.num_regions
+    mask = jnp.asarray(codec.mask())
+    gradient = jax.jit(jax.grad(_loss(generator, target, starts)))
+    draws = generator.draws(prompts, 1)
+    made = []
+    for sample in range(2):
+        keys = [jax.random.fold_in(jax.random.fold_in(_KEY, sample), number) for number in prompts.region_ids]
+        x = jnp.stack([jax.random.normal(jax.random.split(own)[0], mask.shape) * mask for own in keys])
+        for now, then in ((1.0, 2 / 3), (2 / 3, 1 / 3), (1 / 3, 0.0)):
+            level, after = cosine_level(jnp.float32(now)), cosine_level(jnp.float32(then))
+            rows = jnp.full(count, now), jnp.asarray(draws.prompt), jnp.ones(count)
+            parts = denoised("v", level, x, denoise(generator.denoiser, generator.variables, x, *rows) * mask[None])
+            own = np.stack([gradient(parts.x0[region], jnp.int32(region)) for region in range(count)])
+            moved = own_share * own + (1 - own_share) * own.mean(axis=0, keepdims=True)
+            x = after.alpha * (parts.x0 - rate * moved) * mask[None] + after.sigma * parts.eps
+        made.append(jax.vmap(codec.params)(x))
+    return _leaves(jax.tree.map(lambda *leaves: np.stack(leaves), *made))
+
+
+def test_where_nothing_is_kept_of_differences_all_are_the_pooled_model(generator, city):
+    target, prompts = city
+    generate = dataclasses.replace(_GENERATE, shrinkage=0.0)
+    drawn = draw_posterior(generator, target, prompts, key=_KEY, generate=generate, config=PosteriorConfig(rate=_RATE))
+    pooled = _leaves(jax.tree.map(lambda leaf: np.broadcast_to(leaf, (2, 8, *leaf.shape)), generator.pooled))
+    np.testing.assert_allclose(_leaves(drawn), pooled, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rate", "own_share"), [(0.0, 0.5), (_RATE, 0.25)])
+def test_draws_follow_the_support_days_as_by_hand(generator, city, rate, own_share):
+    target, prompts = city
+    config = PosteriorConfig(rate=rate, own_share=own_share, windows=10)
+    drawn = _leaves(draw_posterior(generator, target, prompts, key=_KEY, generate=_GENERATE, config=config))
+    everything = np.asarray(target.support_starts)
+    picked = everything[np.linspace(0, len(everything) - 1, 10).round().astype(int)]
+    share = min(1.0, len(everything) / 55)  # of the windows of three days
+    want = _by_hand(generator, target, prompts, picked, rate * share, own_share)
+    np.testing.assert_allclose(drawn, want, rtol=1e-3, atol=1e-5)
+    plain = _leaves(generator.generate(prompts, key=_KEY, config=_GENERATE).params)
+    if rate:
+        assert np.abs(drawn - plain).max() > 3e-3
+    else:
+        np.testing.assert_allclose(drawn, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_the_error_on_the_support_falls(generator, city):
+    target, prompts = city
+    loss = _loss(generator, target, np.asarray(target.support_starts))
+
+    def error(rate: float) -> float:
+        config = PosteriorConfig(rate=rate)
+        drawn = draw_posterior(generator, target, prompts, key=_KEY, generate=_GENERATE, config=config)
+        rows = jax.tree.map(lambda leaf: np.asarray(leaf)[0], drawn)
+        tokens = [
+            generator.codec.encode(
+                to_tokens(generator.codec.layout, jax.tree.map(lambda leaf, r=region: leaf[r], rows))
+            )
+            for region in range(target.num_regions)
+        ]
+        return float(np.mean([loss(latent, jnp.int32(region)) for region, latent in enumerate(tokens)]))
+
+    plain, followed = error(0.0), error(_RATE)
+    assert followed < plain - 1e-3
+
+
+def test_more_devices_change_nothing_and_neither_does_what_fills_them_up(generator, city, monkeypatch):
+    """Seven regions of one sample on two devices: the eighth row is no region, and counts in no mean."""
+    devices = jax.local_devices()
+    assert len(devices) == 2
+    target, prompts = city
+    cut = jax.tree.map(lambda leaf: leaf[:7], target.graphs)
+    seven = dataclasses.replace(target, graphs=cut, region_ids=target.region_ids[:7])
+    some = dataclasses.replace(prompts, values=prompts.values[:, :7], region_ids=prompts.region_ids[:7])
+    made = []
+    for count in (1, 2):
+        monkeypatch.setattr(parallel.jax, "local_devices", lambda count=count: devices[:count])
+        how = {"generate": GenerateConfig(samples=1, steps=3), "config": PosteriorConfig(rate=_RATE)}
+        made.append(_leaves(draw_posterior(generator, seven, some, key=_KEY, **how)))
+    assert made[0].shape[:2] == (1, 7)
+    np.testing.assert_allclose(made[1], made[0], rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_drawn_is_refused(generator, city):
+    target, prompts = city
+    with pytest.raises(InputError, match="'euler' needs schedule 'rectified_flow'"):
+        draw_posterior(generator, target, prompts, key=_KEY, generate=GenerateConfig(sampler="euler"))
+    with pytest.raises(InputError, match="`rate` must be a number of at least 0, got -1"):
+        PosteriorConfig(rate=-1.0)
+    with pytest.raises(InputError, match=r"`own_share` must be in \[0, 1\], got 2"):
+        PosteriorConfig(own_share=2.0)

@@ -12,27 +12,24 @@ those of all cases of its model and seed. What is finished is kept in --results,
 
 import concurrent.futures
 import dataclasses
-import json
 import math
 import os
 import pathlib
 import subprocess
 import sys
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 
 import gpdiff_jax as gpd
+from benchmarks.generator_cases import CASES, SHOWN, Case, table
 from benchmarks.measuring import device_name, peak_memory, print_line
 from experiments import command_line
 from gpdiff_jax.analysis.room import OwnParameters, RoomConfig, measure_room, own_parameters
-from gpdiff_jax.diffusion.conditioning import STRATEGIES
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import write_json
-from gpdiff_jax.models import model_names
 from gpdiff_jax.run.settings import Settings
 from gpdiff_jax.training.storage import load_arrays, save_arrays
 
@@ -49,24 +46,6 @@ flags.DEFINE_string("only", None, "measure this case, in this process")
 
 _SOURCES = ("melbourne_pedestrians", "nyc_taxi_zones_2018", "auckland_pedestrians", "sf_bike_2014")
 _FORMAT = 1
-_SHOWN = ("pooled", "generated", "generated_shuffled", "generated_adapted", "generated_posterior", "own")
-
-
-class Case(NamedTuple):
-    """A generator: of which model, where the prompt enters, and what the network predicts along which schedule."""
-
-    model: str = "stid"
-    conditioning: str = "adaptive_norm"
-    objective: str = "v"
-    schedule: str = "cosine"
-
-
-CASES = {
-    **{name: Case(conditioning=name) for name in STRATEGIES},
-    "x0": Case(objective="x0"),
-    "flow": Case(objective="flow", schedule="rectified_flow"),
-    **{name: Case(model=name) for name in model_names() if name in ("stgcn", "graph_wavenet", "dcrnn")},
-}
 
 
 def read_city(name: str) -> gpd.City:
@@ -153,26 +132,6 @@ def _measure_all(names: list[str], seeds: list[int]) -> None:
             done.result()
 
 
-def table(results: pathlib.Path) -> str:
-    """What the folder of results holds, as Markdown: means over seeds."""
-    heads = ["", *(name.replace("_", " ") for name in _SHOWN), "steps a second", "denoiser", "GiB", "seeds"]
-    rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
-    for name in CASES:
-        paths = sorted(results.glob(f"{name}_[0-9]*.json"))
-        found = [json.loads(path.read_text()) for path in paths]
-        if not found:
-            continue
-        cells = []
-        for method in _SHOWN:
-            error = np.mean([one["error"][method] for one in found])
-            shares = [one["share"][method] for one in found if one["share"].get(method) is not None]
-            cells.append(f"{error:.2f}" + (f" ({100 * np.mean(shares):+.0f} %)" if shares else ""))
-        rest = [np.mean([one[key] for one in found]) for key in ("steps_per_second", "denoiser_parameters")]
-        memory = max(one["peak_memory"] for one in found)
-        rows.append([name, *cells, f"{rest[0]:.1f}", f"{rest[1] / 1e3:,.0f} k", f"{memory:.1f}", str(len(found))])
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
 def main(argv: list[str]) -> None:
     """Measures what the folder of results lacks, or prints what it holds."""
     del argv
@@ -196,7 +155,7 @@ def main(argv: list[str]) -> None:
     found = measured(CASES[given.only], seeds[0])
     results.mkdir(parents=True, exist_ok=True)
     write_json(results / f"{given.only}_{seeds[0]}.json", found)
-    for method in _SHOWN:
+    for method in SHOWN:
         print_line(
             "generators", f"{given.only}: {method}", "mean_absolute_error", found["error"][method], found["unit"]
         )

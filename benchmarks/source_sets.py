@@ -1,0 +1,97 @@
+"""In: a city that is left out, and results of more and more sources. Out: which sources these are, and their figure."""
+
+import json
+import math
+import pathlib
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.crowd_hourly_card import CITIES
+from gpdiff_jax.errors import InputError
+
+# Counts by the hour that the package's generator is not made of: no licence is stated, or vehicles are counted.
+_MORE = (
+    "berlin_flow",
+    "los_angeles_flow",
+    "melbourne_boroondara_flow",
+    "nyc_bike_2014",
+    "nyc_bike_2016",
+    "nyc_taxi_grid_2015",
+    "taipei_metro",
+    "tehran_ride",
+    "yinchuan_flow",
+)
+_SHOWN = {
+    "pooled": "pooled",
+    "generated": "generated",
+    "generated_shuffled": "generated, prompts shuffled",
+    "pooled_adapted": "pooled, tuned",
+    "generated_adapted": "generated, tuned",
+    "generated_posterior": "generated, posterior",
+}
+
+
+def source_names(held_out: str, count: str) -> list[str]:
+    """The source cities that stand for a number of them, or for "all"; a greater number holds those of the lesser."""
+    others = [name for name in CITIES if name != held_out]
+    if count == "all":
+        return [*others, *_MORE]
+    if not count.isdecimal() or not 1 <= int(count) <= len(others):
+        raise InputError(f"--counts (={count}) must be numbers from 1 to {len(others)}, or all")
+    order = np.random.default_rng(zlib.crc32(held_out.encode())).permutation(len(others))
+    return [others[index] for index in order[: int(count)]]
+
+
+def shares(found: dict[str, Any], own: float) -> dict[str, float]:
+    """What part of the way from the pooled to the city's own error each method goes."""
+    error = found["error"]
+    return {name: (error["pooled"] - error[name]) / (error["pooled"] - own) for name in error}
+
+
+def draw(
+    results: pathlib.Path, rooms: pathlib.Path, path: pathlib.Path, cities: Sequence[str], counts: Sequence[str]
+) -> None:
+    """Draws errors and shares of the room against the number of sources, means over the cities that have all numbers.
+
+    Args:
+      results: folder of CITY_COUNT.json.
+      rooms: folder of the rooms of the cities, CITY.json.
+      path: of the figure.
+      cities: that may have been left out.
+      counts: numbers of sources, as the files have them.
+
+    Raises:
+      InputError: no city has all numbers, or the room of one is not there.
+    """
+    from matplotlib.figure import Figure
+
+    held_out = [name for name in cities if all((results / f"{name}_{count}.json").exists() for count in counts)]
+    missing = [name for name in held_out if not (rooms / f"{name}.json").exists()]
+    if not held_out or missing:
+        lacks = f"{rooms} lacks {', '.join(missing)}" if missing else f"{results} has no city with all of {counts}"
+        raise InputError(f"{lacks}; measure it first")
+    errors = [[json.loads((results / f"{name}_{count}.json").read_text()) for count in counts] for name in held_out]
+    rooms_of = [json.loads((rooms / f"{name}.json").read_text())["error"] for name in held_out]
+    shown = [name for name in _SHOWN if all(name in one["error"] for row in errors for one in row)]
+    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for method in shown:
+        relative = [[one["error"][method] / one["error"]["historical_average"] for one in row] for row in errors]
+        reached = [
+            [shares(one, min(own["own"], own["city"]))[method] for one in row]
+            for row, own in zip(errors, rooms_of, strict=True)
+        ]
+        for axes, values in ((left, relative), (right, reached)):
+            error = np.std(values, axis=0, ddof=1) / math.sqrt(len(held_out)) if len(held_out) > 1 else None
+            axes.errorbar(
+                range(len(counts)), np.mean(values, axis=0), error, marker="o", capsize=3, label=_SHOWN[method]
+            )
+    # That of the pooled model is nil by definition: its line is the axis of the shares.
+    for axes, label in ((left, "error / average of three days"), (right, "share of the room")):
+        axes.set(xlabel="source cities", ylabel=label, title=f"Mean and standard error, {len(held_out)} cities")
+        axes.set_xticks(range(len(counts)), counts)
+    left.legend()
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

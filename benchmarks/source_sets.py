@@ -84,14 +84,14 @@ def draw(
             [shares(one, min(own["own"], own["city"]))[method] for one in row]
             for row, own in zip(errors, rooms_of, strict=True)
         ]
-        for axes, values in ((left, relative), (right, reached)):
-            error = np.std(values, axis=0, ddof=1) / math.sqrt(len(held_out)) if len(held_out) > 1 else None
-            axes.errorbar(
-                range(len(counts)), np.mean(values, axis=0), error, marker="o", capsize=3, label=_SHOWN[method]
-            )
+        left.plot(range(len(counts)), np.mean(relative, axis=0), marker="o", label=_SHOWN[method])
+        error = np.std(reached, axis=0, ddof=1) / math.sqrt(len(held_out)) if len(held_out) > 1 else None
+        right.errorbar(range(len(counts)), np.mean(reached, axis=0), error, marker="o", capsize=3)
     # That of the pooled model is nil by definition: its line is the axis of the shares.
-    for axes, label in ((left, "error / average of three days"), (right, "share of the room")):
-        axes.set(xlabel="source cities", ylabel=label, title=f"Mean and standard error, {len(held_out)} cities")
+    left.set(ylabel="error / average of three days", title=f"Mean of {len(held_out)} cities that were left out")
+    right.set(ylabel="share of the room", title="Mean and standard error")
+    for axes in (left, right):
+        axes.set_xlabel("source cities")
         axes.set_xticks(range(len(counts)), counts)
     left.legend()
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

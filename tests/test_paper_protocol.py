@@ -90,7 +90,8 @@ def test_every_output_says_that_the_protocol_is_not_leak_free(data_dir, tmp_path
     content = run.evaluate()
     assert content == json.loads((tmp_path / "run" / "metrics.json").read_text()) and content["protocol"] == "paper"
     assert results_table(content).splitlines()[-1] == f"({PAPER_NOTE})"
-    assert "paper protocol: not leak-free" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "paper protocol: not leak-free" in page and "cannot be read" not in page
     with np.load(tmp_path / "run" / "forecasts.npz") as held:
         assert held["protocol"] == "paper"
         starts = held["window_start"]
@@ -113,6 +114,9 @@ def test_a_leak_free_table_says_nothing_of_the_paper(finished):
     with np.load(folder / "forecasts.npz") as held:
         assert held["protocol"] == "leak-free"
     assert PAPER_NOTE not in (folder / "regions.csv").read_text()
+    # The page reads every file that the run writes.
+    page = (folder / "report.html").read_text()
+    assert "leak-free protocol" in page and "cannot be read" not in page
 
 
 def test_the_paper_preset_has_the_published_sizes():

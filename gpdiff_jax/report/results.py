@@ -123,7 +123,7 @@ def _read_forecasts(path: pathlib.Path) -> Forecasts:
     starts, nodes = arrays["window_start"], arrays["node_ids"]
     if truth.ndim != 3 or starts.shape != truth.shape[:1] or nodes.shape != truth.shape[1:2]:
         raise InputError(f"truth {truth.shape}, window_start {starts.shape} and node_ids {nodes.shape} do not fit")
-    methods = [name for name in arrays if name not in ("truth", "window_start", "node_ids")]
+    methods = [name for name in arrays if name not in ("truth", "window_start", "node_ids", "protocol")]
     for name in methods:
         if arrays[name].shape != truth.shape:
             raise InputError(f"{name} {arrays[name].shape} and truth {truth.shape} do not fit")

@@ -40,6 +40,24 @@ def test_flags_of_the_generator_reach_its_configurations_and_nothing_else():
     assert _settings("--min_snr_gamma", "5") == dataclasses.replace(plain, pretrain=weighed)
 
 
+def test_flags_that_are_not_given_leave_a_preset_as_it_is():
+    for preset in ("small", "paper"):
+        with flagsaver.flagsaver():
+            flags.FLAGS(["transfer", "--preset", preset])
+            assert settings_from_flags() == Settings.from_preset(preset)
+    with flagsaver.flagsaver():
+        flags.FLAGS(["transfer", "--preset", "paper", "--support_days=3", "--protocol=paper", "--damping=0.9,0.5"])
+        data = Settings.from_preset("paper").data
+        changed = dataclasses.replace(data, support_days=3, protocol="paper", damping=(0.9, 0.5))
+        assert settings_from_flags().data == changed
+
+
+def test_the_rate_of_the_posterior_reaches_its_configuration():
+    plain = _settings()
+    posterior = dataclasses.replace(plain.posterior, rate=3.0)
+    assert _settings("--posterior_rate=3") == dataclasses.replace(plain, posterior=posterior)
+
+
 def test_window_days_reach_the_data():
     assert _settings().data.window_days is None
     assert _settings("--window_days=1,14").data == dataclasses.replace(_settings().data, window_days=(1, 14))

@@ -43,6 +43,7 @@ flags.DEFINE_integer("jobs", None, "cases side by side; default one per core", 1
 flags.DEFINE_float("minutes", None, "begin no further case after so many; no limit if not given", 0)
 flags.DEFINE_bool("table", False, "print the results as a table, instead of measuring")
 flags.DEFINE_string("only", None, "measure this case, in this process")
+flags.DEFINE_bool("prepare", False, "with --only, make what all cases of its model and seed share, and no more")
 
 _SOURCES = ("melbourne_pedestrians", "nyc_taxi_zones_2018", "auckland_pedestrians", "sf_bike_2014")
 _FORMAT = 1
@@ -54,8 +55,8 @@ def read_city(name: str) -> gpd.City:
     return gpd.select_channels(gpd.resample(city, 60), "first")[0]
 
 
-def measured(case: Case, seed: int) -> dict[str, Any]:
-    """Errors of a case's generator in the city that was left out, and what its training took."""
+def measured(case: Case, seed: int, *, prepare: bool = False) -> dict[str, Any]:
+    """Errors of a case's generator in the city that was left out, and what its training took; nothing to prepare."""
     given, settings = flags.FLAGS, Settings.from_preset("demo", model=case.model)
     folder = pathlib.Path(given.out_dir) / f"{given.held_out}_{case.model}_{seed}"
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 0), 4)
@@ -63,6 +64,11 @@ def measured(case: Case, seed: int) -> dict[str, Any]:
     zoo = gpd.harvest_cities(
         [read_city(name) for name in _SOURCES], model=case.model, key=keys[0], folder=folder / "zoo", **how
     )
+    city = read_city(given.held_out)
+    room = RoomConfig(stretches=3, harvest=settings.harvest, generate=settings.generate, adapt=settings.adapt)
+    own = _own(folder, city, zoo, room, keys[2])
+    if prepare:
+        return {}
     fields = {"conditioning": case.conditioning, "objective": case.objective, "schedule": case.schedule}
     denoiser = dataclasses.replace(settings.pretrain.denoiser, **fields)
     config = dataclasses.replace(settings.pretrain, denoiser=denoiser)
@@ -72,9 +78,7 @@ def measured(case: Case, seed: int) -> dict[str, Any]:
     )
     seconds = time.perf_counter() - begin
     (early, since), (late, until) = paces[0], paces[-1]
-    city = read_city(given.held_out)
-    room = RoomConfig(stretches=3, harvest=settings.harvest, generate=settings.generate, adapt=settings.adapt)
-    found = measure_room(city, generator, _own(folder, city, zoo, room, keys[2]), key=keys[3], config=room)
+    found = measure_room(city, generator, own, key=keys[3], config=room)
     return {
         "case": case._asdict(),
         "seed": seed,
@@ -118,10 +122,11 @@ def _measure_all(names: list[str], seeds: list[int]) -> None:
     def work(core: int) -> None:
         while waiting:
             (_, seed), cases = waiting.pop()
-            for name in cases:
+            # What cases share is made first, so that none of them counts it in its memory.
+            for name, *more in ((cases[0], "--prepare"), *((name,) for name in cases)):
                 if time.monotonic() > deadline:
                     return
-                words = [f"--only={name}", f"--seeds={seed}", f"--data_dir={given.data_dir}"]
+                words = [f"--only={name}", f"--seeds={seed}", f"--data_dir={given.data_dir}", *more]
                 words += [f"--{flag}={given[flag].value}" for flag in ("held_out", "out_dir", "results")]
                 command = ["taskset", "--cpu-list", str(core), sys.executable, "-m", "benchmarks.generators", *words]
                 subprocess.run(command, check=True)
@@ -152,7 +157,9 @@ def main(argv: list[str]) -> None:
         _measure_all(names, seeds)
         return
     gpd.enable_compilation_cache()
-    found = measured(CASES[given.only], seeds[0])
+    found = measured(CASES[given.only], seeds[0], prepare=given.prepare)
+    if given.prepare:
+        return
     results.mkdir(parents=True, exist_ok=True)
     write_json(results / f"{given.only}_{seeds[0]}.json", found)
     for method in SHOWN:

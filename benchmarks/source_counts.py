@@ -5,9 +5,10 @@
 
 Every city of --held_out is left out in turn. Pooled model and generator are trained on 2, 4 and 8 of the other cities
 of the package's generator, each set within the next, then on `all`: all counts of people and vehicles by the hour that
-the folder holds, every channel a city of its own, without the city's own. Errors in the city's last 20 %, after three
-support days, as in `gpdiff_jax.analysis.room`; the city's own parameters, of which the room is made, are those that
-`benchmarks.crowd_hourly --room` found, the same for all numbers of sources. What is finished is kept in --results.
+the folder holds, every channel a city of its own, without those of the same place. Errors in the city's last 20 %,
+after three support days, as in `gpdiff_jax.analysis.room`; the city's own parameters, of which the room is made, are
+those that `benchmarks.crowd_hourly --room` found, the same for all numbers of sources. What is finished is kept in
+--results.
 """
 
 import math
@@ -52,14 +53,14 @@ def measured(held_out: str, count: str) -> dict:
     folder = pathlib.Path(flags.FLAGS.out_dir) / f"{held_out}_{count}"
     names = source_names(held_out, count)
     cities = [channel for name in names for channel in read_channels(name, count == "all")]
-    zoo_key, key = jax.random.split(jax.random.key(_SEED))
+    zoo_key, generator_key, key = jax.random.split(jax.random.key(_SEED), 3)
     data = gpd.DataConfig(window_days=(1, 14))
     begin = time.perf_counter()
     zoo = gpd.harvest_cities(cities, key=zoo_key, data=data, folder=folder / "zoo")
-    generator = gpd.pretrain(zoo, key=key, folder=folder / "hypernetwork")
+    generator = gpd.pretrain(zoo, key=generator_key, folder=folder / "hypernetwork")
     trained = time.perf_counter()
     (city,) = read_channels(held_out, every=False)
-    config, key = RoomConfig(), jax.random.key(_SEED)
+    config = RoomConfig()
     found = [
         stretch_sums(city, generator, target, key=key, config=config)
         for target in held_out_targets(city, generator.data, config)

@@ -24,6 +24,11 @@ _MORE = (
     "tehran_ride",
     "yinchuan_flow",
 )
+# Of the same place as a city that may be left out.
+_SAME_PLACE = {
+    "nyc_taxi_zones_2018": ("nyc_bike_2014", "nyc_bike_2016", "nyc_taxi_grid_2015"),
+    "melbourne_pedestrians": ("melbourne_boroondara_flow",),
+}
 _SHOWN = {
     "pooled": "pooled",
     "generated": "generated",
@@ -38,7 +43,7 @@ def source_names(held_out: str, count: str) -> list[str]:
     """The source cities that stand for a number of them, or for "all"; a greater number holds those of the lesser."""
     others = [name for name in CITIES if name != held_out]
     if count == "all":
-        return [*others, *_MORE]
+        return [*others, *(name for name in _MORE if name not in _SAME_PLACE.get(held_out, ()))]
     if not count.isdecimal() or not 1 <= int(count) <= len(others):
         raise InputError(f"--counts (={count}) must be numbers from 1 to {len(others)}, or all")
     order = np.random.default_rng(zlib.crc32(held_out.encode())).permutation(len(others))
@@ -66,6 +71,7 @@ def draw(
     Raises:
       InputError: no city has all numbers, or the room of one is not there.
     """
+    import matplotlib
     from matplotlib.figure import Figure
 
     held_out = [name for name in cities if all((results / f"{name}_{count}.json").exists() for count in counts)]
@@ -94,4 +100,5 @@ def draw(
         axes.set_xlabel("source cities")
         axes.set_xticks(range(len(counts)), counts)
     left.legend()
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

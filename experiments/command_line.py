@@ -125,7 +125,6 @@ _SMALLER = {
     "harvest": "give a smaller --regions_per_batch, or a smaller --preset",
     "pretrain": "give a larger --accumulate, or a smaller --preset",
     "mlp": "give a larger --accumulate, or a smaller --preset",
-    "mlp_ensemble": "give a larger --accumulate, or a smaller --preset",
     "generate": "give fewer --samples",
     "adapt": "give a smaller --regions_per_batch, or fewer --samples",
     "": "give fewer --sources, a longer --interval_minutes, or a smaller --preset",

@@ -117,7 +117,8 @@ flags.DEFINE_integer("adapt_steps", None, "most steps of fine-tuning all weights
 flags.DEFINE_float(
     "posterior_rate",
     PosteriorConfig().rate,
-    "how strongly the draws of gpdiff_posterior_few_shot follow the support days; 0 leaves them to the prompts",
+    "how strongly the draws of gpdiff_posterior_few_shot follow the support days, all steps of the sampler together; 0 "
+    "leaves them to the prompts",
     0.0,
 )
 flags.DEFINE_integer("harvest_seeds", 1, "times that every region is trained, with other batches", 1, 1000)

@@ -128,6 +128,7 @@ class Hypernetwork:
             horizon=data.horizon,
             encoder=self.prompt_encoder,
             adaptation_only=adaptation_only,
+            protocol=data.protocol,
         )
 
     def check_city(self, city: CityLabel, *, any_kind: bool = False) -> None:

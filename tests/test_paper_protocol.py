@@ -17,6 +17,7 @@ from gpdiff_jax.data.sources import prepare_sources
 from gpdiff_jax.data.target import prepare_target
 from gpdiff_jax.data.target_windows import variant_of
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.prompts.prompt import region_prompts, target_prompts
 from gpdiff_jax.run.results import PAPER_NOTE, results_table
 from gpdiff_jax.run.settings import Settings
 from gpdiff_jax.transfer.adapt import AdaptConfig
@@ -60,6 +61,15 @@ def test_a_target_is_scaled_by_its_whole_series_and_chosen_on_its_test(simulated
     free = prepare_target(city, dataclasses.replace(_PAPER, protocol="leak-free"))
     assert np.abs(np.asarray(free.bank.mean[-1]) - np.nanmean(series, axis=0)).max() > 1e-2
     assert np.asarray(free.test_starts).min() > boundary
+
+
+def test_prompts_of_the_library_are_of_the_days_that_are_tuned_on(simulated_cities):
+    city = simulated_cities[2]
+    support = prepare_target(city, _PAPER).split.support
+    made = target_prompts(city, support_days=3, protocol="paper")
+    assert made.provenance == region_prompts(city, [support]).provenance
+    np.testing.assert_array_equal(made.values, region_prompts(city, [support]).values)
+    assert made.provenance != target_prompts(city, support_days=3).provenance
 
 
 def test_sources_train_on_their_last_70_per_cent(simulated_cities):

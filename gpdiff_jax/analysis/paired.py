@@ -6,6 +6,7 @@ the city's regions, not that it would come again in another city.
 
 import csv
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -15,15 +16,18 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
-from gpdiff_jax.analysis.summary import read_metrics
+from gpdiff_jax.analysis.summary import read_metrics, summarize_runs
 from gpdiff_jax.errors import InputError
+
+_OF_CHANNEL = ("channel", "unit")
 
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """A reference method against another one, over the regions that both have an error in."""
+    """A reference method against another one, over the regions of a channel that both have an error in."""
 
     method: str
+    channel: str
     difference: float  # of the reference's mean error from the other's, as a part of the other's; negative is better
     better: float  # share of the regions in which the reference errs less
     p: float | None  # two-sided, Wilcoxon's signed ranks; None where no region differs
@@ -40,13 +44,24 @@ def paired_differences(run_dirs: Sequence[str | os.PathLike[str]], reference: st
       reference: the method.
 
     Returns:
-      One value per other method that every run holds, the nearest rival first.
+      One value per channel and other method that every run holds, the nearest rival first.
 
     Raises:
-      InputError: a folder cannot be read or holds no such method, or the runs are not of the same regions.
+      InputError: a folder cannot be read or holds no such method, or the runs differ in more than the seed, or are
+        several of simulated cities, which are others for every seed.
     """
     if not run_dirs:
         raise InputError("no run folder to compare; give at least one")
+    groups = summarize_runs(run_dirs)
+    settings = [{name: one for name, one in group.settings.items() if name not in _OF_CHANNEL} for group in groups]
+    if any(one != settings[0] for one in settings):
+        raise InputError(
+            "the runs differ in more than the seed; compare region by region runs of one target and setting"
+        )
+    if len(run_dirs) > 1 and settings[0].get("simulation") is not None:
+        raise InputError(
+            "the runs simulate other cities for every seed, whose regions are not the same; give one of them"
+        )
     tables = [_errors(pathlib.Path(run_dir).expanduser()) for run_dir in run_dirs]
     for run_dir, table in zip(run_dirs, tables, strict=True):
         if reference not in table:
@@ -54,27 +69,32 @@ def paired_differences(run_dirs: Sequence[str | os.PathLike[str]], reference: st
             raise InputError(f"run folder {str(run_dir)!r} has no method {reference!r}; it has {held}")
         if set(table[reference]) != set(tables[0][reference]):
             raise InputError(f"run folders {str(run_dirs[0])!r} and {str(run_dir)!r} hold other regions")
-    regions = sorted(tables[0][reference])
     common = [name for name in tables[0] if all(name in table for table in tables)]
-    means = {
-        name: np.mean([[table[name].get(region, np.nan) for region in regions] for table in tables], axis=0)
-        for name in common
-    }
-    found = [_compare(name, means[reference], means[name]) for name in common if name != reference]
-    return sorted(found, key=lambda one: -one.difference)
+    found = []
+    for channel in sorted({of for _, of in tables[0][reference]}):
+        regions = sorted(key for key in tables[0][reference] if key[1] == channel)
+        means = {
+            name: np.mean([[table[name].get(key, np.nan) for key in regions] for table in tables], axis=0)
+            for name in common
+        }
+        found += [_compare(name, channel, means[reference], means[name]) for name in common if name != reference]
+    return sorted(found, key=lambda one: (one.channel, -one.difference))
 
 
-def _compare(name: str, reference: Float[np.ndarray, " R"], other: Float[np.ndarray, " R"]) -> Paired:
+def _compare(name: str, channel: str, reference: Float[np.ndarray, " R"], other: Float[np.ndarray, " R"]) -> Paired:
     both = np.isfinite(reference) & np.isfinite(other)
+    if not both.any():
+        return Paired(name, channel, math.nan, 0.0, None, 0)
     reference, other = reference[both], other[both]
     differs = bool((reference != other).any())
     test: Any = scipy.stats.wilcoxon(reference, other) if differs else None
-    total = float(other.mean()) if len(other) else float("nan")
-    difference = float(reference.mean()) / total - 1.0 if total else float("nan")
+    total = float(other.mean())
+    difference = float(reference.mean()) / total - 1.0 if total else math.nan
     return Paired(
         name,
+        channel,
         difference,
-        float((reference < other).mean()) if len(other) else 0.0,
+        float((reference < other).mean()),
         test and float(test.pvalue),
         len(other),
     )
@@ -109,6 +129,8 @@ def average_ranks(run_dirs: Sequence[str | os.PathLike[str]]) -> dict[str, float
     Raises:
       InputError: a folder cannot be read, or no method is in all runs.
     """
+    if not run_dirs:
+        raise InputError("no run folder to rank; give at least one")
     runs = [read_metrics(run_dir)["methods"] for run_dir in run_dirs]
     errors = [{name: entry.get("mae_mean") for name, entry in run.items()} for run in runs]
     common = [name for name in errors[0] if all(run.get(name) is not None for run in errors)] if errors else []
@@ -120,12 +142,14 @@ def average_ranks(run_dirs: Sequence[str | os.PathLike[str]]) -> dict[str, float
 
 def paired_table(found: Sequence[Paired], reference: str) -> str:
     """What `paired_differences` found, as plain text."""
-    width = max([len(one.method) for one in found], default=0)
+    several = len({one.channel for one in found}) > 1
+    names = [f"{one.method} ({one.channel})" if several else one.method for one in found]
+    width = max(map(len, names), default=0)
     lines = [f"{reference} against, region by region (Wilcoxon's signed ranks; regions of a city are not independent):"]
-    for one in found:
+    for name, one in zip(names, found, strict=True):
         p = "-" if one.p is None else f"{one.p:.2g}"
         lines.append(
-            f"  {one.method:{width}s}  error {100 * one.difference:+6.1f} %  better in {100 * one.better:3.0f} % of "
+            f"  {name:{width}s}  error {100 * one.difference:+6.1f} %  better in {100 * one.better:3.0f} % of "
             f"{one.regions} regions  p {p}"
         )
     return "\n".join(lines)

@@ -95,9 +95,10 @@ def own_parameters(
       The parameters with the best validation error on the last 20 %: they are what could be reached at best.
 
     Raises:
-      InputError: see `prepare_sources` and `harvest_chunks`.
+      InputError: the windows are of the paper's protocol; see `prepare_sources` and `harvest_chunks`.
       NotFiniteError: a loss is not finite.
     """
+    refuse_paper(data)
     source_key, city_key, own_key = jax.random.split(key, 3)
     sources: Sources = prepare_sources([city], data, key=source_key)
     of_city = train_pooled(model, sources, config.city, key=city_key, start=pooled)
@@ -107,6 +108,14 @@ def own_parameters(
     for leaf, trained in zip(jax.tree.leaves(own), jax.tree.leaves(zoo.params), strict=True):
         leaf[0, rows] = np.asarray(trained)[:, 0]
     return OwnParameters(own, jax.tree.map(np.array, broadcast_regions(of_city, city.num_nodes)))
+
+
+def refuse_paper(data: DataConfig) -> None:
+    """Raises `InputError` for windows of the paper's protocol, which train on what the room is measured on."""
+    if data.protocol != "leak-free":
+        raise InputError(
+            f"`protocol` (={data.protocol!r}) trains on what the room is measured on; it must be leak-free"
+        )
 
 
 def held_out_targets(city: City, data: DataConfig, config: RoomConfig) -> list[Target]:
@@ -170,6 +179,7 @@ def measure_room(
     Raises:
       InputError: see `held_out_targets`.
     """
+    refuse_paper(hypernetwork.data)
     targets = held_out_targets(city, hypernetwork.data, config)
     found = [stretch_sums(city, hypernetwork, target, own, key=key, config=config) for target in targets]
     sums, readings = np.array([[sums[name] for name in METHODS] for sums, _ in found]), [count for _, count in found]
@@ -214,8 +224,8 @@ def stretch_sums(
     """
     model, data = hypernetwork.model, hypernetwork.data
     prompts = region_prompts(city, [target.split.support], hypernetwork.prompt_encoder)
-    draw_key, adapt_key = jax.random.split(key)
-    order = shuffle(np.zeros(city.num_nodes, int), key=draw_key)
+    draw_key, adapt_key, shuffle_key = jax.random.split(key, 3)
+    order = shuffle(np.zeros(city.num_nodes, int), key=shuffle_key)
     generated, shuffled = (
         hypernetwork.generate(of, key=draw_key, config=config.generate, any_kind=True).params
         for of in (prompts, dataclasses.replace(prompts, values=prompts.values[:, order]))

@@ -84,7 +84,14 @@ def split_source(
 
 
 def split_target(
-    num_steps: int, steps_per_day: int, support_days: int, *, history: int, horizon: int, name: str = "target"
+    num_steps: int,
+    steps_per_day: int,
+    support_days: int,
+    *,
+    history: int,
+    horizon: int,
+    name: str = "target",
+    protocol: str = "leak-free",
 ) -> TargetSplit:
     """Splits a target city into support days (adaptation, validation) and the test that follows them.
 
@@ -95,6 +102,7 @@ def split_target(
       history: H, steps that a model sees.
       horizon: P, steps that it forecasts.
       name: the city's name, for the message.
+      protocol: one of `PROTOCOLS`; for the paper's see `split_published`.
 
     Returns:
       The three spans. With one support day the adaptation span is empty.
@@ -103,6 +111,8 @@ def split_target(
       InputError: `support_days` is below 1, shorter than the history or longer than the data before the test, or the
         test holds no window.
     """
+    if protocol == "paper":
+        return split_published(num_steps, steps_per_day, support_days, history=history, horizon=horizon, name=name)
     test_start = num_steps - round(num_steps * TEST_FRACTION)
     test = Span(test_start, num_steps)
     split = split_before(test, steps_per_day, support_days, history=history, before="its test span", name=name)
@@ -121,7 +131,7 @@ def split_published(
 
     The first 30 % are test and the last days of the series are fine-tuned on. No day validates: what is chosen, as the
     number of steps, is chosen by the error of the test itself, and a region's scale is made of its whole series
-    (`data.target.prepare_target`).
+    (`data.target.prepare_target`; in the published code, of its neighbours' too).
 
     Args:
       num_steps: T, the length of the series in steps.

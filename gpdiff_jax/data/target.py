@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.scaling import silent_regions
-from gpdiff_jax.cities.splits import Span, TargetSplit, split_published, split_target
+from gpdiff_jax.cities.splits import Span, TargetSplit, split_target
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.region_graphs import region_graphs
 from gpdiff_jax.data.series import PER_VARIANT, SeriesBank, bank_arrays, build_bank, model_sizes
@@ -108,13 +108,12 @@ def prepare_target(city: City, config: DataConfig, *, seed: int = 0) -> Target:
       whole series, and `choice` is the test itself.
 
     Raises:
-      InputError: see `split_target`, `split_published`, `build_bank`, `region_graphs`; or the test span holds no
-        reading.
+      InputError: see `split_target`, `build_bank`, `region_graphs`; or the test span holds no reading.
     """
     windows: Any = {"history": config.history, "horizon": config.horizon}
     published = config.protocol == "paper"
-    divide = split_published if published else split_target
-    split = divide(city.num_steps, city.steps_per_day, config.support_days, name=city.name, **windows)
+    of_city: Any = {"name": city.name, "protocol": config.protocol}
+    split = split_target(city.num_steps, city.steps_per_day, config.support_days, **windows, **of_city)
     test_starts = window_starts(city, split.test, reach_back=True, **windows)
     if len(test_starts) == 0:
         which = "first" if published else "last"

@@ -129,6 +129,7 @@ def target_prompts(
     horizon: int = 6,
     encoder: PromptEncoder | None = None,
     adaptation_only: bool = False,
+    protocol: str = "leak-free",
 ) -> Prompts:
     """Prompts of a target city from its support days, right before the test span.
 
@@ -139,6 +140,7 @@ def target_prompts(
       horizon: P of the forecaster.
       encoder: of the parts of a prompt; None for statistics alone.
       adaptation_only: leave the validation days out, as whatever is chosen on them needs it.
+      protocol: how the city is split, see `DataConfig`.
 
     Returns:
       float32 [1, N, E].
@@ -153,7 +155,13 @@ def target_prompts(
       (1, 6, 49)
     """
     split = split_target(
-        city.num_steps, city.steps_per_day, support_days, history=history, horizon=horizon, name=city.name
+        city.num_steps,
+        city.steps_per_day,
+        support_days,
+        history=history,
+        horizon=horizon,
+        name=city.name,
+        protocol=protocol,
     )
     if adaptation_only and not len(split.adaptation):
         raise InputError(

@@ -129,6 +129,7 @@ def _header(content: Mapping[str, Any]) -> str:
         f"guidance {content['guidance']:g}",
         f"{content['shuffles']} shuffles",
         f"covariates {content['covariates']}",
+        *([f"{content['protocol']} protocol"] if "protocol" in content else []),
     ]
     items = "".join(f"<li>{escape(text)}</li>" for text in badges)
     tiles = []

@@ -42,6 +42,7 @@ def write_diagnosis(run: Stages, config: DiagnosticsConfig) -> dict[str, Any]:
         "unit": ", ".join(dict.fromkeys(city.unit for city in run.target_cities)),
         "seed": settings.seed,
         "covariates": settings.data.covariates,
+        "protocol": settings.data.protocol,
         **found,
     }
     write_json(run.folder / "diagnostics.json", content)
@@ -98,9 +99,13 @@ def write_inspection(run: Stages) -> ParameterPrediction | None:
         f"seed {settings.seed}",
         f"support days: {settings.data.support_days}",
         f"parts: {', '.join(settings.prompts.parts)}",
+        f"{settings.data.protocol} protocol",
     ]
     target = settings.target or run.target_cities[0].name
     parts = prompt_parts(inspection, prediction, target=target, badges=badges)
-    write_json(run.folder / "prompts.json", {"target": target, **prompt_content(inspection, prediction)})
+    write_json(
+        run.folder / "prompts.json",
+        {"target": target, "protocol": settings.data.protocol, **prompt_content(inspection, prediction)},
+    )
     write_page(run.folder / "prompts.html", f"{target} – prompts of regions", parts)
     return prediction

@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -133,9 +134,12 @@ def _make_forecast(run: Stages, channel: int, method: str) -> MethodForecast:
     family = family_of(method)
     if family == "gpdiff_posterior":
         prior, making = _starts(run, channel, "gpdiff", False)
-        how = {"generate": run.settings.generate, "config": run.settings.posterior}
+        how: Any = {"generate": run.settings.generate, "config": run.settings.posterior}
+        how["regions_per_batch"] = run.settings.adapt.regions_per_batch
         prompts, key = run.target_prompts[channel], generate_key(run, channel)
-        result = posterior_shot(run.hypernetwork, target, prompts, prior, key=key, **how)
+        with stage(f"adapt {method}", 1) as shown:
+            result = posterior_shot(run.hypernetwork, target, prompts, prior, key=key, **how)
+            shown.advance()
         return result._replace(seconds=result.seconds + making)
     starts, making = _starts(run, channel, family, False)
     if method.endswith("_zero_shot"):
@@ -144,7 +148,8 @@ def _make_forecast(run: Stages, channel: int, method: str) -> MethodForecast:
     config: AdaptConfig = run.settings.target_only if family == "target_only" else run.settings.adapt
     chooses = config.update == "own"
     directions, choice_starts = run.directions if config.update == "codes" else None, None
-    if target.choice is not None and family not in _BLIND and chooses:
+    elsewhere = target.split.adaptation != target.split.support
+    if target.choice is not None and family not in _BLIND and chooses and elsewhere:
         # What is chosen on the validation day starts from what the days before it show.
         choice_starts, again = _starts(run, channel, family, True)
         making += again

@@ -19,7 +19,10 @@ from gpdiff_jax.zoo.tokens import to_tokens
 
 _GENERATED = ("gpdiff_zero_shot", "gpdiff_few_shot")
 _SILENT_NOTE = "no visible reading: generated from its neighbours' statistics"
-PAPER_NOTE = "the paper's protocol, not leak-free: chosen on the test span and scaled by it; for comparison alone"
+PAPER_NOTE = (
+    "the paper's protocol, not leak-free: scaled by the whole series, and what is chosen is chosen on the test; for "
+    "comparison alone"
+)
 
 
 def evaluate(run: Stages) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpdiff_jax.analysis.room import LEAST_ROOM, METHODS, RoomConfig, measure_room, own_parameters
+from gpdiff_jax.analysis.room import LEAST_ROOM, METHODS, RoomConfig, measure_room, own_parameters, refuse_paper
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import write_json
 from gpdiff_jax.pretraining import pretrain
@@ -44,10 +44,7 @@ def measure_rooms(run: Stages) -> dict[str, Any]:
         `held_out_targets`.
       NotFiniteError: a loss is not finite.
     """
-    if run.settings.data.protocol != "leak-free":
-        raise InputError(
-            f"`protocol` (={run.settings.data.protocol!r}) trains on what the room is measured on; it must be leak-free"
-        )
+    refuse_paper(run.settings.data)  # before the first minute of training
     names = list(dict.fromkeys(city.name for city in run.source_cities))
     if len(names) < 2:
         raise InputError(f"the run has the source city {names[0]!r} alone, and leaves out one of several; name more")

@@ -42,13 +42,13 @@ _DRAWS_SIDE_BY_SIDE = 32
 class PosteriorConfig:
     """How strongly draws follow the support days.
 
-    A step moves every latent, whose entries vary by about one over the zoo, by `rate` times the gradient of the mean
-    Huber loss on at most `windows` support windows, of which `own_share` is the region's own and the rest the mean over
-    its city.
+    All steps of a sampler together move every latent, whose entries vary by about one over the zoo, by at most `rate`
+    times the gradient of the mean Huber loss on at most `windows` support windows, of which `own_share` is the region's
+    own and the rest the mean over its city; each of them by its part.
     `rate` and `own_share` were chosen by leaving out source cities (docs/experiments.md, section 35).
     """
 
-    rate: float = 10.0
+    rate: float = 120.0
     own_share: float = 0.5
     windows: int = 128
 
@@ -69,6 +69,7 @@ def draw_posterior(
     generate: GenerateConfig = GenerateConfig(),
     config: PosteriorConfig = PosteriorConfig(),
     any_kind: bool = False,
+    regions_per_batch: int | None = None,
 ) -> Params:
     """Draws parameters for every region from its prompt and its support days.
 
@@ -83,6 +84,8 @@ def draw_posterior(
       generate: samples, sampler, steps, classifier-free guidance and shrinkage.
       config: how strongly the support days are followed.
       any_kind: see `Hypernetwork.generate`.
+      regions_per_batch: gradients that a device works on at a time; None for what suits it. Its latents of all draws a
+        device holds at once.
 
     Returns:
       Leaves [K, R, ...]. A region without a visible reading moves with its city.
@@ -99,15 +102,14 @@ def draw_posterior(
         hypernetwork.codec,
         key,
         starts,
-        np.float32(config.rate * share_of_windows(target)),
+        np.float32(config.rate / generate.steps * share_of_windows(target)),
         np.float32(config.own_share),
     )
     regions = target.num_regions
     numbers = np.arange(generate.samples * regions, dtype=np.int32)
     how = (generate.samples, generate.sampler, generate.steps, generate.guidance, generate.shrinkage)
-    spread = ShardedRows(
-        _make_draw(hypernetwork.model, cast(Hashable, hypernetwork.denoiser), *how, rows_side_by_side(None)), shared
-    )
+    network, batch = cast(Hashable, hypernetwork.denoiser), rows_side_by_side(regions_per_batch)
+    spread = ShardedRows(_make_draw(hypernetwork.model, network, *how, batch), shared)
     # Rows that fill up a device would count in the mean.
     filled = np.minimum(np.arange(len(numbers) + -len(numbers) % len(spread.devices)), len(numbers) - 1)
     counts = (np.arange(len(filled)) < len(numbers)).astype(np.float32)
@@ -125,6 +127,7 @@ def posterior_shot(
     key: Key,
     generate: GenerateConfig = GenerateConfig(),
     config: PosteriorConfig = PosteriorConfig(),
+    regions_per_batch: int | None = None,
 ) -> MethodForecast:
     """Forecasts the test span by parameters that are drawn in the light of the support days.
 
@@ -137,12 +140,13 @@ def posterior_shot(
       key: random key.
       generate: see `draw_posterior`.
       config: see `draw_posterior`.
+      regions_per_batch: see `draw_posterior`.
 
     Returns:
       The forecasts, averaged over the K samples.
     """
     with stopwatch() as watch:
-        how: Any = {"generate": generate, "config": config, "any_kind": True}
+        how: Any = {"generate": generate, "config": config, "regions_per_batch": regions_per_batch, "any_kind": True}
         drawn = draw_posterior(hypernetwork, target, prompts, key=key, **how)
         forecast, spread = sampled_forecast(hypernetwork.model, target, drawn, prior)
     return MethodForecast(forecast, spread, watch.seconds)

@@ -13,12 +13,12 @@ from gpdiff_jax.errors import InputError
 from tests.commands import run_here
 
 
-def _write(folder, seed: int, errors: dict[str, list[float | None]]):
+def _write(folder, seed: int, errors: dict[str, list[float | None]], target: str = "springfield"):
     folder.mkdir()
     methods = {
         name: {"mae_mean": float(np.mean([v for v in values if v is not None]))} for name, values in errors.items()
     }
-    (folder / "metrics.json").write_text(json.dumps({"target": "springfield", "seed": seed, "methods": methods}))
+    (folder / "metrics.json").write_text(json.dumps({"target": target, "seed": seed, "methods": methods}))
     with (folder / "regions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["region", "channel", "method", "mae"])
@@ -49,6 +49,16 @@ def test_a_difference_in_every_region_is_told_from_chance(tmp_path):
     assert found["alike"].p > 0.01
 
 
+def test_channels_are_compared_apart(tmp_path):
+    run = _write(tmp_path / "run", 0, {"a": [1.0, 1.0], "b": [2.0, 2.0]})
+    (run / "regions.csv").write_text(
+        "region,channel,method,mae\nr0,speed,a,1\nr0,speed,b,2\nr0,count,a,1000\nr0,count,b,999\nr1,count,b,9\n"
+    )
+    count, speed = paired_differences([run], "a")
+    assert (count.channel, count.regions, count.better) == ("count", 1, 0.0)
+    assert (speed.channel, speed.difference, speed.better) == ("speed", -0.5, 1.0)
+
+
 def test_ranks_are_means_over_runs_of_any_targets(tmp_path):
     one = _write(tmp_path / "one", 0, {"a": [1.0], "b": [2.0], "c": [3.0], "only": [0.0]})
     two = _write(tmp_path / "two", 0, {"c": [1.0], "a": [1.0], "b": [5.0]})
@@ -66,6 +76,19 @@ def test_what_is_no_run_of_the_method_is_refused(tmp_path):
         paired_differences([run, other], "a")
     with pytest.raises(InputError, match="no run folder to compare"):
         paired_differences([], "a")
+    with pytest.raises(InputError, match="no run folder to rank"):
+        average_ranks([])
+    with pytest.raises(InputError, match="have the same settings and the same seed"):
+        paired_differences([run, run], "a")
+    elsewhere = _write(tmp_path / "elsewhere", 1, {"a": [1.0, 2.0], "b": [2.0, 3.0]}, target="shelbyville")
+    with pytest.raises(InputError, match="the runs differ in more than the seed"):
+        paired_differences([run, elsewhere], "a")
+    for folder in (run, elsewhere):
+        (folder / "config.json").write_text(json.dumps({"settings": {"simulation": {"cities": 2}}}))
+    (elsewhere / "metrics.json").write_text((run / "metrics.json").read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(InputError, match="simulate other cities for every seed"):
+        paired_differences([run, elsewhere], "a")
+    (run / "config.json").unlink()
     (other / "regions.csv").write_text("region,channel,method,mae\nr0,,a,many\n")
     with pytest.raises(InputError, match=r"cannot be read \(.*many.*\); run transfer again"):
         paired_differences([other], "a")

@@ -82,7 +82,7 @@ def draw(
     errors = [[json.loads((results / f"{name}_{count}.json").read_text()) for count in counts] for name in held_out]
     rooms_of = [json.loads((rooms / f"{name}.json").read_text())["error"] for name in held_out]
     shown = [name for name in _SHOWN if all(name in one["error"] for row in errors for one in row)]
-    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+    figure = Figure(figsize=(9.0, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2)
     for method in shown:
         relative = [[one["error"][method] / one["error"]["historical_average"] for one in row] for row in errors]
@@ -99,6 +99,6 @@ def draw(
     for axes in (left, right):
         axes.set_xlabel("source cities")
         axes.set_xticks(range(len(counts)), counts)
-    left.legend()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

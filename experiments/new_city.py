@@ -72,9 +72,9 @@ def new_city_main() -> None:
     enable_compilation_cache()
     values = flags.FLAGS
     changes = {"samples": values.samples, "steps": values.sampler_steps, "sampler": values.sampler}
+    changes["shrinkage"] = values.shrinkage
     config = GenerateConfig(
         guidance=values.guidance,
-        shrinkage=values.shrinkage,
         **{name: value for name, value in changes.items() if value is not None},
     )
     hypernetwork, model_digest = load_generator(values.hypernetwork, values.model if values["model"].present else None)

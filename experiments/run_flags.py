@@ -136,7 +136,13 @@ flags.DEFINE_list(
     f"parts of the prompt, of {', '.join(PARTS)}; the last two are encoders trained on the source cities",
 )
 flags.DEFINE_float("guidance", 1.0, "0 ignores the prompt, 1 follows it, more exaggerates it", 0.0, 10.0)
-flags.DEFINE_float("shrinkage", 1.0, "part of generated differences from the pooled model that is kept", 0.0, 1.0)
+flags.DEFINE_float(
+    "shrinkage",
+    None,
+    "part of generated differences from the pooled model that is kept; the preset's if not given: half, in paper all",
+    0.0,
+    1.0,
+)
 flags.DEFINE_string(
     "token_width",
     None,

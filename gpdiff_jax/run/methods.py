@@ -21,12 +21,15 @@ from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.evaluate import MethodForecast, few_shot, zero_shot
 from gpdiff_jax.transfer.posterior import posterior_shot
 from gpdiff_jax.typing import Key, Params, RegionGraph
-from gpdiff_jax.zoo.pooled import broadcast_regions, initial_params
+from gpdiff_jax.zoo.pooled import broadcast_regions, initial_params, shrink_towards
 
 _RULES = {"historical_average": rules.historical_average, "last_value": rules.last_value}
 _SCALARS = ("seconds", "learning_rate", "steps", "validation_mae")
 # Whose starts are the same whatever the target shows.
 _BLIND = ("pooled", "target_only", "zoo_mean", "gaussian_codes")
+# Whose differences from the pooled model are as large as source cities left out in turn bear; those of the other nulls
+# are as much shrunk as the generator's.
+_CHOSEN_BY_CITIES = ("kernel_average", "ridge_hypernetwork", "ridge_plus_noise")
 _HARVESTED = ("prompt_encoder", "prompts", "pooled", "harvest")
 _STAGES = {
     "target_only": (),
@@ -216,6 +219,8 @@ def _make_starts(run: Stages, channel: int, family: str, for_choice: bool) -> tu
             starts = nulls.gaussian_codes(run.zoo, prompts, directions=count, samples=samples, key=own_key)
         else:
             starts = jax.tree.map(lambda leaf: np.asarray(leaf)[None], _by_rule(run, family, prompts))
+        if family not in _CHOSEN_BY_CITIES:
+            starts = shrink_towards(run.pooled, starts, run.settings.generate.shrinkage)
     return starts, watch.seconds
 
 

@@ -42,6 +42,7 @@ DEFAULT_METHODS = (
     "ridge_hypernetwork_few_shot",
     "gpdiff_zero_shot",
     "gpdiff_few_shot",
+    "gpdiff_posterior_few_shot",
 )
 _NULLS = (
     "zoo_mean",
@@ -55,7 +56,6 @@ _NULLS = (
 )
 METHODS = (
     *DEFAULT_METHODS,
-    "gpdiff_posterior_few_shot",
     *(f"{null}_{shots}" for null in _NULLS for shots in ("zero_shot", "few_shot")),
 )
 
@@ -276,7 +276,7 @@ _SIZES: dict[str, dict[str, Any]] = {
             prompt_noise=0.0,
             pure_noise_share=0.0,
         ),
-        "generate": GenerateConfig(samples=1, steps=500, sampler="ddpm"),
+        "generate": GenerateConfig(samples=1, steps=500, sampler="ddpm", shrinkage=1.0),
         # 600 epochs of the two batches of seven days of hours.
         "adapt": AdaptConfig(
             update="own",

@@ -89,6 +89,24 @@ def broadcast_regions(params: Params, regions: int) -> Params:
     return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (1, regions, *leaf.shape)), params)
 
 
+def shrink_towards(pooled: Params, params: Params, kept: float) -> Params:
+    """Parameters moved towards one vector.
+
+    Args:
+      pooled: the vector.
+      params: leaves of the same names with leading axes more, e.g. [K, R, ...].
+      kept: the part of their difference from `pooled` that is kept, 0 to 1.
+
+    Returns:
+      Parameters like `params`, on the host.
+    """
+    return jax.tree.map(
+        lambda centre, leaf: np.asarray(centre) + np.float32(kept) * (np.asarray(leaf) - np.asarray(centre)),
+        pooled,
+        params,
+    )
+
+
 class PooledData(NamedTuple):
     """What every step of training the pooled model reads."""
 

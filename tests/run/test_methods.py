@@ -94,6 +94,24 @@ def test_rules_that_train_nothing_train_nothing(data_dir, tmp_path, capsys):
     assert (folder / "zoo").is_dir() and not (folder / "hypernetwork").exists()
 
 
+def test_nulls_are_shrunk_as_the_generator_but_for_those_that_choose_by_cities(finished, data_dir, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    run, leaves = Run.open(tmp_path / "run", tiny_settings(data_dir)), {}
+    families = ("zoo_mean", "nearest_prompt", "gaussian_codes", "kernel_average", "ridge_hypernetwork")
+    for kept in (1.0, 0.25):
+        run.settings = dataclasses.replace(
+            run.settings, generate=dataclasses.replace(run.settings.generate, shrinkage=kept)
+        )
+        for family in families:
+            params = methods._make_starts(run, 0, family, False)[0]
+            apart = jax.tree.map(lambda leaf, pooled: np.asarray(leaf) - np.asarray(pooled), params, run.pooled)
+            leaves[family, kept] = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(apart)])
+    for family in families:
+        share = 1.0 if family in ("kernel_average", "ridge_hypernetwork") else 0.25
+        assert np.abs(leaves[family, 1.0]).max() > 1e-4
+        np.testing.assert_allclose(leaves[family, 0.25], share * leaves[family, 1.0], atol=1e-6)
+
+
 def test_seconds_hold_what_a_method_needs_and_training_is_told_apart(finished):
     folder, content = finished
     stages = json.loads((folder / "seconds.json").read_text())

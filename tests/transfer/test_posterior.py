@@ -24,7 +24,7 @@ from gpdiff_jax.transfer.posterior import PosteriorConfig, draw_posterior
 from gpdiff_jax.zoo.tokens import to_tokens
 from tests.runs import tiny_settings
 
-_GENERATE = GenerateConfig(samples=2, steps=3)
+_GENERATE = GenerateConfig(samples=2, steps=3, shrinkage=0.7)
 _KEY = jax.random.key(5)
 _RATE = 90.0
 
@@ -55,7 +55,9 @@ def _loss(generator: Hypernetwork, target: Target, starts: np.ndarray):
     @jax.jit
     def loss(latent: jax.Array, region: jax.Array) -> jax.Array:
         graph, windows = region_windows(target, region, jnp.asarray(starts))
-        forecast = target_forecast(generator.model, target, generator.codec.params(latent), graph, windows)
+        forecast = target_forecast(
+            generator.model, target, generator.codec.params(latent, _GENERATE.shrinkage), graph, windows
+        )
         return masked_huber(forecast, windows.target, windows.mask)
 
     return loss
@@ -77,7 +79,7 @@ def _by_hand(generator, target, prompts, starts, rate: float, own_share: float) 
             own = np.stack([gradient(parts.x0[region], jnp.int32(region)) for region in range(count)])
             moved = own_share * own + (1 - own_share) * own.mean(axis=0, keepdims=True)
             x = after.alpha * (parts.x0 - rate * moved) * mask[None] + after.sigma * parts.eps
-        made.append(jax.vmap(codec.params)(x))
+        made.append(jax.vmap(lambda latent: codec.params(latent, _GENERATE.shrinkage))(x))
     return _leaves(jax.tree.map(lambda *leaves: np.stack(leaves), *made))
 
 

@@ -7,12 +7,14 @@ import os
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
 _HELP_WORDS = ("--help", "-help", "-h", "-?", "--helpshort")
 _OUR_PACKAGES = ("experiments.", "benchmarks.")
+_EXIT_DEFECT = 1
 _EXIT_ERROR = 2
 _EXIT_INTERRUPTED = 128 + signal.SIGINT
 _EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -55,8 +57,17 @@ def run(main: Callable[[list[str]], object], *, positional: str | None = None) -
         sys.exit(_EXIT_BROKEN_PIPE)
     except Exception as error:
         if not _is_users(error):
+            _leave_with_traceback(error)
             raise
         _end(f"error: {_one_line(error)}", _EXIT_ERROR)
+
+
+def _leave_with_traceback(error: Exception) -> None:
+    """Of a job on several hosts, ends this one: at its own exit it would wait for the others, which wait for it."""
+    hosts = sys.modules.get("gpdiff_jax.hosts")
+    if hosts is not None and hosts.num_hosts() > 1:
+        traceback.print_exception(error)
+        hosts.leave(_EXIT_DEFECT)
 
 
 def _run_and_flush(main: Callable[[list[str]], object], argv: list[str]) -> object:
@@ -77,6 +88,10 @@ def _on_sigterm(signal_number: int, frame: object) -> None:
 
 
 def _end(line: str, exit_code: int) -> None:
+    hosts = sys.modules.get("gpdiff_jax.hosts")
+    if hosts is not None and hosts.num_hosts() > 1:
+        print(f"host {hosts.host_number()}: {line}", file=sys.stderr, flush=True)
+        hosts.leave(exit_code)
     print(line, file=sys.stderr, flush=True)
     sys.exit(exit_code)
 
@@ -108,8 +123,9 @@ def _is_users(error: Exception) -> bool:
         return True
     # Not before: `--help` and mistaken flags need not wait for the library, and an error of the library has loaded it.
     from gpdiff_jax.errors import InputError, is_disk_full, is_out_of_memory
+    from gpdiff_jax.hosts import is_lost_host
 
-    return isinstance(error, InputError) or is_disk_full(error) or is_out_of_memory(error)
+    return isinstance(error, InputError) or is_lost_host(error) or is_disk_full(error) or is_out_of_memory(error)
 
 
 def _memory_line(error: BaseException) -> str:
@@ -141,8 +157,11 @@ def _one_line(error: Exception) -> str:
         return f"{text.rstrip('.')}; --help lists the flags"
     if isinstance(error, (app.UsageError, _UsageError)):
         return text
-    from gpdiff_jax.errors import is_disk_full, is_out_of_memory
+    from gpdiff_jax.errors import InputError, is_disk_full, is_out_of_memory
+    from gpdiff_jax.hosts import is_lost_host
 
+    if not isinstance(error, InputError) and is_lost_host(error):
+        return f"another host of this job has ended, its own message says why; start all again to go on ({text[:120]})"
     if is_disk_full(error):
         place = error.filename if isinstance(error, OSError) and error.filename is not None else None
         where = f" ({place})" if place is not None else f" ({text[:160]})"

@@ -4,7 +4,9 @@ Importing this module defines the flags that all stages of a run share.
 """
 
 import dataclasses
+import os
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,11 +21,13 @@ from gpdiff_jax.diffusion.objectives import OBJECTIVES
 from gpdiff_jax.diffusion.samplers import SAMPLERS
 from gpdiff_jax.diffusion.schedules import SCHEDULES
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.hosts import is_first
 from gpdiff_jax.models import model_names
 from gpdiff_jax.prompts.encoders import PARTS
 from gpdiff_jax.run.run import Run
 from gpdiff_jax.run.settings import METHODS, PRESETS, Settings, choose_methods
 from gpdiff_jax.training.compilation_cache import enable_compilation_cache
+from gpdiff_jax.training.exchange import connect
 from gpdiff_jax.training.parallel import use_every_core
 from gpdiff_jax.transfer.adapt import UPDATES
 from gpdiff_jax.transfer.posterior import PosteriorConfig
@@ -324,6 +328,29 @@ def settings_from_flags() -> Settings:
     )
 
 
+flags.DEFINE_string(
+    "coordinator",
+    None,
+    "for a job on several hosts, each of which is given the same command: address of the first, name:port, or auto "
+    "where the cluster's scheduler tells it; with --num_processes and --process_id",
+)
+flags.DEFINE_integer("num_processes", None, "hosts of a job, with --coordinator", 1)
+flags.DEFINE_integer("process_id", None, "number of this host, 0 for the first, with --coordinator", 0)
+
+
+def _connect() -> None:
+    """Joins the other hosts, if the flags name any; of their results the first prints what all have."""
+    values = flags.FLAGS
+    if values.coordinator is None:
+        for name in ("num_processes", "process_id"):
+            if values[name].present:
+                raise InputError(f"--{name} (={values[name].value}) needs --coordinator, the address of the first host")
+        return
+    connect(values.coordinator, values.num_processes, values.process_id)
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
 def run_main(show: Callable[[Run], None]) -> Callable[[list[str]], None]:
     """Makes the `main` of a module that works on a run.
 
@@ -337,6 +364,7 @@ def run_main(show: Callable[[Run], None]) -> Callable[[list[str]], None]:
     def main(argv: list[str]) -> None:
         del argv
         use_every_core()
+        _connect()
         enable_compilation_cache()
         show(Run.open(flags.FLAGS.out_dir, settings_from_flags()))
 

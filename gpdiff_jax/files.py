@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.hosts import is_first
 
 # All that zipfile, its decompressors and numpy's header parser raise on damaged bytes.
 DAMAGE = (
@@ -37,7 +38,7 @@ DAMAGE = (
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file, whole or not at all; one that is there is replaced.
+    """Writes a file, whole or not at all; one that is there is replaced. Of several hosts the first writes.
 
     Args:
       path: the file, in a folder that exists.
@@ -46,6 +47,8 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
     Raises:
       OSError: the folder cannot be written, or is full.
     """
+    if not is_first():
+        return
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as file:

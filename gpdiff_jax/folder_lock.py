@@ -15,6 +15,7 @@ import socket
 from collections.abc import Iterator
 
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.hosts import is_first
 
 _NAME = ".lock"
 # Descriptors of this process's locks, which close with it, and how often each was taken.
@@ -24,6 +25,8 @@ _held: dict[pathlib.Path, tuple[int, int]] = {}
 def lock_folder(folder: pathlib.Path, *, outside: bool = False) -> None:
     """Locks a folder for this process, until as many calls of `unlock_folder`, or the end of the process.
 
+    Of several hosts the first holds the lock for all.
+
     Args:
       folder: an existing folder.
       outside: keep the lock's file beside the folder, which need not exist or may be replaced as a whole.
@@ -31,6 +34,8 @@ def lock_folder(folder: pathlib.Path, *, outside: bool = False) -> None:
     Raises:
       InputError: another process holds it; names that.
     """
+    if not is_first():
+        return
     path = _path(folder, outside)
     if path in _held and _is_open(_held[path][0], path):
         _held[path] = _held[path][0], _held[path][1] + 1

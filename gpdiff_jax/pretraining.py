@@ -16,6 +16,7 @@ from gpdiff_jax.diffusion.denoiser_training import train_denoiser
 from gpdiff_jax.diffusion.training import PretrainConfig, ZooLatents, held_out_regions
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.folder_lock import locked_folder
+from gpdiff_jax.hosts import is_first
 from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.models.protocol import model_text
 from gpdiff_jax.models.registry import make_model
@@ -23,6 +24,7 @@ from gpdiff_jax.prompts.encoders import plain_encoder
 from gpdiff_jax.prompts.prompt import PromptScaler, fit_prompt_scaler, scale_prompts
 from gpdiff_jax.prompts.sources import PromptedSources
 from gpdiff_jax.training.checkpoints import digest_of
+from gpdiff_jax.training.storage import is_filled
 from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo.codec import Codec, encode_zoo, fit_codec
 from gpdiff_jax.zoo.directions import zoo_directions
@@ -188,7 +190,7 @@ def pretrain(
     if zoo.prompts.names != sources.prompts.names:
         raise InputError("the prompts of the zoo and of the sources have other parts; attach sources `with_prompts`")
     place = None if folder is None else pathlib.Path(folder).expanduser().absolute()
-    if place is not None:
+    if place is not None and is_first():
         place.parent.mkdir(parents=True, exist_ok=True)
     with locked_folder(place, outside=True):
         return _pretrain_in(place, zoo, sources, config, key, devices=devices, progress=progress)
@@ -206,7 +208,7 @@ def _pretrain_in(
 ) -> Hypernetwork:
     """Reads the generator that the folder `place` holds, or trains it and keeps it there, if there is a folder."""
     identity = None if place is None else _identity(zoo, config, key)
-    if place is not None and place.is_dir() and any(place.iterdir()):
+    if place is not None and is_filled(place):
         held = Hypernetwork.load(place)
         if held.identity != identity:
             raise InputError(f"{str(place)!r} holds a generator of another zoo, settings or key; name another folder")
@@ -239,7 +241,8 @@ def _pretrain_in(
     )
     if place is not None and checkpoints is not None:
         hypernetwork.save(place)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        if is_first():
+            shutil.rmtree(checkpoints, ignore_errors=True)
     return hypernetwork
 
 

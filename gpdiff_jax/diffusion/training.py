@@ -185,7 +185,7 @@ def train_network(
       out; on the default device.
 
     Raises:
-      InputError: a batch that the devices do not share evenly.
+      InputError: a batch that devices and accumulated parts do not share evenly.
       NotFiniteError: a loss, its gradient or a validation loss is not finite; names the step.
     """
     train_key, evaluate_key = jax.random.split(key)

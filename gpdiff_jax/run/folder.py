@@ -1,5 +1,6 @@
 """In: the output folder of a run and its settings. Out: a folder that belongs to this run, or one clear refusal."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -16,8 +17,10 @@ from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import write_json
 from gpdiff_jax.folder_lock import lock_folder, unlock_folder
 from gpdiff_jax.run.settings import Settings
+from gpdiff_jax.training.exchange import ask_first, check_agreed
 
 _FORMAT = 6
+_AGREED = ("cities", "model_sha256", "versions")
 _PACKAGES = ("gpdiff_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jraph", "numpy")
 
 
@@ -69,7 +72,7 @@ def open_run_folder(
 
     Raises:
       InputError: see `claim_folder`; or the folder holds another program's config.json, or a run that computes
-        something else.
+        something else; or the hosts of a job bring different things.
     """
     content = {
         "format": _FORMAT,
@@ -82,6 +85,12 @@ def open_run_folder(
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
     }
+    every = dataclasses.asdict(settings) | {"data_dir": None}
+    check_agreed({"settings": json.loads(json.dumps(every)), **{part: content[part] for part in _AGREED}})
+    return pathlib.Path(ask_first(lambda: str(_open(name, content))))
+
+
+def _open(name: str | os.PathLike[str], content: dict[str, Any]) -> pathlib.Path:
     folder = claim_folder(name, "config.json", "run")
     config = folder / "config.json"
     try:

@@ -12,9 +12,11 @@ from gpdiff_jax.baselines.autoregression import residual_autoregression
 from gpdiff_jax.baselines.boosted_trees import forecast_trees
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import read_npz, write_npz
+from gpdiff_jax.hosts import is_first
 from gpdiff_jax.prompts.prompt import Prompts
 from gpdiff_jax.run.settings import METHODS
 from gpdiff_jax.run.stages import Stages, generate_key
+from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.training.progress import LogWriter, stage
 from gpdiff_jax.training.stopwatch import stopwatch
 from gpdiff_jax.transfer.adapt import AdaptConfig
@@ -68,9 +70,13 @@ def held_methods(run: Stages) -> list[str]:
 
     A file that is damaged is named on standard error and removed, so that it is made again.
     """
-    for path in sorted((run.folder / "methods").glob("*.npz")):
-        drop_damaged(path)
-    return [name for name in METHODS if all(forecast_path(run, c, name).exists() for c in range(len(run.targets)))]
+
+    def held() -> list[str]:
+        for path in sorted((run.folder / "methods").glob("*.npz")):
+            drop_damaged(path)
+        return [name for name in METHODS if all(forecast_path(run, c, name).exists() for c in range(len(run.targets)))]
+
+    return ask_first(held)
 
 
 def drop_damaged(path: pathlib.Path) -> None:
@@ -98,10 +104,12 @@ def method_forecast(run: Stages, channel: int, method: str) -> MethodForecast:
       InputError: the folder holds them, but damaged; `held_methods` clears that up.
     """
     path = forecast_path(run, channel, method)
-    if path.exists():
-        return _read(path)
+    held = ask_first(lambda: _read(path)._asdict() if path.exists() else None)
+    if held is not None:
+        return MethodForecast(**held)
     result = _make_forecast(run, channel, method)
-    path.parent.mkdir(exist_ok=True)
+    if is_first():
+        path.parent.mkdir(exist_ok=True)
     write_npz(path, {name: np.asarray(value) for name, value in result._asdict().items() if value is not None})
     return result
 

@@ -8,11 +8,13 @@ import numpy as np
 from gpdiff_jax.analysis.metrics import REGION_COLUMNS, method_entry, region_rows
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.files import write_csv, write_json, write_npz
+from gpdiff_jax.hosts import is_first
 from gpdiff_jax.pretraining import best_tokens
 from gpdiff_jax.report import render_report
 from gpdiff_jax.run.methods import held_methods, method_forecast, training_stages
 from gpdiff_jax.run.settings import METHODS
 from gpdiff_jax.run.stages import Stages
+from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, window_start_names
 from gpdiff_jax.vectors import principal_axes
 from gpdiff_jax.zoo.tokens import to_tokens
@@ -88,7 +90,8 @@ def evaluate(run: Stages) -> dict[str, Any]:
     write_npz(run.folder / "forecasts.npz", _forecast_arrays(run, results, truth))
     write_npz(run.folder / "report.npz", _report_arrays(run))
     write_json(run.folder / "metrics.json", content)
-    render_report(run.folder)
+    if is_first():
+        render_report(run.folder)
     return content
 
 
@@ -183,7 +186,7 @@ def _report_arrays(run: Stages) -> dict[str, np.ndarray]:
     arrays = {"senders": city.senders, "receivers": city.receivers}
     if city.latitude is not None and city.longitude is not None:
         arrays |= {"latitude": city.latitude, "longitude": city.longitude}
-    if (run.folder / "generated").is_dir():
+    if ask_first((run.folder / "generated").is_dir):
         return arrays | _projections(run)
     # A run without GPDiff among its methods has generated nothing.
     none = np.zeros((0, 2), np.float32)

@@ -21,6 +21,7 @@ from gpdiff_jax.data.target import Target
 from gpdiff_jax.diffusion.conditioning import check_conditioning
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.folder_lock import refuse_if_locked, unlock_folder
+from gpdiff_jax.hosts import is_first
 from gpdiff_jax.models.protocol import abstract_params, model_text
 from gpdiff_jax.models.registry import is_built_in
 from gpdiff_jax.prompts.encoders import SPATIAL_OF_PART, check_parts
@@ -31,6 +32,7 @@ from gpdiff_jax.run.results import PAPER_NOTE, evaluate, results_table
 from gpdiff_jax.run.room import measure_rooms
 from gpdiff_jax.run.settings import METHODS, Settings, choose_methods
 from gpdiff_jax.run.stages import Stages
+from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.transfer.evaluate import MethodForecast, step_names
 
 
@@ -71,10 +73,10 @@ class Run(Stages):
         Raises:
           InputError: a city that cannot be read, is not the one that the settings name, holds readings of the target,
             or is too short, too coarse or empty for the settings; another process writes into the folder, or it holds
-            something else.
+            something else; or hosts of one job read different things.
         """
         place = pathlib.Path(folder).expanduser().absolute()
-        refuse_if_locked(place)
+        ask_first(lambda: refuse_if_locked(place))
         whole = _cities(settings) if cities is None else _as_named(cities, settings)
         chosen = [select_channels(resample(city, settings.interval_minutes), settings.channels) for city in whole]
         sources, targets = [city for channels in chosen[:-1] for city in channels], chosen[-1]
@@ -85,7 +87,7 @@ class Run(Stages):
         run.check()
         open_run_folder(folder, settings, [*sources, *targets], run.model_digest())
         run.is_locked = True
-        for line in run.notes(whole):
+        for line in run.notes(whole) if is_first() else ():
             print(line, file=sys.stderr)
         return run
 
@@ -169,7 +171,7 @@ class Run(Stages):
         if not 0 <= channel < len(self.target_cities):
             raise InputError(f"`channel` must be at least 0 and below {len(self.target_cities)}, got {channel}")
         self._check_open()
-        drop_damaged(forecast_path(self, channel, method))
+        ask_first(lambda: drop_damaged(forecast_path(self, channel, method)))
         return method_forecast(self, channel, method)
 
     def diagnose(self, config: DiagnosticsConfig | None = None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from gpdiff_jax.cities import City
 from gpdiff_jax.data.sources import Sources, prepare_sources
 from gpdiff_jax.data.target import Target, prepare_targets
 from gpdiff_jax.files import write_json
+from gpdiff_jax.hosts import is_first
 from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.models import Model, make_model
 from gpdiff_jax.pretraining import LatentSpace, fit_latent_space, pretrain
@@ -30,6 +31,7 @@ from gpdiff_jax.prompts.encoders import PromptEncoder, plain_encoder
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.prompts.sources import PromptedSources, attach_prompts, fit_encoder, with_prompts
 from gpdiff_jax.run.settings import Settings
+from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.training.progress import LogWriter, stage
 from gpdiff_jax.training.stopwatch import stopwatch
 from gpdiff_jax.training.storage import load_arrays, save_arrays
@@ -64,6 +66,8 @@ class Stages:
 
     def drop_checkpoints(self, name: str) -> None:
         """Removes the checkpoints of a stage that is finished and written."""
+        if not is_first():
+            return
         shutil.rmtree(self.checkpoints(name), ignore_errors=True)
         with contextlib.suppress(OSError):  # others are there
             (self.folder / "checkpoints").rmdir()
@@ -204,7 +208,7 @@ def _encoder_stage(run: Stages) -> PromptEncoder:
     config, folder = run.settings.prompts, run.folder / "prompt_encoder"
     if not config.needs_training:
         return plain_encoder()
-    if folder.is_dir():
+    if ask_first(folder.is_dir):
         return PromptEncoder.from_arrays(*load_arrays(folder, _FORMAT, "prompt encoder"))
     with _logged(run, "prompt_encoder", config.temporal.steps if "temporal" in config.parts else 1) as report:
         kept: Any = {"checkpoints": run.checkpoints("prompt_encoder"), "progress": report}
@@ -220,7 +224,7 @@ def _prompts_stage(run: Stages) -> PromptedSources:
     folder = run.folder / "prompts"
     if not run.settings.prompts.needs_training:
         return with_prompts(run.sources, run.source_cities)
-    if folder.is_dir():
+    if ask_first(folder.is_dir):
         arrays, facts = load_arrays(folder, _FORMAT, "prompts of the sources")
         named = tuple(facts["names"]), tuple(facts["provenance"])
         values, region_ids = jax.device_put((arrays["values"], arrays["region_ids"]))
@@ -241,7 +245,7 @@ def _pooled_stage(run: Stages, name: str, model: Model, learning_rate: float | N
     folder, config = run.folder / name, run.settings.pooled
     if learning_rate is not None:
         config = dataclasses.replace(config, learning_rate=learning_rate)
-    if folder.is_dir():
+    if ask_first(folder.is_dir):
         return jax.device_put(load_arrays(folder, _FORMAT, name)[0])
     with _logged(run, name, config.steps) as report:
         kept: Any = {"checkpoints": run.checkpoints(name), "progress": report}
@@ -253,7 +257,7 @@ def _pooled_stage(run: Stages, name: str, model: Model, learning_rate: float | N
 
 def _trees_stage(run: Stages) -> BoostedTrees:
     folder, sizes = run.folder / "boosted_trees", run.sources.sizes
-    if folder.is_dir():
+    if ask_first(folder.is_dir):
         return BoostedTrees.from_arrays(load_arrays(folder, _FORMAT, "boosted trees")[0], sizes)
     with _logged(run, "boosted_trees", sizes.horizon) as report:
         trees = boosted_trees(run.sources, run.settings.trees, key=run.key("boosted_trees"), progress=report)
@@ -263,7 +267,7 @@ def _trees_stage(run: Stages) -> BoostedTrees:
 
 def _harvest_stage(run: Stages) -> ParameterZoo:
     folder = run.folder / "zoo"
-    if folder.is_dir():
+    if ask_first(folder.is_dir):
         return load_zoo(folder, run.prompted)
     pooled, sources = run.pooled, run.prompted
     alone = sources.unvalidated
@@ -281,7 +285,7 @@ def _harvest_stage(run: Stages) -> ParameterZoo:
 
 def _pretrain_stage(run: Stages) -> Hypernetwork:
     folder = run.folder / "hypernetwork"
-    if folder.is_dir():
+    if ask_first(folder.is_dir):
         return Hypernetwork.load(folder)
     zoo, config = run.zoo, run.settings.pretrain
     with _logged(run, "pretrain", config.steps) as report:
@@ -293,7 +297,7 @@ def _mlp_stage(run: Stages, member: int) -> MlpHypernetwork:
     name = "mlp_hypernetwork" if member == 0 else f"mlp_hypernetwork_{member}"
     folder, config = run.folder / name, run.settings.pretrain
     zoo = run.zoo
-    if folder.is_dir():
+    if ask_first(folder.is_dir):
         variables = jax.device_put(load_arrays(folder, _FORMAT, "MLP hypernetwork")[0])
         return MlpHypernetwork(make_network(run.latent_space, config), variables, run.latent_space)
     with _logged(run, "mlp" if member == 0 else "mlp_ensemble", config.steps) as report:
@@ -312,7 +316,7 @@ def generate_key(run: Stages, channel: int) -> Key:
 
 def _generate_stage(run: Stages, name: str, prompts: dict[int, Prompts]) -> Generated:
     folder = run.folder / name
-    if folder.is_dir():
+    if ask_first(folder.is_dir):
         arrays, facts = load_arrays(folder, _FORMAT, "generated parameters")
         params = {int(channel): leaves for channel, leaves in jax.device_put(arrays["channels"]).items()}
         return Generated(params, {int(channel): seconds for channel, seconds in facts["seconds"].items()})

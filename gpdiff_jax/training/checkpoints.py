@@ -1,11 +1,12 @@
 """In: the state of a training after some steps. Out: a folder from which the training goes on, and the state back.
 
-Source: orbax's `training.Checkpointer`. A save is a temporary folder that is renamed when all is written, so a process
-that is killed leaves the last whole one.
+A save of orbax is a temporary folder that is renamed when all is written, so a process that is killed leaves the last
+whole one. Orbax's own `training.Checkpointer` would have every host of a job write.
 """
 
 import hashlib
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from gpdiff_jax.errors import InputError, is_out_of_memory
+from gpdiff_jax.hosts import is_first
+from gpdiff_jax.training.exchange import ask_first, without_others
 from gpdiff_jax.training.storage import raise_if_full
 
 _KEPT = 3
@@ -32,7 +35,7 @@ def digest_of(words: str, tree: Any) -> str:
 
 
 class TrainingCheckpoints:
-    """The last three states of one training."""
+    """The last three states of one training; of several hosts the first keeps them for all."""
 
     def __init__(self, folder: pathlib.Path, identity: str) -> None:
         """Opens or makes the folder.
@@ -43,10 +46,11 @@ class TrainingCheckpoints:
         """
         self._folder, self._identity = pathlib.Path(folder).expanduser().absolute(), identity
         self._pending: Any = None
-        # Typed loosely: orbax's annotations do not admit its own policies, nor pathlib's Path.
-        place: Any = self._folder
-        policy: Any = ocp.training.preservation_policies.LatestN(_KEPT)
-        self._checkpointer = ocp.training.Checkpointer(place, preservation_policy=policy, cleanup_tmp_directories=True)
+        if is_first():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for left in self._folder.iterdir():
+                if not left.name.isdecimal():  # what a killed process was writing, or removing
+                    shutil.rmtree(left, ignore_errors=True)
 
     def newest(self, state: Any) -> Any:
         """The newest state, or the one given where there is none.
@@ -57,16 +61,21 @@ class TrainingCheckpoints:
         Raises:
           InputError: the newest is damaged, or of another training.
         """
-        newest = self._checkpointer.latest
-        if newest is None:
-            return state
-        place = self._folder / str(newest.step)
+        tree = jax.tree.structure(state)
+        held = ask_first(lambda: self._newest(state))
+        return state if held is None else tree.unflatten(held)
+
+    def _newest(self, state: Any) -> list[Any] | None:
+        """The leaves of the newest state."""
+        if not self._steps():
+            return None
+        place: Any = self._folder / str(self._steps()[-1])  # typed loosely: orbax does not admit pathlib's Path
         try:
-            custom: Any = self._checkpointer.checkpointables_metadata(newest.step).custom_metadata
-            same = custom["identity"] == self._identity
-            held = self._checkpointer.load(newest.step, jax.tree.map(np.asarray, state)) if same else None
+            with without_others():
+                custom: Any = ocp.metadata(place).custom_metadata
+                same = custom["identity"] == self._identity
+                held = ocp.load(place, jax.tree.map(np.asarray, state)) if same else None
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            self.close()
             if is_out_of_memory(error):
                 raise
             raise InputError(
@@ -74,26 +83,36 @@ class TrainingCheckpoints:
                 "on from the checkpoint before it"
             ) from error
         if not same:
-            self.close()
             raise InputError(f"{str(self._folder)!r} holds checkpoints of another training; name another folder")
-        return held
+        return jax.tree.leaves(held)
 
     def save(self, step: int, state: Any) -> None:
         """Writes a state while the training goes on; waits for the one before it."""
+        if not is_first():
+            return
         self._wait()
-        identity: Any = {"identity": self._identity}
-        self._pending = self._checkpointer.save_async(step, state, force=True, custom_metadata=identity)
+        place: Any = self._folder / str(step)
+        with without_others():
+            self._pending = ocp.save_async(place, state, overwrite=True, custom_metadata={"identity": self._identity})
 
     def close(self) -> None:
         """Waits until all is written."""
         self._wait()
-        self._checkpointer.close()
+
+    def _steps(self) -> list[int]:
+        return sorted(int(entry.name) for entry in self._folder.iterdir() if entry.name.isdecimal())
 
     def _wait(self) -> None:
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            try:
-                pending.result()
-            except Exception as error:
-                raise_if_full(error, self._folder)
-                raise
+        """Waits for what is being written, and removes what is too old then."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        try:
+            pending.result()
+        except Exception as error:
+            raise_if_full(error, self._folder)
+            raise
+        for step in self._steps()[:-_KEPT]:
+            # By another name first: a kill must not leave a part of it that looks like a checkpoint.
+            old = (self._folder / str(step)).rename(self._folder / f"{step}.old")
+            shutil.rmtree(old, ignore_errors=True)

@@ -14,8 +14,10 @@ import numpy as np
 from jaxtyping import Float
 
 from gpdiff_jax.errors import NotFiniteError
+from gpdiff_jax.hosts import num_hosts
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.checkpoints import TrainingCheckpoints, digest_of
+from gpdiff_jax.training.exchange import check_agreed
 from gpdiff_jax.training.parallel import DEVICES, first_copy, replicate
 from gpdiff_jax.training.step import Metrics, TrainState
 from gpdiff_jax.typing import Device, Key, Params
@@ -86,16 +88,21 @@ def train(
 
     Raises:
       NotFiniteError: a loss, its gradient or a validation loss is not finite; names the step.
-      InputError: the checkpoints are another training's, or damaged.
+      InputError: the checkpoints are another training's, or damaged; or hosts that share the training bring different
+        ones.
     """
     devices = tuple(devices)
     measure = None if evaluate is None else _compile_evaluation(evaluate, devices)
     patience = None if evaluate is None else patience
     best: Params = jax.tree.map(np.asarray, state.kept)
     validation, store = np.full(-(-steps // evaluate_every), np.inf), None
-    if checkpoints is not None:
+    identity = ""
+    if checkpoints is not None or num_hosts() > 1:
         words = repr((name, settings, steps, evaluate_every, evaluate is None))
-        store = TrainingCheckpoints(checkpoints, digest_of(words, (state, data, key, evaluate_key)))
+        identity = digest_of(words, (state, data, key, evaluate_key))
+        check_agreed({f"settings or data of the {name}": identity})
+    if checkpoints is not None:
+        store = TrainingCheckpoints(checkpoints, identity)
         leaves, tree = jax.tree.flatten(state)
         held = store.newest({"state": leaves, "best": best, "validation": validation})
         state, best, validation = tree.unflatten(jax.device_put(held["state"])), held["best"], held["validation"]
@@ -161,7 +168,7 @@ def _finite_means(
 
 @bounded_cache(16)
 def _compile_evaluation(evaluate: Evaluate, devices: tuple[Device, ...]) -> Callable[..., Metrics]:
-    return jax.pmap(evaluate, axis_name=DEVICES, devices=devices)
+    return jax.pmap(evaluate, axis_name=DEVICES, devices=devices, axis_size=len(devices))
 
 
 @bounded_cache(16)
@@ -180,7 +187,7 @@ def compile_steps(
       given away.
     """
 
-    @functools.partial(jax.pmap, axis_name=DEVICES, devices=devices, donate_argnums=0)
+    @functools.partial(jax.pmap, axis_name=DEVICES, devices=devices, axis_size=len(devices), donate_argnums=0)
     def run(state: TrainState, data: Any, key: Key) -> tuple[TrainState, Metrics]:
         return jax.lax.scan(lambda state, _: step(state, data, key), state, length=count)
 

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gpdiff_jax.hosts import num_hosts
 from gpdiff_jax.training.caches import bounded_cache
+from gpdiff_jax.training.exchange import gather_rows, least_devices, one_device_each, share_of_rows
 from gpdiff_jax.typing import Device
 
 _MANY_ROWS = 64
@@ -46,17 +48,18 @@ def training_devices(batch: int, devices: Sequence[Device] | None = None) -> lis
 
     Args:
       batch: examples of a step that are worked on at a time.
-      devices: those to take, whatever they are; None to choose from all local ones.
+      devices: those to take, whatever they are; None to choose from all.
 
     Returns:
-      The devices; of local ones the first, as many as divide the batch.
+      The devices, the first ones of every host, as many of each as lets all share the batch evenly; one of each where
+      the hosts themselves do not.
     """
     if devices is not None:
         return list(devices)
-    devices = jax.local_devices()
-    if devices[0].platform == "cpu" and int(os.environ.get("PJRT_NPROC", "0")) < 2 * len(devices):
-        devices = devices[:1]
-    return list(devices)[: max(count for count in range(1, len(devices) + 1) if batch % count == 0)]
+    hosts, most = num_hosts(), least_devices()
+    if jax.local_devices()[0].platform == "cpu" and int(os.environ.get("PJRT_NPROC", "0")) < 2 * most:
+        most = 1
+    return one_device_each(max((count for count in range(1, most + 1) if batch % (count * hosts) == 0), default=1))
 
 
 def rows_side_by_side(wanted: int | None) -> int:
@@ -79,17 +82,18 @@ DEVICES = "devices"
 
 
 def replicate(tree: Any, devices: Sequence[Device]) -> Any:
-    """Copies a pytree to every device, as `jax.pmap` over `DEVICES` wants it.
+    """Copies a pytree to every device of this host, as `jax.pmap` over `DEVICES` wants it.
 
     `flax.jax_utils.replicate` does the same by a compiled program for every shape; this compiles none.
 
     Args:
       tree: arrays, typed keys and numbers.
-      devices: the devices.
+      devices: the devices; those of other hosts get theirs there.
 
     Returns:
-      The leaves with a leading axis D, one copy on each device.
+      The leaves with a leading axis, one copy on each device of this host.
     """
+    devices = [device for device in devices if device.process_index == jax.process_index()]
     return jax.tree.map(lambda leaf: _on_each(leaf, [None] * len(devices), devices), tree)
 
 
@@ -116,10 +120,10 @@ def _on_each(leaf: Any, places: Sequence[int | None], devices: Sequence[Device])
 
 
 class ShardedRows:
-    """A function of shared values and X rows, compiled for all local devices.
+    """A function of shared values and X rows, compiled for all local devices; each of several hosts works on its share.
 
     The shared values are copied to every device once. A call starts the work and returns at once; reading its result
-    waits for it.
+    waits for it, and for the other hosts, all of which have to make the same calls.
     """
 
     def __init__(
@@ -154,16 +158,17 @@ class ShardedRows:
 class PlacedRows(NamedTuple):
     """Rows that lie on devices, an equal share on each, to be worked on more than once."""
 
-    rows: Any  # leaves [D, share, ...]
-    count: int  # without those that fill up the last share
+    rows: Any  # leaves [D, share, ...], those of this host
+    count: int  # of all hosts, without those that fill up shares
 
 
 def place_rows(rows: Any, devices: Sequence[Device] | None = None) -> PlacedRows:
-    """Puts X rows on devices; None for all local ones. See `ShardedRows`."""
+    """Puts this host's share of X rows on devices; None for all local ones. See `ShardedRows`."""
     devices = list(jax.local_devices() if devices is None else devices)
     count = len(jax.tree.leaves(rows)[0])
-    share = -(-count // len(devices))
-    filled = np.minimum(np.arange(share * len(devices)), count - 1)
+    mine = share_of_rows(count)
+    share = -(-len(mine) // len(devices))
+    filled = mine[np.minimum(np.arange(share * len(devices)), len(mine) - 1)]
     return PlacedRows(_spread(rows, filled, devices), count)
 
 
@@ -192,9 +197,9 @@ class PendingRows:
         self._result, self._count = result, count
 
     def read(self) -> Any:
-        """Waits for the rows and returns them on the host, leaves [X, ...]."""
-        arrays = jax.tree.map(np.asarray, self._result)
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[: self._count], arrays)
+        """Waits for the rows and returns them on the host, on every host all of them, leaves [X, ...]."""
+        arrays, mine = jax.tree.map(np.asarray, self._result), len(share_of_rows(self._count))
+        return gather_rows(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:mine], arrays), self._count)
 
 
 def map_chunks(
@@ -208,7 +213,7 @@ def map_chunks(
     """Applies a function to chunks of rows, a chunk per device at a time.
 
     Every device runs one program, for chunks of one size; so what it makes of a row does not depend, to the bit, on how
-    many devices of a kind there are.
+    many devices of a kind there are, nor on how many hosts, each of which works on its share of the chunks.
 
     Args:
       function: see `ShardedRows`; the same object in every call, or it is compiled again.
@@ -222,14 +227,15 @@ def map_chunks(
     """
     devices = list(jax.local_devices() if devices is None else devices)
     count = len(jax.tree.leaves(rows)[0])
-    devices = devices[: -(-count // size)]
+    mine = share_of_rows(count, size)
+    devices = devices[: len(mine) // size]
     shared, mapped = replicate(shared, devices), _pmap(function, tuple(devices))
     parts = []
-    for first in range(0, count, len(devices) * size):
-        chunk = np.minimum(first + np.arange(len(devices) * size), count - 1)
+    for first in range(0, len(mine), len(devices) * size):
+        chunk = mine[np.minimum(first + np.arange(len(devices) * size), len(mine) - 1)]
         parts.append(mapped(shared, _spread(rows, chunk, devices)))
 
     def join(*leaves: jax.Array) -> np.ndarray:
-        return np.concatenate([np.asarray(leaf).reshape(-1, *leaf.shape[2:]) for leaf in leaves])[:count]
+        return np.concatenate([np.asarray(leaf).reshape(-1, *leaf.shape[2:]) for leaf in leaves])[: len(mine)]
 
-    return jax.tree.map(join, *parts)
+    return gather_rows(jax.tree.map(join, *parts), count)

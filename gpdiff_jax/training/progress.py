@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, SupportsInt
 import numpy as np
 
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.hosts import is_first
 
 if TYPE_CHECKING:
     import rich.console
@@ -62,6 +63,8 @@ def stage(
 ) -> Iterator[Stage]:
     """Shows the progress of one stage: a live bar on a terminal, now and then a plain line elsewhere.
 
+    Of several hosts the first shows it.
+
     Args:
       name: the stage's name.
       total: steps it will take, those already done included.
@@ -101,6 +104,9 @@ def _shown(
     interval_seconds: float,
     clock: Callable[[], float],
 ) -> Iterator[Stage]:
+    if not is_first():
+        yield Stage(lambda shown: None, completed, interval_seconds, clock)
+        return
     import rich.console  # when there is something to show: it takes a tenth of a second
 
     console = rich.console.Console(stderr=True) if console is None else console
@@ -128,7 +134,10 @@ def _shown(
 
 
 class LogWriter:
-    """Appends JSON lines to a file, each flushed; a line that a kill cut short is dropped at the next opening."""
+    """Appends JSON lines to a file, each flushed; a line that a kill cut short is dropped at the next opening.
+
+    Of several hosts the first writes.
+    """
 
     def __init__(self, path: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> None:
         """Opens the log, making it and its folder if there is none.
@@ -138,6 +147,9 @@ class LogWriter:
           clock: seconds since 1970.
         """
         self._path, self._clock = pathlib.Path(path), clock
+        if not is_first():
+            self._file = open(os.devnull, "w")  # noqa: SIM115
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab+") as file:
             file.seek(0)

@@ -92,7 +92,8 @@ def make_step(
     Args:
       terms: of the loss.
       optimiser: of the parameters.
-      num_devices: it divides the batch of every term that is not coupled.
+      num_devices: that share the batch of every term that is not coupled; where it does not divide it, the first ones
+        take an example more, by a program of their own.
       accumulate: parts that a device works on its share of a batch in, one after another, which takes less memory.
       averaging: decay of the running average; it is shorter in the first steps, which would otherwise linger in it. 0
         where the state has no average.
@@ -102,33 +103,49 @@ def make_step(
       The metrics are the loss, its terms, what the terms log, and the norms of gradient, update and parameters.
 
     Raises:
-      InputError: a batch that the devices or the parts cannot share.
+      InputError: a batch that devices and parts cannot share evenly.
     """
     for term in terms:
-        check_share(term.batch, 1 if term.coupled else num_devices, 1 if term.coupled else accumulate)
+        if not term.coupled and accumulate > 1:
+            check_share(term.batch, num_devices, accumulate)
 
     def gradient(term: LossTerm, state: TrainState, data: Any, key: Key) -> tuple[jax.Array, jax.Array, Metrics]:
-        count = term.batch if term.coupled else term.batch // num_devices
         parts = 1 if term.coupled else accumulate
-        first = jnp.int32(0) if term.coupled else count * jax.lax.axis_index(DEVICES).astype(jnp.int32)
 
-        def total(params: Params, first: jax.Array) -> tuple[jax.Array, tuple]:
-            loss, weight, metrics = term.sums(params, data, Part(first, count // parts, state.step), key)
-            return loss, (loss, weight, metrics)
+        def part(first: jax.Array, count: int) -> tuple[Params, tuple]:
+            def total(params: Params) -> tuple[jax.Array, tuple]:
+                loss, weight, metrics = term.sums(params, data, Part(first, count, state.step), key)
+                return loss, (loss, weight, metrics)
 
-        def part(first: jax.Array) -> tuple[Params, tuple]:
-            return jax.grad(total, has_aux=True)(state.params, first)
+            return jax.grad(total, has_aux=True)(state.params)
 
-        def add(held: Params, first: jax.Array) -> tuple[Params, tuple]:
-            grads, sums = part(first)
-            return jax.tree.map(jnp.add, held, grads), sums
+        def share(first: jax.Array, count: int) -> tuple[Params, tuple]:
+            """What `count` examples of this device give, part by part."""
+            if parts == 1:
+                return part(first, count)
 
-        if parts == 1:
-            grads, sums = part(first)
-        else:
+            def add(held: Params, first: jax.Array) -> tuple[Params, tuple]:
+                grads, sums = part(first, count // parts)
+                return jax.tree.map(jnp.add, held, grads), sums
+
             firsts = first + count // parts * jnp.arange(parts, dtype=jnp.int32)
             grads, sums = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, state.params), firsts)
-            sums = jax.tree.map(lambda leaf: leaf.sum(axis=0), sums)
+            return grads, jax.tree.map(lambda leaf: leaf.sum(axis=0), sums)
+
+        place = jax.lax.axis_index(DEVICES).astype(jnp.int32)
+        least, more = divmod(term.batch, num_devices)
+        if term.coupled:
+            grads, sums = share(jnp.int32(0), term.batch)
+        elif not more:
+            grads, sums = share(least * place, least)
+        else:
+            # The first `more` devices have one example more than the others.
+            def others() -> tuple[Params, tuple]:
+                if least:
+                    return share(least * place + more, least)
+                return jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: share(place, 1)))
+
+            grads, sums = jax.lax.cond(place < more, lambda: share((least + 1) * place, least + 1), others)
         # As one vector: one sum over the devices, and one fused update, instead of one for every leaf.
         vector, (loss, weight, metrics) = jax.lax.psum((ravel_pytree(grads)[0], sums), DEVICES)
         # Where nobody was observed, all sums are zero.

@@ -1,6 +1,7 @@
 """In: a pytree of arrays and a few facts. Out: a folder that holds both, whole or not at all, and back."""
 
 import errno
+import functools
 import json
 import os
 import pathlib
@@ -11,10 +12,14 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from gpdiff_jax.errors import InputError, is_disk_full, is_out_of_memory
+from gpdiff_jax.hosts import is_first
+from gpdiff_jax.training.exchange import ask_first, without_others
 
 
 def save_arrays(folder: pathlib.Path, arrays: dict, facts: dict) -> None:
     """Writes a pytree of arrays with orbax and, as its metadata, JSON facts; the folder appears when all is written.
+
+    Of several hosts the first writes.
 
     Args:
       folder: where; what it holds is replaced.
@@ -24,11 +29,14 @@ def save_arrays(folder: pathlib.Path, arrays: dict, facts: dict) -> None:
     Raises:
       OSError: the disk is full.
     """
+    if not is_first():
+        return
     place = _absolute(folder)
     host = jax.tree.map(np.asarray, arrays)
     metadata: Any = {"facts": json.dumps(facts)}
     try:
-        ocp.save(place, host, custom_metadata=metadata, overwrite=True)
+        with without_others():
+            ocp.save(place, host, custom_metadata=metadata, overwrite=True)
     except Exception as error:
         raise_if_full(error, place)
         raise
@@ -68,8 +76,16 @@ def raise_if_full(error: Exception, place: pathlib.Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place)) from error
 
 
+def is_filled(folder: pathlib.Path) -> bool:
+    """Whether there is a folder with anything in it, as the first host sees it.
+
+    An empty one is where something is to be written.
+    """
+    return ask_first(lambda: folder.is_dir() and any(folder.iterdir()))
+
+
 def load_arrays(folder: pathlib.Path, version: int, what: str) -> tuple[dict, dict]:
-    """Reads what `save_arrays` wrote.
+    """Reads what `save_arrays` wrote; of several hosts the first reads for all.
 
     Args:
       folder: where it lies.
@@ -82,6 +98,10 @@ def load_arrays(folder: pathlib.Path, version: int, what: str) -> tuple[dict, di
     Raises:
       InputError: missing, something else, damaged, or of another format.
     """
+    return ask_first(functools.partial(_load, folder, version, what))
+
+
+def _load(folder: pathlib.Path, version: int, what: str) -> tuple[dict, dict]:
     place = _absolute(folder)
     if not place.is_dir():
         raise InputError(f"no {what} at {str(place)!r}; name the folder that holds one")
@@ -93,10 +113,11 @@ def load_arrays(folder: pathlib.Path, version: int, what: str) -> tuple[dict, di
         hint = f"did you mean {str(place / near)!r}?" if near in within or (place / near).is_dir() else _ELSEWHERE
         raise InputError(f"{str(place)!r} is no {what}: {found}; {hint}")
     try:
-        metadata = ocp.metadata(place)
-        custom: Any = metadata.custom_metadata
-        facts = json.loads(custom["facts"])
-        arrays = ocp.load(place)
+        with without_others():
+            metadata = ocp.metadata(place)
+            custom: Any = metadata.custom_metadata
+            facts = json.loads(custom["facts"])
+            arrays = ocp.load(place)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise

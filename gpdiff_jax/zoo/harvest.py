@@ -21,7 +21,9 @@ from gpdiff_jax.models.protocol import Model, ModelSizes, model_text
 from gpdiff_jax.prompts.sources import PromptedSources
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.checkpoints import digest_of
+from gpdiff_jax.training.exchange import ask_first, check_agreed, least_devices
 from gpdiff_jax.training.parallel import PendingRows, ShardedRows, rows_side_by_side
+from gpdiff_jax.training.storage import is_filled
 from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo.parameter_zoo import (
     ParameterZoo,
@@ -217,7 +219,7 @@ def measure_regions_per_batch(
       One of the candidates.
     """
     seconds = {}
-    num_devices = len(jax.local_devices() if devices is None else devices)
+    num_devices = least_devices() if devices is None else len(devices)
     for count in candidates:
         if count > max(1, sources.num_regions // num_devices):
             break
@@ -227,7 +229,7 @@ def measure_regions_per_batch(
             begin = time.perf_counter()
             list(harvest_chunks(model, sources, pooled, short, [chunk], key=jax.random.key(0), devices=devices))
             seconds[count] = (time.perf_counter() - begin) / len(chunk.rows)
-    return min(seconds, key=lambda count: seconds[count])
+    return ask_first(lambda: min(seconds, key=lambda count: seconds[count]))
 
 
 def harvest_zoo(
@@ -266,7 +268,7 @@ def harvest_zoo(
     if config.regions_per_batch is None:
         config = dataclasses.replace(config, regions_per_batch=1 if jax.default_backend() == "cpu" else 0)
     plan = plan_chunks(sources, chunk, config.steps * config.seeds * config.data_windows)
-    if folder is not None and _is_filled(pathlib.Path(folder).expanduser()):
+    if folder is not None and is_filled(pathlib.Path(folder).expanduser()):
         return load_zoo(folder, sources, of=fingerprint(model, sources, pooled, config, plan, key=key))
     results: dict[int, HarvestedRegion] = {}
     mine: str | None = None
@@ -291,6 +293,7 @@ def harvest_zoo(
         "of": mine or fingerprint(model, sources, pooled, config, plan, key=key),
         "regions_per_batch": config.regions_per_batch,
     }
+    check_agreed({"settings or data of the harvest": facts["of"]})
     missing = [one for one in plan if one.index not in results]
     done = sources.num_regions - sum(len(one.rows) for one in missing)
     for one, result in harvest_chunks(model, sources, pooled, config, missing, key=key, devices=devices):
@@ -308,11 +311,6 @@ def harvest_zoo(
     zoo = make_zoo(model.name, sources, pooled, harvested, StoredVectors(folder, tuple(rows)))
     finish_zoo(folder, zoo, rows, facts["of"])
     return zoo
-
-
-def _is_filled(folder: pathlib.Path) -> bool:
-    """Whether there is a folder with anything in it: an empty one is where something is to be written."""
-    return folder.is_dir() and any(folder.iterdir())
 
 
 def fingerprint(

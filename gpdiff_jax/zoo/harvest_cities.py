@@ -14,11 +14,13 @@ from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.sources import Sources, prepare_sources
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.folder_lock import locked_folder
+from gpdiff_jax.hosts import is_first
 from gpdiff_jax.models.protocol import Model, abstract_params, model_text
 from gpdiff_jax.models.registry import make_model
 from gpdiff_jax.prompts.encoders import PromptConfig, PromptEncoder, check_parts
 from gpdiff_jax.prompts.sources import fit_encoder, with_prompts
 from gpdiff_jax.training.checkpoints import digest_of
+from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.training.storage import load_arrays, save_arrays
 from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo.harvest import harvest_zoo
@@ -80,7 +82,7 @@ def harvest_cities(
         check_parts(prompts, city, spans[0])
     forecaster = make_model(model, sources.sizes)
     place = None if folder is None else pathlib.Path(folder).expanduser().absolute()
-    if place is not None:
+    if place is not None and is_first():
         place.mkdir(parents=True, exist_ok=True)
     with locked_folder(place):
         return _harvest_in(
@@ -116,10 +118,11 @@ def _harvest_in(
         text = model_text(forecaster, sources.sizes, abstract_params(forecaster, sources.sizes))
         words = (settings, text, sources.names, sources.config, [city_digest(city) for city in cities])
         of = digest_of(repr(words), (own_key, sources))
-        if not (place / stage).is_dir():
+        if not ask_first((place / stage).is_dir):
             arrays, facts = make(place / "checkpoints" / stage)
             save_arrays(place / stage, arrays, {"format": _FORMAT, "of": of, **facts})
-            shutil.rmtree(place / "checkpoints" / stage, ignore_errors=True)
+            if is_first():
+                shutil.rmtree(place / "checkpoints" / stage, ignore_errors=True)
             return arrays, facts
         arrays, facts = load_arrays(place / stage, _FORMAT, stage.replace("_", " "))
         if facts.get("of") != of:

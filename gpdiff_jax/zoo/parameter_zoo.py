@@ -16,10 +16,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.hosts import is_first
 from gpdiff_jax.models.protocol import abstract_params
 from gpdiff_jax.models.registry import make_model, model_names
 from gpdiff_jax.prompts.prompt import Prompts
 from gpdiff_jax.prompts.sources import PromptedSources
+from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.training.storage import load_arrays, save_arrays
 from gpdiff_jax.typing import Params
 from gpdiff_jax.zoo.region_training import HarvestedRegion
@@ -164,9 +166,9 @@ def load_chunk(folder: pathlib.Path, index: int) -> tuple[HarvestedRegion, dict[
 
 
 def finished_chunks(folder: pathlib.Path) -> set[int]:
-    """Which chunks of an unfinished zoo are written."""
+    """Which chunks of an unfinished zoo are written, as the first host sees it."""
     partial = partial_folder(folder)
-    names = [path.name for path in partial.iterdir()] if partial.is_dir() else []
+    names = ask_first(lambda: [path.name for path in partial.iterdir()] if partial.is_dir() else [])
     return {int(name.removeprefix("chunk_")) for name in names if re.fullmatch(r"chunk_\d{6}", name)}
 
 
@@ -202,7 +204,8 @@ def finish_zoo(
         "of": of,
     }
     save_arrays(partial / _INDEX, arrays, facts)
-    partial.rename(folder)
+    if is_first():
+        partial.rename(folder)
 
 
 def load_zoo(
@@ -228,7 +231,7 @@ def load_zoo(
       >>> zoo = gpd.load_zoo("runs/hangzhou/zoo")  # doctest: +SKIP
     """
     folder = pathlib.Path(folder).expanduser()
-    if not folder.is_dir():
+    if not ask_first(folder.is_dir):
         raise InputError(f"no zoo at {str(folder)!r}; name the folder that holds one")
     arrays, facts = load_arrays(folder / _INDEX, _FORMAT, "index of the zoo")
     if of is not None and facts.get("of") != of:

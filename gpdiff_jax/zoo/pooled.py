@@ -141,7 +141,6 @@ def train_pooled(
       The parameters with the best validation error, averaged over cities.
 
     Raises:
-      InputError: regions of a step that the devices do not share evenly.
       NotFiniteError: a loss, its gradient or a validation error is not finite; names the step.
     """
     init_key, train_key = jax.random.split(key)

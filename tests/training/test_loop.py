@@ -141,9 +141,19 @@ def test_a_validation_loss_that_is_not_finite_is_raised_not_passed_over(data):
         _train(data, evaluate=broken)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused_with_the_numbers():
-    with pytest.raises(InputError, match=r"`batch` \(=8\) must be a multiple of 3 devices x 1 accumulated parts"):
-        _steps(3)
+@pytest.mark.parametrize("batch", [7, 1])
+def test_devices_that_cannot_share_a_batch_evenly_change_nothing_but_rounding(data, batch):
+    made = []
+    for count in (1, 2):
+        step = make_step([LossTerm("squares", _squares, batch)], _OPTIMISER, num_devices=count)
+        start = start_training({"w": np.zeros(3, np.float32)}, _OPTIMISER)
+        options = {"key": _KEY, "steps": 20, "evaluate_every": 5, "name": "toy", "evaluate": _evaluate}
+        made.append(train(step, start, data, devices=jax.local_devices()[:count], **options))
+    np.testing.assert_allclose(made[1].params["w"], made[0].params["w"], rtol=1e-5)
+    np.testing.assert_allclose(made[1].validation, made[0].validation, rtol=1e-5)
+
+
+def test_a_batch_that_cannot_be_shared_in_parts_is_refused_with_the_numbers():
     with pytest.raises(InputError, match=r"`batch` \(=8\) .* 2 devices x 3 accumulated parts \(=6\)"):
         _steps(2, 3)
 

@@ -66,7 +66,7 @@ def test_more_devices_change_nothing(target, monkeypatch):
     devices, made = jax.local_devices(), []
     assert len(devices) == 2
     for count in (1, 2):
-        monkeypatch.setattr(parallel.jax, "local_devices", lambda count=count: devices[:count])
+        monkeypatch.setattr(parallel.jax, "local_devices", lambda count=count, **host: devices[:count])
         made.append(move_together(_MODEL, target, _starts(1, 8), steps=3, rate=1e-2, key=_KEY))
     jax.tree.map(lambda one, two: np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-5), *made)
 

@@ -1,0 +1,279 @@
+"""In: a process of a job on several hosts. Out: the others, found by it, and what each of them tells the others."""
+
+import contextlib
+import io
+import json
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
+
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.hosts import host_number, is_first, num_hosts
+from gpdiff_jax.training.caches import bounded_cache
+from gpdiff_jax.typing import Device
+
+_PIECE = 2**28  # bytes that are sent at a time
+_LEAST_PIECE = 2**10
+_HEARTBEAT_SECONDS = 30
+_START_SECONDS = 300
+_AXIS = "hosts"
+
+
+def connect(coordinator: str, num_processes: int | None = None, process_id: int | None = None) -> None:
+    """Makes this process one host of a job; call it before JAX is first used.
+
+    Args:
+      coordinator: address of the first host, "name:port", the same on every host; or "auto", where a cluster's
+        scheduler (Slurm, Open MPI, Kubernetes, a TPU slice) tells JAX all three.
+      num_processes: hosts of the job.
+      process_id: number of this one, 0 for the first.
+
+    Raises:
+      InputError: arguments that do not go together, or hosts that do not find each other within five minutes.
+    """
+    auto = coordinator == "auto"
+    if not auto and (num_processes is None or process_id is None):
+        raise InputError(f"`coordinator` (={coordinator!r}) needs `num_processes` and `process_id`, or must be auto")
+    if auto and (num_processes, process_id) != (None, None):
+        raise InputError(
+            "`coordinator` is auto, where the scheduler gives `num_processes` and `process_id`; leave them"
+        )
+    if not auto:
+        _check(coordinator, num_processes, process_id)
+    # A last checkpoint on SIGTERM is this program's own work.
+    jax.config.update("jax_enable_preemption_service", False)
+    given: dict[str, Any] = {} if auto else {"coordinator_address": coordinator}
+    given |= {} if auto else {"num_processes": num_processes, "process_id": process_id}
+    try:
+        jax.distributed.initialize(
+            **given, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS, initialization_timeout=_START_SECONDS
+        )
+    except (RuntimeError, ValueError) as error:
+        why = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"the hosts did not find each other by `coordinator` (={coordinator!r}): {why}; start the same command on "
+            "every host, with the address of the first and a port that is free there"
+        ) from error
+
+
+def _check(coordinator: str, num_processes: Any, process_id: Any) -> None:
+    name, _, port = coordinator.rpartition(":")
+    if not name or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise InputError(f"`coordinator` must be name:port, as in 10.0.0.1:8476, or auto, got {coordinator!r}")
+    if num_processes < 1 or not 0 <= process_id < num_processes:
+        raise InputError(
+            f"`process_id` (={process_id}) must be at least 0 and below `num_processes` (={num_processes})"
+        )
+    if process_id == 0:
+        with contextlib.suppress(socket.gaierror), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", int(port)))
+            except OSError as error:
+                raise InputError(
+                    f"port {port} of `coordinator` (={coordinator!r}) is in use here ({error.strerror}); name another "
+                    "on every host"
+                ) from error
+
+
+def ask_first(question: Callable[[], Any]) -> Any:
+    """What the first host finds, on every host; all have to ask.
+
+    Args:
+      question: called on the first host alone. Its answer is of JSON values and arrays, in dicts with names, lists and
+        tuples.
+
+    Returns:
+      The answer.
+
+    Raises:
+      InputError: the question raised one on the first host; it is raised on all.
+    """
+    if num_hosts() == 1:
+        return question()
+    answer: Any = None
+    error: InputError | None = None
+    if is_first():
+        try:
+            answer = question()
+        except InputError as raised:
+            error = raised
+    content = pack({"answer": answer, "error": None if error is None else str(error)}) if is_first() else b""
+    found = unpack(_from_first(content))
+    if error is not None:
+        raise error
+    if found["error"] is not None:
+        raise InputError(f"the first host found: {found['error']}")
+    return found["answer"]
+
+
+def check_agreed(parts: Mapping[str, Any]) -> None:
+    """Raises `InputError` on every host unless all bring the same JSON values, which are named by what they are of."""
+    if num_hosts() == 1:
+        return
+    held = [json.loads(content) for content in exchange(json.dumps(dict(parts), sort_keys=True).encode())]
+    for number, other in enumerate(held):
+        different = [name for name in held[0] if other.get(name) != held[0][name]]
+        if different:
+            raise InputError(
+                f"host {number} has other {' and '.join(different)} than host 0; give every host the same command, "
+                "files and versions"
+            )
+
+
+def share_of_rows(count: int, multiple: int = 1) -> np.ndarray:
+    """The rows of this host.
+
+    Args:
+      count: X, rows of the whole.
+      multiple: a number of rows that a host takes together.
+
+    Returns:
+      Row numbers, as many on every host; after the last row it is repeated. Those of all hosts, one after another,
+      begin with 0 to X - 1.
+    """
+    hosts = num_hosts()
+    share = -(-count // (hosts * multiple)) * multiple
+    return np.minimum(host_number() * share + np.arange(share), count - 1)
+
+
+def gather_rows(rows: Any, count: int) -> Any:
+    """Rows that hosts made of their shares, on every host.
+
+    Args:
+      rows: a pytree of arrays [share, ...], rows of `share_of_rows`.
+      count: X.
+
+    Returns:
+      Leaves [X, ...], bit by bit what was made.
+    """
+    if num_hosts() == 1:
+        return jax.tree.map(lambda leaf: leaf[:count], rows)
+    leaves, tree = jax.tree.flatten(rows)
+    parts = [unpack(content) for content in exchange(pack([np.asarray(leaf) for leaf in leaves]))]
+    return tree.unflatten([np.concatenate(pieces)[:count] for pieces in zip(*parts, strict=True)])
+
+
+def exchange(content: bytes) -> list[bytes]:
+    """Tells every host the bytes of all, in the order of the hosts."""
+    lengths = [int.from_bytes(row.tobytes(), "little") for row in _collect(_as_array(len(content)), "gather")]
+    pieces: list[list[bytes]] = [[] for _ in lengths]
+    for first in range(0, max(lengths), _PIECE):
+        rows = _collect(_padded(content[first : first + _PIECE], min(max(lengths) - first, _PIECE)), "gather")
+        for held, row, length in zip(pieces, rows, lengths, strict=True):
+            held.append(row.tobytes()[: max(0, min(length - first, _PIECE))])
+    return [b"".join(held) for held in pieces]
+
+
+def _from_first(content: bytes) -> bytes:
+    """The bytes of the first host; the others' must be empty."""
+    length = int.from_bytes(_collect(_as_array(len(content)), "sum").tobytes(), "little")
+    pieces = []
+    for first in range(0, length, _PIECE):
+        size = min(length - first, _PIECE)
+        pieces.append(_collect(_padded(content[first : first + _PIECE], size), "sum").tobytes()[:size])
+    return b"".join(pieces)
+
+
+def _as_array(number: int) -> np.ndarray:
+    return np.frombuffer(number.to_bytes(8, "little"), np.uint8)
+
+
+def _padded(content: bytes, size: int) -> np.ndarray:
+    """Bytes as an array of one of few lengths, each of which is a program."""
+    length = max(_LEAST_PIECE, 1 << (size - 1).bit_length())
+    array = np.zeros(length, np.uint8)
+    array[: len(content)] = np.frombuffer(content, np.uint8)
+    return array
+
+
+def _collect(mine: np.ndarray, how: str) -> np.ndarray:
+    """One array of every host, uint8 [B]: all of them [H, B], or their sum [B]."""
+    here = jax.local_devices()[0]
+    sharding = NamedSharding(Mesh(np.asarray([here]), (_AXIS,)), PartitionSpec(_AXIS))
+    placed = jax.make_array_from_single_device_arrays((1, len(mine)), sharding, [jax.device_put(mine[None], here)])
+    return np.asarray(_collective(how)(placed).addressable_shards[0].data)[0]
+
+
+@bounded_cache(2)
+def _collective(how: str) -> Callable[[Any], Any]:
+    devices = one_device_each()
+    work = {"gather": jax.lax.all_gather, "sum": jax.lax.psum}[how]
+    return jax.pmap(lambda mine: work(mine, _AXIS), axis_name=_AXIS, devices=devices, axis_size=len(devices))
+
+
+def one_device_each(count: int = 1) -> list[Device]:
+    """The first `count` devices of every host, host by host."""
+    return [device for host in range(num_hosts()) for device in jax.local_devices(process_index=host)[:count]]
+
+
+def least_devices() -> int:
+    """Devices of the host that has the fewest."""
+    return min(len(jax.local_devices(process_index=host)) for host in range(num_hosts()))
+
+
+def pack(tree: Any) -> bytes:
+    """JSON values and arrays, in dicts with names, lists and tuples, as bytes."""
+    arrays: list[np.ndarray] = []
+
+    def skeleton(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {"dict": {name: skeleton(value) for name, value in part.items()}}
+        if isinstance(part, (list, tuple)):
+            return {type(part).__name__: [skeleton(value) for value in part]}
+        if hasattr(part, "dtype"):
+            arrays.append(np.asarray(part))
+            return {"array": len(arrays) - 1}
+        return {"value": part}
+
+    words = json.dumps(skeleton(tree)).encode()
+    content = io.BytesIO()
+    np.save(content, np.frombuffer(words, np.uint8), allow_pickle=False)
+    for array in arrays:
+        np.save(content, array, allow_pickle=False)
+    return content.getvalue()
+
+
+def unpack(content: bytes) -> Any:
+    """Inverts `pack`; runs nothing of what it reads."""
+    file = io.BytesIO(content)
+    words = json.loads(np.load(file, allow_pickle=False).tobytes())
+    arrays: list[np.ndarray] = []
+
+    def built(part: dict[str, Any]) -> Any:
+        ((kind, value),) = part.items()
+        if kind == "dict":
+            return {name: built(inner) for name, inner in value.items()}
+        if kind in ("list", "tuple"):
+            made = [built(inner) for inner in value]
+            return tuple(made) if kind == "tuple" else made
+        if kind == "array":
+            while len(arrays) <= value:
+                arrays.append(np.load(file, allow_pickle=False))
+            return arrays[value]
+        return value
+
+    return built(words)
+
+
+@contextlib.contextmanager
+def without_others() -> Iterator[None]:
+    """Within it, orbax does not wait for other hosts: one host saves and loads on its own."""
+    if num_hosts() == 1:
+        yield
+        return
+    alone: Any = ocp.options.MultiprocessingOptions(
+        primary_host=host_number(), active_processes={host_number()}, barrier_sync_key_prefix=f"host{host_number()}"
+    )
+    # Whatever the active processes are, orbax (0.12.8) compares the folder's name over all before it saves.
+    with (
+        mock.patch("orbax.checkpoint.experimental.v1._src.saving.execution._check_directory_consistency"),
+        ocp.Context(multiprocessing_options=alone),
+    ):
+        yield

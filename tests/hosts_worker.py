@@ -1,0 +1,129 @@
+"""In: a number, how many there are, a port, a folder and what to do. Out: one host of a job, for a test to look at.
+
+It is a process of its own, with as many devices as its number plus one; a job of one is none, and has one device.
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import tests.tiny  # noqa: F401  registers its model
+from gpdiff_jax import hosts
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.run.run import Run
+from gpdiff_jax.training import exchange
+from gpdiff_jax.training.compilation_cache import enable_compilation_cache
+from gpdiff_jax.training.loop import VALIDATION, train
+from gpdiff_jax.training.parallel import DEVICES, ShardedRows, map_chunks, place_rows, training_devices
+from gpdiff_jax.training.step import LossTerm, make_step, start_training
+from tests.runs import tiny_settings
+
+_OPTIMISER = optax.sgd(0.1)
+
+
+def _squares(params, data, part, key):
+    noise = jax.random.normal(key, (64,))[part.numbers]
+    error = data["x"][part.numbers] @ params["w"] - data["y"][part.numbers] + 0.1 * noise
+    return jnp.square(error).sum(), jnp.full((), part.count, jnp.float32), {}
+
+
+def _evaluate(params, data, key):
+    del key
+    return {VALIDATION: jax.lax.pmean(jnp.square(data["x"] @ params["w"] - data["y"]).mean(), DEVICES)}
+
+
+def _trained(batch: int, folder: pathlib.Path | None, steps: int = 20) -> list[float]:
+    rng = np.random.default_rng(0)
+    data = jax.device_put({"x": rng.normal(size=(64, 3)).astype(np.float32), "y": np.ones(64, np.float32)})
+    devices = training_devices(batch)
+    step = make_step([LossTerm("squares", _squares, batch)], _OPTIMISER, num_devices=len(devices))
+    start = start_training({"w": np.zeros(3, np.float32)}, _OPTIMISER)
+    made = train(
+        *(step, start, data),
+        key=jax.random.key(0),
+        steps=steps,
+        evaluate_every=5,
+        devices=devices,
+        name="toy",
+        evaluate=_evaluate,
+        checkpoints=folder,
+    )
+    return np.asarray(made.params["w"]).tolist()
+
+
+def _refusal(question) -> str:
+    try:
+        question()
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def parts(folder: pathlib.Path) -> dict:
+    """What every part of the library that hosts share makes."""
+    number = hosts.host_number()
+    shared = {"w": np.float32(3.0)}
+    rows = {"x": np.arange(7, dtype=np.float32)}
+    spread, placed = ShardedRows(_wide, shared), place_rows(rows)
+    lines = map_chunks(_wide, shared, rows, size=2)
+
+    def fails() -> None:
+        raise InputError("no such thing")
+
+    return {
+        "hosts": hosts.num_hosts(),
+        "first": hosts.is_first(),
+        "devices": [len(training_devices(batch)) for batch in (8, 7)],
+        "asked": exchange.ask_first(lambda: {"who": number, "array": np.arange(3), "none": None, "pair": (1, 2.5)}),
+        "refused": _refusal(lambda: exchange.ask_first(fails)),
+        "other": _refusal(lambda: exchange.check_agreed({"cities": [1, 2], "numbers": number})),
+        "same": _refusal(lambda: exchange.check_agreed({"cities": [1, 2]})),
+        "large": [len(content) for content in exchange.exchange(bytes(3000 * (number + 1)))],
+        "rows": spread(rows).read(),
+        "placed": spread(placed).read(),
+        "chunks": lines,
+        "even": _trained(8, folder / "even"),
+        "uneven": _trained(7, None),
+        "small": _trained(1, None),
+        "read_again": _trained(8, folder / "even"),
+    }
+
+
+def _wide(shared, rows):
+    return {"y": shared["w"] * rows["x"], "wide": rows["x"][:, None] + jnp.arange(3.0)[None], "int": jnp.int32(rows["x"])}
+
+
+def whole(folder: pathlib.Path) -> dict:
+    """A whole run on the cities beside the folder; what metrics.json holds."""
+    settings = tiny_settings(folder.parent / "cities", methods=("default",))
+    with Run.open(folder, settings) as run:
+        return run.evaluate()
+
+
+def _plain(value):
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def main(number: int, count: int, port: int, folder: pathlib.Path, work: str) -> None:
+    """Does the work and prints what it made, as one line of JSON."""
+    jax.config.update("jax_num_cpu_devices", number + 1)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    if count > 1:
+        exchange.connect(f"127.0.0.1:{port}", count, number)
+    enable_compilation_cache()
+    made = {"parts": parts, "whole": whole}[work](folder)
+    print(json.dumps(made, default=_plain), flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), pathlib.Path(sys.argv[4]), sys.argv[5])
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(3)

@@ -40,4 +40,4 @@ def _text(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(run_main(show))
+    command_line.run(run_main(show, on_hosts=False))

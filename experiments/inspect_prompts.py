@@ -32,4 +32,4 @@ def show(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(run_main(show))
+    command_line.run(run_main(show, on_hosts=False))

@@ -351,11 +351,12 @@ def _connect() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
-def run_main(show: Callable[[Run], None]) -> Callable[[list[str]], None]:
+def run_main(show: Callable[[Run], None], *, on_hosts: bool = True) -> Callable[[list[str]], None]:
     """Makes the `main` of a module that works on a run.
 
     Args:
       show: prints what the module is for; asking the run for it makes it, if the folder does not hold it.
+      on_hosts: whether a job on several hosts can make it.
 
     Returns:
       `main(argv)` that parses the flags and opens the run.
@@ -364,6 +365,8 @@ def run_main(show: Callable[[Run], None]) -> Callable[[list[str]], None]:
     def main(argv: list[str]) -> None:
         del argv
         use_every_core()
+        if not on_hosts and flags.FLAGS.coordinator is not None:
+            raise InputError("--coordinator is for what trains, generates or forecasts; run this on one host, without")
         _connect()
         enable_compilation_cache()
         show(Run.open(flags.FLAGS.out_dir, settings_from_flags()))

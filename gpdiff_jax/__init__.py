@@ -39,6 +39,7 @@ from gpdiff_jax.run.run import Run
 from gpdiff_jax.run.settings import Settings
 from gpdiff_jax.training.caches import clear_caches
 from gpdiff_jax.training.compilation_cache import enable_compilation_cache
+from gpdiff_jax.training.exchange import connect as connect_hosts
 from gpdiff_jax.training.parallel import use_every_core
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.forecaster import Forecaster, forecast_next
@@ -89,6 +90,7 @@ __all__ = [
     "TemporalConfig",
     "check_city",
     "clear_caches",
+    "connect_hosts",
     "enable_compilation_cache",
     "find_cities",
     "forecast",

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import sys
+import traceback
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,8 @@ def parts(folder: pathlib.Path) -> dict:
 
 
 def _wide(shared, rows):
-    return {"y": shared["w"] * rows["x"], "wide": rows["x"][:, None] + jnp.arange(3.0)[None], "int": jnp.int32(rows["x"])}
+    x = rows["x"]
+    return {"y": shared["w"] * x, "wide": x[:, None] + jnp.arange(3.0)[None], "int": jnp.int32(x)}
 
 
 def whole(folder: pathlib.Path) -> dict:
@@ -125,5 +127,6 @@ if __name__ == "__main__":
     try:
         main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), pathlib.Path(sys.argv[4]), sys.argv[5])
     except BaseException as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        traceback.print_exception(error)
+        sys.stderr.flush()
         os._exit(3)

@@ -268,12 +268,13 @@ def without_others() -> Iterator[None]:
     if num_hosts() == 1:
         yield
         return
-    alone: Any = ocp.options.MultiprocessingOptions(
-        primary_host=host_number(), active_processes={host_number()}, barrier_sync_key_prefix=f"host{host_number()}"
-    )
+    alone: Any = ocp.Context()
+    alone.multiprocessing.primary_host = host_number()
+    alone.multiprocessing.active_processes = {host_number()}
+    alone.multiprocessing.barrier_sync_key_prefix = f"host{host_number()}"
     # Whatever the active processes are, orbax (0.12.8) compares the folder's name over all before it saves.
     with (
         mock.patch("orbax.checkpoint.experimental.v1._src.saving.execution._check_directory_consistency"),
-        ocp.Context(multiprocessing_options=alone),
+        alone,
     ):
         yield

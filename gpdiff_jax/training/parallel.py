@@ -175,7 +175,7 @@ def place_rows(rows: Any, devices: Sequence[Device] | None = None) -> PlacedRows
 @bounded_cache(32)
 def _pmap(function: Callable[[Any, Any], Any], devices: tuple[Device, ...]) -> Callable[[Any, Any], Any]:
     # The same program every time: compiled programs are found by it.
-    return jax.pmap(function, axis_name=DEVICES, devices=devices)
+    return jax.pmap(function, axis_name=DEVICES, devices=devices, axis_size=len(devices))
 
 
 def _spread(rows: Any, chosen: np.ndarray, devices: Sequence[Device]) -> Any:

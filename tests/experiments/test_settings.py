@@ -6,7 +6,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments.run_flags import settings_from_flags
+from experiments.run_flags import run_main, settings_from_flags
 from gpdiff_jax import Settings
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.zoo.codec import CodecConfig
@@ -50,6 +50,20 @@ def test_flags_that_are_not_given_leave_a_preset_as_it_is():
         data = Settings.from_preset("paper").data
         changed = dataclasses.replace(data, support_days=3, protocol="paper", damping=(0.9, 0.5))
         assert settings_from_flags().data == changed
+
+
+def test_a_half_named_job_on_hosts_is_refused_before_anything_is_read():
+    for words, message in (
+        (["--num_processes=2"], r"--num_processes \(=2\) needs --coordinator"),
+        (["--process_id=1"], r"--process_id \(=1\) needs --coordinator"),
+        (["--coordinator=10.0.0.1:80"], "`coordinator` .* needs `num_processes` and `process_id`, or must be auto"),
+    ):
+        with flagsaver.flagsaver(), pytest.raises(InputError, match=message):
+            flags.FLAGS(["transfer", *words])
+            run_main(print)([])
+    with flagsaver.flagsaver(), pytest.raises(InputError, match="run this on one host, without"):
+        flags.FLAGS(["diagnose", "--coordinator=10.0.0.1:80"])
+        run_main(print, on_hosts=False)([])
 
 
 def test_the_rate_of_the_posterior_reaches_its_configuration():

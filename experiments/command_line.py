@@ -3,6 +3,7 @@ Out: the process's end: its exit code and, on any error that a user can cause, o
 """
 
 import difflib
+import logging as standard_logging
 import os
 import signal
 import sys
@@ -75,6 +76,7 @@ def _run_and_flush(main: Callable[[list[str]], object], argv: list[str]) -> obje
     logging.set_verbosity(logging.WARNING)
     # Their errors come back as exceptions, and are told in one line; their threads would tell them in hundreds.
     logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
+    standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
     status = main(argv)
     sys.stdout.flush()
     return status

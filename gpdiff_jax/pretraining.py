@@ -23,7 +23,7 @@ from gpdiff_jax.models.registry import make_model
 from gpdiff_jax.prompts.encoders import plain_encoder
 from gpdiff_jax.prompts.prompt import PromptScaler, fit_prompt_scaler, scale_prompts
 from gpdiff_jax.prompts.sources import PromptedSources
-from gpdiff_jax.training.checkpoints import digest_of
+from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.storage import is_filled
 from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo.codec import Codec, encode_zoo, fit_codec

@@ -4,34 +4,21 @@ A save of orbax is a temporary folder that is renamed when all is written, so a 
 whole one. Orbax's own `training.Checkpointer` would have every host of a job write.
 """
 
-import hashlib
 import pathlib
 import shutil
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from gpdiff_jax.errors import InputError, is_out_of_memory
 from gpdiff_jax.hosts import is_first
+from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.exchange import ask_first, without_others
 from gpdiff_jax.training.storage import raise_if_full
 
 _KEPT = 3
-
-
-def digest_of(words: str, tree: Any) -> str:
-    """A hash of words and of every byte of a pytree of arrays and keys, by which one piece of work is known."""
-    digest = hashlib.sha256(words.encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        host = np.ascontiguousarray(leaf)
-        digest.update(repr((jax.tree_util.keystr(path), host.shape, str(host.dtype))).encode())
-        digest.update(host.tobytes())
-    return digest.hexdigest()
 
 
 class TrainingCheckpoints:
@@ -75,6 +62,8 @@ class TrainingCheckpoints:
                 custom: Any = ocp.metadata(place).custom_metadata
                 same = custom["identity"] == self._identity
                 held = ocp.load(place, jax.tree.map(np.asarray, state)) if same else None
+                if same and digest_of("", held) != custom["sha256"]:
+                    raise ValueError("not what was written")
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
@@ -92,8 +81,9 @@ class TrainingCheckpoints:
             return
         self._wait()
         place: Any = self._folder / str(step)
+        facts: Any = {"identity": self._identity, "sha256": digest_of("", state)}
         with without_others():
-            self._pending = ocp.save_async(place, state, overwrite=True, custom_metadata={"identity": self._identity})
+            self._pending = ocp.save_async(place, state, overwrite=True, custom_metadata=facts)
 
     def close(self) -> None:
         """Waits until all is written."""

@@ -36,6 +36,10 @@ def connect(coordinator: str, num_processes: int | None = None, process_id: int 
 
     Raises:
       InputError: arguments that do not go together, or hosts that do not find each other within five minutes.
+
+    Example:
+      >>> import gpdiff_jax as gpd
+      >>> gpd.connect_hosts("10.0.0.1:8476", num_processes=2, process_id=0)  # doctest: +SKIP
     """
     auto = coordinator == "auto"
     if not auto and (num_processes is None or process_id is None):

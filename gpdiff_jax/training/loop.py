@@ -16,7 +16,8 @@ from jaxtyping import Float
 from gpdiff_jax.errors import NotFiniteError
 from gpdiff_jax.hosts import num_hosts
 from gpdiff_jax.training.caches import bounded_cache
-from gpdiff_jax.training.checkpoints import TrainingCheckpoints, digest_of
+from gpdiff_jax.training.checkpoints import TrainingCheckpoints
+from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.exchange import check_agreed
 from gpdiff_jax.training.parallel import DEVICES, first_copy, replicate
 from gpdiff_jax.training.step import Metrics, TrainState

@@ -13,6 +13,7 @@ from orbax.checkpoint import v1 as ocp
 
 from gpdiff_jax.errors import InputError, is_disk_full, is_out_of_memory
 from gpdiff_jax.hosts import is_first
+from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.exchange import ask_first, without_others
 
 
@@ -33,7 +34,7 @@ def save_arrays(folder: pathlib.Path, arrays: dict, facts: dict) -> None:
         return
     place = _absolute(folder)
     host = jax.tree.map(np.asarray, arrays)
-    metadata: Any = {"facts": json.dumps(facts)}
+    metadata: Any = {"facts": json.dumps(facts), "sha256": digest_of("", host)}
     try:
         with without_others():
             ocp.save(place, host, custom_metadata=metadata, overwrite=True)
@@ -118,6 +119,9 @@ def _load(folder: pathlib.Path, version: int, what: str) -> tuple[dict, dict]:
             custom: Any = metadata.custom_metadata
             facts = json.loads(custom["facts"])
             arrays = ocp.load(place)
+        # Orbax sees damage to what says where the arrays are, but not to the arrays.
+        if custom.get("sha256", written := digest_of("", arrays)) != written:
+            raise ValueError("not what was written")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise

@@ -20,7 +20,7 @@ from gpdiff_jax.errors import InputError, NotFiniteError
 from gpdiff_jax.models.protocol import Model, ModelSizes, model_text
 from gpdiff_jax.prompts.sources import PromptedSources
 from gpdiff_jax.training.caches import bounded_cache
-from gpdiff_jax.training.checkpoints import digest_of
+from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.exchange import ask_first, check_agreed, least_devices
 from gpdiff_jax.training.parallel import PendingRows, ShardedRows, rows_side_by_side
 from gpdiff_jax.training.storage import is_filled

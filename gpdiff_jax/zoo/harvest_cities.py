@@ -19,7 +19,7 @@ from gpdiff_jax.models.protocol import Model, abstract_params, model_text
 from gpdiff_jax.models.registry import make_model
 from gpdiff_jax.prompts.encoders import PromptConfig, PromptEncoder, check_parts
 from gpdiff_jax.prompts.sources import fit_encoder, with_prompts
-from gpdiff_jax.training.checkpoints import digest_of
+from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.training.storage import load_arrays, save_arrays
 from gpdiff_jax.typing import Device, Key, Params

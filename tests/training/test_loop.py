@@ -199,6 +199,15 @@ def test_checkpoints_of_another_training_and_damaged_ones_are_refused(data, tmp_
             _train(data, checkpoints=tmp_path / "kept", **change)
     with pytest.raises(InputError, match="holds checkpoints of another training"):
         _train({**data, "y": data["y"] + 1.0}, checkpoints=tmp_path / "kept")
+    largest = max((tmp_path / "kept" / "20" / "state" / "d").iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    for place in range(0, len(content), 97):
+        content[place] ^= 4  # one bit
+        largest.write_bytes(content)
+        with pytest.raises(InputError, match=r"the checkpoint '.*kept/20' is damaged"):
+            _train(data, checkpoints=tmp_path / "kept")
+        content[place] ^= 4
+    largest.write_bytes(content)
     for path in pathlib.Path(tmp_path / "kept" / "20").rglob("*"):
         if path.is_file() and path.stat().st_size > 0 and "metadata" not in path.name.lower():
             path.write_bytes(b"x")

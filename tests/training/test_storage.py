@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import pathlib
+import random
+import shutil
 
 import jax
 import numpy as np
@@ -88,6 +90,29 @@ def test_a_full_disk_is_the_systems_own_error_with_the_place(tmp_path, monkeypat
     with pytest.raises(OSError) as raised:
         save_arrays(tmp_path / "made", _ARRAYS, _FACTS)
     assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(tmp_path / "made"))
+
+
+def test_a_flipped_bit_is_never_another_array(tmp_path):
+    arrays = {"layer": np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32), "step": np.arange(3)}
+    save_arrays(tmp_path / "made", arrays, _FACTS)
+    moments, refused = random.Random(0), 0
+    for turn in range(40):
+        folder = tmp_path / str(turn)
+        shutil.copytree(tmp_path / "made", folder)
+        files = [path for path in _files(folder) if path.stat().st_size]
+        path = max(files, key=lambda path: path.stat().st_size) if turn % 2 else moments.choice(files)
+        content = bytearray(path.read_bytes())
+        content[moments.randrange(len(content))] ^= 1 << moments.randrange(8)
+        path.write_bytes(content)
+        try:
+            found, facts = load_arrays(folder, 3, "thing")
+        except InputError as error:
+            assert "is damaged" in str(error) or "has format" in str(error) or "is no thing" in str(error)
+            refused += 1
+        else:
+            assert facts == _FACTS
+            jax.tree.map(np.testing.assert_array_equal, found, arrays)
+    assert refused >= 20
 
 
 @pytest.mark.parametrize("damage", ["metadata", "truncate", "delete", "garble"])

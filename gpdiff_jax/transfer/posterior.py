@@ -48,7 +48,7 @@ class PosteriorConfig:
     `rate` and `own_share` were chosen by leaving out source cities (docs/experiments.md, section 35).
     """
 
-    rate: float = 120.0
+    rate: float = 480.0
     own_share: float = 0.5
     windows: int = 128
 

@@ -4,12 +4,25 @@ Out: exceptions whose message is one clear line, naming the thing, its value and
 
 import errno
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
+_LONG_WORD = re.compile(r"[^\s/]{200,}")
+
 
 class InputError(ValueError):
-    """Report a mistake that a user can mend: a file, a flag or an argument."""
+    """Report a mistake that a user can mend: a file, a flag or an argument.
+
+    A value that a file fills with thousands of characters, or with lines, is cut in the message, which stays a line.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_LONG_WORD.sub(_cut, " ".join(str(message).splitlines())))
+
+
+def _cut(word: re.Match[str]) -> str:
+    return f"{word[0][:60]}...{word[0][-20:]} ({len(word[0])} characters)"
 
 
 class NotFiniteError(InputError, FloatingPointError):

@@ -1,6 +1,7 @@
 """In: a path and what is to lie there. Out: a file that appears whole or not at all; an npz read back, or refused."""
 
 import csv
+import errno
 import io
 import json
 import lzma
@@ -102,5 +103,8 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         # Opened here: numpy leaves a file that is no archive open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             return {name: held[name] for name in held.files}
-    except DAMAGE as error:
+    except (*DAMAGE, OSError) as error:
+        # A place before the beginning of the file, which a damaged archive may name, is the system's complaint too.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise InputError(f"{str(path)!r} is damaged ({type(error).__name__})") from error

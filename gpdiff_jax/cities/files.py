@@ -172,7 +172,7 @@ def _city_from_arrays(name: str, arrays: Mapping[str, np.ndarray], missing_above
     if missing_above is not None:
         values = np.where(values > missing_above, np.float32(np.nan), values)
     adjacency = _numbers(arrays, "adjacency", np.float32)
-    regions = values.shape[1] if values.ndim == 3 else len(arrays["node_ids"])
+    regions = values.shape[1] if values.ndim == 3 else arrays["node_ids"].size
     if adjacency.shape != (regions, regions):
         raise InputError(
             f"`adjacency` (of shape {adjacency.shape}) must be [N, N] = [{regions}, {regions}]; reshape it"

@@ -7,6 +7,7 @@ arrays are put together here, from a dtype of plain numbers and as many bytes as
 import io
 import pathlib
 import pickle
+import pickletools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -146,7 +147,9 @@ def load_plain_pickle(path: pathlib.Path) -> Any:
 
     try:
         # Files of Python 2 hold text in its old form.
-        return _finished(Plain(io.BytesIO(path.read_bytes()), encoding="latin1").load())
+        content = path.read_bytes()
+        _check_places(content)
+        return _finished(Plain(io.BytesIO(content), encoding="latin1").load(), {})
     except InputError:
         raise
     except OSError as error:
@@ -157,12 +160,21 @@ def load_plain_pickle(path: pathlib.Path) -> Any:
         ) from None
 
 
-def _finished(held: Any) -> Any:
-    """The same with arrays in place of what was said of them."""
+def _check_places(content: bytes) -> None:
+    """Raises `_Forged` where a thing is to be remembered at a place for which memory would be taken without end."""
+    for code, place, _ in pickletools.genops(content):
+        if code.name in ("PUT", "LONG_BINPUT") and place is not None and place > len(content):
+            raise _Forged(f"place {place} of {len(content)} bytes")
+
+
+def _finished(held: Any, made: dict[int, Any]) -> Any:
+    """The same with arrays in place of what was said of them; what is there a thousand times is made once."""
+    if id(held) in made:
+        return made[id(held)]
     if isinstance(held, _Array):
         return held.array
     if isinstance(held, (list, tuple)):
-        return type(held)(map(_finished, held))
-    if isinstance(held, dict):
-        return {name: _finished(value) for name, value in held.items()}
-    return held
+        made[id(held)] = type(held)(_finished(value, made) for value in held)
+    elif isinstance(held, dict):
+        made[id(held)] = {name: _finished(value, made) for name, value in held.items()}
+    return made.get(id(held), held)

@@ -1,0 +1,233 @@
+"""In: luck, and good files of every kind that users bring. Out: broken and hostile ones, fed to what reads them.
+
+A reader may return, or raise `InputError` in one line. Files are good ones that were changed: bits, pieces and words of
+a file's bytes, or the arrays that are packed in it, for bytes of a compressed file hardly get past its checksum.
+"""
+
+import collections
+import dataclasses
+import io
+import json
+import pathlib
+import pickle
+import random
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpdiff_jax.analysis.summary import summarize_runs
+from gpdiff_jax.cities import SimulationConfig, load_city, save_city, simulate_cities
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import read_npz
+from gpdiff_jax.ingest import ReadingsConfig, city_from_tables, load_plain_pickle
+from gpdiff_jax.run.settings import Settings
+
+_WORDS = (
+    *(b"nan", b"inf", b"-1", b"1e400", b"0x10", b"9" * 40, b"1,5", b"", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\r"),
+    *(b"\n\n", b'"', b"'", b";", b"\t", b",,,,", b"2024-02-30", b"0001-01-01", b"9999-12-31T23:59", b"24:00", b"-0"),
+    *(b"../../etc/passwd", b"<script>", b"=1+1", b"T00:00+14:00", b"\xc3\x28", b"NaT", b"None", b"true", b"[]", b"{}"),
+)
+_VALUES = (np.nan, np.inf, -np.inf, -1.0, 0.0, 1e30, 1e300, 2**31, 2**63 - 1)
+_ALONE = ("", "x" * 5000, "crowd", "speed", -5, 10**9, "2024-13-01", "\x00", "../x", "<b>")
+_TYPES = ("f2", "f4", "f8", "i1", "i4", "i8", "u8", "?", "U3", "S2", "c8", "M8[m]", ">f4", "O")
+
+
+def changed_bytes(content: bytes, luck: random.Random) -> bytes:
+    """A file's bytes with one to four changes."""
+    made = bytearray(content)
+    for _ in range(luck.randint(1, 4)):
+        place, length = luck.randrange(len(made) + 1), luck.choice((1, 2, 8, 64))
+        match luck.randrange(6):
+            case 0 if made:
+                made[place - 1] ^= 1 << luck.randrange(8)
+            case 1:
+                made[place:place] = luck.choice(_WORDS)
+            case 2:
+                made[place : place + length] = luck.choice(_WORDS)
+            case 3:
+                del made[place : place + length]
+            case 4:
+                other = luck.randrange(len(made) + 1)
+                made[place:place] = made[other : other + length]
+            case _:
+                del made[place : len(made) if luck.random() < 0.2 else place + 1]
+    return bytes(made)
+
+
+def changed_arrays(arrays: dict[str, np.ndarray], luck: random.Random) -> dict[str, np.ndarray]:
+    """Arrays of a file with one or two changes of values, type, shape or name."""
+    made = {name: np.array(array) for name, array in arrays.items()}
+    for _ in range(luck.randint(1, 2)):
+        name = luck.choice(sorted(made))
+        array = made[name]
+        with np.errstate(all="ignore"):
+            match luck.randrange(7):
+                case 0:
+                    made.pop(name)
+                    if not made:
+                        return {name: array}
+                case 1 if array.size and array.dtype.kind in "fiu":
+                    flat = array.astype(np.float64).ravel()
+                    for _ in range(luck.choice((1, 1, 5, flat.size))):
+                        flat[luck.randrange(flat.size)] = luck.choice(_VALUES)
+                    made[name] = flat.reshape(array.shape).astype(array.dtype if luck.random() < 0.7 else np.float64)
+                case 2:
+                    try:
+                        made[name] = array.astype(luck.choice(_TYPES))
+                    except (ValueError, TypeError, RuntimeError):
+                        made[name] = np.zeros(array.shape, "f4")
+                case 3:
+                    made[name] = luck.choice(
+                        (array[None], array.ravel(), array[..., None], np.array(3.5), array.ravel()[:0])
+                    )
+                case 4 if array.ndim:
+                    axis = luck.randrange(array.ndim)
+                    longer = np.repeat(array, 2, axis)
+                    made[name] = longer if luck.random() < 0.5 else array.take(range(array.shape[axis] // 2), axis)
+                case 5:
+                    made[luck.choice(("x", "../x", "values", "a/b", ""))] = array
+                case _:
+                    made[name] = np.asarray(luck.choice(_ALONE))
+    return made
+
+
+def npz_of(arrays: dict[str, np.ndarray]) -> bytes:
+    """An npz file, of objects too."""
+    content = io.BytesIO()
+    held: Any = {f"_{name}" if name == "file" else name: array for name, array in arrays.items()}
+    np.savez(content, **held)
+    return content.getvalue()
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """What reads, and what makes files for it."""
+
+    read: Callable[[pathlib.Path], Any]
+    file: str  # its name
+    make: Callable[[random.Random], bytes]
+
+
+def _texts(*texts: str) -> Callable[[random.Random], bytes]:
+    return lambda luck: changed_bytes(luck.choice(texts).encode(), luck)
+
+
+def _archive(arrays: dict[str, np.ndarray]) -> Callable[[random.Random], bytes]:
+    whole = npz_of(arrays)
+    return lambda luck: changed_bytes(whole, luck) if luck.random() < 0.3 else npz_of(changed_arrays(arrays, luck))
+
+
+def _readings(**options: Any) -> Callable[[pathlib.Path], Any]:
+    def read(path: pathlib.Path) -> Any:
+        sites = path.with_name("sites.csv")
+        return city_from_tables(path, name="mine", kind="crowd", sites=sites, config=ReadingsConfig(**options))
+
+    return read
+
+
+def _linked(**words: str) -> Callable[[pathlib.Path], Any]:
+    def read(path: pathlib.Path) -> Any:
+        readings = path.with_name("readings.csv")
+        links: Any = {name: path for name in words}
+        return city_from_tables(readings, name="mine", kind="crowd", **links)
+
+    return read
+
+
+def readers(folder: pathlib.Path) -> dict[str, Reader]:
+    """Every reader of files that users bring, by name; good files that stand beside are written into the folder."""
+    hours = [f"2024-05-{1 + hour // 24:02d}T{hour % 24:02d}:00" for hour in range(72)]
+    regions = ("north", "south", "east")
+    long = "unique_id,ds,y\n" + "".join(f"{r},{t},{(i * 7) % 13}\n" for i, t in enumerate(hours) for r in regions)
+    wide = "time,north,south,east\n" + "".join(f"{t},{i % 5},{i % 7},{i % 3}\n" for i, t in enumerate(hours))
+    sites = "unique_id,latitude,longitude\nnorth,52.1,4.3\nsouth,52.0,4.3\neast,52.05,4.4\n"
+    edges = "from,to,weight\nnorth,south,0.5\nsouth,east,1\neast,north,0.25\n"
+    matrix = "0,0.5,1\n0.5,0,0.2\n1,0.2,0\n"
+    bare = "".join(f"{i % 5},{i % 7}.5,{i % 3}\n" for i in range(72))
+    (folder / "readings.csv").write_text(long)
+    (folder / "sites.csv").write_text(sites)
+    city = simulate_cities(SimulationConfig(cities=1, regions=4, days=7), seed=0)[0]
+    save_city(folder / "whole.npz", city)
+    with np.load(folder / "whole.npz") as held:
+        city_arrays = {name: held[name] for name in held.files}
+    series = {"data": np.arange(72 * 3, dtype=np.float32).reshape(72, 3) % 11}
+    pickled = [pickle.dumps((["a", "b"], {"a": 0}, np.eye(3, dtype=np.float32)), protocol) for protocol in (2, 4)]
+    run = folder / "run"
+    run.mkdir()
+    entry = {"mae": [1.0] * 6, "rmse": [1.0] * 6, "mae_mean": 1.0, "rmse_mean": 1.0, "seconds": 1.0}
+    config = {"settings": Settings().computed(), "seed": 0, "cities": {}, "versions": {}, "format": 6}
+    (run / "config.json").write_text(json.dumps(config))
+    metrics = {"target": "x", "seed": 0, "unit": "u", "horizon_minutes": [60], "methods": {"last_value": entry}}
+    arrays_of_no_times = {"start": "unknown", "interval_minutes": 60}
+    return {
+        "city": Reader(load_city, "city.npz", _archive(city_arrays)),
+        "npz": Reader(read_npz, "method.npz", _archive({"forecast": np.zeros((3, 2, 6), np.float32)})),
+        "long_table": Reader(_readings(), "table.csv", _texts(long, long.replace(",", ";"), "\ufeff" + long)),
+        "wide_table": Reader(_readings(), "wide.csv", _texts(wide, wide.replace("T", " "), wide.replace("\n", "\r\n"))),
+        "zoned_table": Reader(
+            _readings(time_zone="Europe/Amsterdam", duplicates="mean"),
+            "zoned.csv",
+            _texts(long.replace(":00,", ":00+02:00,"), long),
+        ),
+        "sites": Reader(_linked(sites="sites"), "places.csv", _texts(sites, sites.replace(",", "\t"))),
+        "edges": Reader(_linked(edges="edges"), "edges.csv", _texts(edges, edges.replace("weight", "cost"))),
+        "matrix": Reader(_linked(matrix="matrix"), "matrix.csv", _texts(matrix)),
+        "series": Reader(_readings(**arrays_of_no_times), "series.npz", _archive(series)),
+        "npy": Reader(_readings(**arrays_of_no_times), "series.npy", _npy(series["data"])),
+        "bare_table": Reader(_readings(**arrays_of_no_times), "vel.csv", _texts(bare, "a,b,c\n" + bare)),
+        "pickle": Reader(load_plain_pickle, "adj.pkl", lambda luck: changed_bytes(luck.choice(pickled), luck)),
+        "metrics": Reader(lambda path: summarize_runs([path.parent]), "run/metrics.json", _texts(json.dumps(metrics))),
+    }
+
+
+def _npy(array: np.ndarray) -> Callable[[random.Random], bytes]:
+    def make(luck: random.Random) -> bytes:
+        content = io.BytesIO()
+        np.save(content, array if luck.random() < 0.5 else next(iter(changed_arrays({"a": array}, luck).values())))
+        return changed_bytes(content.getvalue(), luck) if luck.random() < 0.7 else content.getvalue()
+
+    return make
+
+
+def feed(reader: Reader, folder: pathlib.Path, luck: random.Random, inputs: int, deadline: float) -> tuple[int, dict]:
+    """Feeds a reader.
+
+    Args:
+      reader: what reads.
+      folder: for its file.
+      luck: of the changes.
+      inputs: how many.
+      deadline: of `time.monotonic`.
+
+    Returns:
+      How many it read, and by what went wrong, the first input.
+    """
+    path, wrong = folder / reader.file, {}
+    ends: collections.Counter[str] = collections.Counter()
+    for count in range(inputs):
+        if time.monotonic() > deadline:
+            return count, wrong
+        with warnings.catch_warnings(action="ignore"):
+            content = reader.make(luck)
+        path.write_bytes(content)
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                reader.read(path)
+            if said:
+                wrong.setdefault(f"warning: {said[0].message}"[:200], content)
+            ends["read"] += 1
+        except InputError as error:
+            ends["refused"] += 1
+            if "\n" in str(error) or len(str(error)) > 2000:
+                wrong.setdefault(f"a message of many lines: {str(error)[:100]!r}", content)
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            ours = [frame for frame in frames if "gpdiff_jax" in frame.filename][-1:]
+            place = f"{pathlib.Path(ours[0].filename).name}:{ours[0].lineno}" if ours else ""
+            wrong.setdefault(f"{type(error).__name__} at {place}: {str(error)[:120]}", content)
+    return inputs, wrong

@@ -1,0 +1,94 @@
+"""In: broken and hostile files. Out: readers read them, or say in one line why not; some that they failed on."""
+
+import pathlib
+import pickle
+import random
+import time
+
+import numpy as np
+import pytest
+
+import gpdiff_jax as gpd
+from gpdiff_jax.files import read_npz
+from gpdiff_jax.ingest import load_plain_pickle
+from tests.fuzzing.readers import feed, readers
+
+_NAMES = (
+    *("city", "npz", "long_table", "wide_table", "zoned_table", "sites", "edges", "matrix", "series", "npy"),
+    *("bare_table", "pickle", "metrics"),
+)
+
+
+@pytest.fixture(scope="module", name="every")
+def _every(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzzing")
+    return folder, readers(folder)
+
+
+def test_all_readers_are_fed(every):
+    assert set(every[1]) == set(_NAMES)
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_a_reader_reads_or_refuses_in_one_line(every, name):
+    folder, made = every
+    count, wrong = feed(made[name], folder, random.Random(0), 60, time.monotonic() + 60)
+    assert count == 60 and wrong == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", _NAMES)
+def test_a_reader_stands_many_files(every, name):
+    folder, made = every
+    count, wrong = feed(made[name], folder, random.Random(1), 20_000, time.monotonic() + 10)
+    assert count > 100 and wrong == {}
+
+
+def test_readings_without_regions_and_ids_that_are_no_list(tmp_path, simulated_cities):
+    gpd.save_city(tmp_path / "city.npz", simulated_cities[0])
+    with np.load(tmp_path / "city.npz") as held:
+        arrays = dict(held)
+    np.savez(tmp_path / "city.npz", **arrays | {"values": arrays["values"].ravel(), "node_ids": np.array("a")})
+    with pytest.raises(gpd.InputError, match=r"city.npz: `adjacency` \(of shape \(8, 8\)\) must be \[N, N\]"):
+        gpd.load_city(tmp_path / "city.npz")
+    np.savez(tmp_path / "city.npz", **arrays | {"kind": np.array("x" * 5000)})
+    with pytest.raises(gpd.InputError, match=r"`kind` \(='x{50,60}\.\.\.x{10,20}'\) \(\d+ characters\)") as raised:
+        gpd.load_city(tmp_path / "city.npz")
+    assert len(str(raised.value)) < 400
+
+
+def test_an_archive_whose_directory_lies_before_its_beginning_is_damaged(tmp_path):
+    np.savez(tmp_path / "made.npz", a=np.zeros(3))
+    content = bytearray((tmp_path / "made.npz").read_bytes())
+    size = int.from_bytes(content[-10:-6], "little")  # of the central directory, in the last record
+    content[-10:-6] = (size + len(content)).to_bytes(4, "little")
+    (tmp_path / "made.npz").write_bytes(content)
+    with pytest.raises(gpd.InputError, match=r"made.npz' is damaged"):
+        read_npz(tmp_path / "made.npz")
+
+
+def _pickle(content: bytes, folder: pathlib.Path) -> pathlib.Path:
+    (folder / "made.pkl").write_bytes(content)
+    return folder / "made.pkl"
+
+
+def test_a_small_pickle_takes_no_memory_without_end(tmp_path):
+    for place in (b"r\xff\xff\xff\x7f", b"p2000000000\n"):
+        with pytest.raises(gpd.InputError, match=r"made.pkl is a damaged pickle \(_Forged: place 2\d+ of \d+ bytes\)"):
+            load_plain_pickle(_pickle(b"\x80\x02]" + place + b".", tmp_path))
+
+
+def test_a_pickle_that_holds_one_thing_a_billion_times_is_read_in_no_time(tmp_path):
+    nested = ["x"]
+    for _ in range(60):
+        nested = [nested, nested]
+    found = load_plain_pickle(_pickle(pickle.dumps(nested), tmp_path))
+    depth = 0
+    while found != ["x"] and isinstance(found[0], list):
+        assert found[0] is found[1]
+        found, depth = found[0], depth + 1
+    assert depth == 60
+    endless: list = []
+    endless.append(endless)
+    with pytest.raises(gpd.InputError, match=r"made.pkl is a damaged pickle \(RecursionError"):
+        load_plain_pickle(_pickle(pickle.dumps(endless), tmp_path))

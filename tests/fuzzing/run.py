@@ -2,7 +2,7 @@
 
     python -m tests.fuzzing.run [--readers city,long_table] [--inputs 100000] [--minutes 10] [--seed 0]
 
-What a reader does but return, or refuse in one line, is printed, with its input kept in --keep; the exit code is 1 then.
+What a reader does but return or refuse in one line is printed, its input kept in --keep, and the exit code is 1 then.
 """
 
 import json

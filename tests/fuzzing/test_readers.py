@@ -4,6 +4,7 @@ import pathlib
 import pickle
 import random
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_a_reader_stands_many_files(every, name):
 def test_readings_without_regions_and_ids_that_are_no_list(tmp_path, simulated_cities):
     gpd.save_city(tmp_path / "city.npz", simulated_cities[0])
     with np.load(tmp_path / "city.npz") as held:
-        arrays = dict(held)
+        arrays: Any = dict(held)
     np.savez(tmp_path / "city.npz", **arrays | {"values": arrays["values"].ravel(), "node_ids": np.array("a")})
     with pytest.raises(gpd.InputError, match=r"city.npz: `adjacency` \(of shape \(8, 8\)\) must be \[N, N\]"):
         gpd.load_city(tmp_path / "city.npz")

@@ -5,6 +5,7 @@ what the pooled methods are, so it is no rule here; the rule that is trained is 
 generator.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from gpdiff_jax.zoo.directions import zoo_directions
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
 from gpdiff_jax.zoo.tokens import TokenLayout, from_tokens, to_tokens
 
+_MOST_DISTANCES = 2**24  # that are held at a time, 128 MiB
 _BANDWIDTHS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0, 10.0)  # in units of the usual distance to a neighbour
 
 
@@ -82,7 +84,7 @@ def nearest_prompt(zoo: ParameterZoo, prompts: Prompts) -> Params:
       Parameters of the target regions, leaves [R, ...].
     """
     examples = _examples(zoo)
-    nearest = _nearest(examples.scaled_target(prompts), examples.scaled())
+    nearest, _ = _nearest(examples.scaled_target(prompts), examples.scaled())
     return _params(examples, examples.differences[nearest])
 
 
@@ -111,8 +113,8 @@ def nearest_plus_noise(zoo: ParameterZoo, prompts: Prompts, *, samples: int, key
     neighbour = np.arange(len(examples.weights))
     for fold in _folds(examples):
         others = np.flatnonzero(fold.rows)
-        neighbour[fold.left_out] = others[_nearest(fold.scaled[0, fold.left_out], fold.scaled[:, fold.rows])]
-    nearest = _nearest(examples.scaled_target(prompts), examples.scaled())
+        neighbour[fold.left_out] = others[_nearest(fold.scaled[0, fold.left_out], fold.scaled[:, fold.rows])[0]]
+    nearest, _ = _nearest(examples.scaled_target(prompts), examples.scaled())
     misses = examples.differences - examples.differences[neighbour]
     return _drawn_around(examples, examples.differences[nearest], misses, prompts, samples, key)
 
@@ -184,21 +186,23 @@ def kernel_average(zoo: ParameterZoo, prompts: Prompts) -> tuple[Params, float]:
     """
     examples = _examples(zoo)
     folds = _folds(examples)
-    distances = [_distances(fold.scaled[0, fold.left_out], fold.scaled[:, fold.rows]) for fold in folds]
-    usual = float(np.median(np.concatenate([distance.min(axis=(0, 2)) for distance in distances]))) if folds else 1.0
+    nearest = [_nearest(fold.scaled[0, fold.left_out], fold.scaled[:, fold.rows])[1] for fold in folds]
+    usual = float(np.median(np.concatenate(nearest))) if folds else 1.0
+    bandwidths = [max(usual, 1e-6) * factor for factor in _BANDWIDTHS]
 
     def predict(rows: np.ndarray, distance: np.ndarray, bandwidth: float) -> np.ndarray:
         return _kernel_shares(distance, examples.weights[rows], bandwidth) @ examples.differences[rows]
 
-    def error(bandwidth: float) -> float:
-        total = 0.0
-        for fold, distance in zip(folds, distances, strict=True):
-            total += _squared_error(examples, fold.left_out, predict(fold.rows, distance, bandwidth))
-        return total
-
-    bandwidth = min([max(usual, 1e-6) * factor for factor in _BANDWIDTHS], key=error)
-    distance = _distances(examples.scaled_target(prompts), examples.scaled())
-    return _params(examples, predict(np.ones(len(examples.weights), bool), distance, bandwidth)), bandwidth
+    errors = np.zeros(len(bandwidths))
+    for fold in folds:
+        left_out = np.flatnonzero(fold.left_out)
+        for some, distance in _distance_blocks(fold.scaled[0, left_out], fold.scaled[:, fold.rows]):
+            for place, bandwidth in enumerate(bandwidths):
+                errors[place] += _squared_error(examples, left_out[some], predict(fold.rows, distance, bandwidth))
+    bandwidth, every = bandwidths[int(errors.argmin())], np.ones(len(examples.weights), bool)
+    blocks = _distance_blocks(examples.scaled_target(prompts), examples.scaled())
+    made = np.concatenate([predict(every, distance, bandwidth) for _, distance in blocks])
+    return _params(examples, made), bandwidth
 
 
 def ridge_hypernetwork(zoo: ParameterZoo, prompts: Prompts) -> tuple[Params, float]:
@@ -283,13 +287,29 @@ def _squared_error(examples: _Examples, rows: np.ndarray, predicted: Float[np.nd
     return float((squared * examples.weights[rows]).sum())
 
 
-def _distances(one: Float[np.ndarray, "Q E"], other: Float[np.ndarray, "V R E"]) -> Float[np.ndarray, "V Q R"]:
-    """Euclidean distances of prompts from all variants of other ones."""
-    return np.stack([np.sqrt(np.maximum(squared_distances(one, variant), 0.0)) for variant in other])
+def _distance_blocks(
+    one: Float[np.ndarray, "Q E"], other: Float[np.ndarray, "V R E"]
+) -> Iterator[tuple[slice, Float[np.ndarray, "V q R"]]]:
+    """Euclidean distances of prompts from all variants of other ones, of some q prompts at a time.
+
+    All at once they would be as large as variants times regions squared.
+    """
+    at_once = max(1, _MOST_DISTANCES // (other.shape[0] * other.shape[1]))
+    for first in range(0, len(one), at_once):
+        some = slice(first, first + at_once)
+        yield some, np.stack([np.sqrt(np.maximum(squared_distances(one[some], variant), 0.0)) for variant in other])
 
 
-def _nearest(one: Float[np.ndarray, "Q E"], other: Float[np.ndarray, "V R E"]) -> Int[np.ndarray, " Q"]:
-    return _distances(one, other).min(axis=0).argmin(axis=1)
+def _nearest(
+    one: Float[np.ndarray, "Q E"], other: Float[np.ndarray, "V R E"]
+) -> tuple[Int[np.ndarray, " Q"], Float[np.ndarray, " Q"]]:
+    """The region with the nearest prompt among its variants, and how far that is."""
+    regions, far = [], []
+    for _, distance in _distance_blocks(one, other):
+        least = distance.min(axis=0)
+        regions.append(least.argmin(axis=1))
+        far.append(least.min(axis=1))
+    return np.concatenate(regions), np.concatenate(far)
 
 
 def _kernel_shares(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpdiff_jax.baselines import ridge
+from gpdiff_jax.baselines import nulls, ridge
 from gpdiff_jax.baselines.nulls import (
     gaussian_codes,
     kernel_average,
@@ -189,6 +189,23 @@ def test_the_kernel_average_and_its_bandwidth_are_those_of_a_loop_that_leaves_ci
     assert bandwidth == pytest.approx(expected, rel=1e-5)
     wanted = [_kernel_loop(query, described, best, weights, range(13), expected) for query in queries]
     np.testing.assert_allclose(_rows(params), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("most", "at_once"), [(1, 1), (7 * 3 * 134, 7)])  # 3 variants of two of three cities
+def test_distances_of_some_regions_at_a_time_change_nothing(monkeypatch, most, at_once):
+    zoo, target, _ = _problem(3, noise=0.1)
+
+    def every() -> tuple:
+        noisy = nearest_plus_noise(zoo, target, samples=2, key=jax.random.key(0))
+        return nearest_prompt(zoo, target), kernel_average(zoo, target), noisy
+
+    whole = every()
+    held = []
+    monkeypatch.setattr(nulls, "_MOST_DISTANCES", most)
+    squared = nulls.squared_distances
+    monkeypatch.setattr(nulls, "squared_distances", lambda one, other: held.append(len(one)) or squared(one, other))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7), every(), whole)
+    assert max(held) == at_once
 
 
 def test_the_kernel_narrows_where_prompts_tell_and_widens_where_they_do_not():

@@ -4,10 +4,8 @@ It is a process of its own, with as many devices as its number plus one; a job o
 """
 
 import json
-import os
 import pathlib
 import sys
-import traceback
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +13,7 @@ import numpy as np
 import optax
 
 import tests.tiny  # noqa: F401  registers its model
+from experiments import command_line
 from gpdiff_jax import hosts
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.run.run import Run
@@ -74,7 +73,7 @@ def parts(folder: pathlib.Path) -> dict:
     spread, placed = ShardedRows(_wide, shared), place_rows(rows)
     lines = map_chunks(_wide, shared, rows, size=2)
 
-    def fails() -> None:
+    def missing() -> None:
         raise InputError("no such thing")
 
     return {
@@ -82,7 +81,7 @@ def parts(folder: pathlib.Path) -> dict:
         "first": hosts.is_first(),
         "devices": [len(training_devices(batch)) for batch in (8, 7)],
         "asked": exchange.ask_first(lambda: {"who": number, "array": np.arange(3), "none": None, "pair": (1, 2.5)}),
-        "refused": _refusal(lambda: exchange.ask_first(fails)),
+        "refused": _refusal(lambda: exchange.ask_first(missing)),
         "other": _refusal(lambda: exchange.check_agreed({"cities": [1, 2], "numbers": number})),
         "same": _refusal(lambda: exchange.check_agreed({"cities": [1, 2]})),
         "large": [len(content) for content in exchange.exchange(bytes(3000 * (number + 1)))],
@@ -108,6 +107,23 @@ def whole(folder: pathlib.Path) -> dict:
         return run.evaluate()
 
 
+def other(folder: pathlib.Path) -> dict:
+    """Opens a run of another seed than the other host's."""
+    settings = tiny_settings(folder.parent / "cities", seed=hosts.host_number())
+    with Run.open(folder, settings):
+        return {}
+
+
+def fails(folder: pathlib.Path) -> dict:
+    """Ends the first host by what is no user's error."""
+
+    def broken() -> None:
+        raise KeyError("a defect")
+
+    exchange.ask_first(broken)
+    return {"folder": str(folder)}
+
+
 def _plain(value):
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
@@ -119,14 +135,11 @@ def main(number: int, count: int, port: int, folder: pathlib.Path, work: str) ->
     if count > 1:
         exchange.connect(f"127.0.0.1:{port}", count, number)
     enable_compilation_cache()
-    made = {"parts": parts, "whole": whole}[work](folder)
+    made = {"parts": parts, "whole": whole, "other": other, "fails": fails}[work](folder)
     print(json.dumps(made, default=_plain), flush=True)
 
 
 if __name__ == "__main__":
-    try:
-        main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), pathlib.Path(sys.argv[4]), sys.argv[5])
-    except BaseException as error:
-        traceback.print_exception(error)
-        sys.stderr.flush()
-        os._exit(3)
+    words, sys.argv = sys.argv[1:], sys.argv[:1]
+    number, count, port = map(int, words[:3])
+    command_line.run(lambda argv: main(number, count, port, pathlib.Path(words[3]), words[4]))

@@ -13,6 +13,7 @@ from gpdiff_jax.files import write_json
 from gpdiff_jax.pretraining import pretrain
 from gpdiff_jax.run.columns import in_columns, short_number
 from gpdiff_jax.run.stages import Stages
+from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.training.progress import stage
 from gpdiff_jax.zoo.harvest_cities import harvest_cities
 
@@ -69,8 +70,9 @@ def _without(run: Stages, name: str, config: RoomConfig) -> list[dict[str, Any]]
     """The rooms of a source city's channels, by a generator that saw none of them."""
     folder = run.folder / "room" / name
     path = folder.with_name(f"{name}.json")
-    if path.exists():
-        return json.loads(path.read_text())["channels"]
+    held = ask_first(lambda: json.loads(path.read_text())["channels"] if path.exists() else None)
+    if held is not None:
+        return held
     settings, key = run.settings, run.key(f"room of {name}")
     zoo_key, generator_key, own_key, draw_key = jax.random.split(key, 4)
     others = [city for city in run.source_cities if city.name != name]

@@ -5,6 +5,7 @@ whole one. Orbax's own `training.Checkpointer` would have every host of a job wr
 """
 
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -19,6 +20,7 @@ from gpdiff_jax.training.exchange import ask_first, without_others
 from gpdiff_jax.training.storage import raise_if_full
 
 _KEPT = 3
+_LEFT = re.compile(r"\d+\.(removed|orbax-checkpoint-tmp.*)")  # what a killed process was removing, or writing
 
 
 class TrainingCheckpoints:
@@ -36,7 +38,7 @@ class TrainingCheckpoints:
         if is_first():
             self._folder.mkdir(parents=True, exist_ok=True)
             for left in self._folder.iterdir():
-                if not left.name.isdecimal():  # what a killed process was writing, or removing
+                if _LEFT.fullmatch(left.name):
                     shutil.rmtree(left, ignore_errors=True)
 
     def newest(self, state: Any) -> Any:
@@ -104,5 +106,5 @@ class TrainingCheckpoints:
             raise
         for step in self._steps()[:-_KEPT]:
             # By another name first: a kill must not leave a part of it that looks like a checkpoint.
-            old = (self._folder / str(step)).rename(self._folder / f"{step}.old")
+            old = (self._folder / str(step)).rename(self._folder / f"{step}.removed")
             shutil.rmtree(old, ignore_errors=True)

@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import socket
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
@@ -14,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.hosts import host_number, is_first, num_hosts
+from gpdiff_jax.hosts import host_number, is_first, leave, num_hosts
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.typing import Device
 
@@ -35,7 +37,8 @@ def connect(coordinator: str, num_processes: int | None = None, process_id: int 
       process_id: number of this one, 0 for the first.
 
     Raises:
-      InputError: arguments that do not go together, or hosts that do not find each other within five minutes.
+      InputError: arguments that do not go together, or a first host that is not there within five minutes. The first
+        waits as long for the others, and is then ended by JAX.
 
     Example:
       >>> import gpdiff_jax as gpd
@@ -58,6 +61,7 @@ def connect(coordinator: str, num_processes: int | None = None, process_id: int 
         jax.distributed.initialize(
             **given, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS, initialization_timeout=_START_SECONDS
         )
+        sys.excepthook = _end_at_once
     except (RuntimeError, ValueError) as error:
         why = " ".join(str(error).split())[:160]
         raise InputError(
@@ -74,7 +78,9 @@ def _check(coordinator: str, num_processes: Any, process_id: Any) -> None:
         raise InputError(
             f"`process_id` (={process_id}) must be at least 0 and below `num_processes` (={num_processes})"
         )
-    if process_id == 0:
+    if process_id != 0:
+        _wait_for_first(coordinator)
+    else:
         with contextlib.suppress(socket.gaierror), socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -84,6 +90,29 @@ def _check(coordinator: str, num_processes: Any, process_id: Any) -> None:
                     f"port {port} of `coordinator` (={coordinator!r}) is in use here ({error.strerror}); name another "
                     "on every host"
                 ) from error
+
+
+def _wait_for_first(coordinator: str) -> None:
+    """Raises `InputError` where nobody answers in time: JAX itself would end the process, many lines long."""
+    name, _, port = coordinator.rpartition(":")
+    limit = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            socket.create_connection((name, int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > limit:
+                raise InputError(
+                    f"nobody answers at `coordinator` (={coordinator!r}): {error.strerror or error}; start the same "
+                    "command on the first host, with its address"
+                ) from error
+            time.sleep(0.2)
+
+
+def _end_at_once(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Ends a host whose error nobody caught: at its own exit it would wait for the others, which wait for it."""
+    sys.__excepthook__(kind, error, trace)
+    leave(1)
 
 
 def ask_first(question: Callable[[], Any]) -> Any:
@@ -97,16 +126,16 @@ def ask_first(question: Callable[[], Any]) -> Any:
       The answer.
 
     Raises:
-      InputError: the question raised one on the first host; it is raised on all.
+      InputError: the question raised an error on the first host, which raises it as it is.
     """
     if num_hosts() == 1:
         return question()
     answer: Any = None
-    error: InputError | None = None
+    error: Exception | None = None
     if is_first():
         try:
             answer = question()
-        except InputError as raised:
+        except Exception as raised:
             error = raised
     content = pack({"answer": answer, "error": None if error is None else str(error)}) if is_first() else b""
     found = unpack(_from_first(content))

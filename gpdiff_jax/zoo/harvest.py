@@ -17,6 +17,7 @@ from jaxtyping import Int
 from gpdiff_jax.data.region_graphs import trim_graphs
 from gpdiff_jax.data.sources import SourceRegion, Sources
 from gpdiff_jax.errors import InputError, NotFiniteError
+from gpdiff_jax.hosts import num_hosts
 from gpdiff_jax.models.protocol import Model, ModelSizes, model_text
 from gpdiff_jax.prompts.sources import PromptedSources
 from gpdiff_jax.training.caches import bounded_cache
@@ -219,7 +220,7 @@ def measure_regions_per_batch(
       One of the candidates.
     """
     seconds = {}
-    num_devices = least_devices() if devices is None else len(devices)
+    num_devices = num_hosts() * (least_devices() if devices is None else len(devices))
     for count in candidates:
         if count > max(1, sources.num_regions // num_devices):
             break
@@ -268,10 +269,11 @@ def harvest_zoo(
     if config.regions_per_batch is None:
         config = dataclasses.replace(config, regions_per_batch=1 if jax.default_backend() == "cpu" else 0)
     plan = plan_chunks(sources, chunk, config.steps * config.seeds * config.data_windows)
+    mine = fingerprint(model, sources, pooled, config, plan, key=key)
+    check_agreed({"settings or data of the harvest": mine})
     if folder is not None and is_filled(pathlib.Path(folder).expanduser()):
-        return load_zoo(folder, sources, of=fingerprint(model, sources, pooled, config, plan, key=key))
+        return load_zoo(folder, sources, of=mine)
     results: dict[int, HarvestedRegion] = {}
-    mine: str | None = None
     if folder is not None:
         folder = pathlib.Path(folder).expanduser()
         for index in sorted(finished_chunks(folder)):
@@ -279,7 +281,6 @@ def harvest_zoo(
             results[index] = result._replace(params={})  # what lies on disk need not stay in memory
             if config.regions_per_batch == 0:
                 config = dataclasses.replace(config, regions_per_batch=facts["regions_per_batch"])
-            mine = mine or fingerprint(model, sources, pooled, config, plan, key=key)
             if facts["of"] != mine:
                 place = str(partial_folder(folder))
                 raise InputError(
@@ -289,11 +290,7 @@ def harvest_zoo(
     if config.regions_per_batch == 0:
         chosen = measure_regions_per_batch(model, sources, pooled, config, devices=devices)
         config = dataclasses.replace(config, regions_per_batch=chosen)
-    facts = {
-        "of": mine or fingerprint(model, sources, pooled, config, plan, key=key),
-        "regions_per_batch": config.regions_per_batch,
-    }
-    check_agreed({"settings or data of the harvest": facts["of"]})
+    facts = {"of": mine, "regions_per_batch": config.regions_per_batch}
     missing = [one for one in plan if one.index not in results]
     done = sources.num_regions - sum(len(one.rows) for one in missing)
     for one, result in harvest_chunks(model, sources, pooled, config, missing, key=key, devices=devices):

@@ -148,10 +148,10 @@ def _small_disk(tmp_path) -> Iterator[Callable[[str], pathlib.Path]]:
 
 def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(whole, data_dir, small_disk):
     folder = small_disk("size=60k") / "run"
-    for size in ("100k", "400k", "900k"):
+    for size in ("60k", "100k", "400k", "900k"):
+        small_disk(f"remount,size={size}")
         said = _error(_started(folder, data_dir))
         assert said.startswith("error: no space left on device") and said.endswith("name an --out_dir elsewhere")
-        small_disk(f"remount,size={size}")
     small_disk("remount,size=400m")
     _assert_ends_well(_started(folder, data_dir))
     _assert_same(folder, whole)

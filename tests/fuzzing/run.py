@@ -36,8 +36,10 @@ def main(argv: list[str]) -> None:
         for number, reader in enumerate(names):
             deadline = time.monotonic() + 60 * given.minutes / len(names)
             luck = random.Random(given.seed * 1000 + number)
-            count, wrong = feed(every[reader], folder, luck, given.inputs, deadline)
-            print(json.dumps({"reader": reader, "inputs": count, "wrong": sorted(wrong)}), flush=True)
+            ends, wrong = feed(every[reader], folder, luck, given.inputs, deadline)
+            print(
+                json.dumps({"reader": reader, "inputs": sum(ends.values()), **ends, "wrong": sorted(wrong)}), flush=True
+            )
             for place, content in enumerate(wrong.values()):
                 if given.keep:
                     pathlib.Path(given.keep).mkdir(parents=True, exist_ok=True)

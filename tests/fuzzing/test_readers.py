@@ -33,16 +33,18 @@ def test_all_readers_are_fed(every):
 @pytest.mark.parametrize("name", _NAMES)
 def test_a_reader_reads_or_refuses_in_one_line(every, name):
     folder, made = every
-    count, wrong = feed(made[name], folder, random.Random(0), 60, time.monotonic() + 60)
-    assert count == 60 and wrong == {}
+    ends, wrong = feed(made[name], folder, random.Random(0), 80, time.monotonic() + 60)
+    assert sum(ends.values()) == 80 and wrong == {}
+    # Some get past the parser, and some do not.
+    assert min(ends.values()) > 0, ends
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", _NAMES)
 def test_a_reader_stands_many_files(every, name):
     folder, made = every
-    count, wrong = feed(made[name], folder, random.Random(1), 20_000, time.monotonic() + 10)
-    assert count > 100 and wrong == {}
+    ends, wrong = feed(made[name], folder, random.Random(1), 20_000, time.monotonic() + 10)
+    assert sum(ends.values()) > 100 and wrong == {}
 
 
 def test_readings_without_regions_and_ids_that_are_no_list(tmp_path, simulated_cities):

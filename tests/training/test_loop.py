@@ -215,6 +215,13 @@ def test_checkpoints_of_another_training_and_damaged_ones_are_refused(data, tmp_
         _train(data, checkpoints=tmp_path / "kept")
 
 
+def test_what_others_left_beside_checkpoints_stays(data, tmp_path):
+    for name in ("15.bad", "zoo", "7.removed", "9.orbax-checkpoint-tmp-3"):
+        (tmp_path / name).mkdir()
+    _train(data, checkpoints=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "15", "15.bad", "20", "zoo"]
+
+
 def test_a_step_is_traced_once_however_often_it_is_called():
     chex.clear_trace_counter()
     step = chex.assert_max_traces(_steps(1), n=1)

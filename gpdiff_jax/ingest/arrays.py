@@ -131,7 +131,9 @@ def series_grid(
         raise series.source.error(
             negative_line(series.source, series.values[step, region], row, where, len(negative) - 1)
         )
-    return Grid(series.values.astype(np.float32), series.ids, begin, interval_minutes, 0, 0, 0, 0, source=series.source)
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused as a reading
+        values = series.values.astype(np.float32)
+    return Grid(values, series.ids, begin, interval_minutes, 0, 0, 0, 0, source=series.source)
 
 
 def read_matrix_file(path: pathlib.Path) -> tuple[Float[np.ndarray, "N N"], tuple[str, ...] | None]:

@@ -149,7 +149,8 @@ def _combined(
     if not counts:
         total /= np.bincount(inverse, weight[read], len(cells))
     made = np.full(size, np.nan, np.float32)
-    made[cells] = total
+    with np.errstate(over="ignore"):  # what becomes infinite is refused as a reading
+        made[cells] = total
     return made
 
 

@@ -1,10 +1,12 @@
 """In: a process of a job on several hosts. Out: the others, found by it, and what each of them tells the others."""
 
 import contextlib
+import functools
 import io
 import json
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -61,7 +63,7 @@ def connect(coordinator: str, num_processes: int | None = None, process_id: int 
         jax.distributed.initialize(
             **given, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS, initialization_timeout=_START_SECONDS
         )
-        sys.excepthook = _end_at_once
+        sys.excepthook = functools.partial(_end_at_once, sys.excepthook)
     except (RuntimeError, ValueError) as error:
         why = " ".join(str(error).split())[:160]
         raise InputError(
@@ -109,10 +111,11 @@ def _wait_for_first(coordinator: str) -> None:
             time.sleep(0.2)
 
 
-def _end_at_once(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def _end_at_once(say: Callable[..., Any], kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """Ends a host whose error nobody caught: at its own exit it would wait for the others, which wait for it."""
-    sys.__excepthook__(kind, error, trace)
-    leave(1)
+    say(kind, error, trace)
+    if threading.current_thread() is threading.main_thread():  # a writer's thread may fail, and the host not
+        leave(1)
 
 
 def ask_first(question: Callable[[], Any]) -> Any:

@@ -86,6 +86,8 @@ def test_a_run_of_two_hosts_survives_one_of_them_and_ends_as_that_of_one(finishe
     ours = f"host {1 - lost}: error: another host of this job has ended, its own message says why; start all again"
     # Where the first is lost, JAX may end the other before this program does, in its own words.
     assert ours in said or (lost == 0 and "another task died" in said), said[-2000:]
+    if lost == 0:
+        return
     shutil.copytree(tmp_path / "run", tmp_path / "alone")
     made = _ended(_start(2, tmp_path / "run", "whole"))
     assert without_seconds(made[0]) == without_seconds(made[1])

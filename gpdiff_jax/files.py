@@ -1,5 +1,6 @@
 """In: a path and what is to lie there. Out: a file that appears whole or not at all; an npz read back, or refused."""
 
+import contextlib
 import csv
 import errno
 import io
@@ -7,6 +8,8 @@ import json
 import lzma
 import os
 import pathlib
+import re
+import socket
 import struct
 import tempfile
 import tokenize
@@ -18,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.folder_lock import is_alive
 from gpdiff_jax.hosts import is_first
 
 # All that zipfile, its decompressors and numpy's header parser raise on damaged bytes.
@@ -41,6 +45,8 @@ DAMAGE = (
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
     """Writes a file, whole or not at all; one that is there is replaced. Of several hosts the first writes.
 
+    What a process that was killed on this machine left of the same file is removed.
+
     Args:
       path: the file, in a folder that exists.
       content: its bytes.
@@ -50,7 +56,9 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
     """
     if not is_first():
         return
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    machine = f".{path.name}.{zlib.crc32(socket.gethostname().encode()):08x}-"
+    _remove_leftovers(path.parent, machine)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{machine}{os.getpid()}.", suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -63,6 +71,16 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
     except BaseException:
         pathlib.Path(name).unlink(missing_ok=True)
         raise
+
+
+def _remove_leftovers(folder: pathlib.Path, machine: str) -> None:
+    """Removes unfinished files of processes that are gone; `machine` is how the names of this machine's begin."""
+    name = re.compile(rf"{re.escape(machine)}(\d+)\.\w+\.partial")
+    with contextlib.suppress(PermissionError):  # a folder may be written and not listed
+        for left in folder.iterdir():
+            found = name.fullmatch(left.name)
+            if found and not is_alive(int(found[1])):
+                left.unlink(missing_ok=True)
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from gpdiff_jax.prompts.encoders import PromptEncoder, plain_encoder
 from gpdiff_jax.prompts.prompt import Prompts, PromptScaler, scale_prompts, target_prompts
 from gpdiff_jax.region_parameters import RegionParameters
 from gpdiff_jax.training.caches import bounded_cache
+from gpdiff_jax.training.memory import check_room
 from gpdiff_jax.training.parallel import map_chunks
 from gpdiff_jax.training.storage import in_half, in_single, load_arrays, save_arrays
 from gpdiff_jax.typing import Device, Key, Params
@@ -189,6 +190,11 @@ class Hypernetwork:
         how = config.sampler, config.steps, config.guidance, config.shrinkage
         draw = _make_draw(cast(Hashable, self.denoiser), *how)
         size = _DRAWS_ON_CPU if jax.default_backend() == "cpu" else _DRAWS
+        regions = len(prompts.region_ids)
+        weights = sum(self.codec.layout.filled)
+        for device in (None, jax.local_devices()[0]):  # they are joined on the host, and lie on the device
+            what = f"the parameters of {regions} regions, {config.samples} times {weights} weights each,"
+            check_room(4 * config.samples * regions * weights, what, device)
         params = map_chunks(draw, (self.variables, self.codec, key), draws, size=size, devices=devices)
         stacked = jax.device_put(jax.tree.map(lambda leaf: leaf.reshape(config.samples, -1, *leaf.shape[1:]), params))
         city = prompts.cities[0] if len(prompts.cities) == 1 else None

@@ -1,6 +1,7 @@
 """In: a parameter zoo. Out: its latents and prompts, the training set of a generator; and the trained generator."""
 
 import dataclasses
+import math
 import pathlib
 import shutil
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from gpdiff_jax.prompts.encoders import plain_encoder
 from gpdiff_jax.prompts.prompt import PromptScaler, fit_prompt_scaler, scale_prompts
 from gpdiff_jax.prompts.sources import PromptedSources
 from gpdiff_jax.training.digest import digest_of
+from gpdiff_jax.training.memory import check_room
 from gpdiff_jax.training.storage import is_filled
 from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo.codec import Codec, encode_zoo, fit_codec
@@ -73,7 +75,9 @@ def _sample_tokens(
 
 def encode_vectors(zoo: ParameterZoo, codec: Codec) -> Float[np.ndarray, "R M Z D"]:
     """Latents of all M vectors of every region of a zoo, a part of the zoo at a time."""
-    latents = np.zeros((*zoo.validation_mae.shape, *codec.mask().shape), np.float32)
+    shape = (*zoo.validation_mae.shape, *codec.mask().shape)
+    check_room(4 * math.prod(shape), f"the latents of {shape[0]} regions, {shape[1]} of each,")
+    latents = np.zeros(shape, np.float32)
     for rows, params in zoo.vectors.parts():
         latents[rows] = np.asarray(_encode(codec, params))
     return latents

@@ -19,6 +19,7 @@ from gpdiff_jax.cities.scaling import Visible, hardly_read, region_scales
 from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import ModelSizes, Window
+from gpdiff_jax.training.memory import check_room
 
 COVARIATES = ("none", "calendar", "profile")
 _NUM_EXPECTED = 4
@@ -126,6 +127,7 @@ def bank_arrays(
     """The arrays of `build_bank`, on the host."""
     num_covariates(covariates)
     _check_cities(cities, covariates, history + horizon)
+    _check_room(cities, len(profile_masks[0]), covariates)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in _BANK_ARRAYS}
     total = steps = 0
     for city, scaling, masks in zip(cities, scaled_by, profile_masks, strict=True):
@@ -150,14 +152,24 @@ def bank_arrays(
         parts["profile"].append(profile)
         parts["log_deviation"].append(np.log(deviation))
         parts["same_kind"].append(same_kind)
+        for name, dtype in _BANK_ARRAYS.items():
+            parts[name][-1] = parts[name][-1].astype(dtype)  # at once, in half the memory
         total += city.num_steps * city.num_nodes
         steps += city.num_steps
-    if total >= 2**31:
-        raise InputError(f"the cities hold {total} readings, more than 2^31; use fewer regions or a longer interval")
-    return {
-        name: np.concatenate(parts[name], axis=1 if name in PER_VARIANT else 0).astype(dtype)
-        for name, dtype in _BANK_ARRAYS.items()
-    }
+    # The parts of an array are given up as it is joined.
+    return {name: np.concatenate(parts.pop(name), axis=1 if name in PER_VARIANT else 0) for name in _BANK_ARRAYS}
+
+
+def _check_room(cities: Sequence[City], variants: int, covariates: str) -> None:
+    """Raises where the bank cannot be: its places are no 32-bit numbers, or it does not fit in memory."""
+    readings = sum(city.num_steps * city.num_nodes for city in cities)
+    if readings >= 2**31:
+        raise InputError(f"the cities hold {readings} readings, more than 2^31; use fewer regions or a longer interval")
+    regions = sum(city.num_nodes for city in cities)
+    slots = cities[0].steps_per_day if covariates == "profile" else 1
+    clock = sum(city.num_steps for city in cities) * (2 + (0 if covariates == "none" else NUM_CALENDAR))
+    numbers = 2 * readings + clock + variants * regions * (2 + 3 * 2 * slots)
+    check_room(4 * numbers, f"the series of {regions} regions, seen through {variants} windows each,")
 
 
 def _check_cities(cities: Sequence[City], covariates: str, window: int) -> None:

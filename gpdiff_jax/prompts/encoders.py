@@ -92,14 +92,22 @@ class PromptEncoder:
         Raises:
           InputError: nobody has a reading in the span, or a part cannot be made of the city.
         """
+        return self.regions_by_span(city, [span])[0]
+
+    def regions_by_span(self, city: City, spans: Sequence[Span]) -> "list[RegionPrompts]":
+        """`regions` for every span; what does not depend on it is made once."""
+        place = spatial_statistics(city) if "statistics" in self.config.parts else None
+        return [self._regions(city, span, place) for span in spans]
+
+    def _regions(self, city: City, span: Span, place: tuple[np.ndarray, tuple[str, ...]] | None) -> "RegionPrompts":
         tables: list[np.ndarray] = []
         names: tuple[str, ...] = ()
         spatial: tuple[int, ...] = ()
         for part in self.config.parts:
-            if part == "statistics":
+            if part == "statistics" and place is not None:
                 behaviour, temporal_names = temporal_statistics(city, span)
-                place, spatial_names = spatial_statistics(city)
-                tables += [behaviour, place]
+                spatial_table, spatial_names = place
+                tables += [behaviour, spatial_table]
                 names += temporal_names + spatial_names
                 spatial += (0,) * len(temporal_names) + (1,) * len(spatial_names)
                 continue

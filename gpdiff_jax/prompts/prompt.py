@@ -80,7 +80,7 @@ def _region_tables(
 ) -> tuple[Float[np.ndarray, "V N E"], tuple[str, ...], tuple[int, ...], str]:
     """Values of the prompts of a city on the host, names and kinds of their entries, and what they were made from."""
     encoder = encoder or plain_encoder()
-    made = [encoder.regions(city, span) for span in spans]
+    made = encoder.regions_by_span(city, spans)
     seen = f"{city.name} steps " + ", ".join(f"{span.start} to {span.stop}" for span in spans)
     return np.stack([table.values for table in made]), made[0].names, made[0].spatial, seen
 

@@ -19,7 +19,7 @@ from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.checkpoints import TrainingCheckpoints
 from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.exchange import check_agreed
-from gpdiff_jax.training.parallel import DEVICES, first_copy, replicate
+from gpdiff_jax.training.parallel import DEVICES, first_copy, replicate, share
 from gpdiff_jax.training.step import Metrics, TrainState
 from gpdiff_jax.typing import Device, Key, Params
 
@@ -108,7 +108,7 @@ def train(
         held = store.newest({"state": leaves, "best": best, "validation": validation})
         state, best, validation = tree.unflatten(jax.device_put(held["state"])), held["best"], held["validation"]
     done = int(state.step)
-    data, shared_key = replicate((data, key), devices)
+    data, shared_key = share(data, devices), replicate(key, devices)
     asked_key = replicate(key if evaluate_key is None else evaluate_key, devices)
     state = replicate(state, devices)
     with contextlib.ExitStack() as stack:

@@ -6,6 +6,7 @@ in `training.loop` over the devices that are chosen here.
 
 import contextlib
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,10 +17,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpdiff_jax.hosts import num_hosts
 from gpdiff_jax.training.caches import bounded_cache
-from gpdiff_jax.training.exchange import gather_rows, least_devices, one_device_each, share_of_rows
+from gpdiff_jax.training.exchange import ask_first, gather_rows, least_devices, one_device_each, share_of_rows
+from gpdiff_jax.training.memory import bytes_of, free_bytes
 from gpdiff_jax.typing import Device
 
 _MANY_ROWS = 64
+_FEW_ROWS = 1024  # of which every machine has room
+_ROOM_FOR = 4  # the part of the free memory that rows and results may take on a device: the host copies results
+_IN_WORK = 2  # chunks that wait to be read while the next is begun
 
 
 def use_every_core() -> None:
@@ -97,6 +102,37 @@ def replicate(tree: Any, devices: Sequence[Device]) -> Any:
     return jax.tree.map(lambda leaf: _on_each(leaf, [None] * len(devices), devices), tree)
 
 
+def share(tree: Any, devices: Sequence[Device]) -> Any:
+    """Copies to every device of this host what nobody gives away; see `replicate`.
+
+    Copies of large arrays are kept while the arrays themselves are: the series of all cities are placed once, whatever
+    reads them. On a CPU they are no copies, but look at the same memory, and are not kept, which would keep it.
+    """
+    if devices[0].platform == "cpu":
+        return replicate(tree, devices)
+    return jax.tree.map(lambda leaf: _kept_copy(leaf, tuple(devices)), tree)
+
+
+_MANY_BYTES = 2**20
+_copies: dict[tuple[int, tuple[Device, ...]], tuple[weakref.ref, jax.Array]] = {}
+
+
+def _kept_copy(leaf: Any, devices: tuple[Device, ...]) -> jax.Array:
+    if not isinstance(leaf, jax.Array) or leaf.nbytes < _MANY_BYTES:
+        return replicate(leaf, devices)
+    place = id(leaf), devices
+    array, copy = _copies.get(place, (None, None))
+    if array is None or copy is None or array() is not leaf:
+        copy = replicate(leaf, devices)
+        _copies[place] = weakref.ref(leaf, lambda gone: _forget(place, gone)), copy
+    return copy
+
+
+def _forget(place: tuple[int, tuple[Device, ...]], gone: weakref.ref) -> None:
+    if place in _copies and _copies[place][0] is gone:  # and not of a newer array in the same place
+        del _copies[place]
+
+
 def shard(tree: Any, devices: Sequence[Device]) -> Any:
     """Puts the entries of a leading axis on as many devices; compiles nothing."""
     return jax.tree.map(lambda leaf: _on_each(leaf, list(range(len(devices))), devices), tree)
@@ -137,7 +173,7 @@ class ShardedRows:
           devices: the devices; None for all local ones.
         """
         self.devices = list(jax.local_devices() if devices is None else devices)
-        self._shared = replicate(shared, self.devices)
+        self._shared = share(shared, self.devices)
         self._mapped = _pmap(function, tuple(self.devices))
 
     def __call__(self, rows: "Any | PlacedRows") -> "PendingRows":
@@ -153,6 +189,51 @@ class ShardedRows:
         """
         placed = rows if isinstance(rows, PlacedRows) else place_rows(rows, self.devices)
         return PendingRows(self._mapped(self._shared, placed.rows), placed.count)
+
+    def map(self, rows: Any) -> Any:
+        """The results of X rows, a part of the rows at a time where the devices have no room for all.
+
+        Args:
+          rows: leaves [X, ...], on the host or brought there.
+
+        Returns:
+          Leaves [X, ...], on the host.
+        """
+        count = len(jax.tree.leaves(rows)[0])
+        part = self._rows_at_once(rows, count)
+        if part >= count:
+            return self(rows).read()
+        results: Any = None
+        for first in range(0, count, part):
+            cut = jax.tree.map(lambda leaf, first=first: np.asarray(leaf[first : first + part]), rows)
+            results = _put(results, self(cut).read(), first, count)
+        return results
+
+    def _rows_at_once(self, rows: Any, count: int) -> int:
+        """How many rows there is room for, with their results; whole groups of those that devices work on together."""
+        group = _MANY_ROWS * len(self.devices) * num_hosts()
+        if count <= _FEW_ROWS:
+            return count
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((len(self.devices), 1, *leaf.shape[1:]), leaf.dtype), rows)
+        taken = bytes_of((one, jax.eval_shape(self._mapped, self._shared, one))) / len(self.devices)
+        # What lies on a device comes to the host, too.
+        free = [free_bytes(self.devices[0]), free_bytes()]
+        room = ask_first(lambda: min((held // _ROOM_FOR for held in free if held is not None), default=None))
+        if room is None:
+            return count
+        return max(group, int(room / taken) // group * group)
+
+
+def _put(whole: Any, part: Any, first: int, count: int) -> Any:
+    """Leaves [count, ...] with those of a part from row `first` on; made for the first part."""
+    if whole is None:
+        whole = jax.tree.map(lambda leaf: np.empty((count, *leaf.shape[1:]), leaf.dtype), part)
+
+    def fill(held: np.ndarray, new: np.ndarray) -> np.ndarray:
+        held[first : first + len(new)] = new[: count - first]
+        return held
+
+    return jax.tree.map(fill, whole, part)
 
 
 class PlacedRows(NamedTuple):
@@ -229,13 +310,20 @@ def map_chunks(
     count = len(jax.tree.leaves(rows)[0])
     mine = share_of_rows(count, size)
     devices = devices[: len(mine) // size]
-    shared, mapped = replicate(shared, devices), _pmap(function, tuple(devices))
-    parts = []
+    shared, mapped = share(shared, devices), _pmap(function, tuple(devices))
+    results: Any = None
+    pending: list[tuple[int, Any]] = []
+
+    def read(first: int, made: Any) -> None:
+        nonlocal results
+        part = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), made)
+        results = _put(results, part, first, len(mine))
+
     for first in range(0, len(mine), len(devices) * size):
         chunk = mine[np.minimum(first + np.arange(len(devices) * size), len(mine) - 1)]
-        parts.append(mapped(shared, _spread(rows, chunk, devices)))
-
-    def join(*leaves: jax.Array) -> np.ndarray:
-        return np.concatenate([np.asarray(leaf).reshape(-1, *leaf.shape[2:]) for leaf in leaves])[: len(mine)]
-
-    return gather_rows(jax.tree.map(join, *parts), count)
+        pending.append((first, mapped(shared, _spread(rows, chunk, devices))))
+        if len(pending) > _IN_WORK:  # so that the results of all are on the host alone
+            read(*pending.pop(0))
+    for one in pending:
+        read(*one)
+    return gather_rows(results, count)

@@ -22,6 +22,7 @@ from gpdiff_jax.errors import InputError, check_above_zero, check_at_least, name
 from gpdiff_jax.models.loss import masked_huber
 from gpdiff_jax.models.protocol import Model, Window
 from gpdiff_jax.training.caches import bounded_cache
+from gpdiff_jax.training.memory import bytes_of, check_room
 from gpdiff_jax.training.optimisers import clipped_adam
 from gpdiff_jax.training.parallel import ShardedRows, rows_side_by_side
 from gpdiff_jax.transfer.codes import move_along_directions
@@ -138,7 +139,7 @@ def trace_validation(
     # Compiled programs are found by what they depend on, which the other choices are not.
     sizes = (config.steps, config.evaluate_every, config.batch, rows_side_by_side(config.regions_per_batch))
     rows = _by_region(params), np.arange(eve.num_regions, dtype=np.int32)
-    return ShardedRows(_make_trace(model, *sizes), (eve, key, np.float32(rate)))(rows).read()
+    return ShardedRows(_make_trace(model, *sizes), (eve, key, np.float32(rate))).map(rows)
 
 
 def _by_region(params: Params) -> Params:
@@ -207,7 +208,7 @@ def fine_tune(
     """
     shared = (target.bare, key, np.float32(rate), np.int32(steps), starts)
     tune = _make_tune(model, config.batch, rows_side_by_side(config.regions_per_batch))
-    return ShardedRows(tune, shared)((params, regions)).read()
+    return ShardedRows(tune, shared).map((params, regions))
 
 
 @bounded_cache(16)
@@ -245,7 +246,7 @@ def forecast_rows(
       float32.
     """
     shared = (target.bare, starts)
-    return ShardedRows(_make_forecast(model), shared)((params, initial, regions)).read()
+    return ShardedRows(_make_forecast(model), shared).map((params, initial, regions))
 
 
 @bounded_cache(16)
@@ -354,6 +355,7 @@ def adapt(
         moved = move_together(model, target, params, steps=steps, rate=rate, key=key)
         return Adapted(moved, rate, steps, None, np.zeros((0, 0)))
     samples = jax.tree.leaves(params)[0].shape[0]
+    check_room(bytes_of(params), f"the fine-tuned parameters of {target.num_regions} regions, {samples} of each,")
 
     def tune(starts: Int[Array, " B"], rate: float, steps: int) -> Params:
         rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)

@@ -11,6 +11,7 @@ from gpdiff_jax.cities.calendar import is_weekend
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.data.target import Target
 from gpdiff_jax.models.protocol import Model
+from gpdiff_jax.training.memory import check_room
 from gpdiff_jax.training.stopwatch import stopwatch
 from gpdiff_jax.transfer.adapt import AdaptConfig, adapt, forecast_rows
 from gpdiff_jax.typing import Key, Params
@@ -44,6 +45,9 @@ def sampled_forecast(
       Mean and deviation of the samples' forecasts [S, R, P], data units; no deviation of a single sample.
     """
     samples = jax.tree.leaves(params)[0].shape[0]
+    windows, horizon = len(target.test_starts), target.bank.horizon
+    wanted = 4 * samples * target.num_regions * windows * horizon
+    check_room(wanted, f"the forecasts of {target.num_regions} regions in {windows} windows by {samples} samples")
     flat, before = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), (params, initial))
     regions = np.tile(np.arange(target.num_regions, dtype=np.int32), samples)
     rows = np.asarray(forecast_rows(model, target, flat, regions, target.test_starts, before))

@@ -70,7 +70,7 @@ def forecast_quantiles(
     if quantiles is None:
         return None
     shared = (target.bare, target.test_starts)
-    ahead = np.asarray(ShardedRows(_deviations, shared)(np.arange(target.num_regions, dtype=np.int32)).read())
+    ahead = np.asarray(ShardedRows(_deviations, shared).map(np.arange(target.num_regions, dtype=np.int32)))
     return around_forecasts(made.forecast, ahead.transpose(1, 0, 2), made.spread, quantiles, float(target.floor))
 
 

@@ -6,6 +6,7 @@ The region axis is added here: regions of like size in buckets, buckets in chunk
 import dataclasses
 import itertools
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -16,13 +17,14 @@ from jaxtyping import Int
 
 from gpdiff_jax.data.region_graphs import trim_graphs
 from gpdiff_jax.data.sources import SourceRegion, Sources
-from gpdiff_jax.errors import InputError, NotFiniteError
+from gpdiff_jax.errors import InputError, NotFiniteError, is_out_of_memory
 from gpdiff_jax.hosts import num_hosts
 from gpdiff_jax.models.protocol import Model, ModelSizes, model_text
 from gpdiff_jax.prompts.sources import PromptedSources
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.exchange import ask_first, check_agreed, least_devices
+from gpdiff_jax.training.memory import bytes_of, check_room
 from gpdiff_jax.training.parallel import PendingRows, ShardedRows, rows_side_by_side
 from gpdiff_jax.training.storage import is_filled
 from gpdiff_jax.typing import Device, Key, Params
@@ -226,10 +228,16 @@ def measure_regions_per_batch(
             break
         short = dataclasses.replace(config, steps=20, evaluate_every=20, snapshots=1, regions_per_batch=count)
         chunk = plan_chunks(sources, count * num_devices, steps=0)[-1]
-        for _ in range(2):  # the first call compiles
-            begin = time.perf_counter()
-            list(harvest_chunks(model, sources, pooled, short, [chunk], key=jax.random.key(0), devices=devices))
-            seconds[count] = (time.perf_counter() - begin) / len(chunk.rows)
+        try:
+            for _ in range(2):  # the first call compiles
+                begin = time.perf_counter()
+                list(harvest_chunks(model, sources, pooled, short, [chunk], key=jax.random.key(0), devices=devices))
+                seconds[count] = (time.perf_counter() - begin) / len(chunk.rows)
+        except Exception as error:
+            if not seconds or not is_out_of_memory(error) or num_hosts() > 1:
+                raise
+            seconds.pop(count, None)
+            break  # more do not fit either
     return ask_first(lambda: min(seconds, key=lambda count: seconds[count]))
 
 
@@ -290,12 +298,15 @@ def harvest_zoo(
     if config.regions_per_batch == 0:
         chosen = measure_regions_per_batch(model, sources, pooled, config, devices=devices)
         config = dataclasses.replace(config, regions_per_batch=chosen)
-    facts = {"of": mine, "regions_per_batch": config.regions_per_batch}
+    facts = {"of": mine}
+    if folder is None:
+        vectors = sources.num_regions * config.vectors
+        check_room(vectors * bytes_of(pooled), f"{vectors} harvested vectors, which a `folder` keeps out of memory,")
     missing = [one for one in plan if one.index not in results]
     done = sources.num_regions - sum(len(one.rows) for one in missing)
-    for one, result in harvest_chunks(model, sources, pooled, config, missing, key=key, devices=devices):
+    for one, result, count in _fitting_chunks(model, sources, pooled, config, missing, key=key, devices=devices):
         if folder is not None:
-            save_chunk(folder, one.index, result, facts)
+            save_chunk(folder, one.index, result, facts | {"regions_per_batch": count})
         done += len(one.rows)
         if progress:
             progress(done, chunk_metrics(result))
@@ -308,6 +319,32 @@ def harvest_zoo(
     zoo = make_zoo(model.name, sources, pooled, harvested, StoredVectors(folder, tuple(rows)))
     finish_zoo(folder, zoo, rows, facts["of"])
     return zoo
+
+
+def _fitting_chunks(
+    model: Model,
+    sources: Sources,
+    pooled: Params,
+    config: HarvestConfig,
+    missing: list[Chunk],
+    *,
+    key: Key,
+    devices: Sequence[Device] | None,
+) -> Iterator[tuple[Chunk, HarvestedRegion, int]]:
+    """`harvest_chunks`, with half as many regions side by side where memory runs out; yields their number, too."""
+    while True:
+        count = rows_side_by_side(config.regions_per_batch)
+        try:
+            for one, result in harvest_chunks(model, sources, pooled, config, missing, key=key, devices=devices):
+                missing = missing[1:]
+                yield one, result, count
+            return
+        except Exception as error:
+            # Of several hosts, the others would go on as they were.
+            if not is_out_of_memory(error) or count == 1 or num_hosts() > 1:
+                raise
+            config = dataclasses.replace(config, regions_per_batch=count // 2)
+            print(f"no room for {count} regions side by side; the harvest goes on with {count // 2}", file=sys.stderr)
 
 
 def fingerprint(

@@ -54,7 +54,7 @@ def source_residuals(model: Model, sources: Sources, pooled: Params) -> Float[np
       where no source has a reading to validate on. They are of cities that the model knows, on windows that chose it.
     """
     rows = jax.tree.map(np.asarray, sources.regions)
-    residuals, mask = ShardedRows(_make_residuals(model), (sources, pooled))(rows).read()
+    residuals, mask = ShardedRows(_make_residuals(model), (sources, pooled)).map(rows)
     weights = np.broadcast_to(city_weights(np.asarray(sources.city_index))[:, None, None], mask.shape) * mask
     levels = (np.arange(_POINTS) + 0.5) / _POINTS
     by_step = [(residuals[..., step].reshape(-1), weights[..., step].reshape(-1)) for step in range(mask.shape[2])]

@@ -53,9 +53,9 @@ def _sources(cities: list[City]) -> list[SeenCity]:
 class _Encoder(PromptEncoder):
     """Stands for the encoder of a run with these parts."""
 
-    def regions(self, city, span):
-        prompts = _with_encoder(region_prompts(city, [span]))
-        return RegionPrompts(np.asarray(prompts.values)[0], prompts.names, prompts.spatial)
+    def regions_by_span(self, city, spans):
+        prompts = _with_encoder(region_prompts(city, spans))
+        return [RegionPrompts(values, prompts.names, prompts.spatial) for values in np.asarray(prompts.values)]
 
 
 def _inspect(cities: list[City]) -> Inspection:

@@ -1,6 +1,7 @@
 """In: two parts of a graph that no path joins. Out: hops within each, and districts that begin at a part's middle."""
 
 import numpy as np
+import pytest
 
 from gpdiff_jax.cities import City
 from gpdiff_jax.cities.hops import hops_between
@@ -26,3 +27,15 @@ def test_the_districts_of_a_city_in_parts_begin_at_the_region_nearest_to_the_oth
     city = City("parts", "crowd", values, _SENDERS, _RECEIVERS, np.ones(5, np.float32), 60, None, ("visits",), names)
     # Centres: r2, the middle of the line; r5 of the other part; then the ends of the line.
     np.testing.assert_array_equal(district_clusters(city, 2), [2, 0, 0, 0, 3, 1, 1])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.05, 0.3])
+@pytest.mark.parametrize("count", [1, 9, 70])
+def test_hops_are_the_shortest_paths_of_few_links_and_of_many_in_both_directions(count, share):
+    linked = np.random.default_rng(count).random((count, count)) < share
+    np.fill_diagonal(linked, False)
+    shortest = np.where(linked, 1.0, np.inf)
+    np.fill_diagonal(shortest, 0.0)
+    for middle in range(count):  # Floyd and Warshall's
+        shortest = np.minimum(shortest, shortest[:, middle, None] + shortest[None, middle])
+    np.testing.assert_array_equal(hops_between(linked), shortest)

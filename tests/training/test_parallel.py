@@ -1,10 +1,14 @@
-"""In: a device's kind. Out: how many rows a device works on side by side where nobody says."""
+"""In: a device's kind, arrays to share. Out: how many rows suit a device; one copy of what is shared, however often."""
+
+import gc
 
 import jax
+import numpy as np
 import pytest
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.training.parallel import rows_side_by_side
+from gpdiff_jax.training import parallel
+from gpdiff_jax.training.parallel import rows_side_by_side, share
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.zoo.region_training import HarvestConfig
 
@@ -18,3 +22,32 @@ def test_one_row_suits_a_cpu_and_many_an_accelerator(monkeypatch):
         HarvestConfig(regions_per_batch=-1)
     with pytest.raises(InputError, match="`regions_per_batch` must be at least 1, got 0"):
         AdaptConfig(regions_per_batch=0)
+
+
+def test_what_is_shared_is_copied_to_accelerators_once_and_kept_no_longer_than_it_lives(monkeypatch):
+    class Accelerator:
+        platform = "gpu"
+
+    made = []
+    monkeypatch.setattr(
+        parallel, "replicate", lambda leaf, _: made.append(leaf.shape) or jax.device_put(np.array(leaf)[None])
+    )
+    large, small = jax.device_put(np.arange(2**18, dtype=np.float32)), jax.device_put(np.float32(3))
+    one, two = (Accelerator(),), (Accelerator(), Accelerator())
+    first = share({"large": large, "small": small}, one)
+    again = share({"large": large, "small": small}, one)
+    other = share(large, two)
+    assert again["large"] is first["large"] and other is not first["large"]
+    assert made == [(2**18,), (), (), (2**18,)]
+    np.testing.assert_array_equal(first["large"][0], large)
+    assert len(parallel._copies) == 2
+    del large
+    gc.collect()
+    assert len(parallel._copies) == 0
+
+
+def test_on_a_cpu_what_is_shared_takes_no_memory_of_its_own():
+    array = jax.device_put(np.arange(2**19, dtype=np.float32))
+    copy = share(array, jax.local_devices()[:1])
+    assert copy.addressable_shards[0].data.unsafe_buffer_pointer() == array.unsafe_buffer_pointer()
+    assert len(parallel._copies) == 0

@@ -16,6 +16,7 @@ from gpdiff_jax.errors import InputError
 from gpdiff_jax.models import make_model
 from gpdiff_jax.models.loss import batch_forecast
 from gpdiff_jax.prompts.sources import with_prompts
+from gpdiff_jax.zoo import harvest
 from gpdiff_jax.zoo.harvest import harvest_chunks, harvest_zoo, plan_chunks, size_buckets
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo, finished_chunks, load_zoo, save_zoo
 from gpdiff_jax.zoo.pooled import PooledConfig, train_pooled, validation_error
@@ -301,6 +302,36 @@ def test_a_harvest_goes_on_after_its_last_chunk_with_the_same_bits(tmp_path, sou
     )
     assert later[0] > written[-1] and later[-1] == 16
     _assert_same(load_zoo(stopped, sources), whole, list(range(16)))
+
+
+def test_where_memory_runs_out_fewer_regions_are_trained_side_by_side(
+    tmp_path, sources, pooled, harvested, monkeypatch, capsys
+):
+    make, tried = harvest._make_train_rows, []
+
+    def with_room_for_two(model, sizes, config):
+        tried.append(config.regions_per_batch)
+        if config.regions_per_batch > 2:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
+        return make(model, sizes, config)
+
+    monkeypatch.setattr(harvest, "_make_train_rows", with_room_for_two)
+    made = _harvest(sources, pooled, folder=tmp_path / "zoo", regions_per_batch=8)
+    _assert_same(made, harvested, list(range(16)), atol=2e-5)
+    assert tried == [8, 4, 2]
+    assert capsys.readouterr().err == (
+        "no room for 8 regions side by side; the harvest goes on with 4\n"
+        "no room for 4 regions side by side; the harvest goes on with 2\n"
+    )
+    tried.clear()
+    assert harvest.measure_regions_per_batch(MODEL, sources, pooled, CONFIG, candidates=(1, 2, 4)) in (1, 2)
+    monkeypatch.setattr(harvest, "_make_train_rows", _no_room)
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        _harvest(sources, pooled, regions_per_batch=1)
+
+
+def _no_room(*_):
+    raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
 
 
 def test_what_suits_the_device_is_measured(sources, pooled, harvested):

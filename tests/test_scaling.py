@@ -1,0 +1,74 @@
+"""In: measurements that follow a law, made up. Out: the law, found from the small ones; and a document that says so."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from benchmarks.scaling_report import CITIES, SPREAD, SPREAD_CASES, STAGES, TOKENS, fit, write_report
+
+_LAW = (3.0, 2e-3, 5e-7)
+
+
+def _lines():
+    lines = []
+    for stage, metric in itertools.product(STAGES, ("time", "memory")):
+        sizes = [(f"regions_{count}", count, 28) for count in (250, 500, 1000, 2000, 8000)]
+        sizes += [(f"days_{days}", 200, days) for days in (28, 56, 112, 448)]
+        for case, regions, days in sizes:
+            value = float(np.dot(_LAW, (1, regions, regions * days * 24)))
+            lines.append(_line(case, stage, metric, value, regions=regions, days=days))
+    for width, metric in itertools.product((4096, 2048, 1024, 512, 128), ("time", "memory")):
+        tokens = 36638 // width
+        value = 1.0 + 0.1 * tokens + 0.002 * tokens**2
+        lines.append(_line(f"width_{width}", "pretrain", metric, value, regions=100, days=28, tokens=tokens))
+    for (kind, part), count, stage in itertools.product(SPREAD_CASES, (1, 2), SPREAD):
+        seconds = 8.0 if part == "weak" else 8.0 / count
+        lines.append(_line(f"{kind}_{count}_{part}", stage, "time", seconds, regions=128, days=28))
+    return lines
+
+
+def _line(case, stage, metric, value, **sizes):
+    return {"case": case, "stage": stage, "metric": metric, "value": value, **sizes}
+
+
+def _of(lines, stage, metric, kinds):
+    return [
+        line for line in lines if (line["stage"], line["metric"]) == (stage, metric) and line["case"].startswith(kinds)
+    ]
+
+
+def test_the_costs_are_found_from_the_small_cases_alone():
+    lines = _of(_lines(), "harvest", "time", ("regions", "days"))
+    for line in lines:
+        if line["case"] not in CITIES.fitted:
+            line["value"] *= 10  # and so must not count
+    model = fit(CITIES, lines)
+    np.testing.assert_allclose(model.costs, _LAW, rtol=1e-6)
+    large = next(line for line in lines if line["case"] == "regions_8000")
+    assert model.predict(large) == pytest.approx(large["value"] / 10)
+
+
+def test_a_part_that_would_be_below_zero_is_none():
+    lines = _of(_lines(), "pretrain", "time", "width")
+    for line in lines:
+        line["value"] = 5.0 - 0.001 * line["tokens"]
+    model = fit(TOKENS, lines)
+    assert model.costs[1:] == (0.0, 0.0) and model.costs[0] == pytest.approx(5.0, rel=0.02)
+    with pytest.raises(ValueError, match="too few to fit 3 parts"):
+        fit(TOKENS, lines[:2])
+
+
+def test_the_document_holds_what_was_predicted_and_what_was_gained(tmp_path):
+    path = tmp_path / "scaling.md"
+    path.write_text("before\n<!-- tables -->\nold\n<!-- end of tables -->\nafter\n")
+    write_report(_lines(), path)
+    text = path.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| harvest | 3 | 2 | 0.5 | 3 | 2.1e+03 | 5.4e+02 |" in text
+    large = float(np.dot(_LAW, (1, 8000, 8000 * 28 * 24)))
+    assert f"| regions 8000 | {' | '.join([f'{large:.3g} (+0 %)'] * 12)} |" in text
+    assert "regions 2000" not in text and "| 286 tokens | 193 (+0 %)" in text
+    assert "| strong | 2 devices | 4.0 (2.00) | 4.0 (2.00) | 4.0 (2.00) |" in text
+    assert "| weak | 2 hosts | 8.0 (2.00) |" in text
+    assert all((tmp_path / f"scaling_{name}.svg").read_text().startswith("<?xml") for name in ("growth", "devices"))

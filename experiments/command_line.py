@@ -8,14 +8,12 @@ import os
 import signal
 import sys
 import textwrap
-import traceback
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
 _HELP_WORDS = ("--help", "-help", "-h", "-?", "--helpshort")
 _OUR_PACKAGES = ("experiments.", "benchmarks.")
-_EXIT_DEFECT = 1
 _EXIT_ERROR = 2
 _EXIT_INTERRUPTED = 128 + signal.SIGINT
 _EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -58,17 +56,8 @@ def run(main: Callable[[list[str]], object], *, positional: str | None = None) -
         sys.exit(_EXIT_BROKEN_PIPE)
     except Exception as error:
         if not _is_users(error):
-            _leave_with_traceback(error)
             raise
         _end(f"error: {_one_line(error)}", _EXIT_ERROR)
-
-
-def _leave_with_traceback(error: Exception) -> None:
-    """Of a job on several hosts, ends this one: at its own exit it would wait for the others, which wait for it."""
-    hosts = sys.modules.get("gpdiff_jax.hosts")
-    if hosts is not None and hosts.num_hosts() > 1:
-        traceback.print_exception(error)
-        hosts.leave(_EXIT_DEFECT)
 
 
 def _run_and_flush(main: Callable[[list[str]], object], argv: list[str]) -> object:

@@ -4,7 +4,9 @@ It is a process of its own, with as many devices as its number plus one; a job o
 """
 
 import json
+import os
 import pathlib
+import shutil
 import sys
 
 import jax
@@ -16,6 +18,7 @@ import tests.tiny  # noqa: F401  registers its model
 from experiments import command_line
 from gpdiff_jax import hosts
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.run.methods import method_forecast
 from gpdiff_jax.run.run import Run
 from gpdiff_jax.training import exchange
 from gpdiff_jax.training.compilation_cache import enable_compilation_cache
@@ -107,6 +110,32 @@ def whole(folder: pathlib.Path) -> dict:
         return run.evaluate()
 
 
+def stages(folder: pathlib.Path) -> dict:
+    """Makes every stage of the finished run beside the folder again, each of what the stages before it left there."""
+    for part, make in STAGES.items():
+        place = folder / part.replace("/", "-")
+        if hosts.is_first():
+            shutil.copytree(folder.parent / "finished", place)
+            (shutil.rmtree if (place / part).is_dir() else os.unlink)(place / part)
+        exchange.ask_first(lambda: None)  # not before it is there
+        with Run.open(place, tiny_settings(folder.parent / "cities", methods=("default",))) as run:
+            make(run)
+    return {}
+
+
+STAGES = {
+    "residual_autoregression": lambda run: run.autoregression,
+    "boosted_trees": lambda run: run.trees,
+    "pooled": lambda run: run.pooled,
+    "zoo": lambda run: run.zoo,
+    "hypernetwork": lambda run: run.hypernetwork,
+    "generated": lambda run: run.generated,
+} | {
+    f"methods/{method}_0.npz": lambda run, method=method: method_forecast(run, 0, method)
+    for method in ("target_only", "gpdiff_zero_shot", "gpdiff_few_shot", "gpdiff_posterior_few_shot")
+}
+
+
 def other(folder: pathlib.Path) -> dict:
     """Opens a run of another seed than the other host's."""
     settings = tiny_settings(folder.parent / "cities", seed=hosts.host_number())
@@ -129,13 +158,14 @@ def _plain(value):
 
 
 def main(number: int, count: int, port: int, folder: pathlib.Path, work: str) -> None:
-    """Does the work and prints what it made, as one line of JSON."""
-    jax.config.update("jax_num_cpu_devices", number + 1)
+    """Does the work and prints what it made, as one line of JSON. A number behind the work is that of the devices."""
+    name, _, devices = work.partition(":")
+    jax.config.update("jax_num_cpu_devices", int(devices or number + 1))
     jax.config.update("jax_numpy_rank_promotion", "raise")
     if count > 1:
         exchange.connect(f"127.0.0.1:{port}", count, number)
     enable_compilation_cache()
-    made = {"parts": parts, "whole": whole, "other": other, "fails": fails}[work](folder)
+    made = {"parts": parts, "whole": whole, "stages": stages, "other": other, "fails": fails}[name](folder)
     print(json.dumps(made, default=_plain), flush=True)
 
 

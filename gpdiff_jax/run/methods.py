@@ -10,6 +10,7 @@ import numpy as np
 from gpdiff_jax.baselines import nulls, rules
 from gpdiff_jax.baselines.autoregression import residual_autoregression
 from gpdiff_jax.baselines.boosted_trees import forecast_trees
+from gpdiff_jax.baselines.meta_learned import MetaConfig, adapt_meta_learned
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import read_npz, write_npz
 from gpdiff_jax.hosts import is_first
@@ -20,7 +21,7 @@ from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.training.progress import LogWriter, stage
 from gpdiff_jax.training.stopwatch import stopwatch
 from gpdiff_jax.transfer.adapt import AdaptConfig
-from gpdiff_jax.transfer.evaluate import MethodForecast, few_shot, zero_shot
+from gpdiff_jax.transfer.evaluate import MethodForecast, few_shot, sampled_forecast, zero_shot
 from gpdiff_jax.transfer.posterior import posterior_shot
 from gpdiff_jax.typing import Key, Params, RegionGraph
 from gpdiff_jax.zoo.pooled import broadcast_regions, initial_params, shrink_towards
@@ -38,6 +39,7 @@ _STAGES = {
     "residual_autoregression": ("residual_autoregression",),
     "boosted_trees": ("boosted_trees",),
     "pooled": ("pooled",),
+    "meta_learned": ("pooled", "meta_learned"),
     "gpdiff": ("prompt_encoder", "prompts", "pooled", "harvest", "pretrain"),
     "gpdiff_posterior": ("prompt_encoder", "prompts", "pooled", "harvest", "pretrain"),
     "mlp_hypernetwork": ("prompt_encoder", "prompts", "pooled", "harvest", "mlp"),
@@ -152,6 +154,8 @@ def _make_forecast(run: Stages, channel: int, method: str) -> MethodForecast:
             result = posterior_shot(run.hypernetwork, target, prompts, prior, key=key, **how)
             shown.advance()
         return result._replace(seconds=result.seconds + making)
+    if family == "meta_learned":
+        return _meta_forecast(run, channel)
     starts, making = _starts(run, channel, family, False)
     if method.endswith("_zero_shot"):
         result = zero_shot(run.model, target, starts)
@@ -178,6 +182,18 @@ def _make_forecast(run: Stages, channel: int, method: str) -> MethodForecast:
         shown.advance()
     _log_curves(run, f"{method} of {city.name}" if len(run.targets) > 1 else method, config, result)
     return result._replace(seconds=result.seconds + making)
+
+
+def _meta_forecast(run: Stages, channel: int) -> MethodForecast:
+    """The meta-learned model, fine-tuned by the steps that it was learned for."""
+    target, config = run.targets[channel], MetaConfig.beside(run.settings.pooled)
+    starts = broadcast_regions(run.meta_learned, target.num_regions)
+    with stage("adapt meta_learned_few_shot", 1) as shown, stopwatch() as watch:
+        tuned = adapt_meta_learned(run.model, target, starts, config, key=run.key("adapt"))
+        before = starts if run.settings.adapt.seen_kinds_only else None
+        forecast, spread = sampled_forecast(run.model, target, tuned, before)
+        shown.advance()
+    return MethodForecast(forecast, spread, watch.seconds, config.inner_rate, config.inner_steps)
 
 
 def _log_curves(run: Stages, method: str, config: AdaptConfig, result: MethodForecast) -> None:

@@ -57,6 +57,7 @@ _NULLS = (
 METHODS = (
     *DEFAULT_METHODS,
     *(f"{null}_{shots}" for null in _NULLS for shots in ("zero_shot", "few_shot")),
+    "meta_learned_few_shot",
 )
 
 # Settings that say how and from where a run is computed; what is missing above a value is in the readings.

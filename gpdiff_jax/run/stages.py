@@ -18,6 +18,7 @@ import jax
 
 from gpdiff_jax.baselines.autoregression import LINEAR_RATE, residual_autoregression
 from gpdiff_jax.baselines.boosted_trees import BoostedTrees, boosted_trees
+from gpdiff_jax.baselines.meta_learned import MetaConfig, meta_learn
 from gpdiff_jax.baselines.mlp_hypernetwork import MlpHypernetwork, make_network, mlp_hypernetwork
 from gpdiff_jax.cities import City
 from gpdiff_jax.data.sources import Sources, prepare_sources
@@ -116,6 +117,11 @@ class Stages:
     def pooled(self) -> Params:
         """The pooled model."""
         return _pooled_stage(self, "pooled", self.model)
+
+    @functools.cached_property
+    def meta_learned(self) -> Params:
+        """The meta-learned model."""
+        return _meta_stage(self)
 
     @functools.cached_property
     def autoregression(self) -> Params:
@@ -253,6 +259,18 @@ def _pooled_stage(run: Stages, name: str, model: Model, learning_rate: float | N
     save_arrays(folder, pooled, {"format": _FORMAT})
     run.drop_checkpoints(name)
     return pooled
+
+
+def _meta_stage(run: Stages) -> Params:
+    folder, config, pooled = run.folder / "meta_learned", MetaConfig.beside(run.settings.pooled), run.pooled
+    if ask_first(folder.is_dir):
+        return jax.device_put(load_arrays(folder, _FORMAT, "meta-learned model")[0])
+    with _logged(run, "meta_learned", config.steps) as report:
+        kept: Any = {"checkpoints": run.checkpoints("meta_learned"), "progress": report}
+        params = meta_learn(run.model, run.sources, pooled, config, key=run.key("meta_learned"), **kept)
+    save_arrays(folder, params, {"format": _FORMAT})
+    run.drop_checkpoints("meta_learned")
+    return params
 
 
 def _trees_stage(run: Stages) -> BoostedTrees:

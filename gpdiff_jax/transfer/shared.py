@@ -35,11 +35,13 @@ class _Rows(NamedTuple):
     starts: Int[Array, "*devices B"]  # of the support windows
 
 
-def move_together(model: Model, target: Target, params: Params, *, steps: int, rate: float, key: Key) -> Params:
+def move_together(
+    model: Model, target: Target, params: Params, *, steps: int, rate: float, key: Key, plain: bool = False
+) -> Params:
     """Adds one vector to the parameters of all regions and samples, trained on the support days of the city.
 
-    A step is one of Adam on the mean Huber loss of random windows of random regions, each window seen through the days
-    that it does not forecast; every region and sample is as likely.
+    A step is one of Adam, or of plain gradient descent, on the mean Huber loss of random windows of random regions,
+    each seen through the days that it does not forecast; every region and sample is as likely.
 
     Args:
       model: the forecaster.
@@ -48,6 +50,7 @@ def move_together(model: Model, target: Target, params: Params, *, steps: int, r
       steps: number of steps.
       rate: learning rate.
       key: random key of the windows.
+      plain: gradient descent instead of Adam.
 
     Returns:
       Parameters, leaves [K, R, ...]; as they were where the support holds no window.
@@ -60,7 +63,7 @@ def move_together(model: Model, target: Target, params: Params, *, steps: int, r
     rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)
     devices = training_devices(_ROWS)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), rows)
-    step, optimiser = _make_update(model, rate, len(devices))
+    step, optimiser = _make_update(model, rate, plain, len(devices))
     moved = train(
         step,
         start_training(nothing, optimiser),
@@ -75,7 +78,7 @@ def move_together(model: Model, target: Target, params: Params, *, steps: int, r
 
 
 @bounded_cache(16)
-def _make_update(model: Model, rate: float, num_devices: int) -> tuple[Step, optax.GradientTransformation]:
+def _make_update(model: Model, rate: float, plain: bool, num_devices: int) -> tuple[Step, optax.GradientTransformation]:
     def sums(update: Params, data: _Rows, part: Part, key: Key) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         row_key, window_key = jax.random.split(key)
         target, count = data.target, jax.tree.leaves(data.params)[0].shape[0]
@@ -91,5 +94,5 @@ def _make_update(model: Model, rate: float, num_devices: int) -> tuple[Step, opt
         totals, counts = jax.vmap(of_row)(params, drawn % target.num_regions, keys)
         return totals.sum(), counts.sum(), {}
 
-    optimiser = clipped_adam(rate)
+    optimiser = optax.sgd(rate) if plain else clipped_adam(rate)
     return make_step([LossTerm("train_loss", sums, _ROWS)], optimiser, num_devices=num_devices), optimiser

@@ -37,6 +37,9 @@ def test_a_finished_run_that_is_asked_for_more_methods_makes_only_those(finished
         assert np.isfinite([*zero["mae"], *few["mae"]]).all() and zero["steps"] is None and few["steps"] is not None
         assert zero["mae"] != more["methods"]["pooled_zero_shot"]["mae"], null
         assert f"{null}_few_shot" in (tmp_path / "run" / "report.html").read_text()
+    learned, pooled = more["methods"]["meta_learned_few_shot"], more["methods"]["pooled_few_shot"]
+    assert np.isfinite(learned["mae"]).all() and learned["mae"] != pooled["mae"] and learned["steps"] == 5
+    assert learned["training_seconds"] > 0 and (tmp_path / "run" / "meta_learned").is_dir()
     for null in ("nearest_plus_noise", "ridge_plus_noise", "mlp_ensemble"):
         with np.load(tmp_path / "run" / "methods" / f"{null}_zero_shot_0.npz") as held:
             assert held["spread"].max() > 0, null

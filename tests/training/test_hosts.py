@@ -20,7 +20,7 @@ from tests.runs import without_seconds
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def _start(count: int, folder: pathlib.Path, work: str) -> list[subprocess.Popen]:
+def start(count: int, folder: pathlib.Path, work: str) -> list[subprocess.Popen]:
     """The hosts of a job, each a process of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -33,7 +33,7 @@ def _start(count: int, folder: pathlib.Path, work: str) -> list[subprocess.Popen
     ]
 
 
-def _ended(processes: list[subprocess.Popen]) -> list[dict]:
+def ended(processes: list[subprocess.Popen]) -> list[dict]:
     """What they print at their end."""
     ends = [process.communicate(timeout=600) for process in processes]
     for process, (_, err) in zip(processes, ends, strict=True):
@@ -42,7 +42,7 @@ def _ended(processes: list[subprocess.Popen]) -> list[dict]:
 
 
 def test_two_hosts_make_what_one_makes(tmp_path):
-    (alone,), (first, second) = (_ended(_start(count, tmp_path / str(count), "parts")) for count in (1, 2))
+    (alone,), (first, second) = (ended(start(count, tmp_path / str(count), "parts")) for count in (1, 2))
     assert (alone["hosts"], alone["first"], alone["devices"]) == (1, True, [1, 1])
     # One device of each, for one of them has but one.
     assert [(one["hosts"], one["first"], one["devices"]) for one in (first, second)] == [
@@ -72,7 +72,7 @@ def test_two_hosts_make_what_one_makes(tmp_path):
 def test_a_run_of_two_hosts_survives_one_of_them_and_ends_as_that_of_one(finished, data_dir, tmp_path, lost):
     (tmp_path / "cities").symlink_to(data_dir)
     content = finished[1]
-    processes = _start(2, tmp_path / "run", "whole")
+    processes = start(2, tmp_path / "run", "whole")
     limit = time.monotonic() + 300
     while not (tmp_path / "run" / "zoo").exists() and time.monotonic() < limit:
         assert processes[0].poll() is None, processes[0].communicate()[1][-2000:]
@@ -89,10 +89,10 @@ def test_a_run_of_two_hosts_survives_one_of_them_and_ends_as_that_of_one(finishe
     if lost == 0:
         return
     shutil.copytree(tmp_path / "run", tmp_path / "alone")
-    made = _ended(_start(2, tmp_path / "run", "whole"))
+    made = ended(start(2, tmp_path / "run", "whole"))
     assert without_seconds(made[0]) == without_seconds(made[1])
     # It goes on with another number of hosts too.
-    made[1:] = _ended(_start(1, tmp_path / "alone", "whole"))
+    made[1:] = ended(start(1, tmp_path / "alone", "whole"))
     for name, entry in content["methods"].items():
         for one in made:
             np.testing.assert_allclose(one["methods"][name]["mae"], entry["mae"], rtol=1e-3, err_msg=name)
@@ -101,11 +101,11 @@ def test_a_run_of_two_hosts_survives_one_of_them_and_ends_as_that_of_one(finishe
 @pytest.mark.slow
 def test_hosts_that_differ_or_fail_all_end_and_say_why(data_dir, tmp_path):
     (tmp_path / "cities").symlink_to(data_dir)
-    for process in _start(2, tmp_path / "run", "other"):
+    for process in start(2, tmp_path / "run", "other"):
         _, said = process.communicate(timeout=120)
         assert process.returncode == 2 and "host 1 has other settings than host 0; give every host the same" in said
     assert not (tmp_path / "run").exists()
-    first, second = _start(2, tmp_path / "run", "fails")
+    first, second = start(2, tmp_path / "run", "fails")
     _, said = first.communicate(timeout=120)
     assert first.returncode == 1 and "KeyError: 'a defect'" in said
     _, said = second.communicate(timeout=60)

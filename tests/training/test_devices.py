@@ -1,0 +1,60 @@
+"""In: a finished run. Out: every stage made again on other numbers of devices and hosts, as near as the table says."""
+
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from gpdiff_jax.hypernetwork import Hypernetwork
+from gpdiff_jax.training.storage import load_arrays
+from gpdiff_jax.zoo.parameter_zoo import load_zoo
+from tests.hosts_worker import STAGES
+from tests.training.test_hosts import ended, start
+
+# The largest difference of an array, as a part of its largest entry; docs/scaling.md says so too. Where rows do not
+# depend on each other there is none; sums of gradients, and means over a city, are of another order.
+TOLERANCE = {
+    "residual_autoregression": 1e-5,
+    "boosted_trees": 0.0,
+    "pooled": 1e-5,
+    "zoo": 0.0,
+    "hypernetwork": 1e-5,
+    "generated": 0.0,
+    "methods/target_only_0.npz": 0.0,
+    "methods/gpdiff_zero_shot_0.npz": 0.0,
+    "methods/gpdiff_few_shot_0.npz": 1e-5,
+    "methods/gpdiff_posterior_few_shot_0.npz": 1e-5,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("hosts", "devices"), [(1, 1), (1, 4), (2, 1)])
+def test_every_stage_is_the_same_on_any_number_of_devices_and_hosts(finished, data_dir, tmp_path, hosts, devices):
+    assert jax.local_device_count() == 2, "what it is compared with"
+    (tmp_path / "cities").symlink_to(data_dir)
+    shutil.copytree(finished[0], tmp_path / "finished")
+    ended(start(hosts, tmp_path / "again", f"stages:{devices}"))
+    assert TOLERANCE.keys() == STAGES.keys()
+    for part, tolerance in TOLERANCE.items():
+        made = _arrays(tmp_path / "again" / part.replace("/", "-") / part)
+        wanted = _arrays(tmp_path / "finished" / part)
+        assert jax.tree.structure(made) == jax.tree.structure(wanted)
+        for one, other in zip(jax.tree.leaves(made), jax.tree.leaves(wanted), strict=True):
+            largest = np.abs(np.asarray(other, np.float64)).max(initial=0.0)
+            np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * largest, err_msg=part)
+
+
+def _arrays(place: pathlib.Path):
+    """What a stage left."""
+    if place.suffix == ".npz":
+        with np.load(place) as held:
+            return {name: held[name] for name in held.files if name != "seconds"}
+    if place.name == "zoo":
+        zoo = load_zoo(place)
+        return zoo.params, zoo.validation_mae
+    if place.name == "hypernetwork":
+        held = Hypernetwork.load(place)
+        return held.variables, held.codec, held.directions
+    return load_arrays(place, 3, place.name)[0]

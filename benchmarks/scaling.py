@@ -105,7 +105,9 @@ def _run(name: str, minutes: float) -> list[str]:
         words = [sys.executable, "-m", "benchmarks.scaling", f"--case={name}", f"--process_id={number}"]
         words += [f"--coordinator={address}"] if hosts > 1 else []
         core = ["taskset", "--cpu-list", str(number)] if kind == "hosts" else []
-        environment = os.environ | {"PJRT_NPROC": "16"} if kind in ("devices", "hosts") else dict(os.environ)
+        # Devices that wait for each other need threads; more of them than cores slow down who does not wait.
+        threads = {"devices": str(2 * count), "hosts": "2"}.get(kind)
+        environment = {**os.environ, **({} if threads is None else {"PJRT_NPROC": threads})}
         processes.append(subprocess.Popen([*core, *words], stdout=subprocess.PIPE, text=True, env=environment))
     try:
         said = [process.communicate(timeout=60 * minutes)[0] for process in processes]

@@ -74,12 +74,16 @@ def fit(growth: Growth, lines: Sequence[Line]) -> Model:
     values = np.array([line["value"] for line in known])
     parts = np.array([growth.count(line) for line in known]) / values[:, None]
     best, costs = np.inf, np.zeros(len(growth.parts))
-    # Of all choices of parts the best whose solution has none below zero.
-    for chosen in itertools.product((False, True), repeat=len(growth.parts)):
+    # Of all choices of parts the best whose solution has none below zero; where the cases cannot tell two parts apart,
+    # the first of them.
+    for reverse in itertools.product((False, True), repeat=len(growth.parts)):
+        chosen = reverse[::-1]
         own = parts[:, chosen]
+        if np.linalg.matrix_rank(own / np.maximum(np.abs(own).max(axis=0), 1e-300)) < own.shape[1]:
+            continue
         solution = np.linalg.lstsq(own, np.ones(len(known)), rcond=None)[0]
         error = float(np.square(own @ solution - 1).sum())
-        if (solution >= 0).all() and error < best:
+        if (solution >= 0).all() and error < best * (1 - 1e-6):
             best, costs = error, np.zeros(len(growth.parts))
             costs[list(chosen)] = solution
     return Model(growth, tuple(costs.tolist()))
@@ -165,8 +169,9 @@ def _spread_table(lines: Sequence[Line]) -> list[str]:
     """Work per second on several devices and hosts, against one."""
     table = ["| work | spread over | " + " | ".join(f"{stage}, s" for stage in SPREAD) + " |", "|---|---|---|---|---|"]
     for kind, part in SPREAD_CASES:
-        for count, seconds in _spread(lines, kind, part).items():
-            one = _spread(lines, kind, part)[1]
+        measured = _spread(lines, kind, part)
+        for count, seconds in measured.items() if 1 in measured else ():
+            one = measured[1]
             cells = [f"{seconds[stage]:.1f} ({_gain(one[stage], seconds[stage], count, part):.2f})" for stage in SPREAD]
             table.append(f"| {part} | {count} {kind if count > 1 else kind[:-1]} | " + " | ".join(cells) + " |")
     return table
@@ -215,7 +220,7 @@ def _draw_spread(lines: Sequence[Line], path: pathlib.Path) -> None:
     figure = Figure(figsize=(9.5, 3.4), layout="constrained")
     for axes, (kind, part) in zip(figure.subplots(1, len(SPREAD_CASES), sharey=True), SPREAD_CASES, strict=True):
         measured = _spread(lines, kind, part)
-        for stage in SPREAD:
+        for stage in SPREAD if 1 in measured else ():
             gains = [_gain(measured[1][stage], seconds[stage], count, part) for count, seconds in measured.items()]
             axes.plot(list(measured), gains, "o-", label=stage)
         axes.plot(list(measured), [min(count, 2) for count in measured], "k:", label="two cores' worth")

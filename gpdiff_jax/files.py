@@ -3,13 +3,13 @@
 import contextlib
 import csv
 import errno
+import fcntl
 import io
 import json
 import lzma
 import os
 import pathlib
 import re
-import socket
 import struct
 import tempfile
 import tokenize
@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.folder_lock import is_alive
 from gpdiff_jax.hosts import is_first
 
 # All that zipfile, its decompressors and numpy's header parser raise on damaged bytes.
@@ -45,7 +44,7 @@ DAMAGE = (
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
     """Writes a file, whole or not at all; one that is there is replaced. Of several hosts the first writes.
 
-    What a process that was killed on this machine left of the same file is removed.
+    What a process that was killed left of the same file is removed.
 
     Args:
       path: the file, in a folder that exists.
@@ -56,31 +55,55 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
     """
     if not is_first():
         return
-    machine = f".{path.name}.{zlib.crc32(socket.gethostname().encode()):08x}-"
-    _remove_leftovers(path.parent, machine)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{machine}{os.getpid()}.", suffix=".partial")
+    _remove_leftovers(path)
+    handle, name = _locked_partial(path)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp makes files that only their owner may read
-        os.replace(name, path)
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(name, 0o666 & ~umask)  # mkstemp makes files that only their owner may read
+            os.replace(name, path)  # while it is locked
     except BaseException:
         pathlib.Path(name).unlink(missing_ok=True)
         raise
 
 
-def _remove_leftovers(folder: pathlib.Path, machine: str) -> None:
-    """Removes unfinished files of processes that are gone; `machine` is how the names of this machine's begin."""
-    name = re.compile(rf"{re.escape(machine)}(\d+)\.\w+\.partial")
+def _locked_partial(path: pathlib.Path) -> tuple[int, str]:
+    """A new file beside another, and its name; locked for as long as it is open, where the file system has locks."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        if not _lock(handle) or _is_there(handle, name):
+            return handle, name
+        os.close(handle)  # another process took it for a leftover before it was locked
+
+
+def _remove_leftovers(path: pathlib.Path) -> None:
+    """Removes unfinished files beside a file that no process holds locked."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.\w+\.partial")
     with contextlib.suppress(PermissionError):  # a folder may be written and not listed
-        for left in folder.iterdir():
-            found = name.fullmatch(left.name)
-            if found and not is_alive(int(found[1])):
-                left.unlink(missing_ok=True)
+        for left in path.parent.iterdir():
+            if name.fullmatch(left.name):
+                with contextlib.suppress(FileNotFoundError, PermissionError), left.open("rb") as file:
+                    if _lock(file.fileno()):
+                        left.unlink(missing_ok=True)
+
+
+def _lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_there(handle: int, name: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(name))
+    except FileNotFoundError:
+        return False
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

@@ -86,17 +86,6 @@ def refuse_if_locked(folder: pathlib.Path) -> None:
         unlock_folder(folder)
 
 
-def is_alive(process: int) -> bool:
-    """Whether a process of this machine has not ended; `process` is its number."""
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # another user's
-        pass
-    return True
-
-
 def _path(folder: pathlib.Path, outside: bool) -> pathlib.Path:
     place = folder.resolve()
     return place.with_name(f".{place.name}{_NAME}") if outside else place / _NAME
@@ -127,9 +116,13 @@ def _owner(descriptor: int) -> dict | None:
 def _is_alive(owner: dict | None) -> bool:
     if owner is None or owner["host"] != socket.gethostname() or owner["process"] == os.getpid():
         return False
-    with contextlib.suppress(ValueError, TypeError):
-        return is_alive(int(owner["process"]))
-    return False
+    try:
+        os.kill(int(owner["process"]), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _is_open(descriptor: int, path: pathlib.Path) -> bool:

@@ -40,7 +40,9 @@ _MOST_VECTORS = 2048  # that the statistics of the codec are made from
 
 def best_tokens(zoo: ParameterZoo, layout: TokenLayout) -> Float[np.ndarray, "R L W"]:
     """Tokens of the best parameter vector of every region of a zoo, unscaled."""
-    tokens = np.zeros((zoo.num_regions, layout.num_tokens, layout.width), np.float32)
+    shape = zoo.num_regions, layout.num_tokens, layout.width
+    check_room(4 * math.prod(shape), f"the tokens of {zoo.num_regions} regions")
+    tokens = np.zeros(shape, np.float32)
     for rows, params in zoo.vectors.parts():
         tokens[rows] = _tokens(layout, jax.tree.map(lambda leaf: leaf[:, 0], params))
     return tokens

@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,9 @@ from gpdiff_jax import hosts
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.run.methods import method_forecast
 from gpdiff_jax.run.run import Run
-from gpdiff_jax.training import exchange
+from gpdiff_jax.training import exchange, parallel
 from gpdiff_jax.training.compilation_cache import enable_compilation_cache
+from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.loop import VALIDATION, train
 from gpdiff_jax.training.parallel import DEVICES, ShardedRows, map_chunks, place_rows, training_devices
 from gpdiff_jax.training.step import LossTerm, make_step, start_training
@@ -89,6 +91,8 @@ def parts(folder: pathlib.Path) -> dict:
         "same": _refusal(lambda: exchange.check_agreed({"cities": [1, 2]})),
         "large": [len(content) for content in exchange.exchange(bytes(3000 * (number + 1)))],
         "rows": spread(rows).read(),
+        "two": spread({"x": rows["x"][:2]}).read(),
+        "parts": _in_parts(spread),
         "placed": spread(placed).read(),
         "chunks": lines,
         "even": _trained(8, folder / "even"),
@@ -96,6 +100,14 @@ def parts(folder: pathlib.Path) -> dict:
         "small": _trained(1, None),
         "read_again": _trained(8, folder / "even"),
     }
+
+
+def _in_parts(spread: ShardedRows) -> dict:
+    """What 3000 rows give where there is room for some only, less on this host than on the first."""
+    free = 4 * 1000 * 36 // (hosts.host_number() + 1)
+    with mock.patch.object(parallel, "free_bytes", lambda device=None: free):
+        made = spread.map({"x": np.arange(3000, dtype=np.float32)})
+    return {"y": made["y"][::100], "all": digest_of("", made)}  # a long line is cut by what others print
 
 
 def _wide(shared, rows):

@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.data.sources import Sources
 from gpdiff_jax.data.target import Target
-from gpdiff_jax.data.windows import choose_variants, draw_windows, gather_draw
-from gpdiff_jax.errors import check_above_zero
+from gpdiff_jax.data.windows import choose_variants, gather_draw, reserved_steps
+from gpdiff_jax.errors import InputError, check_above_zero
 from gpdiff_jax.models.loss import batch_forecast, huber_sums
 from gpdiff_jax.models.protocol import Model, Window, model_text
 from gpdiff_jax.training.loop import train
@@ -67,7 +67,8 @@ def meta_learn(
 
     A task is a random source city and one of its variants, the days that one sees. Steps of gradient descent on windows
     of these days, each seen through another variant, as support windows are seen through other days, lead to parameters
-    whose error on windows of other days, seen through these, is minimised: with its derivative through the steps.
+    whose error on windows of days near them (`DataConfig.near_days`), seen through these, is minimised: with its
+    derivative through the steps.
 
     Args:
       model: the forecaster.
@@ -83,8 +84,11 @@ def meta_learn(
       The parameters after the last step, one vector.
 
     Raises:
+      InputError: the sources have one variant, so that nothing else is seen of a task's days.
       NotFiniteError: a loss or its gradient is not finite; names the step.
     """
+    if sources.config.variants < 2:
+        raise InputError(f"`variants` (={sources.config.variants}) must be at least 2 for a meta-learned model")
     devices = training_devices(config.episodes, devices)
     optimiser = clipped_adam(optax.cosine_decay_schedule(config.learning_rate, config.steps, alpha=0.02))
     step = make_step(
@@ -148,7 +152,7 @@ def _task(model: Model, config: MetaConfig, params: Params, sources: Sources, ke
         return _windows_within(sources, graph, variant, config.windows, key=key)
 
     def others(graph: RegionGraph, key: Key) -> Window:
-        return draw_windows(sources.bank, sources.train, graph.nodes, config.windows, key=key, variant=variant)
+        return _windows_beside(sources, graph, variant, config.windows, key=key)
 
     def loss(params: Params, key: Key) -> Float[Array, ""]:
         total, count = sums(params, key, visible)
@@ -170,3 +174,21 @@ def _windows_within(sources: Sources, graph: RegionGraph, variant: Int[Array, ""
     last = jnp.maximum(end - bank.history - bank.horizon, begin)
     starts = jax.random.randint(start_key, (count,), begin, last + 1, dtype=jnp.int32)
     return gather_draw(bank, graph.nodes, choose_variants(bank, table, centre, starts, key=variant_key))
+
+
+def _windows_beside(sources: Sources, graph: RegionGraph, variant: Int[Array, ""], count: int, *, key: Key) -> Window:
+    """Windows of a region on other days than a variant's, near them at the usual odds, seen through the variant."""
+    bank, table, centre = sources.bank, sources.train, graph.nodes[0]
+    start_key, choice_key = jax.random.split(key)
+    drawn = jax.random.randint(start_key, (_CANDIDATES * count,), 0, table.count[centre], dtype=jnp.int32)
+    starts = table.starts[table.first[centre] + drawn]
+    low, high = reserved_steps(starts, table.first_slot[centre], bank.history, bank.horizon, table.steps_per_day)
+    begin, end = table.spans[variant, centre, 0], table.spans[variant, centre, 1]
+    gap = jnp.maximum(begin - high, low - end)
+    rate = 1.0 / (table.near_days * table.steps_per_day) if table.near_days else 0.0
+    odds = jnp.where(gap >= 0, -rate * gap.astype(jnp.float32), -1e9)
+    chosen = starts[jax.random.categorical(choice_key, odds, shape=(count,))]
+    return gather_draw(bank, graph.nodes, choose_variants(bank, table, centre, chosen, key=key, variant=variant))
+
+
+_CANDIDATES = 16  # that each window is chosen from

@@ -3,10 +3,12 @@
 import numpy as np
 from jaxtyping import Bool, Float
 
+_MANY_LINKS = 64  # of a region; more take more memory than the hops themselves
+
 
 def hops_between(linked: Bool[np.ndarray, "N N"], *, apart: float = np.inf) -> Float[np.ndarray, "N N"]:
     """Shortest path lengths by breadth-first search from all regions at once: a hop looks at every link once, or, where
-    one of sixteen pairs is linked, is a matrix product.
+    a region has more than `_MANY_LINKS`, is a matrix product.
 
     Args:
       linked: [N, N], whether there is a link from a row's region to a column's.
@@ -18,7 +20,7 @@ def hops_between(linked: Bool[np.ndarray, "N N"], *, apart: float = np.inf) -> F
     count = len(linked)
     receivers, senders = np.nonzero(linked.T)  # in the order of the receivers
     reached, first = np.unique(receivers, return_index=True)
-    dense = linked.T.astype(np.float32) if 16 * len(senders) > count**2 else None
+    dense = linked.T.astype(np.float32) if len(senders) > _MANY_LINKS * count else None
     # Rows are where one gets to; in a row, the regions that one comes from are bits.
     seen = np.packbits(np.eye(count, dtype=bool), axis=1)
     hops, grows = np.zeros((count, count), np.int32), len(reached) > 0

@@ -14,11 +14,7 @@ from gpdiff_jax.typing import Device
 
 _MEMINFO = pathlib.Path("/proc/meminfo")
 _CGROUPS = pathlib.Path("/sys/fs/cgroup")
-# Of a control group: its limit, what it uses, and the part of that which are files that the system can drop.
-_CGROUP_FILES = (
-    ("memory.max", "memory.current", "inactive_file"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
-)
+_OWN_GROUPS = pathlib.Path("/proc/self/cgroup")
 
 
 class NoRoomError(MemoryError):
@@ -72,7 +68,7 @@ def _plain(dtype: Any) -> Any:
 
 
 def _host_bytes() -> int | None:
-    known = [_available(), *(_left_of(*names) for names in _CGROUP_FILES)]
+    known = [_available(), *map(_left_of, _own_groups())]
     return min((count for count in known if count is not None), default=None)
 
 
@@ -82,11 +78,25 @@ def _available() -> int | None:
     return None
 
 
-def _left_of(limit: str, used: str, droppable: str) -> int | None:
-    """Bytes that a control group leaves; None where there is none or it has no limit."""
-    with contextlib.suppress(OSError, KeyError, ValueError):  # a limit of "max" is no number
-        held = int((_CGROUPS / used).read_text()) - _table((_CGROUPS / used).parent / "memory.stat")[droppable]
-        return max(0, int((_CGROUPS / limit).read_text()) - held)
+def _own_groups() -> list[pathlib.Path]:
+    """Folders of the control groups of this process that may limit its memory, of either version, up to the root."""
+    places = {_CGROUPS: pathlib.PurePosixPath("/"), _CGROUPS / "memory": pathlib.PurePosixPath("/")}
+    with contextlib.suppress(OSError, ValueError):
+        for line in _OWN_GROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):
+                places[_CGROUPS / controllers] = pathlib.PurePosixPath(path)
+    return [base / str(one).lstrip("/") for base, path in places.items() for one in (path, *path.parents)]
+
+
+def _left_of(group: pathlib.Path) -> int | None:
+    """Bytes that a control group leaves, files that the system can drop among them; None where it has no limit."""
+    for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        with contextlib.suppress(OSError, KeyError, ValueError):  # a limit of "max" is no number
+            most, held, stat = int((group / limit).read_text()), int((group / used).read_text()), group / "memory.stat"
+            prefix = "total_" if limit == "memory.limit_in_bytes" else ""
+            files = _table(stat)
+            return max(0, most - held + files[f"{prefix}inactive_file"] + files[f"{prefix}active_file"])
     return None
 
 

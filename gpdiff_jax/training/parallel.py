@@ -108,27 +108,38 @@ def share(tree: Any, devices: Sequence[Device]) -> Any:
     Copies of large arrays are kept while the arrays themselves are: the series of all cities are placed once, whatever
     reads them. On a CPU they are no copies, but look at the same memory, and are not kept, which would keep it.
     """
-    if devices[0].platform == "cpu":
+    if _is_host_memory(devices):
         return replicate(tree, devices)
-    return jax.tree.map(lambda leaf: _kept_copy(leaf, tuple(devices)), tree)
+    here = [device for device in devices if device.process_index == jax.process_index()]
+
+    def shared(leaf: Any) -> jax.Array:
+        is_array = isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if not is_array or leaf.nbytes < _MANY_BYTES:
+            return replicate(leaf, here)
+        return _of_parts([_kept_copy(leaf, device) for device in here], here)
+
+    return jax.tree.map(shared, tree)
+
+
+def _is_host_memory(devices: Sequence[Device]) -> bool:
+    return devices[0].platform == "cpu"
 
 
 _MANY_BYTES = 2**20
-_copies: dict[tuple[int, tuple[Device, ...]], tuple[weakref.ref, jax.Array]] = {}
+_copies: dict[tuple[int, Device], tuple[weakref.ref, jax.Array]] = {}
 
 
-def _kept_copy(leaf: Any, devices: tuple[Device, ...]) -> jax.Array:
-    if not isinstance(leaf, jax.Array) or leaf.nbytes < _MANY_BYTES:
-        return replicate(leaf, devices)
-    place = id(leaf), devices
+def _kept_copy(leaf: jax.Array, device: Device) -> jax.Array:
+    """The array with a leading axis of one, on a device."""
+    place = id(leaf), device
     array, copy = _copies.get(place, (None, None))
     if array is None or copy is None or array() is not leaf:
-        copy = replicate(leaf, devices)
+        copy = jax.device_put(np.asarray(leaf)[None], device)
         _copies[place] = weakref.ref(leaf, lambda gone: _forget(place, gone)), copy
     return copy
 
 
-def _forget(place: tuple[int, tuple[Device, ...]], gone: weakref.ref) -> None:
+def _forget(place: tuple[int, Device], gone: weakref.ref) -> None:
     if place in _copies and _copies[place][0] is gone:  # and not of a newer array in the same place
         del _copies[place]
 
@@ -150,9 +161,13 @@ def _on_each(leaf: Any, places: Sequence[int | None], devices: Sequence[Device])
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     host = np.asarray(leaf)
     entries = [(host if place is None else host[place])[None] for place in places]
-    parts = [jax.device_put(entry, device) for entry, device in zip(entries, devices, strict=True)]
+    return _of_parts([jax.device_put(entry, device) for entry, device in zip(entries, devices, strict=True)], devices)
+
+
+def _of_parts(parts: Sequence[jax.Array], devices: Sequence[Device]) -> jax.Array:
+    """One array of what lies on devices, with a leading axis for them."""
     sharding = NamedSharding(Mesh(np.asarray(devices), (DEVICES,)), PartitionSpec(DEVICES))
-    return jax.make_array_from_single_device_arrays((len(devices), *parts[0].shape[1:]), sharding, parts)
+    return jax.make_array_from_single_device_arrays((len(devices), *parts[0].shape[1:]), sharding, list(parts))
 
 
 class ShardedRows:
@@ -210,15 +225,16 @@ class ShardedRows:
         return results
 
     def _rows_at_once(self, rows: Any, count: int) -> int:
-        """How many rows there is room for, with their results; whole groups of those that devices work on together."""
+        """How many rows there is room for on the first host, with their results; whole groups of those side by side."""
+        return count if count <= _FEW_ROWS else ask_first(lambda: self._fitting(rows, count))
+
+    def _fitting(self, rows: Any, count: int) -> int:
         group = _MANY_ROWS * len(self.devices) * num_hosts()
-        if count <= _FEW_ROWS:
-            return count
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((len(self.devices), 1, *leaf.shape[1:]), leaf.dtype), rows)
         taken = bytes_of((one, jax.eval_shape(self._mapped, self._shared, one))) / len(self.devices)
         # What lies on a device comes to the host, too.
         free = [free_bytes(self.devices[0]), free_bytes()]
-        room = ask_first(lambda: min((held // _ROOM_FOR for held in free if held is not None), default=None))
+        room = min((held // _ROOM_FOR for held in free if held is not None), default=None)
         if room is None:
             return count
         return max(group, int(room / taken) // group * group)
@@ -264,7 +280,7 @@ def _spread(rows: Any, chosen: np.ndarray, devices: Sequence[Device]) -> Any:
 
     def cut(leaf: Any) -> np.ndarray:
         host = np.asarray(leaf)
-        every = len(chosen) == len(host)  # where all are chosen they are so in order, and need not be copied
+        every = np.array_equal(chosen, np.arange(len(host)))  # which need not be copied
         return (host if every else host[chosen]).reshape(len(devices), -1, *host.shape[1:])
 
     return shard(jax.tree.map(cut, rows), devices)

@@ -336,9 +336,12 @@ def adapt(
     Raises:
       InputError: there are no directions to update in codes.
     """
-    if config.update == "codes":
-        if directions is None:
-            raise InputError("updates in codes need the directions of a zoo; tune all weights by `update='own'`")
+    samples = jax.tree.leaves(params)[0].shape[0]
+    if config.update == "codes" and directions is None:
+        raise InputError("updates in codes need the directions of a zoo; tune all weights by `update='own'`")
+    if target.choice is not None or config.update != "own":  # else they come back as they are
+        check_room(bytes_of(params), f"the fine-tuned parameters of {target.num_regions} regions, {samples} of each,")
+    if config.update == "codes" and directions is not None:
         moved = move_along_directions(
             model,
             target,
@@ -354,8 +357,6 @@ def adapt(
         steps, rate = config.shared_steps, config.shared_rate
         moved = move_together(model, target, params, steps=steps, rate=rate, key=key)
         return Adapted(moved, rate, steps, None, np.zeros((0, 0)))
-    samples = jax.tree.leaves(params)[0].shape[0]
-    check_room(bytes_of(params), f"the fine-tuned parameters of {target.num_regions} regions, {samples} of each,")
 
     def tune(starts: Int[Array, " B"], rate: float, steps: int) -> Params:
         rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)

@@ -5,6 +5,7 @@ The region axis is added here: regions of like size in buckets, buckets in chunk
 
 import dataclasses
 import itertools
+import math
 import pathlib
 import sys
 import time
@@ -221,7 +222,8 @@ def measure_regions_per_batch(
     Returns:
       One of the candidates.
     """
-    seconds = {}
+    seconds: dict[int, float] = {}
+    taken = math.inf
     num_devices = num_hosts() * (least_devices() if devices is None else len(devices))
     for count in candidates:
         if count > max(1, sources.num_regions // num_devices):
@@ -232,12 +234,12 @@ def measure_regions_per_batch(
             for _ in range(2):  # the first call compiles
                 begin = time.perf_counter()
                 list(harvest_chunks(model, sources, pooled, short, [chunk], key=jax.random.key(0), devices=devices))
-                seconds[count] = (time.perf_counter() - begin) / len(chunk.rows)
+                taken = (time.perf_counter() - begin) / len(chunk.rows)
         except Exception as error:
             if not seconds or not is_out_of_memory(error) or num_hosts() > 1:
                 raise
-            seconds.pop(count, None)
             break  # more do not fit either
+        seconds[count] = taken
     return ask_first(lambda: min(seconds, key=lambda count: seconds[count]))
 
 
@@ -283,18 +285,20 @@ def harvest_zoo(
         return load_zoo(folder, sources, of=mine)
     results: dict[int, HarvestedRegion] = {}
     if folder is not None:
-        folder = pathlib.Path(folder).expanduser()
+        folder, found = pathlib.Path(folder).expanduser(), []
         for index in sorted(finished_chunks(folder)):
             result, facts = load_chunk(folder, index)
             results[index] = result._replace(params={})  # what lies on disk need not stay in memory
-            if config.regions_per_batch == 0:
-                config = dataclasses.replace(config, regions_per_batch=facts["regions_per_batch"])
+            found.append(facts["regions_per_batch"])
             if facts["of"] != mine:
                 place = str(partial_folder(folder))
                 raise InputError(
                     f"{place!r} holds chunks of a harvest of other cities, settings, model, random key or version "
                     "of JAX; name another folder"
                 )
+        if config.regions_per_batch == 0 and found:
+            # The least, if memory ran out with more.
+            config = dataclasses.replace(config, regions_per_batch=min(found))
     if config.regions_per_batch == 0:
         chosen = measure_regions_per_batch(model, sources, pooled, config, devices=devices)
         config = dataclasses.replace(config, regions_per_batch=chosen)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ def test_steps_lead_further_from_what_was_learned_for_them(sources):
     assert after < 0.98 * _error(sources, learned, dataclasses.replace(many, inner_rate=1e-9), jax.random.key(5))
 
 
-def test_a_task_shows_windows_of_its_days_through_other_days_and_asks_of_other_days_through_these(sources, monkeypatch):
+def test_a_task_shows_windows_of_its_days_through_other_days(sources, monkeypatch):
     shown, bank, table = [], sources.bank, sources.train
     gather = meta_learned.gather_draw
     monkeypatch.setattr(
@@ -60,6 +61,42 @@ def test_a_task_shows_windows_of_its_days_through_other_days_and_asks_of_other_d
         allowed = np.asarray(draw.allowed)
         assert (seen_through[allowed] != variant).all() and allowed.any()
         assert not np.asarray(window.mask)[~allowed].any()
+
+
+def test_it_asks_of_other_days_seen_through_these_and_rather_of_near_ones(sources, monkeypatch):
+    shown, bank, gather, gaps = [], sources.bank, meta_learned.gather_draw, {0.0: [], 2.0: []}
+    monkeypatch.setattr(
+        meta_learned, "gather_draw", lambda bank, nodes, draw: (shown.append(draw), gather(bank, nodes, draw))[1]
+    )
+    graph = jax.tree.map(lambda leaf: leaf[9], sources.graphs)
+    for (near_days, found), variant in itertools.product(gaps.items(), range(3)):
+        table = dataclasses.replace(sources.train, near_days=near_days)
+        beside = dataclasses.replace(sources, train=table)
+        meta_learned._windows_beside(beside, graph, jnp.int32(variant), 60, key=jax.random.key(variant))
+        begin, end = np.asarray(table.spans[variant, graph.nodes[0]])
+        draw = shown.pop()
+        starts = np.asarray(draw.starts)
+        assert np.asarray(draw.allowed).all() and (np.asarray(draw.variants) == variant).all()
+        assert ((starts >= end) | (starts + bank.history + bank.horizon <= begin)).all()
+        found += np.maximum(begin - starts, starts - end).tolist()
+    assert np.median(gaps[2.0]) < 0.8 * np.median(gaps[0.0])
+
+
+def test_a_task_is_of_both(sources, monkeypatch):
+    asked = []
+    for name in ("_windows_within", "_windows_beside"):
+        make = getattr(meta_learned, name)
+
+        def watched(*given, make=make, name=name, **more):
+            asked.append(name)
+            return make(*given, **more)
+
+        monkeypatch.setattr(meta_learned, name, watched)
+    _error(sources, start_of(sources), _CONFIG, jax.random.key(0))
+    assert asked == ["_windows_within", "_windows_beside"]  # each is traced once
+    alone = dataclasses.replace(sources, config=dataclasses.replace(sources.config, variants=1))
+    with pytest.raises(InputError, match=r"`variants` \(=1\) must be at least 2"):
+        meta_learn(MODEL, alone, start_of(sources), _CONFIG, key=KEY)
 
 
 def test_a_target_is_moved_as_a_whole_by_the_steps_that_were_learned_for(simulated_cities, sources):

@@ -1,4 +1,4 @@
-"""In: a finished run. Out: every stage made again on other numbers of devices and hosts, as near as the table says."""
+"""In: a finished run. Out: its stages made again on other numbers of devices and hosts, as near as the table says."""
 
 import pathlib
 import shutil
@@ -31,7 +31,9 @@ TOLERANCE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("hosts", "devices"), [(1, 1), (1, 4), (2, 1)])
-def test_every_stage_is_the_same_on_any_number_of_devices_and_hosts(finished, data_dir, tmp_path, hosts, devices):
+def test_the_stages_of_the_default_methods_are_the_same_on_any_number_of_devices_and_hosts(
+    finished, data_dir, tmp_path, hosts, devices
+):
     assert jax.local_device_count() == 2, "what it is compared with"
     (tmp_path / "cities").symlink_to(data_dir)
     shutil.copytree(finished[0], tmp_path / "finished")

@@ -25,17 +25,23 @@ def _system(tmp_path, monkeypatch) -> pathlib.Path:
     (tmp_path / "meminfo").write_text("MemTotal:  131072 kB\nMemFree: 10 kB\nMemAvailable:  65536 kB\nHugePages: 0\n")
     monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "own")
     return tmp_path
 
 
+@pytest.mark.parametrize("place", ["", "job/step"])
 @pytest.mark.parametrize("version", [1, 2])
-def test_the_least_of_machine_and_control_group_is_free(system, version):
+def test_the_least_of_machine_and_control_group_is_free(system, version, place):
     assert free_bytes() == free_bytes(jax.devices("cpu")[0]) == 64 * _MIB
-    group = system / "groups" / ("memory" if version == 1 else "")
+    own = {1: "12:cpu:/elsewhere\n4:memory:/job/step/inner\n", 2: "0::/job/step/inner\n"}[version]
+    (system / "own").write_text(own)
+    group = system / "groups" / ("memory" if version == 1 else "") / place
     group.mkdir(parents=True)
     limit, used = ("limit_in_bytes", "usage_in_bytes") if version == 1 else ("max", "current")
     (group / f"memory.{used}").write_text(f"{50 * _MIB}\n")
-    (group / "memory.stat").write_text(f"cache 5\ntotal_inactive_file {10 * _MIB}\ninactive_file {10 * _MIB}\n")
+    prefix = "total_" if version == 1 else ""
+    stat = f"cache 5\n{prefix}inactive_file {6 * _MIB}\n{prefix}active_file {4 * _MIB}\n"
+    (group / "memory.stat").write_text(stat)
     (group / f"memory.{limit}").write_text(f"{60 * _MIB}\n")
     assert free_bytes() == 20 * _MIB
     (group / f"memory.{limit}").write_text("9223372036854771712\n" if version == 1 else "max\n")

@@ -24,22 +24,20 @@ def test_one_row_suits_a_cpu_and_many_an_accelerator(monkeypatch):
         AdaptConfig(regions_per_batch=0)
 
 
-def test_what_is_shared_is_copied_to_accelerators_once_and_kept_no_longer_than_it_lives(monkeypatch):
-    class Accelerator:
-        platform = "gpu"
-
-    made = []
-    monkeypatch.setattr(
-        parallel, "replicate", lambda leaf, _: made.append(leaf.shape) or jax.device_put(np.array(leaf)[None])
-    )
-    large, small = jax.device_put(np.arange(2**18, dtype=np.float32)), jax.device_put(np.float32(3))
-    one, two = (Accelerator(),), (Accelerator(), Accelerator())
-    first = share({"large": large, "small": small}, one)
-    again = share({"large": large, "small": small}, one)
-    other = share(large, two)
-    assert again["large"] is first["large"] and other is not first["large"]
-    assert made == [(2**18,), (), (), (2**18,)]
-    np.testing.assert_array_equal(first["large"][0], large)
+def test_what_is_shared_is_copied_to_every_accelerator_once_and_kept_no_longer_than_it_lives(monkeypatch):
+    put, made = jax.device_put, []
+    monkeypatch.setattr(parallel, "_is_host_memory", lambda devices: False)
+    # A copy, as on an accelerator: on a CPU it would look at the same memory.
+    monkeypatch.setattr(jax, "device_put", lambda x, device: made.append(x.shape) or put(np.array(x), device))
+    large, small, key = put(np.arange(2**18, dtype=np.float32)), put(np.float32(3)), jax.random.key(0)
+    devices = jax.local_devices()
+    first = share({"large": large, "small": small, "key": key}, devices[:1])
+    again = share({"large": large, "small": small, "key": key}, devices[:1])
+    both = share(large, devices[:2])
+    assert made.count((1, 2**18)) == 2  # one on each of the two
+    assert made.count((1,)) == 2 and again["key"].shape == (1,)
+    np.testing.assert_array_equal(both, np.stack([large, large]))
+    np.testing.assert_array_equal(first["large"][0], again["large"][0])
     assert len(parallel._copies) == 2
     del large
     gc.collect()

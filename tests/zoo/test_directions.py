@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.zoo import directions
 from gpdiff_jax.zoo.directions import zoo_directions
 from gpdiff_jax.zoo.parameter_zoo import HeldVectors, ParameterZoo
 from tests.zoo.linear import prepare, start_of
@@ -65,3 +66,19 @@ def test_there_are_no_more_directions_than_regions_and_at_least_one(zoo):
         zoo_directions(zoo, 0)
     swapped = dataclasses.replace(zoo, city_index=zoo.city_index[::-1])
     assert np.abs(_rows(zoo_directions(swapped, 1)) - _rows(one)).max() > 1e-3
+
+
+def test_of_a_large_zoo_as_many_regions_of_every_city_are_looked_at_as_it_has(zoo, monkeypatch):
+    assert directions._chosen(zoo.city_index, 8).tolist() == list(range(8))
+    assert zoo.city_index.tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
+    assert directions._chosen(zoo.city_index, 5).tolist() == [0, 1, 2, 4, 7]
+    assert directions._chosen(zoo.city_index, 1).tolist() == [0, 2]
+    whole = zoo_directions(zoo, 2)
+    monkeypatch.setattr(directions, "_MOST_REGIONS", 5)
+    few = zoo_directions(zoo, 2)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(few), strict=True):
+        cosine = (one * other).reshape(2, -1).sum(1) / np.sqrt(
+            np.square(one).reshape(2, -1).sum(1) * np.square(other).reshape(2, -1).sum(1)
+        )
+        assert (np.abs(cosine) > 0.9).all()  # the same two, of other lengths
+    assert few["bias"].shape == (2, 6)

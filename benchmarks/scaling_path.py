@@ -26,7 +26,6 @@ from gpdiff_jax.zoo.harvest import harvest_zoo
 from gpdiff_jax.zoo.pooled import train_pooled
 
 _MOST_OF_A_CITY = 1000  # regions
-_STEPS = 16
 _PEAK_FILE = pathlib.Path("/proc/self/clear_refs")
 
 
@@ -37,6 +36,7 @@ class Work(NamedTuple):
     days: int = 28
     token_width: int | None = None  # diffuse the tokens themselves, of this width; None for the codes of the preset
     batch: int = 32  # examples of a step of the generator's training
+    steps: int = 16  # of every training
     stages: tuple[str, ...] = ("sources", "prompts", "pooled", "harvest", "pretrain", "generate")
 
 
@@ -81,24 +81,25 @@ def measure_path(work: Work, tell: Callable[[Measured], None]) -> None:
     prompts = len(cities) * sources.config.prompt_variants * simulation.regions
     sources = timed("prompts", prompts, "prompts", lambda: with_prompts(sources, cities))
     model = make_model("stid", sources.sizes)
-    pooled_config = dataclasses.replace(preset.pooled, steps=_STEPS)
+    steps = work.steps
+    pooled_config = dataclasses.replace(preset.pooled, steps=steps)
     pooled = timed(
-        *("pooled", _STEPS, "steps"),
+        *("pooled", steps, "steps"),
         lambda: train_pooled(model, sources, pooled_config, key=jax.random.key(1)),
     )
     if not {"harvest", "pretrain", "generate"} & set(work.stages):
         return
-    harvest = dataclasses.replace(preset.harvest, steps=_STEPS, evaluate_every=_STEPS, snapshots=1)
+    harvest = dataclasses.replace(preset.harvest, steps=steps, evaluate_every=steps, snapshots=1)
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder) / "zoo"
         zoo = timed(
-            *("harvest", regions * _STEPS, "region-steps"),
+            *("harvest", regions * steps, "region-steps"),
             lambda: harvest_zoo(model, sources, pooled, harvest, key=jax.random.key(2), folder=place),
         )
         if not {"pretrain", "generate"} & set(work.stages):
             return
-        config = dataclasses.replace(preset.pretrain, steps=_STEPS, evaluations=1, batch=work.batch)
-        examples = _STEPS * work.batch
+        config = dataclasses.replace(preset.pretrain, steps=steps, evaluations=1, batch=work.batch)
+        examples = steps * work.batch
         if work.token_width is not None:
             codec = dataclasses.replace(config.codec, token_width=work.token_width, components=0)
             config = dataclasses.replace(config, codec=codec)

@@ -38,8 +38,9 @@ def zoo_directions(zoo: ParameterZoo, count: int) -> Params:
     rows = np.zeros((len(chosen), sum(leaf.size for leaf in leaves)))
     for numbers, params in zoo.vectors.parts():
         here = np.flatnonzero(place[numbers] >= 0)
-        own = [np.asarray(leaf)[here, 0].reshape(len(here), -1) for leaf in jax.tree.leaves(params)]
-        rows[place[numbers[here]]] = np.concatenate(own, axis=1)
+        if len(here):
+            own = [np.asarray(leaf)[here, 0].reshape(len(here), -1) for leaf in jax.tree.leaves(params)]
+            rows[place[numbers[here]]] = np.concatenate(own, axis=1)
     rows -= np.concatenate([np.asarray(leaf).ravel() for leaf in leaves])
     weights = city_weights(zoo.city_index[chosen])
     rows *= np.sqrt(weights / weights.sum())[:, None]

@@ -82,3 +82,7 @@ def test_of_a_large_zoo_as_many_regions_of_every_city_are_looked_at_as_it_has(zo
         )
         assert (np.abs(cosine) > 0.9).all()  # the same two, of other lengths
     assert few["bias"].shape == (2, 6)
+    # A part of the vectors in which no region is chosen.
+    parts = [(np.array([row]), jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], zoo.params)) for row in range(8)]
+    monkeypatch.setattr(HeldVectors, "parts", lambda own: iter(parts))
+    jax.tree.map(np.testing.assert_array_equal, zoo_directions(zoo, 2), few)

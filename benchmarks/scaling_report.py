@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.table_cases import write_tables
+from gpdiff_jax.errors import InputError
 
 STAGES = ("sources", "prompts", "pooled", "harvest", "pretrain", "generate")
 METRICS = {"time": "s", "memory": "GiB"}
@@ -72,11 +73,11 @@ def fit(growth: Growth, lines: Sequence[Line]) -> Model:
       lines: of one stage and metric.
 
     Raises:
-      ValueError: fewer of the small cases than parts.
+      InputError: fewer of the small cases than parts.
     """
     known = [line for line in lines if line["case"] in growth.fitted]
     if len(known) < len(growth.parts):
-        raise ValueError(
+        raise InputError(
             f"{len(known)} cases of {', '.join(growth.fitted)} are too few to fit {len(growth.parts)} parts"
         )
     values = np.array([line["value"] for line in known])
@@ -100,26 +101,32 @@ def fit(growth: Growth, lines: Sequence[Line]) -> Model:
 def select(lines: Sequence[Line], growth: Growth, stage: str, metric: str) -> list[Line]:
     """The lines of a stage and metric in the cases of a growth."""
     return [
-        line
-        for line in lines
-        if line["stage"] == stage and line["metric"] == metric and line["case"].partition("_")[0] in growth.kinds
+        line for line in lines if line["stage"] == stage and line["metric"] == metric and _kind(line) in growth.kinds
     ]
 
 
+def _kind(line: Line) -> str:
+    """How the name of its case begins."""
+    return line["case"].partition("_")[0]
+
+
 def write_report(lines: Sequence[Line], path: pathlib.Path) -> None:
-    """Draws the figures beside a document and puts its tables between its marks.
+    """Draws the figures beside a document and puts its tables between its marks, of what was measured.
 
     Args:
       lines: of all cases.
       path: the document.
+
+    Raises:
+      InputError: the document has no marks, or the small cases are too few.
     """
-    _draw_growth(lines, path.with_name("scaling_growth.svg"))
-    _draw_spread(lines, path.with_name("scaling_devices.svg"))
-    tables = [
-        *(_model_table(lines, CITIES), _growth_table(lines, CITIES)),
-        *(_model_table(lines, TOKENS), _growth_table(lines, TOKENS)),
-        _spread_table(lines),
-    ]
+    growths = [growth for growth in (CITIES, TOKENS) if any(_kind(line) in growth.kinds for line in lines)]
+    tables = [make(lines, growth) for growth in growths for make in (_model_table, _growth_table)]
+    _draw_growth(lines, growths, path.with_name("scaling_growth.svg"))
+    spread = [case for case in SPREAD_CASES if 1 in _spread(lines, *case)]
+    if spread:
+        tables.append(_spread_table(lines, spread))
+        _draw_spread(lines, spread, path.with_name("scaling_devices.svg"))
     write_tables(path, "\n" + "\n\n".join("\n".join(table) for table in tables) + "\n")
 
 
@@ -173,12 +180,12 @@ def _compared(measured: float, predicted: float) -> str:
     return f"{measured:.3g} ({round(100 * (predicted / measured - 1)):+d} %)"
 
 
-def _spread_table(lines: Sequence[Line]) -> list[str]:
+def _spread_table(lines: Sequence[Line], cases: Sequence[tuple[str, str]]) -> list[str]:
     """Work per second on several devices and hosts, against one."""
     table = ["| work | spread over | " + " | ".join(f"{stage}, s" for stage in SPREAD) + " |", "|---|---|---|---|---|"]
-    for kind, part in SPREAD_CASES:
+    for kind, part in cases:
         measured = _spread(lines, kind, part)
-        for count, seconds in measured.items() if 1 in measured else ():
+        for count, seconds in measured.items():
             one = measured[1]
             cells = [f"{seconds[stage]:.1f} ({_gain(one[stage], seconds[stage], count, part):.2f})" for stage in SPREAD]
             table.append(f"| {part} | {count} {kind if count > 1 else kind[:-1]} | " + " | ".join(cells) + " |")
@@ -205,11 +212,11 @@ def _spread(lines: Sequence[Line], kind: str, part: str) -> dict[int, dict[str, 
     return found
 
 
-def _draw_growth(lines: Sequence[Line], path: pathlib.Path) -> None:
-    figure = Figure(figsize=(11.0, 6.4), layout="constrained")
-    axes = figure.subplots(len(METRICS), 3)
+def _draw_growth(lines: Sequence[Line], growths: Sequence[Growth], path: pathlib.Path) -> None:
+    columns = [(growth, kind) for growth in growths for kind in growth.kinds]
+    figure = Figure(figsize=(3.7 * len(columns), 6.4), layout="constrained")
+    axes = figure.subplots(len(METRICS), len(columns), squeeze=False)
     for row, (metric, unit) in enumerate(METRICS.items()):
-        columns = [(growth, kind) for growth in (CITIES, TOKENS) for kind in growth.kinds]
         for own_axes, (growth, kind) in zip(axes[row], columns, strict=True):
             label = "tokens" if growth is TOKENS else kind
             for stage, (model, measured) in _models(lines, growth, metric).items():
@@ -224,11 +231,12 @@ def _draw_growth(lines: Sequence[Line], path: pathlib.Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def _draw_spread(lines: Sequence[Line], path: pathlib.Path) -> None:
+def _draw_spread(lines: Sequence[Line], cases: Sequence[tuple[str, str]], path: pathlib.Path) -> None:
     figure = Figure(figsize=(9.5, 3.4), layout="constrained")
-    for axes, (kind, part) in zip(figure.subplots(1, len(SPREAD_CASES), sharey=True), SPREAD_CASES, strict=True):
+    every = figure.subplots(1, len(cases), sharey=True, squeeze=False)[0]
+    for axes, (kind, part) in zip(every, cases, strict=True):
         measured = _spread(lines, kind, part)
-        for stage in SPREAD if 1 in measured else ():
+        for stage in SPREAD:
             gains = [_gain(measured[1][stage], seconds[stage], count, part) for count, seconds in measured.items()]
             axes.plot(list(measured), gains, "o-", label=stage)
         axes.plot(list(measured), [min(count, 2) for count in measured], "k:", label="two cores' worth")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.scaling_report import CITIES, SPREAD, SPREAD_CASES, STAGES, TOKENS, fit, write_report
+from gpdiff_jax.errors import InputError
 
 _LAW = (3.0, 2e-3, 5e-7, 0.0)
 
@@ -65,7 +66,7 @@ def test_a_part_that_would_be_below_zero_is_none():
         line["value"] = 5.0 - 0.001 * line["tokens"]
     model = fit(TOKENS, lines)
     assert model.costs[1:] == (0.0, 0.0) and model.costs[0] == pytest.approx(5.0, rel=0.02)
-    with pytest.raises(ValueError, match="too few to fit 3 parts"):
+    with pytest.raises(InputError, match="too few to fit 3 parts"):
         fit(TOKENS, lines[:2])
 
 
@@ -82,3 +83,11 @@ def test_the_document_holds_what_was_predicted_and_what_was_gained(tmp_path):
     assert "| strong | 2 devices | 4.0 (2.00) | 4.0 (2.00) | 4.0 (2.00) |" in text
     assert "| weak | 2 hosts | 8.0 (2.00) |" in text
     assert all((tmp_path / f"scaling_{name}.svg").read_text().startswith("<?xml") for name in ("growth", "devices"))
+
+
+def test_the_document_is_made_of_what_there_is(tmp_path):
+    path = tmp_path / "scaling.md"
+    path.write_text("<!-- tables -->\n<!-- end of tables -->\n")
+    write_report([line for line in _lines() if line["case"].startswith(("regions", "days"))], path)
+    assert "| regions 8000 |" in path.read_text() and "tokens" not in path.read_text()
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["scaling.md", "scaling_growth.svg"]

@@ -28,6 +28,7 @@ from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.memory import check_room
 from gpdiff_jax.training.storage import is_filled
 from gpdiff_jax.typing import Device, Key, Params
+from gpdiff_jax.vectors import evenly
 from gpdiff_jax.zoo.codec import Codec, encode_zoo, fit_codec
 from gpdiff_jax.zoo.directions import zoo_directions
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
@@ -63,7 +64,7 @@ def _sample_tokens(
     """Tokens of at most `_MOST_VECTORS` evenly spaced vectors of regions that are drawn at all, and their weights."""
     vectors = zoo.validation_mae.shape[1]
     candidates = np.flatnonzero(np.repeat(probabilities > 0, vectors))
-    chosen = candidates[np.linspace(0, len(candidates) - 1, min(len(candidates), _MOST_VECTORS)).round().astype(int)]
+    chosen = candidates[evenly(len(candidates), _MOST_VECTORS)]
     tokens = np.zeros((len(chosen), layout.num_tokens, layout.width), np.float32)
     for rows, params in zoo.vectors.parts():
         place_of_row = np.full(zoo.num_regions, -1)

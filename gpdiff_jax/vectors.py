@@ -1,10 +1,15 @@
-"""In: rows of numbers. Out: squared distances between them, and the directions in which they differ most."""
+"""In: rows of numbers. Out: distances between them, the directions in which they differ most, some evenly chosen."""
 
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
+
+
+def evenly(count: int, most: int) -> Int[np.ndarray, " X"]:
+    """Places of at most so many of a number of things, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
 
 
 def squared_distances(

@@ -20,7 +20,7 @@ from gpdiff_jax.prompts.encoders import PromptEncoder, columns_of_parts, plain_e
 from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler, region_prompts, scale_prompts
 from gpdiff_jax.prompts.statistics import temporal_statistics
 from gpdiff_jax.prompts.urban_graph.activity import fit_centroids, nearest_classes, relative_days
-from gpdiff_jax.vectors import principal_axes
+from gpdiff_jax.vectors import evenly, principal_axes
 
 RANKS = (1, 5)
 
@@ -158,7 +158,7 @@ def disjoint_pairs(spans: Sequence[Span], most: int) -> list[tuple[int, int]]:
     """Pairs of numbers of spans without a common step, evenly chosen from all that there are."""
     numbers = range(len(spans))
     pairs = [(a, b) for a in numbers for b in numbers if a != b and spans[a].stop <= spans[b].start]
-    return [pairs[k] for k in np.unique(np.linspace(0, len(pairs) - 1, most).round().astype(int))] if pairs else []
+    return [pairs[k] for k in evenly(len(pairs), most)]
 
 
 def _scaled(sources: Sequence[SeenCity], targets: Sequence[SeenCity]) -> Float[np.ndarray, "R E"]:

@@ -304,6 +304,12 @@ def choose_adaptation(
     return curves, int(rate), int(evaluation)
 
 
+def _check_room(params: Params) -> None:
+    """Raises `NoRoomError` where fine-tuned parameters would not fit beside those they are made of."""
+    samples, regions = jax.tree.leaves(params)[0].shape[:2]
+    check_room(bytes_of(params), f"the fine-tuned parameters of {regions} regions, {samples} of each,")
+
+
 def adapt(
     model: Model,
     config: AdaptConfig,
@@ -337,11 +343,10 @@ def adapt(
       InputError: there are no directions to update in codes.
     """
     samples = jax.tree.leaves(params)[0].shape[0]
-    if config.update == "codes" and directions is None:
-        raise InputError("updates in codes need the directions of a zoo; tune all weights by `update='own'`")
-    if target.choice is not None or config.update != "own":  # else they come back as they are
-        check_room(bytes_of(params), f"the fine-tuned parameters of {target.num_regions} regions, {samples} of each,")
-    if config.update == "codes" and directions is not None:
+    if config.update == "codes":
+        if directions is None:
+            raise InputError("updates in codes need the directions of a zoo; tune all weights by `update='own'`")
+        _check_room(params)
         moved = move_along_directions(
             model,
             target,
@@ -354,11 +359,13 @@ def adapt(
         )
         return Adapted(moved, config.code_rate, config.code_steps, None, np.zeros((0, 0)))
     if config.update == "shared":
+        _check_room(params)
         steps, rate = config.shared_steps, config.shared_rate
         moved = move_together(model, target, params, steps=steps, rate=rate, key=key)
         return Adapted(moved, rate, steps, None, np.zeros((0, 0)))
 
     def tune(starts: Int[Array, " B"], rate: float, steps: int) -> Params:
+        _check_room(params)
         rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)
         regions = np.tile(np.arange(target.num_regions, dtype=np.int32), samples)
         tuned = fine_tune(model, config, target, rows, regions, starts, rate, steps, key=key)

@@ -19,6 +19,7 @@ from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.parallel import DEVICES, ShardedRows
 from gpdiff_jax.transfer.damped import target_forecast
 from gpdiff_jax.typing import Params
+from gpdiff_jax.vectors import evenly
 
 
 def move_along_directions(
@@ -100,11 +101,6 @@ def city_means(
     member = jax.nn.one_hot(sample, samples, dtype=counts.dtype) * counts[:, None]
     means = jax.lax.psum(member.T @ own, DEVICES) / jax.lax.psum(member.sum(axis=0), DEVICES)[:, None]
     return means[sample]
-
-
-def evenly(count: int, most: int) -> Int[np.ndarray, " X"]:
-    """Places of at most so many of a number of things, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
 
 
 @bounded_cache(16)

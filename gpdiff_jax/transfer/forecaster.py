@@ -27,7 +27,6 @@ from gpdiff_jax.region_parameters import RegionParameters, check_regions
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.parallel import PlacedRows, ShardedRows, place_rows
 from gpdiff_jax.transfer.adapt import AdaptConfig, adapt
-from gpdiff_jax.transfer.codes import evenly
 from gpdiff_jax.transfer.damped import in_data_units, on_seen_kinds, target_forecast
 from gpdiff_jax.transfer.next_hours import (
     NextHours,
@@ -49,6 +48,7 @@ from gpdiff_jax.transfer.quantiles import (
     support_residuals,
 )
 from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.vectors import evenly
 
 
 class Forecaster:

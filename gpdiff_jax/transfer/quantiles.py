@@ -27,10 +27,10 @@ from gpdiff_jax.models.anomaly import SAME_KIND
 from gpdiff_jax.models.protocol import Model, Window
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.parallel import PlacedRows, ShardedRows
-from gpdiff_jax.transfer.codes import evenly
 from gpdiff_jax.transfer.damped import target_forecast
 from gpdiff_jax.transfer.evaluate import MethodForecast
 from gpdiff_jax.typing import Params, RegionGraph
+from gpdiff_jax.vectors import evenly
 from gpdiff_jax.zoo.residuals import expected_deviations, weighted_quantiles
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)

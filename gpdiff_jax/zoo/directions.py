@@ -7,6 +7,7 @@ from jaxtyping import Int
 from gpdiff_jax.data.sources import city_weights
 from gpdiff_jax.errors import check_at_least
 from gpdiff_jax.typing import Params
+from gpdiff_jax.vectors import evenly
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
 
 _MOST_REGIONS = 2048  # of which directions are made: their products are a matrix
@@ -61,8 +62,4 @@ def _chosen(city_index: Int[np.ndarray, " R"], most: int) -> Int[np.ndarray, " X
     while np.minimum(sizes, each).sum() > most and each > 1:
         each -= 1
     parts = [np.flatnonzero(city_index == city) for city in np.flatnonzero(sizes)]
-    return np.sort(np.concatenate([rows[_evenly(len(rows), each)] for rows in parts]))
-
-
-def _evenly(count: int, most: int) -> Int[np.ndarray, " X"]:
-    return np.linspace(0, count - 1, min(count, most)).round().astype(int)
+    return np.sort(np.concatenate([rows[evenly(len(rows), each)] for rows in parts]))

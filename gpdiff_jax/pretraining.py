@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import pathlib
-import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from gpdiff_jax.models.registry import make_model
 from gpdiff_jax.prompts.encoders import plain_encoder
 from gpdiff_jax.prompts.prompt import PromptScaler, fit_prompt_scaler, scale_prompts
 from gpdiff_jax.prompts.sources import PromptedSources
+from gpdiff_jax.training.checkpoints import checkpoints_beside, drop_checkpoints
 from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.memory import check_room
 from gpdiff_jax.training.storage import is_filled
@@ -219,10 +219,11 @@ def _pretrain_in(
         held = Hypernetwork.load(place)
         if held.identity != identity:
             raise InputError(f"{str(place)!r} holds a generator of another zoo, settings or key; name another folder")
+        drop_checkpoints(checkpoints_beside(place))
         return held
     space = fit_latent_space(zoo, config, key=key)
     train_key = jax.random.split(key)[1]
-    checkpoints = None if place is None else place.with_name(f"{place.name}.checkpoints")
+    checkpoints = None if place is None else checkpoints_beside(place)
     training_set = encode_training_set(zoo, space)
     model = make_model(zoo.model, sources.sizes)
     spread: Any = {"devices": devices, "checkpoints": checkpoints, "progress": progress}
@@ -248,8 +249,7 @@ def _pretrain_in(
     )
     if place is not None and checkpoints is not None:
         hypernetwork.save(place)
-        if is_first():
-            shutil.rmtree(checkpoints, ignore_errors=True)
+        drop_checkpoints(checkpoints)
     return hypernetwork
 
 

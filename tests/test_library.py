@@ -210,8 +210,9 @@ def test_a_harvest_and_a_generator_that_were_stopped_go_on_in_their_folders(simu
     zoo, stages = harvest()
     assert set(stages) <= {"harvest"} and zoo.sources is not None
     chex.assert_trees_all_equal(zoo.params, whole.params)
+    (folder / "checkpoints" / "pooled" / "30").mkdir(parents=True)  # a kill came before it was removed
     again, stages = harvest()
-    assert stages == []
+    assert stages == [] and not (folder / "checkpoints").exists()
     chex.assert_trees_all_equal(again.params, whole.params)
     for change in (
         {"key": jax.random.key(1)},
@@ -239,7 +240,9 @@ def test_a_harvest_and_a_generator_that_were_stopped_go_on_in_their_folders(simu
     resumed = gpd.pretrain(zoo, key=jax.random.key(1), config=_PRETRAIN, folder=place)
     chex.assert_trees_all_equal(resumed.variables, hypernetwork.variables)
     assert [path.name for path in tmp_path.glob("hypernetwork*")] == ["hypernetwork"]
+    (tmp_path / "hypernetwork.checkpoints" / "30").mkdir(parents=True)
     read = gpd.pretrain(zoo, key=jax.random.key(1), config=_PRETRAIN, folder=place, progress=stop)
+    assert [path.name for path in tmp_path.glob("hypernetwork*")] == ["hypernetwork"]
     chex.assert_trees_all_equal(read.variables, hypernetwork.variables)
     with pytest.raises(gpd.InputError, match="holds a generator of another zoo, settings or key"):
         gpd.pretrain(zoo, key=jax.random.key(2), config=_PRETRAIN, folder=place)

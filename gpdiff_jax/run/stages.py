@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,7 +23,6 @@ from gpdiff_jax.cities import City
 from gpdiff_jax.data.sources import Sources, prepare_sources
 from gpdiff_jax.data.target import Target, prepare_targets
 from gpdiff_jax.files import write_json
-from gpdiff_jax.hosts import is_first
 from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.models import Model, make_model
 from gpdiff_jax.pretraining import LatentSpace, fit_latent_space, pretrain
@@ -32,6 +30,7 @@ from gpdiff_jax.prompts.encoders import PromptEncoder, plain_encoder
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.prompts.sources import PromptedSources, attach_prompts, fit_encoder, with_prompts
 from gpdiff_jax.run.settings import Settings
+from gpdiff_jax.training.checkpoints import checkpoints_beside, checkpoints_of, drop_checkpoints
 from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.training.progress import LogWriter, stage
 from gpdiff_jax.training.stopwatch import stopwatch
@@ -63,15 +62,23 @@ class Stages:
 
     def checkpoints(self, name: str) -> pathlib.Path:
         """Where a stage keeps the checkpoints of a training that is not finished."""
-        return self.folder / "checkpoints" / name
+        return checkpoints_of(self.folder, name)
 
-    def drop_checkpoints(self, name: str) -> None:
-        """Removes the checkpoints of a stage that is finished and written."""
-        if not is_first():
-            return
-        shutil.rmtree(self.checkpoints(name), ignore_errors=True)
-        with contextlib.suppress(OSError):  # others are there
-            (self.folder / "checkpoints").rmdir()
+    def has(self, name: str) -> bool:
+        """Whether a stage is finished and written, as the first host sees it; its checkpoints are removed then."""
+        if not ask_first((self.folder / name).is_dir):
+            return False
+        drop_checkpoints(self.checkpoints(name))
+        return True
+
+    def keep(self, name: str, arrays: dict, facts: dict[str, Any] | None = None) -> None:
+        """Writes what a stage made, and removes the checkpoints of its training."""
+        save_arrays(self.folder / name, arrays, {"format": _FORMAT, **(facts or {})})
+        drop_checkpoints(self.checkpoints(name))
+
+    def read(self, name: str, what: str) -> tuple[dict, dict]:
+        """Reads what `keep` wrote: arrays and facts."""
+        return load_arrays(self.folder / name, _FORMAT, what)
 
     @functools.cached_property
     def sources(self) -> Sources:
@@ -211,27 +218,25 @@ def _logged(run: Stages, name: str, total: int) -> Iterator[Callable[[int, dict[
 
 
 def _encoder_stage(run: Stages) -> PromptEncoder:
-    config, folder = run.settings.prompts, run.folder / "prompt_encoder"
+    config = run.settings.prompts
     if not config.needs_training:
         return plain_encoder()
-    if ask_first(folder.is_dir):
-        return PromptEncoder.from_arrays(*load_arrays(folder, _FORMAT, "prompt encoder"))
+    if run.has("prompt_encoder"):
+        return PromptEncoder.from_arrays(*run.read("prompt_encoder", "prompt encoder"))
     with _logged(run, "prompt_encoder", config.temporal.steps if "temporal" in config.parts else 1) as report:
         kept: Any = {"checkpoints": run.checkpoints("prompt_encoder"), "progress": report}
         encoder = fit_encoder(run.sources, run.source_cities, config, key=run.key("prompts"), **kept)
         if "temporal" not in config.parts:
             report(1, {})
-    save_arrays(folder, encoder.arrays(), {"format": _FORMAT, **encoder.facts()})
-    run.drop_checkpoints("prompt_encoder")
+    run.keep("prompt_encoder", encoder.arrays(), encoder.facts())
     return encoder
 
 
 def _prompts_stage(run: Stages) -> PromptedSources:
-    folder = run.folder / "prompts"
     if not run.settings.prompts.needs_training:
         return with_prompts(run.sources, run.source_cities)
-    if ask_first(folder.is_dir):
-        arrays, facts = load_arrays(folder, _FORMAT, "prompts of the sources")
+    if run.has("prompts"):
+        arrays, facts = run.read("prompts", "prompts of the sources")
         named = tuple(facts["names"]), tuple(facts["provenance"])
         values, region_ids = jax.device_put((arrays["values"], arrays["region_ids"]))
         prompts = Prompts(values, region_ids, *named, spatial=tuple(facts["spatial"]))
@@ -240,46 +245,43 @@ def _prompts_stage(run: Stages) -> PromptedSources:
     with _logged(run, "prompts", len(run.source_cities)) as report:
         sources = with_prompts(run.sources, run.source_cities, encoder, progress=report)
     made = sources.prompts
-    arrays = {"values": made.values, "region_ids": made.region_ids}
     named = {"names": made.names, "provenance": made.provenance, "spatial": made.spatial}
-    save_arrays(folder, arrays, {"format": _FORMAT, **named})
+    run.keep("prompts", {"values": made.values, "region_ids": made.region_ids}, named)
     return sources
 
 
 def _pooled_stage(run: Stages, name: str, model: Model, learning_rate: float | None = None) -> Params:
     """A model trained on all source regions together, at the rate of the settings if none is given."""
-    folder, config = run.folder / name, run.settings.pooled
+    config = run.settings.pooled
     if learning_rate is not None:
         config = dataclasses.replace(config, learning_rate=learning_rate)
-    if ask_first(folder.is_dir):
-        return jax.device_put(load_arrays(folder, _FORMAT, name)[0])
+    if run.has(name):
+        return jax.device_put(run.read(name, name)[0])
     with _logged(run, name, config.steps) as report:
         kept: Any = {"checkpoints": run.checkpoints(name), "progress": report}
         pooled = train_pooled(model, run.sources, config, key=run.key(name), **kept)
-    save_arrays(folder, pooled, {"format": _FORMAT})
-    run.drop_checkpoints(name)
+    run.keep(name, pooled)
     return pooled
 
 
 def _meta_stage(run: Stages) -> Params:
-    folder, config, pooled = run.folder / "meta_learned", MetaConfig.beside(run.settings.pooled), run.pooled
-    if ask_first(folder.is_dir):
-        return jax.device_put(load_arrays(folder, _FORMAT, "meta-learned model")[0])
+    config, pooled = MetaConfig.beside(run.settings.pooled), run.pooled
+    if run.has("meta_learned"):
+        return jax.device_put(run.read("meta_learned", "meta-learned model")[0])
     with _logged(run, "meta_learned", config.steps) as report:
         kept: Any = {"checkpoints": run.checkpoints("meta_learned"), "progress": report}
         params = meta_learn(run.model, run.sources, pooled, config, key=run.key("meta_learned"), **kept)
-    save_arrays(folder, params, {"format": _FORMAT})
-    run.drop_checkpoints("meta_learned")
+    run.keep("meta_learned", params)
     return params
 
 
 def _trees_stage(run: Stages) -> BoostedTrees:
-    folder, sizes = run.folder / "boosted_trees", run.sources.sizes
-    if ask_first(folder.is_dir):
-        return BoostedTrees.from_arrays(load_arrays(folder, _FORMAT, "boosted trees")[0], sizes)
+    sizes = run.sources.sizes
+    if run.has("boosted_trees"):
+        return BoostedTrees.from_arrays(run.read("boosted_trees", "boosted trees")[0], sizes)
     with _logged(run, "boosted_trees", sizes.horizon) as report:
         trees = boosted_trees(run.sources, run.settings.trees, key=run.key("boosted_trees"), progress=report)
-    save_arrays(folder, trees.arrays(), {"format": _FORMAT})
+    run.keep("boosted_trees", trees.arrays())
     return trees
 
 
@@ -304,6 +306,7 @@ def _harvest_stage(run: Stages) -> ParameterZoo:
 def _pretrain_stage(run: Stages) -> Hypernetwork:
     folder = run.folder / "hypernetwork"
     if ask_first(folder.is_dir):
+        drop_checkpoints(checkpoints_beside(folder))
         return Hypernetwork.load(folder)
     zoo, config = run.zoo, run.settings.pretrain
     with _logged(run, "pretrain", config.steps) as report:
@@ -313,17 +316,15 @@ def _pretrain_stage(run: Stages) -> Hypernetwork:
 def _mlp_stage(run: Stages, member: int) -> MlpHypernetwork:
     """One network of the ensemble; all but the first count as the ensemble's work."""
     name = "mlp_hypernetwork" if member == 0 else f"mlp_hypernetwork_{member}"
-    folder, config = run.folder / name, run.settings.pretrain
-    zoo = run.zoo
-    if ask_first(folder.is_dir):
-        variables = jax.device_put(load_arrays(folder, _FORMAT, "MLP hypernetwork")[0])
+    config, zoo = run.settings.pretrain, run.zoo
+    if run.has(name):
+        variables = jax.device_put(run.read(name, "MLP hypernetwork")[0])
         return MlpHypernetwork(make_network(run.latent_space, config), variables, run.latent_space)
     with _logged(run, "mlp" if member == 0 else "mlp_ensemble", config.steps) as report:
         key = run.key(name)
         kept: Any = {"checkpoints": run.checkpoints(name), "progress": report}
         mlp = mlp_hypernetwork(zoo, run.latent_space, config, key=key, **kept)
-    save_arrays(folder, mlp.variables, {"format": _FORMAT})
-    run.drop_checkpoints(name)
+    run.keep(name, mlp.variables)
     return mlp
 
 
@@ -333,9 +334,8 @@ def generate_key(run: Stages, channel: int) -> Key:
 
 
 def _generate_stage(run: Stages, name: str, prompts: dict[int, Prompts]) -> Generated:
-    folder = run.folder / name
-    if ask_first(folder.is_dir):
-        arrays, facts = load_arrays(folder, _FORMAT, "generated parameters")
+    if run.has(name):
+        arrays, facts = run.read(name, "generated parameters")
         params = {int(channel): leaves for channel, leaves in jax.device_put(arrays["channels"]).items()}
         return Generated(params, {int(channel): seconds for channel, seconds in facts["seconds"].items()})
     hypernetwork, config = run.hypernetwork, run.settings.generate
@@ -348,5 +348,5 @@ def _generate_stage(run: Stages, name: str, prompts: dict[int, Prompts]) -> Gene
             made.params[channel], made.seconds[channel] = drawn.params, watch.seconds
             report(done, {"samples": config.samples})
     arrays = {"channels": {str(channel): params for channel, params in made.params.items()}}
-    save_arrays(folder, arrays, {"format": _FORMAT, "seconds": made.seconds})
+    run.keep(name, arrays, {"seconds": made.seconds})
     return made

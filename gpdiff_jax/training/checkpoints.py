@@ -4,6 +4,7 @@ A save of orbax is a temporary folder that is renamed when all is written, so a 
 whole one. Orbax's own `training.Checkpointer` would have every host of a job write.
 """
 
+import contextlib
 import pathlib
 import re
 import shutil
@@ -19,8 +20,35 @@ from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.exchange import ask_first, without_others
 from gpdiff_jax.training.storage import raise_if_full
 
+_FOLDER = "checkpoints"
 _KEPT = 3
 _LEFT = re.compile(r"\d+\.(removed|orbax-checkpoint-tmp.*)")  # what a killed process was removing, or writing
+
+
+def checkpoints_of(folder: pathlib.Path, stage: str) -> pathlib.Path:
+    """Where the training of a stage that leaves its result in a folder keeps its checkpoints."""
+    return folder / _FOLDER / stage
+
+
+def checkpoints_beside(folder: pathlib.Path) -> pathlib.Path:
+    """Where the training of what a folder gets keeps its checkpoints, for a folder that a user names."""
+    return folder.with_name(f"{folder.name}.{_FOLDER}")
+
+
+def drop_checkpoints(folder: pathlib.Path) -> None:
+    """Removes the checkpoints of a training whose result is written; of several hosts the first does.
+
+    It is called whenever the result is read, too: the process that wrote it may have been killed before it came here.
+
+    Args:
+      folder: what `TrainingCheckpoints` was given; a folder around it that `checkpoints_of` named goes with the last.
+    """
+    if not is_first():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.parent.name == _FOLDER:
+        with contextlib.suppress(OSError):  # others are there
+            folder.parent.rmdir()
 
 
 class TrainingCheckpoints:

@@ -2,7 +2,6 @@
 
 import functools
 import pathlib
-import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from gpdiff_jax.models.protocol import Model, abstract_params, model_text
 from gpdiff_jax.models.registry import make_model
 from gpdiff_jax.prompts.encoders import PromptConfig, PromptEncoder, check_parts
 from gpdiff_jax.prompts.sources import fit_encoder, with_prompts
+from gpdiff_jax.training.checkpoints import checkpoints_of, drop_checkpoints
 from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.training.storage import load_arrays, save_arrays
@@ -118,11 +118,11 @@ def _harvest_in(
         text = model_text(forecaster, sources.sizes, abstract_params(forecaster, sources.sizes))
         words = (settings, text, sources.names, sources.config, [city_digest(city) for city in cities])
         of = digest_of(repr(words), (own_key, sources))
+        checkpoints = checkpoints_of(place, stage)
         if not ask_first((place / stage).is_dir):
-            arrays, facts = make(place / "checkpoints" / stage)
+            arrays, facts = make(checkpoints)
             save_arrays(place / stage, arrays, {"format": _FORMAT, "of": of, **facts})
-            if is_first():
-                shutil.rmtree(place / "checkpoints" / stage, ignore_errors=True)
+            drop_checkpoints(checkpoints)
             return arrays, facts
         arrays, facts = load_arrays(place / stage, _FORMAT, stage.replace("_", " "))
         if facts.get("of") != of:
@@ -130,6 +130,7 @@ def _harvest_in(
                 f"{str(place)!r} holds a harvest of other cities, settings, model, random key or version of JAX; name "
                 "another folder"
             )
+        drop_checkpoints(checkpoints)
         return arrays, facts
 
     encoder = None

@@ -18,21 +18,20 @@ from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, make_denoise
 from gpdiff_jax.diffusion.drawing import Draws, draw_latents
 from gpdiff_jax.diffusion.samplers import SAMPLERS, check_sampler
 from gpdiff_jax.errors import InputError, check_at_least, named
-from gpdiff_jax.models.protocol import Model, ModelSizes, abstract_params
-from gpdiff_jax.models.registry import make_model, model_names
+from gpdiff_jax.hypernetwork_folder import CODEC_ARRAYS, FORMAT, read_fields
+from gpdiff_jax.models.protocol import Model, ModelSizes
+from gpdiff_jax.models.registry import make_model
 from gpdiff_jax.prompts.encoders import PromptEncoder, plain_encoder
 from gpdiff_jax.prompts.prompt import Prompts, PromptScaler, scale_prompts, target_prompts
 from gpdiff_jax.region_parameters import RegionParameters
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.memory import check_room
 from gpdiff_jax.training.parallel import map_chunks
-from gpdiff_jax.training.storage import in_half, in_single, load_arrays, save_arrays
+from gpdiff_jax.training.storage import in_half, save_arrays
 from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo.codec import Codec
-from gpdiff_jax.zoo.tokens import TokenLayout, check_layout, from_tokens, make_layout
+from gpdiff_jax.zoo.tokens import from_tokens
 
-_FORMAT = 7
-_CODEC_ARRAYS = ("pooled_tokens", "mean_difference", "scale")
 # Draws that a device makes at a time; with another number they would differ by rounding.
 _DRAWS_ON_CPU = 32
 _DRAWS = 256
@@ -256,7 +255,7 @@ class Hypernetwork:
         """
         arrays = {
             "variables": self.variables,
-            "codec": {name: getattr(self.codec, name) for name in _CODEC_ARRAYS}
+            "codec": {name: getattr(self.codec, name) for name in CODEC_ARRAYS}
             | {"basis": {str(layer): rows for layer, rows in enumerate(self.codec.basis) if len(rows)}},
             "prompts": {"mean": self.prompt_scaler.mean, "std": self.prompt_scaler.std},
             "pooled": self.pooled,
@@ -269,7 +268,7 @@ class Hypernetwork:
             arrays |= {name: in_half(arrays[name]) for name in ("variables", "directions") if name in arrays}
             arrays["codec"] = arrays["codec"] | {"basis": in_half(arrays["codec"]["basis"])}
         facts = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "model": self.model_name,
             "sizes": self.sizes._asdict(),
             "data": dataclasses.asdict(self.data),
@@ -292,38 +291,10 @@ class Hypernetwork:
         """Reads a generator back.
 
         Raises:
-          InputError: there is none, or it is damaged, or of another format; or its layout is not that of its pooled
-            model or, as far as the model is registered, of the model as it is today.
+          InputError: there is none, or it is damaged, or of another format; or its parts do not go together, or not
+            with the model as it is today, as far as that is registered; or a value is not finite.
         """
-        arrays, facts = load_arrays(pathlib.Path(folder), _FORMAT, "hypernetwork")
-        arrays = jax.device_put(in_single(arrays))
-        sizes = ModelSizes(**facts["sizes"])
-        layout, what = TokenLayout.from_json(facts["layout"]), f"the hypernetwork at {str(folder)!r}"
-        own_kinds = dict(zip(layout.layers, layout.kinds, strict=True))
-        check_layout(layout, make_layout(arrays["pooled"], layout.width, own_kinds), what, "its pooled model")
-        if facts["model"] in model_names():
-            model = make_model(facts["model"], sizes)
-            today = abstract_params(model, sizes)
-            found = make_layout(today, layout.width, model.layer_kinds(today))
-            check_layout(layout, found, what, f"the model {facts['model']!r}")
-        return cls(
-            model_name=facts["model"],
-            sizes=sizes,
-            data=DataConfig.from_json(facts["data"]),
-            denoiser_config=DenoiserConfig(**facts["denoiser"]),
-            variables=arrays["variables"],
-            codec=_stored_codec(arrays["codec"], layout, facts["components"], facts.get("space", "layers")),
-            prompt_scaler=PromptScaler(**arrays["prompts"]),
-            prompt_names=tuple(facts["prompt_names"]),
-            prompt_spatial=tuple(facts.get("prompt_spatial", ())),
-            prompt_encoder=PromptEncoder.from_arrays(arrays.get("prompt_encoder") or {}, facts["prompt_encoder"]),
-            interval_minutes=facts.get("interval_minutes"),
-            kinds=None if facts.get("kinds") is None else tuple(facts["kinds"]),
-            speed_units=tuple(facts.get("speed_units", ())),
-            identity=facts.get("identity"),
-            directions=arrays.get("directions"),
-            residuals=arrays.get("residuals"),
-        )
+        return cls(**read_fields(folder))
 
     def summary(self) -> str:
         """What the generator is, in a few lines."""
@@ -348,16 +319,6 @@ class Hypernetwork:
                 "kinds": self.kinds,
             }
         )
-
-
-def _stored_codec(arrays: dict, layout: TokenLayout, components: bool, space: str) -> Codec:
-    # A layer that does not vary has no directions, and no array on disk.
-    tokens = [layout.layer_of_token.count(layer) for layer in range(len(layout.layers))]
-    entries = [count * layout.width for count in (tokens if space == "layers" else [layout.num_tokens])]
-    found = arrays.get("basis") or {}
-    basis = tuple(found.get(str(layer), jnp.zeros((0, count))) for layer, count in enumerate(entries))
-    kept = {name: arrays[name] for name in _CODEC_ARRAYS}
-    return Codec(basis=basis if components else (), layout=layout, space=space, **kept)
 
 
 @bounded_cache(32)

@@ -10,6 +10,9 @@ from jaxtyping import Array, Float
 from gpdiff_jax.cities.city import City, CityLabel, label_of
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.models.protocol import Model, ModelSizes, abstract_params
+from gpdiff_jax.models.registry import make_model
+from gpdiff_jax.training.stored_form import check_arrays, shapes_of
 from gpdiff_jax.typing import Params
 
 
@@ -24,6 +27,28 @@ class RegionParameters:
     city: CityLabel | None = flax.struct.field(pytree_node=False, default=None)
     directions: Params | None = None  # of the zoo, leaves [n, ...], along which they can be fine-tuned
     residuals: Float[Array | np.ndarray, "P X"] | None = None  # of the sources, see `zoo.residuals.source_residuals`
+
+
+def model_of(parameters: RegionParameters, sizes: ModelSizes) -> Model:
+    """The model that parameters are for.
+
+    Args:
+      parameters: of the regions of a city.
+      sizes: what the model must fit.
+
+    Returns:
+      The model as it is registered.
+
+    Raises:
+      InputError: the parameters have other shapes than it has, or no model of that name is registered.
+    """
+    model = make_model(parameters.model, sizes)
+    shapes = shapes_of(abstract_params(model, sizes), (None, None))
+    try:
+        check_arrays(parameters.params, shapes, "params", values="any")
+    except InputError as error:
+        raise InputError(f"the parameters are not those of the model {parameters.model!r}: {error}") from error
+    return model
 
 
 def check_regions(parameters: RegionParameters, city: City) -> None:

@@ -20,6 +20,7 @@ _LINES = (
     ("zoo",),
     ("diffusion",),
     ("region_parameters",),
+    ("hypernetwork_folder",),
     ("hypernetwork", "pretraining", "pretrained"),
     ("transfer",),
     ("baselines",),

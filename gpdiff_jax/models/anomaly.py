@@ -46,7 +46,8 @@ def forecast_anomalies(model: Model, sizes: ModelSizes) -> Model:
         return tree.unflatten([jnp.zeros_like(leaf) if at else leaf for leaf, at in zip(leaves, last, strict=True)])
 
     apply_batch = None if model.apply_batch is None else around(model.apply_batch)
-    return model._replace(init=init, apply=around(model.apply), apply_batch=apply_batch)
+    # Where it begins at 0 is found by computing, which takes seconds, and says nothing of shapes.
+    return model._replace(init=init, apply=around(model.apply), apply_batch=apply_batch, shapes=model.init)
 
 
 def profile_and_deviation(covariates: Float[Array, "*X F"]) -> tuple[Float[Array, "*X"], Float[Array, "*X"]]:

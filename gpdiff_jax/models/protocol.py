@@ -70,6 +70,7 @@ class Model(NamedTuple):
         | None
     ) = None
     kinds: tuple[tuple[str, str], ...] = ()
+    shapes: Callable[..., Params] | None = None  # what makes parameters of the same shapes, where `init` takes long
 
     def layer_kinds(self, params: Params) -> dict[str, str]:
         """The kind of every layer of parameters, or of their shapes; see `kinds.kinds_of_layers`."""
@@ -108,7 +109,7 @@ def abstract_params(model: Model, sizes: ModelSizes) -> Params:
     Returns:
       A pytree of `jax.ShapeDtypeStruct`.
     """
-    return jax.eval_shape(model.init, jax.random.key(0), *abstract_inputs(sizes))
+    return jax.eval_shape(model.shapes or model.init, jax.random.key(0), *abstract_inputs(sizes))
 
 
 def example_inputs(sizes: ModelSizes) -> tuple[RegionGraph, np.ndarray, np.ndarray]:

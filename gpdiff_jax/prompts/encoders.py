@@ -19,12 +19,14 @@ from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.prompts.statistics import spatial_statistics, temporal_statistics
-from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
+from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig, abstract_variables
 from gpdiff_jax.prompts.temporal.encoder import TemporalEncoder, check_span, encode, pretrain_encoder
 from gpdiff_jax.prompts.temporal.patches import cut_patches
 from gpdiff_jax.prompts.urban_graph.embedding import Embedding, fold_in, train_embedding
 from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
 from gpdiff_jax.prompts.urban_graph.knowledge_graph import KnowledgeGraphConfig, build_knowledge_graph, region_name
+from gpdiff_jax.prompts.urban_graph.tucker import init_tucker
+from gpdiff_jax.training.stored_form import check_arrays, check_facts, form_of, shapes_of
 from gpdiff_jax.typing import Key
 
 PARTS = ("statistics", "temporal", "spatial")
@@ -56,6 +58,14 @@ class PromptConfig:
     def needs_training(self) -> bool:
         """Whether a part has an encoder that is trained on the source cities."""
         return self.parts != ("statistics",)
+
+
+_FACTS = {
+    "parts": [str],
+    "temporal": form_of(dataclasses.asdict(TemporalConfig())),
+    "graph": form_of(dataclasses.asdict(KnowledgeGraphConfig())) | {"relations": [str]},
+    "embedding": form_of(dataclasses.asdict(EmbeddingConfig())),
+}
 
 
 class RegionPrompts(NamedTuple):
@@ -156,7 +166,12 @@ class PromptEncoder:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, Any], facts: dict[str, Any]) -> "PromptEncoder":
-        """The encoder that `arrays` and `facts` were taken from."""
+        """The encoder that `arrays` and `facts` were taken from.
+
+        Raises:
+          InputError: the two do not go together, or have another form.
+        """
+        check_facts(facts, {"config": _FACTS, "entities": ([str], None), "relations": ([str], None)})
         held = facts["config"]
         graph = {**held["graph"], "relations": tuple(held["graph"]["relations"])}
         config = PromptConfig(
@@ -165,12 +180,23 @@ class PromptEncoder:
             KnowledgeGraphConfig(**graph),
             EmbeddingConfig(**held["embedding"]),
         )
+        if ("temporal" in arrays, "embedding" in arrays) != ("temporal" in config.parts, "spatial" in config.parts):
+            raise InputError(f"its parts are {', '.join(config.parts)}, and its arrays {', '.join(sorted(arrays))}")
         arrays = jax.device_put(arrays)
-        temporal = TemporalEncoder(arrays["temporal"], config.temporal) if "temporal" in arrays else None
+        temporal = None
+        if "temporal" in arrays:
+            layers, count = config.temporal.encoder_layers + config.temporal.decoder_layers, len(arrays["temporal"])
+            if layers > count:  # so many layers would be traced for ever
+                raise InputError(f"the temporal encoder has {layers} layers, and {count} groups of arrays")
+            check_arrays(arrays["temporal"], shapes_of(abstract_variables(config.temporal)), "prompt_encoder/temporal")
+            temporal = TemporalEncoder(arrays["temporal"], config.temporal)
         if "embedding" not in arrays:
             return cls(temporal, None, None, config)
         names = tuple(facts["entities"]), tuple(facts["relations"])
         params = arrays["embedding"]["params"]
+        sizes = len(names[0]), len(names[1]), config.embedding.width, config.embedding.relation_width
+        shapes = shapes_of(jax.eval_shape(lambda: init_tucker(jax.random.key(0), *sizes)))
+        check_arrays(params, shapes, "prompt_encoder/embedding")
         embedding = Embedding(params, jnp.zeros(0), *names, config.embedding)
         return cls(temporal, embedding, arrays["embedding"].get("centroids", jnp.zeros((0, 24))), config)
 

@@ -23,7 +23,7 @@ from gpdiff_jax.data.target import Target, newest_target, region_windows, split_
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.models.registry import make_model
-from gpdiff_jax.region_parameters import RegionParameters, check_regions
+from gpdiff_jax.region_parameters import RegionParameters, check_regions, model_of
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.parallel import PlacedRows, ShardedRows, place_rows
 from gpdiff_jax.transfer.adapt import AdaptConfig, adapt
@@ -90,7 +90,8 @@ class Forecaster:
         at_interval = resample(city, minutes, keep_silent=True)
         check_regions(parameters, at_interval)
         # The parameters themselves are kept where they are to be fine-tuned again, else only on the devices.
-        self._parameters = parameters if adapt is not None else dataclasses.replace(parameters, params=())
+        shapes: Any = jax.eval_shape(lambda: parameters.params)
+        self._parameters = parameters if adapt is not None else dataclasses.replace(parameters, params=shapes)
         self._adapt = adapt
         self._key = jax.random.key(0) if key is None else key
         self._most = most_days(parameters.data)
@@ -138,7 +139,7 @@ class Forecaster:
         parameters, per_day = self._parameters, city.steps_per_day
         newest = np.asarray([self._most * per_day - parameters.data.history], np.int32)
         target = split_city(city, parameters.data, split, newest, graphs=self._graphs)
-        model = make_model(parameters.model, target.sizes)
+        model = model_of(parameters, target.sizes)
         starts, fixed = judged_starts(target), _of_fixed_size(target, self._most)
         # The window ahead, of which nothing is read, fills up what there is less of.
         filled = _filled(starts, most_windows(target.num_regions), newest[0])

@@ -22,6 +22,7 @@ from gpdiff_jax.prompts.encoders import check_parts
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.region_parameters import RegionParameters, check_regions
 from gpdiff_jax.training.storage import load_arrays, save_arrays
+from gpdiff_jax.training.stored_form import building, check_arrays, check_facts, form_of, leaves_of
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, step_names, window_start_names
 from gpdiff_jax.transfer.next_hours import (
@@ -34,6 +35,15 @@ from gpdiff_jax.transfer.next_hours import (
 from gpdiff_jax.typing import Key
 
 _FORMAT = 4
+_FACTS = {
+    "model": str,
+    "data": form_of(dataclasses.asdict(DataConfig())),
+    "city": str,
+    "kind": (str, None),
+    "channel": str,
+    "interval_minutes": int,
+    "regions": [str],
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -225,19 +235,21 @@ def load_parameters(folder: str | pathlib.Path) -> CityParameters:
       >>> kept.city, len(kept.regions)  # doctest: +SKIP
     """
     arrays, facts = load_arrays(pathlib.Path(folder), _FORMAT, "parameters of a city")
-    names = (facts["city"], facts.get("kind", ""), facts["channel"], facts["interval_minutes"])
-    label = CityLabel(*names, node_ids=tuple(facts["regions"]))
-    return CityParameters(
-        RegionParameters(
-            jax.device_put(arrays["params"]),
-            facts["model"],
-            DataConfig.from_json(facts["data"]),
-            label,
-            jax.device_put(arrays.get("directions")),
-            jax.device_put(arrays.get("residuals")),
-        ),
-        facts["city"],
-        facts["channel"],
-        facts["interval_minutes"],
-        tuple(facts["regions"]),
-    )
+    with building("parameters of a city", folder):
+        check_facts(facts, _FACTS)
+        params, regions = arrays["params"], tuple(facts["regions"])
+        shapes = {path: leaf.shape[2:] for path, leaf in leaves_of(params).items()}
+        if not shapes:
+            raise InputError("it holds no array of parameters")
+        check_arrays(params, {path: (None, len(regions), *shape) for path, shape in shapes.items()}, "params")
+        if "directions" in arrays:
+            check_arrays(arrays["directions"], {path: (None, *shape) for path, shape in shapes.items()}, "directions")
+        data = DataConfig.from_json(facts["data"])
+        if "residuals" in arrays:
+            check_arrays(arrays["residuals"], {"": (data.horizon, None)}, "residuals")
+        arrays = jax.device_put(arrays)
+        names = (facts["city"], facts.get("kind") or "", facts["channel"], facts["interval_minutes"])
+        label = CityLabel(*names, node_ids=regions)
+        more = arrays.get("directions"), arrays.get("residuals")
+        made = RegionParameters(arrays["params"], facts["model"], data, label, *more)
+    return CityParameters(made, facts["city"], facts["channel"], facts["interval_minutes"], regions)

@@ -13,8 +13,7 @@ from gpdiff_jax.cities.splits import Span, TargetSplit, split_before
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.target import Target
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.models.registry import make_model
-from gpdiff_jax.region_parameters import RegionParameters
+from gpdiff_jax.region_parameters import RegionParameters, model_of
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.evaluate import MethodForecast, few_shot, zero_shot
 from gpdiff_jax.transfer.quantiles import forecast_quantiles
@@ -151,7 +150,7 @@ def forecast_target(
     parameters: RegionParameters, target: Target, adapt: AdaptConfig | None, key: Key | None
 ) -> MethodForecast:
     """The forecasts of a target's windows, as the parameters are or fine-tuned on its support, with quantiles."""
-    model, params = make_model(parameters.model, target.sizes), parameters.params
+    model, params = model_of(parameters, target.sizes), parameters.params
     if adapt is None:
         made = zero_shot(model, target, params)
     else:

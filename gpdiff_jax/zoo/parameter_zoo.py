@@ -23,12 +23,21 @@ from gpdiff_jax.prompts.prompt import Prompts
 from gpdiff_jax.prompts.sources import PromptedSources
 from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.training.storage import load_arrays, save_arrays
+from gpdiff_jax.training.stored_form import building, check_arrays, check_facts, shapes_of
 from gpdiff_jax.typing import Params
 from gpdiff_jax.zoo.region_training import HarvestedRegion
 from gpdiff_jax.zoo.tokens import TokenLayout, check_layout, make_layout
 
 _FORMAT = 9
 _INDEX = "index"
+_FACTS = {
+    "model": str,
+    "names": [str],
+    "prompt_names": [str],
+    "prompt_provenance": [str],
+    "prompt_spatial": ([int], None),
+    "of": (str, None),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -239,7 +248,11 @@ def load_zoo(
             f"{str(folder)!r} holds a zoo of other cities, settings, model, random key or version of JAX; name another "
             "folder"
         )
-    layout, what = TokenLayout.from_json(facts["layout"]), f"the zoo at {str(folder)!r}"
+    what = f"the zoo at {str(folder)!r}"
+    with building("zoo", folder):
+        check_facts(facts, _FACTS)
+        _check_index(arrays, facts)
+        layout = TokenLayout.from_json(facts["layout"])
     check_layout(layout, make_layout(arrays["pooled"]), what, "its pooled model")
     if sources is not None and facts["model"] in model_names():
         today = abstract_params(make_model(facts["model"], sources.sizes), sources.sizes)
@@ -247,7 +260,7 @@ def load_zoo(
     rows = tuple(np.split(np.asarray(arrays["rows"]), np.cumsum(arrays["chunk_sizes"])[:-1]))
     named = tuple(facts["prompt_names"]), tuple(facts["prompt_provenance"])
     values, region_ids = jax.device_put((arrays["prompts"], arrays["region_ids"]))
-    stored = Prompts(values, region_ids, *named, spatial=tuple(facts.get("prompt_spatial", ())))
+    stored = Prompts(values, region_ids, *named, spatial=tuple(facts.get("prompt_spatial") or ()))
     return ParameterZoo(
         model=facts["model"],
         pooled=arrays["pooled"],
@@ -258,6 +271,28 @@ def load_zoo(
         city_index=np.asarray(arrays["city_index"]),
         sources=sources,
     )
+
+
+def _check_index(arrays: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Refuses an index whose arrays do not go together."""
+    check_arrays(arrays["pooled"], shapes_of(arrays["pooled"]), "pooled")
+    names, entries, regions = facts["prompt_names"], len(facts["prompt_names"]), len(facts["names"])
+    if len(facts.get("prompt_spatial") or names) != entries:
+        raise InputError(f"`prompt_spatial` has {len(facts['prompt_spatial'])} entries, and a prompt {entries}")
+    check_arrays(arrays["prompts"], {"": (None, regions, entries)}, "prompts")
+    check_arrays(arrays["validation_mae"], {"": (regions, None)}, "validation_mae", values="any")
+    vectors = arrays["validation_mae"].shape
+    wanted = {name: vectors for name in ("step", "seed", "data_window")} | {
+        **{name: (regions,) for name in ("start_mae", "city_index", "rows")},
+        "region_ids": (regions,),
+    }
+    for name, shape in wanted.items():
+        if arrays[name].shape != shape:
+            raise InputError(f"the array {name!r} has the shape {arrays[name].shape}, not {shape}")
+    if sorted(arrays["rows"]) != list(range(regions)) or arrays["chunk_sizes"].sum() != regions:
+        raise InputError(f"its chunks are not of {regions} regions, each once")
+    if min(arrays["chunk_sizes"]) < 1 or min(arrays["city_index"]) < 0:
+        raise InputError("a number of regions or of a city is too small")
 
 
 def partial_folder(folder: pathlib.Path) -> pathlib.Path:

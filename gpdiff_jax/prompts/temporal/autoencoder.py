@@ -5,6 +5,7 @@ arXiv 2206.09113). The encoder sees only visible patches, the decoder makes the 
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -17,6 +18,7 @@ from gpdiff_jax.cities.calendar import HARMONICS, NUM_CALENDAR
 from gpdiff_jax.cities.city import MINUTES_PER_DAY
 from gpdiff_jax.errors import InputError, check_above_zero, named
 from gpdiff_jax.models.layers import dense
+from gpdiff_jax.typing import Params
 
 MOST_DAYS = 14
 LONGEST_PERIOD = 32.0  # days
@@ -93,6 +95,17 @@ def time_encodings(clock: Float[Array, "*B Q F"], days: Float[Array, "*B Q"]) ->
     frequencies = jnp.asarray([2 * np.pi / period for period in _PERIODS], jnp.float32)
     angle = days[..., None] * frequencies.reshape(*(1,) * days.ndim, -1)
     return jnp.concatenate([clock, jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def abstract_variables(config: TemporalConfig) -> Params:
+    """Shapes and types of the variables of `MaskedAutoencoder`; nothing is computed."""
+
+    def start() -> Any:
+        bins, times = jnp.zeros((1, 1, config.bins)), jnp.zeros((1, 1, NUM_CALENDAR + 2 * len(_PERIODS)))
+        patches = VisiblePatches(bins, bins, times, jnp.zeros((1, 1)))
+        return MaskedAutoencoder(config).init(jax.random.key(0), patches, times)["params"]
+
+    return jax.eval_shape(start)
 
 
 def visible_scale(patches: VisiblePatches) -> tuple[Float[Array, "B 1 1"], Float[Array, "B 1 1"]]:

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from jaxtyping import Float, Int
 from gpdiff_jax.analysis.metrics import REGION_COLUMNS
 from gpdiff_jax.analysis.summary import read_metrics
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import DAMAGE, read_npz
 from gpdiff_jax.training.progress import read_log
 
 
@@ -87,7 +87,7 @@ def read_results(run_dir: str | os.PathLike[str]) -> Results:
             problems[name] = f"{name} is not in the run folder"
         except KeyError as error:
             problems[name] = f"{name} lacks {error}"
-        except (OSError, ValueError, csv.Error, zipfile.BadZipFile, EOFError) as error:
+        except (OSError, csv.Error, *DAMAGE) as error:
             problems[name] = f"{name} cannot be read ({type(error).__name__}: {error})"
     return Results(metrics, *parts.values(), problems=problems)
 
@@ -116,16 +116,23 @@ def _read_regions(path: pathlib.Path) -> list[dict[str, Any]]:
     ]
 
 
+def _numbers(arrays: Mapping[str, np.ndarray], name: str, axes: int) -> np.ndarray:
+    """An array of numbers with so many axes."""
+    held = arrays[name]
+    if held.dtype.kind not in "fiu" or held.ndim != axes:
+        raise InputError(f"{name} is of {held.dtype} and shape {held.shape}, not of numbers with {axes} axes")
+    return held
+
+
 def _read_forecasts(path: pathlib.Path) -> Forecasts:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    arrays = read_npz(path)
     truth = arrays["truth"]
     starts, nodes = arrays["window_start"], arrays["node_ids"]
     if truth.ndim != 3 or starts.shape != truth.shape[:1] or nodes.shape != truth.shape[1:2]:
         raise InputError(f"truth {truth.shape}, window_start {starts.shape} and node_ids {nodes.shape} do not fit")
     methods = [name for name in arrays if name not in ("truth", "window_start", "node_ids", "protocol")]
-    for name in methods:
-        if arrays[name].shape != truth.shape:
+    for name in ("truth", *methods):
+        if _numbers(arrays, name, 3).shape != truth.shape:
             raise InputError(f"{name} {arrays[name].shape} and truth {truth.shape} do not fit")
     means = {name: arrays[name] for name in methods if not name.endswith("_std")}
     return Forecasts(
@@ -138,19 +145,23 @@ def _read_forecasts(path: pathlib.Path) -> Forecasts:
 
 
 def _read_atlas(path: pathlib.Path) -> Atlas:
-    with np.load(path, allow_pickle=False) as file:
-        arrays: Mapping[str, np.ndarray] = {name: file[name] for name in file.files}
+    arrays = read_npz(path)
     coordinates = None
     if "latitude" in arrays and "longitude" in arrays:
-        coordinates = np.stack([arrays["longitude"], arrays["latitude"]], axis=1).astype(np.float64)
-    edges = np.stack([arrays["senders"], arrays["receivers"]], axis=1)
+        places = [_numbers(arrays, name, 1).astype(np.float64) for name in ("longitude", "latitude")]
+        coordinates = np.stack(places, axis=1)
+    edges = np.stack([_numbers(arrays, name, 1) for name in ("senders", "receivers")], axis=1)
+    if edges.dtype.kind not in "iu" or (edges.size and edges.min() < 0):
+        raise InputError("senders and receivers must be numbers of regions")
+    if coordinates is not None and edges.size and edges.max() >= len(coordinates):
+        raise InputError(f"an edge is of region {edges.max()}, and there are {len(coordinates)}")
     zoo, city = arrays["zoo_projection"], arrays["zoo_city"]
     for name in ("zoo_projection", "generated_projection", "pooled_projection"):
-        if arrays[name].ndim != 2 or arrays[name].shape[1] != 2:
+        if _numbers(arrays, name, 2).shape[1] != 2:
             raise InputError(f"{name} {arrays[name].shape} must be [any, 2]")
-    if len(zoo) != len(city):
+    if city.shape != (len(zoo),):
         raise InputError(f"zoo_projection {zoo.shape} and zoo_city {city.shape} do not fit")
-    variance = arrays["projection_variance"].astype(np.float64)
+    variance = _numbers(arrays, "projection_variance", 1).astype(np.float64)
     if variance.shape != (2,):
         raise InputError(f"projection_variance {variance.shape} must be [2]")
     return Atlas(

@@ -23,6 +23,7 @@ import numpy as np
 import gpdiff_jax as gpd
 from gpdiff_jax import hypernetwork_folder
 from gpdiff_jax.report.page import write_report
+from gpdiff_jax.report.results import read_results
 from gpdiff_jax.training import storage
 from gpdiff_jax.training.checkpoints import TrainingCheckpoints
 from gpdiff_jax.transfer import new_city
@@ -107,7 +108,7 @@ def _broken(folder: pathlib.Path, place: pathlib.Path, read: Callable[[pathlib.P
     return Reader(read_broken, "folder.zip", lambda luck: _zipped(folder, luck))
 
 
-def _page(run: pathlib.Path, place: pathlib.Path) -> Reader:
+def _run(run: pathlib.Path, place: pathlib.Path, read_run: Callable[[pathlib.Path], Any]) -> Reader:
     """A reader of the files that a page is made of, one of which was changed."""
     names = ("metrics.json", "config.json", "regions.csv", "forecasts.npz", "report.npz", "log.jsonl")
     texts = {name: (run / name).read_bytes() for name in names}
@@ -126,10 +127,13 @@ def _page(run: pathlib.Path, place: pathlib.Path) -> Reader:
         place.mkdir(exist_ok=True)
         for name in names:
             (place / name).write_bytes(content if name == changed else texts[name])
-        page = write_report(place).read_text()
-        assert "<script>" not in page and "<b>" not in page, "a name is not escaped"
+        read_run(place)
 
-    return Reader(read, "page.pickle", make)
+    return Reader(read, "run.pickle", make)
+
+
+def _drawn(run: pathlib.Path) -> None:
+    assert "<b>" not in write_report(run).read_text(), "a name is not escaped"
 
 
 def folder_readers(run: pathlib.Path, folder: pathlib.Path) -> dict[str, Reader]:
@@ -175,5 +179,6 @@ def folder_readers(run: pathlib.Path, folder: pathlib.Path) -> dict[str, Reader]
         ),
         "zoo_folder": _broken(run / "zoo", place / "zoo", zoo_arrays),
         "checkpoint_folder": _broken(folder / "checkpoints", place / "checkpoints", checkpoint),
-        "page": _page(run, place / "run"),
+        "run": _run(run, place / "run", read_results),
+        "page": _run(run, place / "run", _drawn),
     }

@@ -12,6 +12,7 @@ import pytest
 import gpdiff_jax as gpd
 from gpdiff_jax.files import read_npz
 from gpdiff_jax.ingest import load_plain_pickle
+from tests.fuzzing.folders import folder_readers
 from tests.fuzzing.readers import feed, readers
 
 _NAMES = (
@@ -20,31 +21,39 @@ _NAMES = (
 )
 
 
+# Of folders; how many each reads in the fast tests. A page takes seconds.
+_FOLDERS = {
+    **{"hypernetwork": 60, "zoo": 60, "parameters": 60, "run": 60},
+    **{"hypernetwork_folder": 20, "zoo_folder": 20, "checkpoint_folder": 20, "page": 0},
+}
+
+
 @pytest.fixture(scope="module", name="every")
-def _every(tmp_path_factory):
+def _every(tmp_path_factory, finished):
     folder = tmp_path_factory.mktemp("fuzzing")
-    return folder, readers(folder)
+    return folder, readers(folder) | folder_readers(finished[0], folder)
 
 
 def test_all_readers_are_fed(every):
-    assert set(every[1]) == set(_NAMES)
+    assert set(every[1]) == {*_NAMES, *_FOLDERS}
 
 
-@pytest.mark.parametrize("name", _NAMES)
+@pytest.mark.parametrize("name", [*_NAMES, *(name for name, inputs in _FOLDERS.items() if inputs)])
 def test_a_reader_reads_or_refuses_in_one_line(every, name):
     folder, made = every
-    ends, wrong = feed(made[name], folder, random.Random(0), 80, time.monotonic() + 60)
-    assert sum(ends.values()) == 80 and wrong == {}
+    inputs = _FOLDERS.get(name, 80)
+    ends, wrong = feed(made[name], folder, random.Random(0), inputs, time.monotonic() + 60)
+    assert sum(ends.values()) == inputs and wrong == {}
     # Some get past the parser, and some do not.
     assert min(ends.values()) > 0, ends
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", _NAMES)
+@pytest.mark.parametrize("name", [*_NAMES, *_FOLDERS])
 def test_a_reader_stands_many_files(every, name):
     folder, made = every
     ends, wrong = feed(made[name], folder, random.Random(1), 20_000, time.monotonic() + 3)
-    assert sum(ends.values()) > 50 and wrong == {}
+    assert sum(ends.values()) > (50 if _FOLDERS.get(name, 60) >= 60 else 0) and wrong == {}
 
 
 def test_readings_without_regions_and_ids_that_are_no_list(tmp_path, simulated_cities):

@@ -17,7 +17,8 @@ from orbax.checkpoint import v1 as ocp
 from gpdiff_jax.errors import InputError, is_out_of_memory
 from gpdiff_jax.hosts import is_first
 from gpdiff_jax.training.digest import digest_of
-from gpdiff_jax.training.exchange import ask_first, without_others
+from gpdiff_jax.training.exchange import ask_first
+from gpdiff_jax.training.orbax_calls import calling_orbax
 from gpdiff_jax.training.storage import raise_if_full
 
 _FOLDER = "checkpoints"
@@ -88,7 +89,7 @@ class TrainingCheckpoints:
             return None
         place: Any = self._folder / str(self._steps()[-1])  # typed loosely: orbax does not admit pathlib's Path
         try:
-            with without_others():
+            with calling_orbax():
                 custom: Any = ocp.metadata(place).custom_metadata
                 same = custom["identity"] == self._identity
                 held = ocp.load(place, jax.tree.map(np.asarray, state)) if same else None
@@ -112,7 +113,7 @@ class TrainingCheckpoints:
         self._wait()
         place: Any = self._folder / str(step)
         facts: Any = {"identity": self._identity, "sha256": digest_of("", state)}
-        with without_others():
+        with calling_orbax():
             self._pending = ocp.save_async(place, state, overwrite=True, custom_metadata=facts)
 
     def close(self) -> None:
@@ -128,7 +129,8 @@ class TrainingCheckpoints:
             return
         pending, self._pending = self._pending, None
         try:
-            pending.result()
+            with calling_orbax():
+                pending.result()
         except Exception as error:
             raise_if_full(error, self._folder)
             raise

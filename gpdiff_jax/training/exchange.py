@@ -8,14 +8,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
-from unittest import mock
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from orbax.checkpoint import v1 as ocp
 
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.hosts import host_number, is_first, leave, num_hosts
@@ -296,21 +294,3 @@ def unpack(content: bytes) -> Any:
         return value
 
     return built(words)
-
-
-@contextlib.contextmanager
-def without_others() -> Iterator[None]:
-    """Within it, orbax does not wait for other hosts: one host saves and loads on its own."""
-    if num_hosts() == 1:
-        yield
-        return
-    alone: Any = ocp.Context()
-    alone.multiprocessing.primary_host = host_number()
-    alone.multiprocessing.active_processes = {host_number()}
-    alone.multiprocessing.barrier_sync_key_prefix = f"host{host_number()}"
-    # Whatever the active processes are, orbax (0.12.8) compares the folder's name over all before it saves.
-    with (
-        mock.patch("orbax.checkpoint.experimental.v1._src.saving.execution._check_directory_consistency"),
-        alone,
-    ):
-        yield

@@ -14,7 +14,8 @@ from orbax.checkpoint import v1 as ocp
 from gpdiff_jax.errors import InputError, is_disk_full, is_out_of_memory
 from gpdiff_jax.hosts import is_first
 from gpdiff_jax.training.digest import digest_of
-from gpdiff_jax.training.exchange import ask_first, without_others
+from gpdiff_jax.training.exchange import ask_first
+from gpdiff_jax.training.orbax_calls import calling_orbax
 
 
 def save_arrays(folder: pathlib.Path, arrays: dict, facts: dict) -> None:
@@ -36,7 +37,7 @@ def save_arrays(folder: pathlib.Path, arrays: dict, facts: dict) -> None:
     host = jax.tree.map(np.asarray, arrays)
     metadata: Any = {"facts": json.dumps(facts), "sha256": digest_of("", host)}
     try:
-        with without_others():
+        with calling_orbax():
             ocp.save(place, host, custom_metadata=metadata, overwrite=True)
     except Exception as error:
         raise_if_full(error, place)
@@ -114,7 +115,7 @@ def _load(folder: pathlib.Path, version: int, what: str) -> tuple[dict, dict]:
         hint = f"did you mean {str(place / near)!r}?" if near in within or (place / near).is_dir() else _ELSEWHERE
         raise InputError(f"{str(place)!r} is no {what}: {found}; {hint}")
     try:
-        with without_others():
+        with calling_orbax():
             metadata = ocp.metadata(place)
             custom: Any = metadata.custom_metadata
             facts = json.loads(custom["facts"])

@@ -1,6 +1,7 @@
 """In: nested arrays and facts. Out: the same from disk, bit for bit; and one line about a folder that holds none."""
 
 import errno
+import gc
 import json
 import os
 import pathlib
@@ -137,3 +138,18 @@ def test_a_damaged_folder_is_one_line_that_names_it(tmp_path, damage):
     ) as raised:
         load_arrays(folder, 3, "thing")
     assert "\n" not in str(raised.value) and "delete" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.9])
+def test_of_many_arrays_cut_short_nothing_is_heard_but_the_line(tmp_path, capfd, caplog, kept):
+    """Orbax ends at the first failure while others are on their way, whose threads have a lot to say."""
+    save_arrays(tmp_path / "made", {str(k): np.arange(100.0) * k for k in range(60)}, _FACTS)
+    for path in (tmp_path / "made").rglob("d/*"):
+        content = path.read_bytes()
+        path.write_bytes(content[: int(kept * len(content))])
+    for _ in range(3):
+        with pytest.raises(InputError, match=r"the thing at '.*made' is damaged"):
+            load_arrays(tmp_path / "made", 3, "thing")
+        gc.collect()
+    assert capfd.readouterr().err == ""
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []

@@ -25,10 +25,14 @@ Line = Mapping[str, Any]
 
 
 def _pairs(line: Line) -> float:
-    """Pairs of regions that a stage looks at: of the zoo for its principal directions, else of one city."""
+    """Pairs of regions that a stage looks at: of the zoo for its principal directions, else of every city in turn.
+
+    Memory is that of one city's pairs: the next city takes their place.
+    """
     if line["stage"] == "pretrain":
         return float(min(line["regions"], _MOST_OF_A_ZOO)) ** 2
-    return line["regions"] * float(min(line["regions"] // 2, _MOST_OF_A_CITY))
+    of_a_city = float(min(line["regions"] // 2, _MOST_OF_A_CITY))
+    return of_a_city**2 if line["metric"] == "memory" else line["regions"] * of_a_city
 
 
 class Growth(NamedTuple):

@@ -24,7 +24,7 @@ from gpdiff_jax.zoo.tokens import TokenLayout, check_layout, make_layout
 FORMAT = 7
 CODEC_ARRAYS = ("pooled_tokens", "mean_difference", "scale")
 _WHAT = "hypernetwork"
-_MOST_STEPS = 10_000  # of a model's history and horizon
+_MOST_ENTRIES = 10**7  # of what a model sees at once
 _FACTS = {
     "model": str,
     "sizes": {"history": int, "horizon": int, "num_inputs": int, "num_covariates": int, "anomaly": (bool, None)},
@@ -57,13 +57,23 @@ def read_fields(folder: str | pathlib.Path) -> dict[str, Any]:
     with building(_WHAT, folder):
         check_facts(facts, _FACTS)
         made = _fields(arrays, facts, f"the {_WHAT} at {str(folder)!r}")
+    _check_model(made["model_name"], made["sizes"], made["codec"].layout, f"the {_WHAT} at {str(folder)!r}")
     return made
+
+
+def _check_model(name: str, sizes: ModelSizes, layout: TokenLayout, what: str) -> None:
+    """Refuses a layout that is not that of the model as it is today, as far as it is registered."""
+    if name in model_names():
+        model = make_model(name, sizes)
+        today = abstract_params(model, sizes)
+        check_layout(layout, make_layout(today, layout.width, model.layer_kinds(today)), what, f"the model {name!r}")
 
 
 def _fields(arrays: dict[str, Any], facts: dict[str, Any], what: str) -> dict[str, Any]:
     arrays = in_single(arrays)
     sizes, names = ModelSizes(**facts["sizes"]), tuple(facts["prompt_names"])
-    if not all(1 <= size <= _MOST_STEPS for size in sizes[:3]) or not 0 <= sizes.num_covariates <= _MOST_STEPS:
+    seen = sizes.history * sizes.num_inputs + (sizes.history + sizes.horizon) * (sizes.num_covariates + 1)
+    if min(sizes[:3]) < 1 or sizes.num_covariates < 0 or seen > _MOST_ENTRIES:
         raise InputError(f"`sizes` is {facts['sizes']}")
     if facts.get("interval_minutes") is not None and facts["interval_minutes"] < 1:
         raise InputError(f"`interval_minutes` is {facts['interval_minutes']}")
@@ -73,11 +83,6 @@ def _fields(arrays: dict[str, Any], facts: dict[str, Any], what: str) -> dict[st
     layout, pooled = TokenLayout.from_json(facts["layout"]), arrays["pooled"]
     own_kinds = dict(zip(layout.layers, layout.kinds, strict=True))
     check_layout(layout, make_layout(pooled, layout.width, own_kinds), what, "its pooled model")
-    if facts["model"] in model_names():
-        model = make_model(facts["model"], sizes)
-        today = abstract_params(model, sizes)
-        found = make_layout(today, layout.width, model.layer_kinds(today))
-        check_layout(layout, found, what, f"the model {facts['model']!r}")
     check_arrays(pooled, shapes_of(pooled), "pooled")
     # An entry that never varied is divided by infinity.
     check_arrays(arrays["prompts"], {"mean": (len(names),), "std": (len(names),)}, "prompts", values="numbers")
@@ -87,9 +92,11 @@ def _fields(arrays: dict[str, Any], facts: dict[str, Any], what: str) -> dict[st
     if "directions" in arrays:
         check_arrays(arrays["directions"], shapes_of(pooled, (None,)), "directions")
     if "residuals" in arrays:
-        check_arrays(arrays["residuals"], {"": (sizes.horizon, None)}, "residuals")
+        # NaN where no source has a reading to validate on.
+        check_arrays(arrays["residuals"], {"": (sizes.horizon, None)}, "residuals", values="any")
     encoder = PromptEncoder.from_arrays(arrays.get("prompt_encoder") or {}, facts["prompt_encoder"])
-    arrays = jax.device_put(arrays)
+    names_of_others = ("variables", "prompts", "directions", "residuals")
+    arrays = jax.device_put({name: arrays[name] for name in names_of_others if name in arrays})
     return {
         "model_name": facts["model"],
         "sizes": sizes,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import chex
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -272,6 +273,61 @@ def test_a_folder_that_holds_no_generator_is_refused(tmp_path, hypernetwork):
     largest.unlink()
     with pytest.raises(InputError, match=r"the hypernetwork at .* is damaged"):
         Hypernetwork.load(tmp_path / "made")
+
+
+@pytest.mark.parametrize(
+    ("array", "fact", "words"),
+    [
+        ({"prompts/std": np.ones(2, np.float32)}, {}, r"the array 'prompts/std' has the shape \(2,\), not \(\d+\)"),
+        ({"prompts/mean": None}, {}, "it lacks the array 'prompts/mean'"),
+        ({"variables/more": np.ones(2, np.float32)}, {}, "it holds an array 'variables/more' that nothing reads"),
+        (
+            {"variables/tokens_out/bias": np.nan},
+            {},
+            "not all values of the array 'variables/tokens_out/bias' are finite",
+        ),
+        ({"codec/scale": 1}, {}, "the array 'codec/scale' is of int32, not of floating-point numbers"),
+        ({}, {"interval_minutes": "60"}, "`interval_minutes` is '60'"),
+        ({}, {"prompt_names": ["a", 1]}, r"`prompt_names` is \['a', 1\]"),
+        ({}, {"model": None}, "`model` is None"),
+        ({}, {"denoiser/layers": 10**9}, "`denoiser.layers` is 1000000000, and there are"),
+        ({}, {"denoiser/width": 16}, "the array 'variables/.*' has the shape"),
+        ({}, {"denoiser/width": 8.0}, "`denoiser.width` is 8.0"),
+        ({}, {"data/history": None}, "`data.history` is None"),
+        ({}, {"data/near_days": -1.0}, "`near_days` must be at least 0, got -1.0"),
+        ({}, {"data/unheard_of": 1}, "unexpected keyword argument 'unheard_of'"),
+        ({}, {"sizes/history": 10**9}, "`sizes` is"),
+    ],
+)
+def test_a_folder_whose_parts_do_not_go_together_is_refused_by_name(tmp_path, hypernetwork, array, fact, words):
+    """Whole folders, whose hash is right: another program or version wrote them."""
+    hypernetwork.save(tmp_path / "made")
+    arrays, facts = load_arrays(tmp_path / "made", 7, "hypernetwork")
+    flat = flax.traverse_util.flatten_dict(arrays, sep="/")
+    for name, value in array.items():
+        if value is None:
+            del flat[name]
+        elif np.ndim(value):
+            flat[name] = value
+        else:
+            flat[name] = np.full_like(flat[name], value, dtype=np.int32 if value == 1 else np.float32)
+    told = flax.traverse_util.flatten_dict(facts, sep="/", is_leaf=lambda path, _: path[:1] == ("layout",))
+    save_arrays(
+        tmp_path / "forged",
+        flax.traverse_util.unflatten_dict(flat, sep="/"),
+        flax.traverse_util.unflatten_dict(told | fact, sep="/"),
+    )
+    with pytest.raises(
+        InputError, match=rf"the hypernetwork at '.*forged' is not what this version writes \(.*{words}"
+    ):
+        Hypernetwork.load(tmp_path / "forged")
+
+
+def test_residuals_where_no_source_had_a_reading_come_back(tmp_path, hypernetwork):
+    residuals = np.ones((hypernetwork.sizes.horizon, 3), np.float32)
+    residuals[0] = np.nan
+    dataclasses.replace(hypernetwork, residuals=jax.device_put(residuals)).save(tmp_path / "made")
+    np.testing.assert_array_equal(np.asarray(Hypernetwork.load(tmp_path / "made").residuals), residuals)
 
 
 @pytest.mark.slow

@@ -127,6 +127,9 @@ def test_parameters_are_refused_for_other_regions_than_their_own(made, simulated
     new_city = gpd.prepare_new_city(target, hypernetwork)
     gpd.save_parameters(tmp_path / "kept", params, new_city)
     kept = gpd.load_parameters(tmp_path / "kept").parameters
+    headless = dataclasses.replace(kept, params={name: leaf for name, leaf in kept.params.items() if name != "head"})
+    with pytest.raises(gpd.InputError, match=r"are not those of the model 'tiny': it lacks the array 'params/head/"):
+        gpd.forecast_new_city(headless, new_city)
     assert kept.city == params.city and params.city is not None and params.city.node_ids == target.node_ids
     np.testing.assert_array_equal(gpd.forecast(kept, target), forecast)
     for parameters, city, words in (

@@ -190,7 +190,8 @@ def _only_array(path: pathlib.Path, arrays: Mapping[str, np.ndarray], name: str)
 def _plain_numbers(path: pathlib.Path, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "fiub":
         raise InputError(f"{path} holds {array.dtype}; store plain numbers")
-    return array.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN becomes a quiet one
+        return array.astype(np.float64)
 
 
 def _read_sparse(path: pathlib.Path) -> np.ndarray:

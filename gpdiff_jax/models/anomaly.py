@@ -47,7 +47,9 @@ def forecast_anomalies(model: Model, sizes: ModelSizes) -> Model:
 
     apply_batch = None if model.apply_batch is None else around(model.apply_batch)
     # Where it begins at 0 is found by computing, which takes seconds, and says nothing of shapes.
-    return model._replace(init=init, apply=around(model.apply), apply_batch=apply_batch, shapes=model.init)
+    return model._replace(
+        init=init, apply=around(model.apply), apply_batch=apply_batch, shapes=model.shapes or model.init
+    )
 
 
 def profile_and_deviation(covariates: Float[Array, "*X F"]) -> tuple[Float[Array, "*X"], Float[Array, "*X"]]:

@@ -60,6 +60,9 @@ class Model(NamedTuple):
 
     `kinds` says which layers (first keys of `params`) work on time, on the graph and on the output: pairs of the
     beginning of a name and one of `kinds.LAYER_KINDS`. A model without them cannot be generated with `inductive_bias`.
+
+    `shapes` is called like `init` and makes parameters of the same shapes and types, whatever their values; None where
+    `init` itself is fast to trace.
     """
 
     name: str
@@ -70,7 +73,7 @@ class Model(NamedTuple):
         | None
     ) = None
     kinds: tuple[tuple[str, str], ...] = ()
-    shapes: Callable[..., Params] | None = None  # what makes parameters of the same shapes, where `init` takes long
+    shapes: Callable[..., Params] | None = None
 
     def layer_kinds(self, params: Params) -> dict[str, str]:
         """The kind of every layer of parameters, or of their shapes; see `kinds.kinds_of_layers`."""

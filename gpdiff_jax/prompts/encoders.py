@@ -171,7 +171,7 @@ class PromptEncoder:
         Raises:
           InputError: the two do not go together, or have another form.
         """
-        check_facts(facts, {"config": _FACTS, "entities": ([str], None), "relations": ([str], None)})
+        check_facts(facts, {"config": _FACTS})
         held = facts["config"]
         graph = {**held["graph"], "relations": tuple(held["graph"]["relations"])}
         config = PromptConfig(
@@ -182,23 +182,25 @@ class PromptEncoder:
         )
         if ("temporal" in arrays, "embedding" in arrays) != ("temporal" in config.parts, "spatial" in config.parts):
             raise InputError(f"its parts are {', '.join(config.parts)}, and its arrays {', '.join(sorted(arrays))}")
-        arrays = jax.device_put(arrays)
         temporal = None
         if "temporal" in arrays:
             layers, count = config.temporal.encoder_layers + config.temporal.decoder_layers, len(arrays["temporal"])
             if layers > count:  # so many layers would be traced for ever
                 raise InputError(f"the temporal encoder has {layers} layers, and {count} groups of arrays")
             check_arrays(arrays["temporal"], shapes_of(abstract_variables(config.temporal)), "prompt_encoder/temporal")
-            temporal = TemporalEncoder(arrays["temporal"], config.temporal)
+            temporal = TemporalEncoder(jax.device_put(arrays["temporal"]), config.temporal)
         if "embedding" not in arrays:
             return cls(temporal, None, None, config)
+        check_facts(facts, {"entities": [str], "relations": [str]})
         names = tuple(facts["entities"]), tuple(facts["relations"])
-        params = arrays["embedding"]["params"]
+        spatial = {"centroids": np.zeros((0, 24), np.float32), "params": {}, **arrays["embedding"]}
         sizes = len(names[0]), len(names[1]), config.embedding.width, config.embedding.relation_width
         shapes = shapes_of(jax.eval_shape(lambda: init_tucker(jax.random.key(0), *sizes)))
-        check_arrays(params, shapes, "prompt_encoder/embedding")
-        embedding = Embedding(params, jnp.zeros(0), *names, config.embedding)
-        return cls(temporal, embedding, arrays["embedding"].get("centroids", jnp.zeros((0, 24))), config)
+        check_arrays(spatial["params"], shapes, "prompt_encoder/embedding/params")
+        if len(spatial["centroids"]):
+            check_arrays(spatial["centroids"], {"": (None, 24)}, "prompt_encoder/embedding/centroids")
+        params, centroids = jax.device_put((spatial["params"], spatial["centroids"]))
+        return cls(temporal, Embedding(params, jnp.zeros(0), *names, config.embedding), centroids, config)
 
 
 def fit_prompt_encoder(

@@ -35,6 +35,7 @@ from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.training.progress import LogWriter, stage
 from gpdiff_jax.training.stopwatch import stopwatch
 from gpdiff_jax.training.storage import load_arrays, save_arrays
+from gpdiff_jax.training.stored_form import building
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo.directions import zoo_directions
 from gpdiff_jax.zoo.harvest import harvest_zoo
@@ -65,11 +66,8 @@ class Stages:
         return checkpoints_of(self.folder, name)
 
     def has(self, name: str) -> bool:
-        """Whether a stage is finished and written, as the first host sees it; its checkpoints are removed then."""
-        if not ask_first((self.folder / name).is_dir):
-            return False
-        drop_checkpoints(self.checkpoints(name))
-        return True
+        """Whether a stage is finished and written, as the first host sees it."""
+        return ask_first((self.folder / name).is_dir)
 
     def keep(self, name: str, arrays: dict, facts: dict[str, Any] | None = None) -> None:
         """Writes what a stage made, and removes the checkpoints of its training."""
@@ -77,8 +75,10 @@ class Stages:
         drop_checkpoints(self.checkpoints(name))
 
     def read(self, name: str, what: str) -> tuple[dict, dict]:
-        """Reads what `keep` wrote: arrays and facts."""
-        return load_arrays(self.folder / name, _FORMAT, what)
+        """Reads what `keep` wrote: arrays and facts; and removes the checkpoints, if a kill came before that."""
+        held = load_arrays(self.folder / name, _FORMAT, what)
+        drop_checkpoints(self.checkpoints(name))
+        return held
 
     @functools.cached_property
     def sources(self) -> Sources:
@@ -222,7 +222,8 @@ def _encoder_stage(run: Stages) -> PromptEncoder:
     if not config.needs_training:
         return plain_encoder()
     if run.has("prompt_encoder"):
-        return PromptEncoder.from_arrays(*run.read("prompt_encoder", "prompt encoder"))
+        with building("prompt encoder", run.folder / "prompt_encoder"):
+            return PromptEncoder.from_arrays(*run.read("prompt_encoder", "prompt encoder"))
     with _logged(run, "prompt_encoder", config.temporal.steps if "temporal" in config.parts else 1) as report:
         kept: Any = {"checkpoints": run.checkpoints("prompt_encoder"), "progress": report}
         encoder = fit_encoder(run.sources, run.source_cities, config, key=run.key("prompts"), **kept)
@@ -306,8 +307,9 @@ def _harvest_stage(run: Stages) -> ParameterZoo:
 def _pretrain_stage(run: Stages) -> Hypernetwork:
     folder = run.folder / "hypernetwork"
     if ask_first(folder.is_dir):
+        held = Hypernetwork.load(folder)
         drop_checkpoints(checkpoints_beside(folder))
-        return Hypernetwork.load(folder)
+        return held
     zoo, config = run.zoo, run.settings.pretrain
     with _logged(run, "pretrain", config.steps) as report:
         return pretrain(zoo, key=run.key("pretrain"), config=config, folder=folder, progress=report)

@@ -16,7 +16,8 @@ from gpdiff_jax.errors import InputError
 Shape = tuple[int | None, ...]  # None stands for any number above 0
 ABSENT: Any = object()
 _MOST_TOLD = 300
-_NOT_OF_THE_FORM = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
+_KINDS = {"f": "floating-point numbers", "iu": "whole numbers"}
+_NOT_OF_THE_FORM = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError)
 
 
 @contextlib.contextmanager
@@ -49,14 +50,17 @@ def shapes_of(tree: Any, leading: Shape = ()) -> dict[str, Shape]:
     return {path: (*leading, *leaf.shape) for path, leaf in leaves_of(tree).items()}
 
 
-def check_arrays(found: Any, wanted: Mapping[str, Shape], where: str, *, values: str = "finite") -> None:
-    """Refuses a pytree that has not the leaves that are wanted, of floating-point numbers.
+def check_arrays(
+    found: Any, wanted: Mapping[str, Shape], where: str, *, kind: str = "f", values: str = "finite"
+) -> None:
+    """Refuses a pytree that has not the leaves that are wanted, of numbers.
 
     Args:
       found: the pytree.
       wanted: the shapes of its leaves by their paths, see `shapes_of`. A None stands for the same number at the same
         axis of all leaves.
       where: the name of the pytree.
+      kind: of their dtype, "f" for floating-point numbers or "iu" for whole ones.
       values: what is asked of them: "finite"; "numbers", which may be infinite; or "any", which are not looked at.
 
     Raises:
@@ -77,8 +81,8 @@ def check_arrays(found: Any, wanted: Mapping[str, Shape], where: str, *, values:
         if filled != leaf.shape or len(shape) != len(leaf.shape) or 0 in filled:
             words = ", ".join("any" if length is None else str(length) for length in shape)
             raise InputError(f"the array {name!r} has the shape {leaf.shape}, not ({words})")
-        if leaf.dtype.kind != "f":
-            raise InputError(f"the array {name!r} is of {leaf.dtype}, not of floating-point numbers")
+        if leaf.dtype.kind not in kind:
+            raise InputError(f"the array {name!r} is of {leaf.dtype}, not of {_KINDS[kind]}")
         if values != "any" and not (~np.isnan(leaf) if values == "numbers" else np.isfinite(leaf)).all():
             raise InputError(f"not all values of the array {name!r} are {values}")
 
@@ -120,7 +124,7 @@ def _has(value: Any, form: Any) -> bool:
     if isinstance(form, tuple):
         return any(_has(value, one) for one in form)
     if isinstance(form, list):
-        return isinstance(value, list) and all(_has(one, form[0]) for one in value)
+        return isinstance(value, (list, tuple)) and all(_has(one, form[0]) for one in value)
     if form is None or form is ABSENT:
         return value is ABSENT or value is form
     return isinstance(value, form) and (form is bool or not isinstance(value, bool))

@@ -90,7 +90,7 @@ class Forecaster:
         at_interval = resample(city, minutes, keep_silent=True)
         check_regions(parameters, at_interval)
         # The parameters themselves are kept where they are to be fine-tuned again, else only on the devices.
-        shapes: Any = jax.eval_shape(lambda: parameters.params)
+        shapes: Any = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), parameters.params)
         self._parameters = parameters if adapt is not None else dataclasses.replace(parameters, params=shapes)
         self._adapt = adapt
         self._key = jax.random.key(0) if key is None else key

@@ -6,8 +6,7 @@ from jaxtyping import Float
 
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.data.target import prepare_target
-from gpdiff_jax.models.registry import make_model
-from gpdiff_jax.region_parameters import RegionParameters, check_regions
+from gpdiff_jax.region_parameters import RegionParameters, check_regions, model_of
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.evaluate import few_shot, zero_shot
 from gpdiff_jax.typing import Key
@@ -46,7 +45,7 @@ def forecast(
     """
     check_regions(parameters, city)
     target = prepare_target(city, parameters.data)
-    model = make_model(parameters.model, target.sizes)
+    model = model_of(parameters, target.sizes)
     if adapt is None:
         return zero_shot(model, target, parameters.params).forecast
     if choice is not None:

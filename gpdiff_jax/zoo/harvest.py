@@ -28,6 +28,7 @@ from gpdiff_jax.training.exchange import ask_first, check_agreed, least_devices
 from gpdiff_jax.training.memory import bytes_of, check_room
 from gpdiff_jax.training.parallel import PendingRows, ShardedRows, rows_side_by_side
 from gpdiff_jax.training.storage import is_filled
+from gpdiff_jax.training.stored_form import shapes_of
 from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo.parameter_zoo import (
     ParameterZoo,
@@ -320,7 +321,7 @@ def harvest_zoo(
     harvested = jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *(results[one.index] for one in plan))
     if folder is None:
         return make_zoo(model.name, sources, pooled, harvested)
-    zoo = make_zoo(model.name, sources, pooled, harvested, StoredVectors(folder, tuple(rows)))
+    zoo = make_zoo(model.name, sources, pooled, harvested, StoredVectors(folder, tuple(rows), shapes_of(pooled)))
     finish_zoo(folder, zoo, rows, facts["of"])
     return zoo
 

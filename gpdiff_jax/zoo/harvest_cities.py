@@ -22,6 +22,7 @@ from gpdiff_jax.training.checkpoints import checkpoints_of, drop_checkpoints
 from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.training.storage import load_arrays, save_arrays
+from gpdiff_jax.training.stored_form import building
 from gpdiff_jax.typing import Device, Key, Params
 from gpdiff_jax.zoo.harvest import harvest_zoo
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
@@ -141,7 +142,9 @@ def _harvest_in(
             made = fit_encoder(sources, cities, prompts, key=encoder_key, **kept)
             return made.arrays(), made.facts()
 
-        encoder = PromptEncoder.from_arrays(*stored("prompt_encoder", (prompts,), encoder_key, make_encoder))
+        held = stored("prompt_encoder", (prompts,), encoder_key, make_encoder)
+        with building("prompt encoder", "memory" if place is None else place / "prompt_encoder"):
+            encoder = PromptEncoder.from_arrays(*held)
 
     def make_pooled(checkpoints: pathlib.Path | None) -> tuple[dict, dict]:
         kept: Any = {"checkpoints": checkpoints, "progress": reports("pooled")}

@@ -23,7 +23,7 @@ from gpdiff_jax.prompts.prompt import Prompts
 from gpdiff_jax.prompts.sources import PromptedSources
 from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.training.storage import load_arrays, save_arrays
-from gpdiff_jax.training.stored_form import building, check_arrays, check_facts, shapes_of
+from gpdiff_jax.training.stored_form import Shape, building, check_arrays, check_facts, shapes_of
 from gpdiff_jax.typing import Params
 from gpdiff_jax.zoo.region_training import HarvestedRegion
 from gpdiff_jax.zoo.tokens import TokenLayout, check_layout, make_layout
@@ -57,11 +57,17 @@ class StoredVectors:
 
     folder: pathlib.Path
     rows: tuple[Int[np.ndarray, " X"], ...]  # of every chunk
+    shapes: dict[str, Shape]  # of one vector
 
     def parts(self) -> Iterator[tuple[Int[np.ndarray, " X"], Params]]:
         """See `HeldVectors.parts`; a chunk is read when it is asked for."""
         for index, rows in enumerate(self.rows):
-            yield rows, load_arrays(chunk_folder(self.folder, index), _FORMAT, "chunk of the zoo")[0]["params"]
+            place, what = chunk_folder(self.folder, index), "chunk of the zoo"
+            arrays, _ = load_arrays(place, _FORMAT, what)
+            with building(what, place):
+                wanted = {path: (len(rows), None, *shape) for path, shape in self.shapes.items()}
+                check_arrays(arrays["params"], wanted, "params")
+            yield rows, arrays["params"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -253,18 +259,18 @@ def load_zoo(
         check_facts(facts, _FACTS)
         _check_index(arrays, facts)
         layout = TokenLayout.from_json(facts["layout"])
+        rows = tuple(np.split(np.asarray(arrays["rows"]), np.cumsum(arrays["chunk_sizes"])[:-1]))
     check_layout(layout, make_layout(arrays["pooled"]), what, "its pooled model")
     if sources is not None and facts["model"] in model_names():
         today = abstract_params(make_model(facts["model"], sources.sizes), sources.sizes)
         check_layout(layout, make_layout(today), what, f"the model {facts['model']!r}")
-    rows = tuple(np.split(np.asarray(arrays["rows"]), np.cumsum(arrays["chunk_sizes"])[:-1]))
     named = tuple(facts["prompt_names"]), tuple(facts["prompt_provenance"])
     values, region_ids = jax.device_put((arrays["prompts"], arrays["region_ids"]))
     stored = Prompts(values, region_ids, *named, spatial=tuple(facts.get("prompt_spatial") or ()))
     return ParameterZoo(
         model=facts["model"],
         pooled=arrays["pooled"],
-        vectors=StoredVectors(folder, rows),
+        vectors=StoredVectors(folder, rows, shapes_of(arrays["pooled"])),
         **{name: np.asarray(arrays[name]) for name in _PROVENANCE},
         prompts=stored if sources is None else sources.prompts,
         names=tuple(facts["names"]),
@@ -281,18 +287,16 @@ def _check_index(arrays: dict[str, Any], facts: dict[str, Any]) -> None:
         raise InputError(f"`prompt_spatial` has {len(facts['prompt_spatial'])} entries, and a prompt {entries}")
     check_arrays(arrays["prompts"], {"": (None, regions, entries)}, "prompts")
     check_arrays(arrays["validation_mae"], {"": (regions, None)}, "validation_mae", values="any")
+    check_arrays(arrays["start_mae"], {"": (regions,)}, "start_mae", values="any")
     vectors = arrays["validation_mae"].shape
-    wanted = {name: vectors for name in ("step", "seed", "data_window")} | {
-        **{name: (regions,) for name in ("start_mae", "city_index", "rows")},
-        "region_ids": (regions,),
-    }
-    for name, shape in wanted.items():
-        if arrays[name].shape != shape:
-            raise InputError(f"the array {name!r} has the shape {arrays[name].shape}, not {shape}")
-    if sorted(arrays["rows"]) != list(range(regions)) or arrays["chunk_sizes"].sum() != regions:
+    whole: dict[str, Shape] = {"step": vectors, "seed": vectors, "data_window": vectors, "chunk_sizes": (None,)}
+    for name, shape in (whole | dict.fromkeys(("city_index", "rows", "region_ids"), (regions,))).items():
+        check_arrays(arrays[name], {"": shape}, name, kind="iu", values="any")
+    sizes, once = arrays["chunk_sizes"], np.array_equal(np.sort(arrays["rows"]), np.arange(regions))
+    if not once or sizes.sum() != regions or sizes.min() < 1:
         raise InputError(f"its chunks are not of {regions} regions, each once")
-    if min(arrays["chunk_sizes"]) < 1 or min(arrays["city_index"]) < 0:
-        raise InputError("a number of regions or of a city is too small")
+    if arrays["city_index"].min() < 0:
+        raise InputError(f"`city_index` holds {arrays['city_index'].min()}")
 
 
 def partial_folder(folder: pathlib.Path) -> pathlib.Path:

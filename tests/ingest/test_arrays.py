@@ -288,3 +288,12 @@ def test_zeros_are_no_distances_and_costs_may_be(tmp_path):
     (tmp_path / "e.csv").write_text("from,to,weight\na,b,120\n")
     with pytest.raises(InputError, match=r"the weight 120 \(row 2\), which is above 1; say by --distances"):
         read_edges(tmp_path / "e.csv", ("a", "b"))
+
+
+def test_a_signalling_nan_is_a_reading_that_is_missing_and_no_warning(tmp_path, recwarn):
+    values = _VALUES.astype(np.float32)
+    values.view(np.uint32)[1, 2] = 0x7F800001
+    np.save(tmp_path / "series.npy", values)
+    made = read_series(tmp_path / "series.npy").values
+    np.testing.assert_array_equal(np.isnan(made), np.isnan(values))
+    assert [str(warning.message) for warning in recwarn] == []

@@ -11,8 +11,15 @@ import pytest
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models import Model, ModelSizes, linen_model, make_model, register_model, registry
-from gpdiff_jax.models.anomaly import LOG_DEVIATION, PROFILE, SAME_KIND, damp_anomalies, linear_leaves
-from gpdiff_jax.models.protocol import example_inputs
+from gpdiff_jax.models.anomaly import (
+    LOG_DEVIATION,
+    PROFILE,
+    SAME_KIND,
+    damp_anomalies,
+    forecast_anomalies,
+    linear_leaves,
+)
+from gpdiff_jax.models.protocol import abstract_params, example_inputs
 from tests.tiny import scale_and_bias
 
 _SIZES = ModelSizes(12, 6, 5, 23, anomaly=True)
@@ -121,6 +128,18 @@ def test_a_model_of_the_users_own_is_made_so_without_a_line_of_its_own(monkeypat
         start = jax.jit(model.init)(jax.random.key(0), *seen)
         assert bool((start["out"]["kernel"] == 0).all()) == zero
     np.testing.assert_array_equal(jax.jit(model.apply)(start, *seen), _expected(seen[2])[0])
+
+
+@pytest.mark.parametrize("name", _MODELS)
+def test_shapes_are_those_of_its_parameters_and_cost_no_computation(name, monkeypatch):
+    """Where it begins at 0 takes a dozen compilations, ten seconds of whoever loads a generator first."""
+    model = forecast_anomalies(make_model(name, _RAW), _SIZES)
+    whole = abstract_params(model._replace(shapes=None), _SIZES)
+    model = forecast_anomalies(make_model(name, _RAW), _SIZES)
+    monkeypatch.setattr("gpdiff_jax.models.anomaly.linear_leaves", lambda *_: pytest.fail("it computed"))
+    assert abstract_params(model, _SIZES) == whole
+    with pytest.raises(pytest.fail.Exception, match="it computed"):
+        abstract_params(model._replace(shapes=None), _SIZES)
 
 
 def test_damping_keeps_a_share_of_the_anomaly_on_kinds_of_day_that_were_seen():

@@ -48,13 +48,13 @@ CITIES = Growth(
     ("regions", "days"),
     ("fixed", "per region", "per reading of a region", "per pair of regions"),
     lambda line: (1.0, line["regions"], line["regions"] * line["days"] * _HOURS, _pairs(line)),
-    ("regions_250", "regions_500", "regions_1000", "regions_2000", "days_28", "days_56", "days_112"),
+    ("regions_250", "regions_500", "regions_1000", "regions_2000", "regions_4000", "days_28", "days_56", "days_112"),
 )
 TOKENS = Growth(
     ("width",),
     ("fixed", "per token", "per pair of tokens"),
     lambda line: (1.0, line["tokens"], line["tokens"] ** 2),
-    ("width_4096", "width_2048", "width_1024", "width_512"),
+    ("width_4096", "width_2048", "width_1024", "width_512", "width_256"),
 )
 
 

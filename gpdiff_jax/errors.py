@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+_LONGEST = 1800
 _LONG_WORD = re.compile(r"[^\s/]{200,}")
 
 
@@ -18,7 +19,10 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(_LONG_WORD.sub(_cut, " ".join(str(message).splitlines())))
+        text = _LONG_WORD.sub(_cut, " ".join(str(message).splitlines()))
+        if len(text) > _LONGEST:
+            text = f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 4 :]} ({len(text)} characters)"
+        super().__init__(text)
 
 
 def _cut(word: re.Match[str]) -> str:

@@ -16,7 +16,7 @@ from gpdiff_jax.prompts.encoders import PromptEncoder
 from gpdiff_jax.prompts.prompt import PromptScaler
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.storage import in_single, load_arrays
-from gpdiff_jax.training.stored_form import Shape, building, check_arrays, check_facts, form_of, shapes_of
+from gpdiff_jax.training.stored_form import Shape, building, check_arrays, check_facts, form_of, shapes_of, to_device
 from gpdiff_jax.typing import Params
 from gpdiff_jax.zoo.codec import SPACES, Codec
 from gpdiff_jax.zoo.tokens import TokenLayout, check_layout, make_layout
@@ -96,7 +96,7 @@ def _fields(arrays: dict[str, Any], facts: dict[str, Any], what: str) -> dict[st
         check_arrays(arrays["residuals"], {"": (sizes.horizon, None)}, "residuals", values="any")
     encoder = PromptEncoder.from_arrays(arrays.get("prompt_encoder") or {}, facts["prompt_encoder"])
     names_of_others = ("variables", "prompts", "directions", "residuals")
-    arrays = jax.device_put({name: arrays[name] for name in names_of_others if name in arrays})
+    arrays = to_device({name: arrays[name] for name in names_of_others if name in arrays})
     return {
         "model_name": facts["model"],
         "sizes": sizes,
@@ -129,7 +129,7 @@ def _codec(arrays: dict[str, Any], layout: TokenLayout, components: bool, space:
         check_arrays({"basis": {layer: rows}}, {f"basis/{layer}": every.get(f"basis/{layer}", ())}, "codec")
     kept = {name: arrays[name] for name in CODEC_ARRAYS}
     check_arrays(kept, dict.fromkeys(CODEC_ARRAYS, (layout.num_tokens, layout.width)), "codec")
-    kept, found = jax.device_put((kept, found))
+    kept, found = to_device((kept, found))
     basis = tuple(found.get(str(layer), jnp.zeros((0, count))) for layer, count in enumerate(entries))
     return Codec(basis=basis if components else (), layout=layout, space=space, **kept)
 

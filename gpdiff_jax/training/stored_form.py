@@ -16,7 +16,7 @@ from gpdiff_jax.errors import InputError
 Shape = tuple[int | None, ...]  # None stands for any number above 0
 ABSENT: Any = object()
 _MOST_TOLD = 300
-_KINDS = {"f": "floating-point numbers", "iu": "whole numbers"}
+_KINDS = {"f": "floating-point numbers", "i": "whole numbers", "u": "whole numbers without a sign"}
 _NOT_OF_THE_FORM = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError)
 
 
@@ -60,8 +60,8 @@ def check_arrays(
       wanted: the shapes of its leaves by their paths, see `shapes_of`. A None stands for the same number at the same
         axis of all leaves.
       where: the name of the pytree.
-      kind: of their dtype, "f" for floating-point numbers or "iu" for whole ones.
-      values: what is asked of them: "finite"; "numbers", which may be infinite; or "any", which are not looked at.
+      kind: of their dtype, "f" for floating-point numbers, "i" for whole ones, "u" for those without a sign.
+      values: what is asked of them in 32 bits: "finite"; "numbers", which may be infinite; or "any", not looked at.
 
     Raises:
       InputError: names the first leaf that differs.
@@ -81,10 +81,18 @@ def check_arrays(
         if filled != leaf.shape or len(shape) != len(leaf.shape) or 0 in filled:
             words = ", ".join("any" if length is None else str(length) for length in shape)
             raise InputError(f"the array {name!r} has the shape {leaf.shape}, not ({words})")
-        if leaf.dtype.kind not in kind:
+        if leaf.dtype.kind != kind:
             raise InputError(f"the array {name!r} is of {leaf.dtype}, not of {_KINDS[kind]}")
-        if values != "any" and not (~np.isnan(leaf) if values == "numbers" else np.isfinite(leaf)).all():
+        with np.errstate(over="ignore"):
+            asked = None if values == "any" else np.asarray(leaf, np.float32) if leaf.dtype.itemsize > 4 else leaf
+        if asked is not None and not (~np.isnan(asked) if values == "numbers" else np.isfinite(asked)).all():
             raise InputError(f"not all values of the array {name!r} are {values}")
+
+
+def to_device(arrays: Any) -> Any:
+    """Puts a pytree on the device; what is too large for 32 bits, and nothing has asked of, becomes infinite."""
+    with np.errstate(over="ignore"):
+        return jax.device_put(arrays)
 
 
 def leaves_of(tree: Any) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import dataclasses
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -22,7 +21,7 @@ from gpdiff_jax.prompts.encoders import check_parts
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.region_parameters import RegionParameters, check_regions
 from gpdiff_jax.training.storage import load_arrays, save_arrays
-from gpdiff_jax.training.stored_form import building, check_arrays, check_facts, form_of, leaves_of
+from gpdiff_jax.training.stored_form import building, check_arrays, check_facts, form_of, leaves_of, to_device
 from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, step_names, window_start_names
 from gpdiff_jax.transfer.next_hours import (
@@ -247,7 +246,7 @@ def load_parameters(folder: str | pathlib.Path) -> CityParameters:
         data = DataConfig.from_json(facts["data"])
         if "residuals" in arrays:
             check_arrays(arrays["residuals"], {"": (data.horizon, None)}, "residuals", values="any")
-        arrays = jax.device_put(arrays)
+        arrays = to_device(arrays)
         names = (facts["city"], facts.get("kind") or "", facts["channel"], facts["interval_minutes"])
         label = CityLabel(*names, node_ids=regions)
         more = arrays.get("directions"), arrays.get("residuals")

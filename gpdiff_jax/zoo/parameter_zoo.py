@@ -23,7 +23,7 @@ from gpdiff_jax.prompts.prompt import Prompts
 from gpdiff_jax.prompts.sources import PromptedSources
 from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.training.storage import load_arrays, save_arrays
-from gpdiff_jax.training.stored_form import Shape, building, check_arrays, check_facts, shapes_of
+from gpdiff_jax.training.stored_form import Shape, building, check_arrays, check_facts, shapes_of, to_device
 from gpdiff_jax.typing import Params
 from gpdiff_jax.zoo.region_training import HarvestedRegion
 from gpdiff_jax.zoo.tokens import TokenLayout, check_layout, make_layout
@@ -265,7 +265,7 @@ def load_zoo(
         today = abstract_params(make_model(facts["model"], sources.sizes), sources.sizes)
         check_layout(layout, make_layout(today), what, f"the model {facts['model']!r}")
     named = tuple(facts["prompt_names"]), tuple(facts["prompt_provenance"])
-    values, region_ids = jax.device_put((arrays["prompts"], arrays["region_ids"]))
+    values, region_ids = to_device((arrays["prompts"], arrays["region_ids"].astype(np.uint32)))
     stored = Prompts(values, region_ids, *named, spatial=tuple(facts.get("prompt_spatial") or ()))
     return ParameterZoo(
         model=facts["model"],
@@ -291,7 +291,7 @@ def _check_index(arrays: dict[str, Any], facts: dict[str, Any]) -> None:
     vectors = arrays["validation_mae"].shape
     whole: dict[str, Shape] = {"step": vectors, "seed": vectors, "data_window": vectors, "chunk_sizes": (None,)}
     for name, shape in (whole | dict.fromkeys(("city_index", "rows", "region_ids"), (regions,))).items():
-        check_arrays(arrays[name], {"": shape}, name, kind="iu", values="any")
+        check_arrays(arrays[name], {"": shape}, name, kind="u" if name == "region_ids" else "i", values="any")
     sizes, once = arrays["chunk_sizes"], np.array_equal(np.sort(arrays["rows"]), np.arange(regions))
     if not once or sizes.sum() != regions or sizes.min() < 1:
         raise InputError(f"its chunks are not of {regions} regions, each once")

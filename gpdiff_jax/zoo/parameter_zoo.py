@@ -260,7 +260,7 @@ def load_zoo(
         _check_index(arrays, facts)
         layout = TokenLayout.from_json(facts["layout"])
         rows = tuple(np.split(np.asarray(arrays["rows"]), np.cumsum(arrays["chunk_sizes"])[:-1]))
-    check_layout(layout, make_layout(arrays["pooled"]), what, "its pooled model")
+        check_layout(layout, make_layout(arrays["pooled"]), what, "its pooled model")
     if sources is not None and facts["model"] in model_names():
         today = abstract_params(make_model(facts["model"], sources.sizes), sources.sizes)
         check_layout(layout, make_layout(today), what, f"the model {facts['model']!r}")

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.host_memory import check_unpacked
 from gpdiff_jax.hosts import is_first
 
 # All that zipfile, its decompressors and numpy's header parser raise on damaged bytes.
@@ -137,13 +138,16 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
       Its arrays by name.
 
     Raises:
-      InputError: it is damaged, cut short, or holds pickled objects.
+      InputError: it is damaged, cut short, holds pickled objects, or unpacks to more than this machine can hold.
       OSError: the system does not read it, which says nothing of what it holds; as little as a `MemoryError`.
     """
     try:
         # Opened here: numpy leaves a file that is no archive open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
+            check_unpacked(path, sum(member.file_size for member in held.zip.infolist()))
             return {name: held[name] for name in held.files}
+    except InputError:
+        raise
     except (*DAMAGE, OSError) as error:
         # A place before the beginning of the file, which a damaged archive may name, is the system's complaint too.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:

@@ -1,4 +1,4 @@
-"""In: a process killed while it writes a file. Out: the file as it was, and nothing of the killed one for long."""
+"""In: a process killed while it writes a file, and archives without end. Out: the file as it was, and one line."""
 
 import fcntl
 import os
@@ -6,7 +6,13 @@ import subprocess
 import sys
 import tempfile
 
-from gpdiff_jax.files import write_atomically
+import numpy as np
+import pytest
+
+from gpdiff_jax import host_memory
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import read_npz, write_atomically
+from gpdiff_jax.ingest import read_matrix_file
 
 _KILLED = """
 import os, pathlib, signal, sys
@@ -46,3 +52,23 @@ def test_who_loses_its_file_before_it_is_locked_takes_another(tmp_path, monkeypa
     monkeypatch.setattr(tempfile, "mkstemp", lost_once)
     write_atomically(tmp_path / "made.npz", b"content")
     assert len(made) == 2 and [path.name for path in tmp_path.iterdir()] == ["made.npz"]
+
+
+def test_an_archive_that_unpacks_to_more_than_memory_is_refused_unread(tmp_path, monkeypatch):
+    path = tmp_path / "made.npz"
+    np.savez_compressed(path, a=np.zeros(200_000))
+    assert path.stat().st_size < 5000
+    assert read_npz(path)["a"].shape == (200_000,)
+    monkeypatch.setattr(host_memory, "host_bytes", lambda: 2**20)
+    with pytest.raises(InputError, match=r"made.npz takes 2 MiB, more than the 1 MiB of memory that are free"):
+        read_npz(path)
+
+
+def test_a_sparse_matrix_without_end_is_refused(tmp_path):
+    path = tmp_path / "adj.npz"
+    count = 3_000_000
+    none = np.zeros(0, np.int32)
+    words = {"format": np.array("csr"), "shape": np.array([count, count]), "data": np.zeros(0), "indices": none}
+    np.savez_compressed(path, allow_pickle=False, **words, indptr=np.zeros(count + 1, np.int32))
+    with pytest.raises(InputError, match=r"adj.npz takes 67055.2 GiB, more than the \d+\.\d GiB of memory"):
+        read_matrix_file(path)

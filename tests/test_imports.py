@@ -10,7 +10,7 @@ import gpdiff_jax
 _LIBRARY = pathlib.Path(gpdiff_jax.__file__).parent
 # City -> what a model sees -> prompts -> zoo -> diffusion -> hypernetwork -> forecasts; a line may import those above.
 _LINES = (
-    ("typing", "errors", "hosts", "files", "folder_lock", "vectors"),
+    ("typing", "errors", "hosts", "host_memory", "files", "folder_lock", "vectors"),
     ("training",),
     ("cities",),
     ("ingest",),
@@ -29,7 +29,7 @@ _LINES = (
     ("run",),
 )
 _ORDER = {name: number for number, line in enumerate(_LINES) for name in line}
-_WITHOUT_JAX = ("cities", "ingest", "files", "errors", "folder_lock", "hosts")
+_WITHOUT_JAX = ("cities", "ingest", "files", "errors", "folder_lock", "hosts", "host_memory")
 
 
 def _imported(path: pathlib.Path) -> set[str]:

@@ -14,9 +14,7 @@ from gpdiff_jax.cities.calendar import local_moment
 from gpdiff_jax.cities.city import City, check_city, edges_of
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import DAMAGE, write_npz
-
-# Thirteen published cities need 0.1 to 11 MB; 4 GiB is a year of 5-minute readings of 10,000 regions.
-MAX_UNCOMPRESSED_BYTES = 4 << 30
+from gpdiff_jax.host_memory import check_unpacked
 
 _REQUIRED = ("values", "adjacency", "interval_minutes", "start", "feature_names", "node_ids", "city", "kind")
 _OPTIONAL = ("latitude", "longitude", "poi", "poi_names")
@@ -132,11 +130,7 @@ def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise InputError("no such file; check the path")
     try:
         with zipfile.ZipFile(path) as archive:
-            total = sum(member.file_size for member in archive.infolist())
-            if total > MAX_UNCOMPRESSED_BYTES:
-                raise InputError(
-                    f"the file unpacks to {total} bytes, more than {MAX_UNCOMPRESSED_BYTES}; split it or shorten it"
-                )
+            check_unpacked("the file", sum(member.file_size for member in archive.infolist()))
             members = {name.removesuffix(".npy") for name in archive.namelist()}
             for key in _REQUIRED:
                 if key not in members:

@@ -5,7 +5,6 @@ Read are DCRNN's HDF5 and its adjacency pickle (Li et al., 2018), `dataset.npy` 
 """
 
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,7 +16,9 @@ from gpdiff_jax.cities.calendar import local_moment
 from gpdiff_jax.cities.city import check_interval
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import DAMAGE, read_npz
+from gpdiff_jax.host_memory import check_unpacked
 from gpdiff_jax.ingest.clock import LocalTimes, local_times, repeated_for
+from gpdiff_jax.ingest.hdf5 import read_frame
 from gpdiff_jax.ingest.plain_pickle import load_plain_pickle
 from gpdiff_jax.ingest.readings import Rows
 from gpdiff_jax.ingest.steps import Grid, grid, negative_line
@@ -53,7 +54,7 @@ def read_series(path: pathlib.Path, *, channel: int = 0, time_zone: str | None =
     """
     check_file(path)
     if path.suffix in (".h5", ".hdf5"):
-        return _read_frame(path, time_zone)
+        return _timed_series(path, time_zone)
     if path.suffix in (".npy", ".npz"):
         array = _read_array(path, "data")
         if array.ndim == 2:
@@ -209,6 +210,7 @@ def _read_sparse(path: pathlib.Path) -> np.ndarray:
         fits = len(counts) == major and (counts >= 0).all() and len(at) == len(data) == arrays["indptr"][-1]
         if not fits or data.dtype.kind not in "fiub" or (at < 0).any():
             raise ValueError("its parts do not fit")
+        check_unpacked(path, 8 * major * minor)
         dense = np.zeros((major, minor))
         np.add.at(dense, (np.repeat(np.arange(major), counts), at), data)
     except InputError:
@@ -225,37 +227,10 @@ def _table_matrix(path: pathlib.Path) -> Float[np.ndarray, "X Y"]:
     return numbers(table, list(table.frame.columns))
 
 
-def _read_frame(path: pathlib.Path, time_zone: str | None) -> Series:
-    """A frame as pandas keeps one in HDF5, in its fixed form."""
-    try:
-        import h5py
-    except ImportError:
-        raise InputError(f"{path} is HDF5, which needs h5py; pip install 'gpdiff_jax[data]'") from None
-    try:
-        with h5py.File(path) as file:
-            frame: Any = next((group for group in file.values() if "axis0" in group and "axis1" in group), None)
-            if frame is None:
-                raise InputError(f"{path} holds {', '.join(list(file)[:8])}; a pandas frame in fixed form is needed")
-            ids = [_text(name) for name in frame["axis0"][()]]
-            index: Any = frame["axis1"]
-            unit = re.fullmatch(r"datetime64(?:\[(\w+)\])?", _text(index.attrs.get("kind", "datetime64")))
-            if unit is None:
-                raise InputError(f"{path} has an index of {_text(index.attrs['kind'])!r}; one of times is needed")
-            moments = pd.Series(np.asarray(index[()]).astype(f"datetime64[{unit[1] or 'ns'}]"), name="index")
-            if (zone := index.attrs.get("tz")) is not None:
-                moments = moments.dt.tz_localize("UTC").dt.tz_convert(_text(zone))
-            times = local_times(moments, time_zone=time_zone, source=Source(path))
-            values = np.full((len(moments), len(ids)), np.nan)
-            number = {name: index for index, name in enumerate(ids)}
-            for key in frame:
-                if key.endswith("_values"):
-                    items = [number[_text(name)] for name in frame[key.replace("_values", "_items")][()]]
-                    values[:, items] = frame[key][()]
-    except InputError:
-        raise
-    except (*DAMAGE, OSError) as error:
-        raise InputError(f"{path} is damaged or no pandas frame ({type(error).__name__}); download it again") from None
-    return Series(values, tuple(ids), times, Source(path))
+def _timed_series(path: pathlib.Path, time_zone: str | None) -> Series:
+    frame = read_frame(path)
+    source = Source(path)
+    return Series(frame.values, frame.ids, local_times(frame.moments, time_zone=time_zone, source=source), source)
 
 
 def _text(name: Any) -> str:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import DAMAGE
+from gpdiff_jax.ingest.parquet import read_parquet
 from gpdiff_jax.ingest.text_file import SEPARATORS, check_file, read_cells, text_form, text_lines, unreadable
 
 _HEAD = 50  # lines from which the separator is seen
@@ -75,7 +76,7 @@ def read_table(path: pathlib.Path, *, header: bool = True) -> TableFile:
     try:
         if path.suffix == ".parquet":
             separator = None
-            table = pd.read_parquet(path)
+            table = read_parquet(path)
             if not isinstance(table.index, pd.RangeIndex):
                 table = table.reset_index(names=table.index.name or "ds")
         else:

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from gpdiff_jax import host_memory
 from gpdiff_jax.cities import City, SimulationConfig, check_city, find_cities, load_city, save_city, simulate_cities
-from gpdiff_jax.cities import files as city_files
 from gpdiff_jax.cities.city import KINDS, edges_of
 from gpdiff_jax.errors import InputError
 
@@ -163,9 +163,9 @@ def test_pickles_are_never_opened(tmp_path, monkeypatch):
 def test_a_file_that_unpacks_beyond_the_bound_is_refused_unread(tmp_path, monkeypatch):
     path = tmp_path / "town.npz"
     save_city(path, _CITY)
-    monkeypatch.setattr(city_files, "MAX_UNCOMPRESSED_BYTES", 1000)
+    monkeypatch.setattr(host_memory, "host_bytes", lambda: 1000)
     monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
-    with pytest.raises(InputError, match="more than 1000; split it"):
+    with pytest.raises(InputError, match=r"town.npz: the file takes 0 MiB, more than the 0 MiB"):
         load_city(path)
 
 

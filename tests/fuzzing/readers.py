@@ -4,6 +4,7 @@ A reader may return, or raise `InputError` in one line. Files are good ones that
 a file's bytes, or the arrays that are packed in it, for bytes of a compressed file hardly get past its checksum.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -13,10 +14,13 @@ import random
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import h5py
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 
 from gpdiff_jax.analysis.summary import summarize_runs
 from gpdiff_jax.cities import SimulationConfig, load_city, save_city, simulate_cities
@@ -180,9 +184,72 @@ def readers(folder: pathlib.Path) -> dict[str, Reader]:
         "series": Reader(_readings(**arrays_of_no_times), "series.npz", _archive(series)),
         "npy": Reader(_readings(**arrays_of_no_times), "series.npy", _npy(series["data"])),
         "bare_table": Reader(_readings(**arrays_of_no_times), "vel.csv", _texts(bare, "a,b,c\n" + bare)),
+        "hdf5": Reader(_readings(), "frame.h5", _hdf5(folder, hours, regions)),
+        "parquet": Reader(_readings(), "table.parquet", _parquet(hours, regions)),
         "pickle": Reader(load_plain_pickle, "adj.pkl", lambda luck: changed_bytes(luck.choice(pickled), luck)),
         "metrics": Reader(lambda path: summarize_runs([path.parent]), "run/metrics.json", _texts(json.dumps(metrics))),
     }
+
+
+def _hdf5(folder: pathlib.Path, hours: Sequence[str], regions: Sequence[str]) -> Callable[[random.Random], bytes]:
+    """Frames as pandas keeps them, some with parts of other files; changed by bytes, or part by part."""
+    names = np.array([region.encode() for region in regions])
+    arrays = {
+        "axis0": names,
+        "axis1": np.array(hours, "M8[ns]").astype(np.int64),
+        "block0_items": names,
+        "block0_values": np.arange(len(hours) * len(regions), dtype=np.float64).reshape(len(hours), -1) % 7,
+    }
+
+    def written(parts: dict[str, np.ndarray], luck: random.Random) -> bytes:
+        content = io.BytesIO()
+        with h5py.File(content, "w") as file:
+            frame = file.create_group("df")
+            for name, array in parts.items():
+                with contextlib.suppress(TypeError, ValueError):  # what HDF5 cannot hold
+                    frame[name] = array.astype("S") if array.dtype.kind == "U" else array
+            if luck.random() < 0.2:
+                frame[luck.choice(("axis2", "block1_values"))] = h5py.ExternalLink(
+                    str(folder / "frame.h5"), "/df/axis0"
+                )
+            if luck.random() < 0.3 and "axis1" in frame:
+                value = luck.choice(("datetime64[us]", "datetime64", "UTC", "x", 3, b"\xff"))
+                frame["axis1"].attrs[luck.choice(("kind", "tz"))] = value
+        return content.getvalue()
+
+    whole = written(arrays, random.Random(1))
+
+    def make(luck: random.Random) -> bytes:
+        return changed_bytes(whole, luck) if luck.random() < 0.5 else written(changed_arrays(arrays, luck), luck)
+
+    return make
+
+
+def _parquet(hours: Sequence[str], regions: Sequence[str]) -> Callable[[random.Random], bytes]:
+    """Long tables, of text or of times; changed by bytes, or column by column."""
+    columns = {
+        "unique_id": np.tile(np.array(regions), len(hours)),
+        "ds": np.repeat(np.array(hours), len(regions)),
+        "y": np.arange(len(hours) * len(regions), dtype=np.float64) % 5,
+    }
+
+    def written(parts: dict[str, np.ndarray]) -> bytes:
+        content = io.BytesIO()
+        table = pd.DataFrame({name: pd.Series(list(array) if array.ndim else [array]) for name, array in parts.items()})
+        table.to_parquet(content)
+        return content.getvalue()
+
+    wholes = [written(columns), written(columns | {"ds": columns["ds"].astype("M8[s]")})]
+
+    def make(luck: random.Random) -> bytes:
+        if luck.random() < 0.5:
+            return changed_bytes(luck.choice(wholes), luck)
+        try:
+            return written(changed_arrays(columns, luck))
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):  # what Parquet cannot hold
+            return changed_bytes(wholes[0], luck)
+
+    return make
 
 
 def _npy(array: np.ndarray) -> Callable[[random.Random], bytes]:

@@ -17,7 +17,7 @@ from tests.fuzzing.readers import feed, readers
 
 _NAMES = (
     *("city", "npz", "long_table", "wide_table", "zoned_table", "sites", "edges", "matrix", "series", "npy"),
-    *("bare_table", "pickle", "metrics"),
+    *("bare_table", "pickle", "metrics", "hdf5", "parquet"),
 )
 
 

@@ -4,9 +4,11 @@ import gzip
 
 import numpy as np
 import pytest
+from pandas.io.common import get_handle
 
-from gpdiff_jax import ingest
+from gpdiff_jax import host_memory, ingest
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.ingest.table_file import read_table
 from gpdiff_jax.ingest.text_file import text_form, text_lines
 
 _SITES = "unique_id,latitude,longitude\nMüller,1,2\nŁódź,1,3\n"
@@ -84,3 +86,16 @@ def test_an_empty_file_is_said_to_be_empty(tmp_path, name):
     for read in (ingest.read_rows, ingest.read_series, ingest.read_matrix_file):
         with pytest.raises(InputError, match="is empty; export it again"):
             read(path)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.gz", "x.csv.xz", "x.csv.zip"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_text_larger_than_memory_is_refused_before_it_is_unpacked(tmp_path, monkeypatch, name, encoding):
+    text = "time,a\n" + "2024-05-01T00:00,0\n" * 100_000
+    path = tmp_path / name
+    with get_handle(path, "wb", compression="infer", is_text=False) as opened:
+        opened.handle.write(text.encode(encoding))
+    assert read_table(path).frame.shape == (100_000, 2)
+    monkeypatch.setattr(host_memory, "host_bytes", lambda: 2**20)
+    with pytest.raises(InputError, match=rf"{name} takes more than the 1 MiB of memory that are free on this machine"):
+        read_table(path)

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gpdiff_jax import host_memory
 from gpdiff_jax.cities import City
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.sources import prepare_sources
 from gpdiff_jax.errors import is_out_of_memory
-from gpdiff_jax.training import memory, parallel
+from gpdiff_jax.training import parallel
 from gpdiff_jax.training.memory import NoRoomError, bytes_of, check_room, free_bytes
 from gpdiff_jax.training.parallel import ShardedRows, map_chunks
 
@@ -23,9 +24,9 @@ _MIB = 2**20
 def _system(tmp_path, monkeypatch) -> pathlib.Path:
     """A machine with 64 MiB and no control group."""
     (tmp_path / "meminfo").write_text("MemTotal:  131072 kB\nMemFree: 10 kB\nMemAvailable:  65536 kB\nHugePages: 0\n")
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "groups")
-    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(host_memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(host_memory, "_CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(host_memory, "_OWN_GROUPS", tmp_path / "own")
     return tmp_path
 
 

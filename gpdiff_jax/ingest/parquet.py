@@ -23,7 +23,7 @@ def read_parquet(path: pathlib.Path) -> pd.DataFrame:
     Raises:
       InputError: the table takes more memory than this machine has.
       ImportError: pyarrow is not installed.
-      ValueError, OSError: the file is damaged, or no Parquet.
+      ValueError, OSError: the file is damaged, or no Parquet; text of it is not UTF-8.
     """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -32,6 +32,7 @@ def read_parquet(path: pathlib.Path) -> pd.DataFrame:
         """Of a column's texts, each as often as it stands there."""
         total = 0
         for chunk in dictionaries.read([name]).column(0).chunks:
+            chunk.dictionary.validate(full=True)  # that text is UTF-8
             lengths = np.asarray(pc.call_function("binary_length", [chunk.dictionary]))
             times = np.bincount(np.asarray(chunk.indices.drop_null()), minlength=len(lengths))
             total += int(lengths.astype(np.int64) @ times)

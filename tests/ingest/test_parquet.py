@@ -37,3 +37,11 @@ def test_columns_keep_their_types_and_nested_ones_are_left_out(tmp_path):
     assert list(read["ds"]) == list(times) and list(read["kind"]) == ["u", "v", "u", "u"]
     assert list(read["unique_id"].fillna("-")) == ["a", "-", "a", "b"]
     np.testing.assert_array_equal(read["pm2.5"], [1, 2, 3, 4])
+
+
+def test_text_that_is_not_utf8_is_refused(tmp_path):
+    """Arrow takes it as it is, and whoever asks for a cell finds out."""
+    ids = pa.Array.from_buffers(pa.string(), 2, pa.array([b"a", b"\xb1"]).buffers())
+    pq.write_table(pa.table({"unique_id": ids, "y": [1.0, 2.0]}), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=r"x\.parquet cannot be read as parquet \(ArrowInvalid: .*UTF8"):
+        read_table(tmp_path / "x.parquet")

@@ -75,7 +75,12 @@ def _moments(path: pathlib.Path, index: np.ndarray, kind: str, zone: str) -> pd.
     if unit is None:
         raise InputError(f"{path} has an index of {kind[:60]!r}; one of times is needed")
     moments = pd.Series(index.astype(f"datetime64[{unit[1] or 'ns'}]"), name="index")
-    return moments.dt.tz_localize("UTC").dt.tz_convert(zone) if zone else moments
+    if not zone:
+        return moments
+    try:
+        return moments.dt.tz_localize("UTC").dt.tz_convert(zone)
+    except DAMAGE:
+        raise InputError(f"{path} has times of the zone {zone[:60]!r}, which is none that is known") from None
 
 
 def _damaged(path: pathlib.Path, why: str) -> InputError:

@@ -25,7 +25,7 @@ import pyarrow as pa
 from gpdiff_jax.analysis.summary import summarize_runs
 from gpdiff_jax.cities import SimulationConfig, load_city, save_city, simulate_cities
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.files import read_npz
+from gpdiff_jax.files import DAMAGE, read_npz
 from gpdiff_jax.ingest import ReadingsConfig, city_from_tables, load_plain_pickle
 from gpdiff_jax.run.settings import Settings
 
@@ -113,6 +113,15 @@ class Reader:
     read: Callable[[pathlib.Path], Any]
     file: str  # its name
     make: Callable[[random.Random], bytes]
+    change: Callable[[bytes, random.Random], bytes] = changed_bytes  # of a file that may be changed already
+
+
+def changed_archive(content: bytes, luck: random.Random) -> bytes:
+    """An npz file with a change of what is packed in it, or of its bytes."""
+    if luck.random() < 0.7:
+        with contextlib.suppress(*DAMAGE, OSError, MemoryError), np.load(io.BytesIO(content)) as held:
+            return npz_of(changed_arrays({name: held[name] for name in held.files}, luck))
+    return changed_bytes(content, luck)
 
 
 def _texts(*texts: str) -> Callable[[random.Random], bytes]:
@@ -169,8 +178,8 @@ def readers(folder: pathlib.Path) -> dict[str, Reader]:
     metrics = {"target": "x", "seed": 0, "unit": "u", "horizon_minutes": [60], "methods": {"last_value": entry}}
     arrays_of_no_times: Any = {"sites_file": "numbered.csv", "start": "unknown", "interval_minutes": 60}
     return {
-        "city": Reader(load_city, "city.npz", _archive(city_arrays)),
-        "npz": Reader(read_npz, "method.npz", _archive({"forecast": np.zeros((3, 2, 6), np.float32)})),
+        "city": Reader(load_city, "city.npz", _archive(city_arrays), changed_archive),
+        "npz": Reader(read_npz, "method.npz", _archive({"forecast": np.zeros((3, 2, 6), np.float32)}), changed_archive),
         "long_table": Reader(_readings(), "table.csv", _texts(long, long.replace(",", ";"), "\ufeff" + long)),
         "wide_table": Reader(_readings(), "wide.csv", _texts(wide, wide.replace("T", " "), wide.replace("\n", "\r\n"))),
         "zoned_table": Reader(
@@ -181,7 +190,7 @@ def readers(folder: pathlib.Path) -> dict[str, Reader]:
         "sites": Reader(_linked(sites="sites"), "places.csv", _texts(sites, sites.replace(",", "\t"))),
         "edges": Reader(_linked(edges="edges"), "edges.csv", _texts(edges, edges.replace("weight", "cost"))),
         "matrix": Reader(_linked(matrix="matrix"), "matrix.csv", _texts(matrix)),
-        "series": Reader(_readings(**arrays_of_no_times), "series.npz", _archive(series)),
+        "series": Reader(_readings(**arrays_of_no_times), "series.npz", _archive(series), changed_archive),
         "npy": Reader(_readings(**arrays_of_no_times), "series.npy", _npy(series["data"])),
         "bare_table": Reader(_readings(**arrays_of_no_times), "vel.csv", _texts(bare, "a,b,c\n" + bare)),
         "hdf5": Reader(_readings(), "frame.h5", _hdf5(folder, hours, regions)),
@@ -276,30 +285,46 @@ def feed(
     Returns:
       How many it `read` and `refused`, and by what went wrong, the first input.
     """
-    path, wrong = folder / reader.file, {}
+    wrong: dict[str, bytes] = {}
     ends = {"read": 0, "refused": 0}
     for _ in range(inputs):
         if time.monotonic() > deadline:
             break
         with warnings.catch_warnings(action="ignore"):
             content = reader.make(luck)
-        path.write_bytes(content)
-        try:
-            with warnings.catch_warnings(record=True) as said:
-                warnings.simplefilter("always")
-                reader.read(path)
-            # That a header is as Python 2 wrote it is NumPy's own note, and true.
-            for note in said:
-                if "Python 2" not in str(note.message):
-                    wrong.setdefault(f"warning: {note.message}"[:200], content)
-            ends["read"] += 1
-        except InputError as error:
-            ends["refused"] += 1
-            if "\n" in str(error) or len(str(error)) > 2000:
-                wrong.setdefault(f"a message of many lines: {str(error)[:100]!r}", content)
-        except Exception as error:
-            frames = traceback.extract_tb(error.__traceback__)
-            ours = [frame for frame in frames if "gpdiff_jax" in frame.filename][-1:]
-            place = f"{pathlib.Path(ours[0].filename).name}:{ours[0].lineno}" if ours else ""
-            wrong.setdefault(f"{type(error).__name__} at {place}: {str(error)[:120]}", content)
+        end, fault = judged(reader, folder, content)
+        if end is not None:
+            ends[end] += 1
+        if fault is not None:
+            wrong.setdefault(fault, content)
     return ends, wrong
+
+
+def judged(reader: Reader, folder: pathlib.Path, content: bytes) -> tuple[str | None, str | None]:
+    """Feeds a reader with one file.
+
+    Args:
+      reader: what reads.
+      folder: for its file.
+      content: of the file.
+
+    Returns:
+      Whether it was `read` or `refused`, None where it was neither; and what went wrong, if anything did.
+    """
+    path = folder / reader.file
+    path.write_bytes(content)
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            reader.read(path)
+    except InputError as error:
+        long = "\n" in str(error) or len(str(error)) > 2000
+        return "refused", f"a message of many lines: {str(error)[:100]!r}" if long else None
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [frame for frame in frames if "gpdiff_jax" in frame.filename][-1:]
+        place = f"{pathlib.Path(ours[0].filename).name}:{ours[0].lineno}" if ours else ""
+        return None, f"{type(error).__name__} at {place}: {str(error)[:120]}"
+    # That a header is as Python 2 wrote it is NumPy's own note, and true.
+    notes = [str(note.message) for note in said if "Python 2" not in str(note.message)]
+    return "read", f"warning: {notes[0]}"[:200] if notes else None

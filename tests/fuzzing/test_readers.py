@@ -13,6 +13,7 @@ import gpdiff_jax as gpd
 from gpdiff_jax.files import read_npz
 from gpdiff_jax.ingest import load_plain_pickle
 from tests.fuzzing.folders import folder_readers
+from tests.fuzzing.guided import feed_guided
 from tests.fuzzing.readers import feed, readers
 
 _NAMES = (
@@ -54,6 +55,13 @@ def test_a_reader_stands_many_files(every, name):
     folder, made = every
     ends, wrong = feed(made[name], folder, random.Random(1), 20_000, time.monotonic() + 3)
     assert sum(ends.values()) > (50 if _FOLDERS.get(name, 60) >= 60 else 0) and wrong == {}
+
+
+@pytest.mark.slow
+def test_a_fuzzer_that_sees_what_it_reaches_grows_files(tmp_path):
+    pytest.importorskip("atheris")
+    ends, wrong = feed_guided("sites", tmp_path, 20, 3000, 0)
+    assert ends["inputs"] >= 300 and ends["reached"] > 5 and wrong == {}
 
 
 def test_readings_without_regions_and_ids_that_are_no_list(tmp_path, simulated_cities):

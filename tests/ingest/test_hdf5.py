@@ -89,6 +89,15 @@ def test_objects_are_not_read(tmp_path):
         read_series(path)
 
 
+@pytest.mark.parametrize(("name", "value"), [("tz", "Europe/Nowhere"), ("kind", "integer")])
+def test_an_index_of_another_kind_or_zone_is_named(tmp_path, name, value):
+    path = _write(tmp_path / "x.h5")
+    with h5py.File(path, "a") as file:
+        file["df/axis1"].attrs[name] = value
+    with pytest.raises(InputError, match=rf"x\.h5 has (times of the zone|an index of) '{value}'"):
+        read_series(path)
+
+
 @pytest.mark.parametrize(
     ("does", "said"),
     [

@@ -22,11 +22,12 @@ _NAMES = (
 )
 
 
-# Of folders; how many each reads in the fast tests. A page takes seconds.
+# Of folders; how many each reads in the fast tests. A page takes seconds, and HDF5 a process for every file.
 _FOLDERS = {
     **{"hypernetwork": 60, "zoo": 60, "parameters": 60, "run": 60},
     **{"hypernetwork_folder": 20, "zoo_folder": 20, "checkpoint_folder": 20, "page": 0},
 }
+_INPUTS = _FOLDERS | {"hdf5": 20}
 
 
 @pytest.fixture(scope="module", name="every")
@@ -42,7 +43,7 @@ def test_all_readers_are_fed(every):
 @pytest.mark.parametrize("name", [*_NAMES, *(name for name, inputs in _FOLDERS.items() if inputs)])
 def test_a_reader_reads_or_refuses_in_one_line(every, name):
     folder, made = every
-    inputs = _FOLDERS.get(name, 80)
+    inputs = _INPUTS.get(name, 80)
     ends, wrong = feed(made[name], folder, random.Random(0), inputs, time.monotonic() + 60)
     assert sum(ends.values()) == inputs and wrong == {}
     # Some get past the parser, and some do not.
@@ -54,7 +55,7 @@ def test_a_reader_reads_or_refuses_in_one_line(every, name):
 def test_a_reader_stands_many_files(every, name):
     folder, made = every
     ends, wrong = feed(made[name], folder, random.Random(1), 20_000, time.monotonic() + 3)
-    assert sum(ends.values()) > (50 if _FOLDERS.get(name, 60) >= 60 else 0) and wrong == {}
+    assert sum(ends.values()) > (50 if _INPUTS.get(name, 60) >= 60 else 0) and wrong == {}
 
 
 @pytest.mark.slow

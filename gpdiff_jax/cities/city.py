@@ -168,6 +168,7 @@ def check_city(city: City, *, judge_extremes: bool = True) -> City:
         _check_readings(city)
         _check_names(city)
         _check_clock(city)
+        _check_values(city)
         if judge_extremes:
             _check_extremes(city)
         _check_edges(city)
@@ -206,7 +207,10 @@ def _check_names(city: City) -> None:
         _check_texts(name, texts, size)
     if not _is_clean(city.place):
         raise InputError(f"`place` (={city.place!r}) must be text without control characters; clean it")
-    # Readings come after the names, so that a message can name the region.
+
+
+def _check_values(city: City) -> None:
+    """After names and clock, so that a message can name the region and the time."""
     values, counts = city.values, city.kind != "speed"
     for wrong, what, remedy in (
         (np.isinf(values), "is infinite", "mark a missing reading as NaN"),
@@ -246,8 +250,7 @@ def _check_extremes(city: City) -> None:
 
 def _moment(city: City, step: int) -> str:
     """A step's local time, or its number where the calendar is unknown."""
-    known = isinstance(city.start, np.datetime64) and isinstance(city.interval_minutes, int)
-    if city.start is None or not known or np.isnat(city.start):
+    if city.start is None:
         return f"step {step}"
     return f"step {step} ({city.start + np.timedelta64(step * city.interval_minutes, 'm')})"
 

@@ -179,6 +179,11 @@ def test_a_file_that_unpacks_beyond_the_bound_is_refused_unread(tmp_path, monkey
         ({"values": np.array(["a"])}, ["`values`", "<U1", "real numbers"]),
         ({"values": np.full((48, 5, 1), 1e300)}, ["`values`", "infinite"]),
         ({"values": np.ones((48, 5))}, ["`values`", "(48, 5)"]),
+        # The clock is looked at before a reading is said to lie at a time.
+        (
+            {"values": np.full((48, 5, 1), np.inf), "interval_minutes": np.asarray(2**63 - 1)},
+            ["`interval_minutes`", "divide 1440"],
+        ),
         ({"adjacency": np.ones((5, 4), np.float32)}, ["`adjacency`", "(5, 4)", "[5, 5]"]),
         ({"adjacency": np.eye(5, dtype=np.float32)}, ["self-loop", "diagonal"]),
         ({"adjacency": np.zeros((5, 5), np.float32)}, ["all zero"]),

@@ -133,7 +133,7 @@ def average_ranks(run_dirs: Sequence[str | os.PathLike[str]]) -> dict[str, float
         raise InputError("no run folder to rank; give at least one")
     runs = [read_metrics(run_dir)["methods"] for run_dir in run_dirs]
     errors = [{name: entry.get("mae_mean") for name, entry in run.items()} for run in runs]
-    common = [name for name in errors[0] if all(run.get(name) is not None for run in errors)] if errors else []
+    common = [name for name in errors[0] if all(run.get(name) is not None for run in errors)]
     if not common:
         raise InputError("no method has an error in all of these runs; give runs of the same methods")
     ranks = np.mean([scipy.stats.rankdata([run[name] for name in common]) for run in errors], axis=0)

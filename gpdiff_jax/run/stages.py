@@ -222,8 +222,9 @@ def _encoder_stage(run: Stages) -> PromptEncoder:
     if not config.needs_training:
         return plain_encoder()
     if run.has("prompt_encoder"):
+        held = run.read("prompt_encoder", "prompt encoder")
         with building("prompt encoder", run.folder / "prompt_encoder"):
-            return PromptEncoder.from_arrays(*run.read("prompt_encoder", "prompt encoder"))
+            return PromptEncoder.from_arrays(*held)
     with _logged(run, "prompt_encoder", config.temporal.steps if "temporal" in config.parts else 1) as report:
         kept: Any = {"checkpoints": run.checkpoints("prompt_encoder"), "progress": report}
         encoder = fit_encoder(run.sources, run.source_cities, config, key=run.key("prompts"), **kept)

@@ -156,10 +156,7 @@ def read_matrix_file(path: pathlib.Path) -> tuple[Float[np.ndarray, "N N"], tupl
         held = load_plain_pickle(path)
         if isinstance(held, (list, tuple)) and len(held) == 3 and isinstance(held[1], dict):
             ids, held = tuple(_text(name) for name in held[0]), held[2]
-        try:
-            matrix = np.asarray(held)
-        except ValueError:
-            raise InputError(f"{path} holds lists of unequal length; a matrix of numbers [N, N] is needed") from None
+        matrix = held if isinstance(held, np.ndarray) else _stacked(path, held)
     elif path.suffix == ".npz":
         matrix = _read_sparse(path)
     else:
@@ -169,6 +166,23 @@ def read_matrix_file(path: pathlib.Path) -> tuple[Float[np.ndarray, "N N"], tupl
     if not np.isfinite(matrix).all():
         raise InputError(f"{path} has a cell without a number; 0 stands for no link")
     return matrix.astype(np.float64), ids
+
+
+def _stacked(path: pathlib.Path, held: Any) -> np.ndarray:
+    """The matrix of a list of rows: counted first, for a list may hold one row a million times."""
+    rows = list(held) if isinstance(held, (list, tuple)) else []
+    if not rows or not all(isinstance(row, (list, tuple, np.ndarray)) for row in rows):
+        raise InputError(f"{path} holds a {type(held).__name__} that is no list of rows; a matrix of numbers is needed")
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(rows):
+            raise InputError(
+                f"{path} holds {len(rows)} rows, of which row {number} has {len(row)} cells; a matrix [N, N] is needed"
+            )
+    check_unpacked(path, 8 * len(rows) ** 2)
+    for number, row in enumerate(rows, start=1):
+        if others := {type(cell).__name__ for cell in row if not isinstance(cell, (int, float, np.number))}:
+            raise InputError(f"{path} holds {min(others)} in row {number}; a matrix of numbers [N, N] is needed")
+    return np.array(rows)
 
 
 def _read_array(path: pathlib.Path, name: str) -> np.ndarray:

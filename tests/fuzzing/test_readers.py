@@ -11,7 +11,7 @@ import pytest
 
 import gpdiff_jax as gpd
 from gpdiff_jax.files import read_npz
-from gpdiff_jax.ingest import load_plain_pickle
+from gpdiff_jax.ingest import load_plain_pickle, read_matrix_file
 from tests.fuzzing.folders import folder_readers
 from tests.fuzzing.guided import feed_guided
 from tests.fuzzing.readers import feed, readers
@@ -113,3 +113,11 @@ def test_a_pickle_that_holds_one_thing_a_billion_times_is_read_in_no_time(tmp_pa
     endless.append(endless)
     with pytest.raises(gpd.InputError, match=r"made.pkl is a damaged pickle \(RecursionError"):
         load_plain_pickle(_pickle(pickle.dumps(endless), tmp_path))
+
+
+def test_a_small_pickle_of_a_matrix_without_end_is_refused_before_it_is_made(tmp_path):
+    row = [0.0] * 1000
+    with pytest.raises(gpd.InputError, match=r"made.pkl holds list in row 1; a matrix of numbers"):
+        read_matrix_file(_pickle(pickle.dumps([[row] * 1000] * 1000), tmp_path))
+    with pytest.raises(gpd.InputError, match=r"made.pkl takes 74.5 GiB, more than the \d+\.\d GiB of memory"):
+        read_matrix_file(_pickle(pickle.dumps([[0.0] * 100_000] * 100_000), tmp_path))

@@ -208,8 +208,13 @@ def test_arrays_of_every_plain_dtype_come_back(tmp_path, dtype, order):
 def test_what_is_no_matrix_is_named(tmp_path):
     path = tmp_path / "m.pkl"
     for held, message in (
-        ([1, 2, 3], r"of shape \(3,\)"),
-        ([[1, 2], [3]], "lists of unequal length"),
+        ([1, 2, 3], "list that is no list of rows"),
+        ([[1, 2], [3]], "2 rows, of which row 2 has 1 cells"),
+        ([[1, 2], [3, None]], "NoneType in row 2"),
+        ([[1, [2]], [3, 4]], "list in row 1"),
+        (["ab", "cd"], "list that is no list of rows"),
+        ({}, "dict that is no list of rows"),
+        ([], "list that is no list of rows"),
         (None, "a matrix of numbers"),
         ([["a"], {}, np.zeros((2, 3))], r"of shape \(2, 3\)"),
     ):

@@ -7,9 +7,11 @@ import fcntl
 import io
 import json
 import lzma
+import math
 import os
 import pathlib
 import re
+import shutil
 import struct
 import tempfile
 import tokenize
@@ -40,6 +42,7 @@ DAMAGE = (
     OverflowError,
     RuntimeError,
 )
+_WAYS = {zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "LZMA"}
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
@@ -142,14 +145,65 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
       OSError: the system does not read it, which says nothing of what it holds; as little as a `MemoryError`.
     """
     try:
-        # Opened here: numpy leaves a file that is no archive open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-            check_unpacked(path, sum(member.file_size for member in held.zip.infolist()))
-            return {name: held[name] for name in held.files}
-    except InputError:
-        raise
+        with zipfile.ZipFile(path) as archive:
+            check_members(archive, "it")
+            return {name.removesuffix(".npy"): read_member(archive, name) for name in archive.namelist()}
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except (*DAMAGE, OSError) as error:
         # A place before the beginning of the file, which a damaged archive may name, is the system's complaint too.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         raise InputError(f"{str(path)!r} is damaged ({type(error).__name__})") from error
+
+
+def check_members(archive: zipfile.ZipFile, what: object) -> None:
+    """Refuses an archive that takes more memory than this host has, by what it says, or by how it may be packed.
+
+    Args:
+      archive: npz, or a zipped table.
+      what: the file, for the message.
+
+    Raises:
+      InputError: it is too large, or packed in another way than NumPy and every zip program do it: a block of bzip2 or
+        LZMA unpacks whole before the first byte is to be had, whatever its directory says.
+    """
+    for member in archive.infolist():
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            way = _WAYS.get(member.compress_type, f"way {member.compress_type}")
+            raise InputError(f"{what} is packed by {way}; pack it by deflate, as zip programs do")
+    check_unpacked(what, sum(member.file_size for member in archive.infolist()))
+
+
+def read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Reads an array of an npz file whose members were checked.
+
+    Args:
+      archive: the npz file.
+      name: of the member.
+
+    Returns:
+      The array.
+
+    Raises:
+      InputError: it holds objects, which would be unpickled.
+      ValueError: it is no array, or is said to be larger than it is; see `DAMAGE` for what else damage raises.
+    """
+    stream = io.BytesIO()
+    with archive.open(name) as packed:  # what it unpacks to is cut where its directory says, block by block
+        shutil.copyfileobj(packed, stream)  # the end of the member verifies its checksum before NumPy parses anything
+    size = stream.tell()
+    stream.seek(0)
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        version = (2, 0)  # 3.0 differs in the encoding of names of fields only, and plain arrays have none
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(stream)
+    if dtype.hasobject:
+        raise InputError(
+            f"key `{name.removesuffix('.npy')}` holds pickled objects, which are not read; store plain numbers or text"
+        )
+    if stream.tell() + math.prod(shape) * dtype.itemsize != size:
+        raise ValueError(f"{name} is no array of shape {shape}")
+    stream.seek(0)
+    return np.lib.format.read_array(stream, allow_pickle=False)

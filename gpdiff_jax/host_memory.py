@@ -3,7 +3,7 @@
 import contextlib
 import io
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpdiff_jax.errors import InputError
@@ -50,13 +50,13 @@ class BoundedReader(io.RawIOBase):
     Args:
       stream: what is read from.
       what: its file, for the message.
-      held: bytes that are taken by each byte that is read.
+      weigh: how many bytes a piece of it takes once it is read.
     """
 
-    def __init__(self, stream: Any, what: object, held: int = 1) -> None:
+    def __init__(self, stream: Any, what: object, weigh: Callable[[bytes], int] = len) -> None:
         super().__init__()
         self._stream, self._what, self._free = stream, what, host_bytes()
-        self._left = None if self._free is None else self._free // held
+        self._left, self._weigh = self._free, weigh
 
     def readable(self) -> bool:
         """As `io.RawIOBase` asks."""
@@ -66,7 +66,7 @@ class BoundedReader(io.RawIOBase):
         """Reads some bytes, at most as many as there is place for; raises `InputError` where it were too many."""
         content = self._stream.read(len(buffer))
         if self._left is not None and self._free is not None:
-            self._left -= len(content)
+            self._left -= self._weigh(content)
             if self._left < 0:
                 raise _too_large(self._what, "", self._free)
         buffer[: len(content)] = content

@@ -2,9 +2,12 @@
 
 import fcntl
 import os
+import pathlib
 import subprocess
 import sys
 import tempfile
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -60,7 +63,7 @@ def test_an_archive_that_unpacks_to_more_than_memory_is_refused_unread(tmp_path,
     assert path.stat().st_size < 5000
     assert read_npz(path)["a"].shape == (200_000,)
     monkeypatch.setattr(host_memory, "host_bytes", lambda: 2**20)
-    with pytest.raises(InputError, match=r"made.npz takes 2 MiB, more than the 1 MiB of memory that are free"):
+    with pytest.raises(InputError, match=r"made.npz: it takes 2 MiB, more than the 1 MiB of memory that are free"):
         read_npz(path)
 
 
@@ -72,3 +75,48 @@ def test_a_sparse_matrix_without_end_is_refused(tmp_path):
     np.savez_compressed(path, allow_pickle=False, **words, indptr=np.zeros(count + 1, np.int32))
     with pytest.raises(InputError, match=r"adj.npz takes 67055.2 GiB, more than the \d+\.\d GiB of memory"):
         read_matrix_file(path)
+
+
+@pytest.mark.parametrize("way", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_that_unpacks_whole_before_its_first_byte_is_refused(tmp_path, way):
+    with zipfile.ZipFile(tmp_path / "made.npz", "w", way) as archive, archive.open("a.npy", "w") as member:
+        np.lib.format.write_array(member, np.zeros(200_000))
+    with pytest.raises(InputError, match=r"made.npz: it is packed by (bzip2|LZMA); pack it by deflate"):
+        read_npz(tmp_path / "made.npz")
+
+
+def _forge(path: pathlib.Path, size: int, said: int) -> None:
+    """Writes another size of the only member into the directory of an archive."""
+    content = bytearray(path.read_bytes())
+    place = content.rindex(b"PK\x01\x02") + 24
+    assert int.from_bytes(content[place : place + 4], "little") == size
+    content[place : place + 4] = said.to_bytes(4, "little")
+    path.write_bytes(content)
+
+
+def test_a_directory_that_says_too_little_of_a_member_is_believed_and_no_more_is_unpacked(tmp_path):
+    path = tmp_path / "made.npz"
+    np.savez_compressed(path, a=np.zeros(40_000_000))
+    _forge(path, 320_000_128, 1000)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"made.npz' is damaged"):
+        read_npz(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"hello",
+        b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (1152921504606846976,)}"
+        + b" " * 46
+        + b"\n",
+    ],
+)
+def test_a_member_that_is_no_array_or_says_it_is_larger_than_it_is_is_damage(tmp_path, content):
+    with zipfile.ZipFile(tmp_path / "made.npz", "w") as archive:
+        archive.writestr("a.npy", content)
+    with pytest.raises(InputError, match=r"made.npz' is damaged \(ValueError\)"):
+        read_npz(tmp_path / "made.npz")

@@ -2,7 +2,6 @@
 Out: checked cities; and back, a city written as such a file at once or not at all.
 """
 
-import io
 import os
 import pathlib
 import zipfile
@@ -13,8 +12,7 @@ import numpy as np
 from gpdiff_jax.cities.calendar import local_moment
 from gpdiff_jax.cities.city import City, check_city, edges_of
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.files import DAMAGE, write_npz
-from gpdiff_jax.host_memory import check_unpacked
+from gpdiff_jax.files import DAMAGE, check_members, read_member, write_npz
 
 _REQUIRED = ("values", "adjacency", "interval_minutes", "start", "feature_names", "node_ids", "city", "kind")
 _OPTIONAL = ("latitude", "longitude", "poi", "poi_names")
@@ -130,32 +128,18 @@ def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise InputError("no such file; check the path")
     try:
         with zipfile.ZipFile(path) as archive:
-            check_unpacked("the file", sum(member.file_size for member in archive.infolist()))
+            check_members(archive, "the file")
             members = {name.removesuffix(".npy") for name in archive.namelist()}
             for key in _REQUIRED:
                 if key not in members:
                     raise InputError(f"key `{key}` is missing; a city file needs {', '.join(_REQUIRED)}")
-            return {key: _read_array(archive, key) for key in _REQUIRED + _OPTIONAL if key in members}
+            return {key: read_member(archive, f"{key}.npy") for key in _REQUIRED + _OPTIONAL if key in members}
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror or error}); check the file and its permissions") from None
     except (*DAMAGE, MemoryError) as error:
         raise InputError(f"not a readable npz file ({type(error).__name__}); write or download it again") from None
-
-
-def _read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
-    # Reading the whole member first verifies its checksum before numpy parses anything.
-    stream = io.BytesIO(archive.read(f"{key}.npy"))
-    version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
-        version = (2, 0)  # 3.0 differs in the encoding of field names only, and city arrays have no fields
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    _, _, dtype = read_header(stream)
-    if dtype.hasobject:
-        raise InputError(f"key `{key}` holds pickled objects, which are not read; store plain numbers or text")
-    stream.seek(0)
-    return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def _city_from_arrays(name: str, arrays: Mapping[str, np.ndarray], missing_above: float | int | None) -> City:

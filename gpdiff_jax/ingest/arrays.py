@@ -155,7 +155,7 @@ def read_matrix_file(path: pathlib.Path) -> tuple[Float[np.ndarray, "N N"], tupl
     if path.suffix in (".pkl", ".pickle"):
         held = load_plain_pickle(path)
         if isinstance(held, (list, tuple)) and len(held) == 3 and isinstance(held[1], dict):
-            ids, held = tuple(_text(name) for name in held[0]), held[2]
+            ids, held = _pickled_ids(path, held[0]), held[2]
         matrix = held if isinstance(held, np.ndarray) else _stacked(path, held)
     elif path.suffix == ".npz":
         matrix = _read_sparse(path)
@@ -165,7 +165,15 @@ def read_matrix_file(path: pathlib.Path) -> tuple[Float[np.ndarray, "N N"], tupl
         raise InputError(f"{path} holds {matrix.dtype} of shape {matrix.shape}; a matrix of numbers [N, N] is needed")
     if not np.isfinite(matrix).all():
         raise InputError(f"{path} has a cell without a number; 0 stands for no link")
-    return matrix.astype(np.float64), ids
+    return matrix.astype(np.float64, copy=False), ids
+
+
+def _pickled_ids(path: pathlib.Path, held: Any) -> tuple[str, ...]:
+    if not isinstance(held, (list, tuple, np.ndarray)):
+        raise InputError(f"{path} holds a {type(held).__name__} in place of a list of ids; save ids, rows and matrix")
+    if others := {type(name).__name__ for name in held if not isinstance(name, (str, bytes, int, float, np.number))}:
+        raise InputError(f"{path} has ids of type {min(others)}; save them as text or numbers")
+    return tuple(_text(name) for name in held)
 
 
 def _stacked(path: pathlib.Path, held: Any) -> np.ndarray:
@@ -187,12 +195,19 @@ def _stacked(path: pathlib.Path, held: Any) -> np.ndarray:
 
 def _read_array(path: pathlib.Path, name: str) -> np.ndarray:
     try:
-        array = _only_array(path, read_npz(path), name) if path.suffix == ".npz" else np.load(path, allow_pickle=False)
+        array = _only_array(path, read_npz(path), name) if path.suffix == ".npz" else _read_npy(path)
     except InputError:
         raise
     except (*DAMAGE, MemoryError) as error:
         raise InputError(f"{path} is damaged or holds objects ({type(error).__name__}); store plain numbers") from None
     return _plain_numbers(path, array)
+
+
+def _read_npy(path: pathlib.Path) -> np.ndarray:
+    """The array of a `.npy`; its file may have holes and be larger than memory."""
+    array = np.lib.format.open_memmap(path, mode="r")
+    check_unpacked(path, array.nbytes)
+    return np.array(array)
 
 
 def _only_array(path: pathlib.Path, arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
@@ -205,8 +220,9 @@ def _only_array(path: pathlib.Path, arrays: Mapping[str, np.ndarray], name: str)
 def _plain_numbers(path: pathlib.Path, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "fiub":
         raise InputError(f"{path} holds {array.dtype}; store plain numbers")
+    check_unpacked(path, 8 * array.size)
     with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN becomes a quiet one
-        return array.astype(np.float64)
+        return array.astype(np.float64, copy=False)
 
 
 def _read_sparse(path: pathlib.Path) -> np.ndarray:

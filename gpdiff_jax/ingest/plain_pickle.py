@@ -30,7 +30,7 @@ class _Dtype:
     def __init__(self, code: Any, *flags: Any) -> None:
         del flags
         if not isinstance(code, str) or _PLAIN_DTYPE.fullmatch(code) is None:
-            raise _Forged(f"dtype {code!r}")
+            raise _Forged(f"dtype {code[:20]!r}" if isinstance(code, str) else f"dtype of type {type(code).__name__}")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
@@ -143,7 +143,7 @@ def load_plain_pickle(path: pathlib.Path) -> Any:
             return _STAND_INS[module_name, global_name]
 
         def persistent_load(self, pid: Any) -> Any:
-            raise _Forged(f"a reference to {pid!r}")
+            raise _Forged(f"a reference to a {type(pid).__name__}")
 
     try:
         # Files of Python 2 hold text in its old form.

@@ -89,10 +89,6 @@ def read_table(path: pathlib.Path, *, header: bool = True) -> TableFile:
                 above += 1
     except InputError:
         raise
-    except ImportError as error:
-        raise InputError(
-            f"{path} cannot be read ({' '.join(str(error).split())[:80]}); pip install 'gpdiff_jax[data]', or write CSV"
-        ) from None
     except (*DAMAGE, OSError) as error:
         raise unreadable(path, error) from None
     if table.empty:

@@ -49,7 +49,7 @@ def main(name: str, folder: pathlib.Path, seconds: int, inputs: int, seed: int) 
         "runs": inputs,
         "seed": seed + 1,  # 0 stands for the clock
         "max_len": _LONGEST,
-        "timeout": 60,
+        "timeout": 120,  # HDF5 is given a minute
         "rss_limit_mb": 8192,
         "print_final_stats": 1,
         "artifact_prefix": f"{folder}/",

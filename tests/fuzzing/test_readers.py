@@ -22,12 +22,12 @@ _NAMES = (
 )
 
 
-# Of folders; how many each reads in the fast tests. A page takes seconds, and HDF5 a process for every file.
+# Of folders; how many each reads in the fast tests. A page takes seconds; HDF5 and Parquet a process for every file.
 _FOLDERS = {
     **{"hypernetwork": 60, "zoo": 60, "parameters": 60, "run": 60},
     **{"hypernetwork_folder": 20, "zoo_folder": 20, "checkpoint_folder": 20, "page": 0},
 }
-_INPUTS = _FOLDERS | {"hdf5": 20}
+_INPUTS = _FOLDERS | {"hdf5": 20, "parquet": 20}
 
 
 @pytest.fixture(scope="module", name="every")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import zipfile
 
 import chex
 import jax
@@ -194,7 +195,7 @@ def test_a_forecast_that_cannot_be_read_for_now_is_not_called_damaged(finished, 
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(np, "load", load)
+            patch.setattr(zipfile, "ZipFile", load)
             with pytest.raises(type(error)):
                 methods.held_methods(run)
         assert sorted((tmp_path / "run" / "methods").iterdir()) == files

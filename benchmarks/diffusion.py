@@ -5,9 +5,11 @@
 
 Training is the token loss alone with AdamW and an averaged copy, at three sizes: the default one, and the tokens of the
 published STGCN (265 x 64) and Graph WaveNet (359 x 256) at a width of 512 (Yuan et al., arXiv 2402.11922); and, without
-a peer, the default one with the functional loss. The operations are those of the step's matrix products, without what
-is computed again; the ceiling is a matrix product of 8192 x 8192 (1024 x 1024 on a CPU) in the type that the denoiser
-computes in, measured in the same run. The peer takes its steps in turn with ours, on the same batch size and threads.
+a peer, the default one with the functional loss. Draws are of a thousand regions, at the default size and, elsewhere
+than on a CPU, at that of `--preset paper` with STGCN (289 tokens of 64). The operations are those of the step's matrix
+products, without what is computed again; the ceiling is a matrix product of 8192 x 8192 (1024 x 1024 on a CPU) in the
+type that the denoiser computes in, measured in the same run. The peer takes its steps in turn with ours, on the same
+batch size and threads.
 
 With --devices, twenty steps of the same batches are taken on each number of devices from the same start, and the
 largest difference between the parameters that they end with is printed too. Virtual devices of a CPU share its cores:
@@ -21,7 +23,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +34,6 @@ from absl import flags
 from benchmarks.measuring import matrix_products, median_seconds, print_line, product_operations
 from experiments import command_line
 from gpdiff_jax.cities import SimulationConfig, simulate_cities
-from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.sources import prepare_sources
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, make_denoiser
 from gpdiff_jax.diffusion.losses import DiffusionBatch, bind_functional, make_diffusion_loss
@@ -42,6 +43,7 @@ from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models import make_model
 from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler, scale_prompts
 from gpdiff_jax.prompts.sources import with_prompts
+from gpdiff_jax.run.settings import Settings
 from gpdiff_jax.training.loop import compile_steps
 from gpdiff_jax.training.optimisers import clipped_adam
 from gpdiff_jax.training.parallel import first_copy, replicate, training_devices, use_every_core
@@ -61,6 +63,7 @@ _TOKENS = {"published_stgcn": (265, 64), "published_graph_wavenet": (359, 256)}
 _PROMPT_WIDTH = 64
 _CHAIN = 4  # products of the ceiling
 _SAMPLERS = (("ddim", 10), ("ddim", 20), ("ddim", 50), ("dpm_solver", 10), ("dpm_solver", 20), ("ddpm", 100))
+_PAPER_SAMPLERS = (("ddim", 20), ("ddpm", 500))
 
 
 class _Steps(NamedTuple):
@@ -81,9 +84,14 @@ def main(argv: list[str]) -> None:
     use_every_core()
     quick, on_cpu = flags.FLAGS.quick, jax.default_backend() == "cpu"
     ceiling = _measure_ceiling(on_cpu)
-    (data, own), config = _simulated(), PretrainConfig()
+    small = Settings.from_preset("small")
+    (data, own), config = _simulated(small), small.pretrain
     _measure("small_with_functional_loss", _our_steps(data, config, functional=True), ceiling, {}, quick)
-    _measure_draws(data, own, quick)
+    _measure_draws("", data, own, config.denoiser, _SAMPLERS[1:2] if quick else _SAMPLERS)
+    if not on_cpu:
+        paper = Settings.from_preset("paper")
+        samplers = _PAPER_SAMPLERS[: 1 if quick else None]
+        _measure_draws("paper_preset, ", *_simulated(paper), paper.pretrain.denoiser, samplers)
     sizes = {"small": (data.zoo.x0.shape[-2:], config)}
     batch = flags.FLAGS.batch or (8 if on_cpu else 256)
     for name, shape in ({} if quick and on_cpu else _TOKENS).items():
@@ -105,7 +113,7 @@ def _measure_devices(counts: list[int]) -> None:
     jax.config.update("jax_num_cpu_devices", max(counts))  # where the devices are those of a CPU
     if len(jax.local_devices()) < max(counts):
         raise InputError(f"--devices names {max(counts)}, there are {len(jax.local_devices())}; name fewer")
-    (data, _), ends = _simulated(), []
+    (data, _), ends = _simulated(Settings.from_preset("small")), []
     for count in counts:
         steps = _our_steps(data, PretrainConfig(), functional=True, devices=jax.local_devices()[:count])
         steps.take()
@@ -130,19 +138,17 @@ def _measure_ceiling(on_cpu: bool) -> float:
     return rate
 
 
-def _simulated() -> tuple[TrainingData, Prompts]:
+def _simulated(settings: Settings) -> tuple[TrainingData, Prompts]:
     """Sources, latents of random parameters, and their codec; and the prompts of the sources."""
+    codec_config = settings.pretrain.codec
     cities = simulate_cities(SimulationConfig(cities=2, regions=48, days=28), seed=0)
-    sources, config = (
-        with_prompts(prepare_sources(cities, DataConfig(), key=jax.random.key(0)), cities),
-        PretrainConfig(),
-    )
+    sources = with_prompts(prepare_sources(cities, settings.data, key=jax.random.key(0)), cities)
     model = make_model("stgcn", sources.sizes)
     keys = jax.random.split(jax.random.key(3), sources.num_regions)
     zoo = jax.vmap(lambda key: initial_params(model, sources.graphs, sources.sizes, key=key))(keys)
-    layout = make_layout(jax.tree.map(lambda leaf: leaf[0], zoo), config.codec.token_width)
+    layout = make_layout(jax.tree.map(lambda leaf: leaf[0], zoo), codec_config.token_width)
     tokens = np.asarray(jax.vmap(lambda params: to_tokens(layout, params))(zoo))
-    codec = fit_codec(layout, tokens[0], tokens, np.ones(len(tokens)), config.codec.components)
+    codec = fit_codec(layout, tokens[0], tokens, np.ones(len(tokens)), codec_config.components)
     prompts = scale_prompts(sources.prompts, fit_prompt_scaler(sources.prompts, np.asarray(sources.city_index)))
     x0 = encode_zoo(codec, jnp.asarray(tokens)[:, None])
     latents = ZooLatents(x0, prompts, jnp.ones(sources.num_regions), sources.prompts.spatial)
@@ -248,9 +254,11 @@ def _measure(case: str, ours: _Steps, ceiling: float, peers: dict[str, Callable[
     print_line("diffusion", case, "temporary_memory", ours.temporary / 2**20, "MiB")
 
 
-def _measure_draws(data: TrainingData, own: Prompts, quick: bool) -> None:
-    """Parameters per second, at the default size, from a network that was not trained."""
-    regions, config = 1000, DenoiserConfig()
+def _measure_draws(
+    case: str, data: TrainingData, own: Prompts, config: DenoiserConfig, samplers: Sequence[tuple[str, int]]
+) -> None:
+    """Parameters per second, from a network that was not trained."""
+    regions = 1000
     variables: Params = make_denoiser(config, data.codec, data.zoo.spatial).init(
         jax.random.key(5), data.zoo.x0[0, 0], jnp.zeros(()), data.zoo.prompts[0, 0], jnp.ones(())
     )["params"]
@@ -267,10 +275,10 @@ def _measure_draws(data: TrainingData, own: Prompts, quick: bool) -> None:
     )
     values = jax.random.normal(jax.random.key(7), (1, regions, width))
     prompts = dataclasses.replace(own, values=values, region_ids=jnp.arange(regions, dtype=jnp.uint32))
-    for sampler, steps in _SAMPLERS[1:2] if quick else _SAMPLERS:
+    for sampler, steps in samplers:
         drawn = GenerateConfig(samples=1, steps=steps, sampler=sampler)
         seconds = median_seconds(lambda: hypernetwork.generate(prompts, key=jax.random.key(8), config=drawn).params, 3)  # noqa: B023
-        print_line("diffusion", f"{sampler}_{steps}", "draws", regions / seconds, "regions/s")
+        print_line("diffusion", f"{case}{sampler}_{steps}", "draws", regions / seconds, "regions/s")
 
 
 if __name__ == "__main__":

@@ -111,12 +111,12 @@ flags.DEFINE_enum(
     "adapt",
     None,
     list(UPDATES),
-    "what is fine-tuned: codes, along the directions in which the sources' regions differ; shared, all weights by one "
-    "update for the whole city; own, all weights of every region on its own, as target_only always does; codes if not "
-    "given, in the paper preset own",
+    "what is fine-tuned: shared, all weights by one update for the whole city; codes, after it every region along the "
+    "directions in which the sources' regions differ; own, all weights of every region on its own, as target_only "
+    "always does; codes if not given, in the paper preset own",
 )
 flags.DEFINE_integer("code_steps", None, "steps of fine-tuning in codes; the preset's if not given", 1, 10_000)
-flags.DEFINE_integer("shared_steps", None, "steps of a shared update; the preset's if not given", 1, 10_000)
+flags.DEFINE_integer("shared_steps", None, "steps of the shared update; the preset's if not given", 0, 10_000)
 flags.DEFINE_integer("adapt_steps", None, "most steps of fine-tuning all weights; the preset's if not given", 1)
 flags.DEFINE_float(
     "posterior_rate",

@@ -233,6 +233,7 @@ def stretch_sums(
     pooled = broadcast_regions(hypernetwork.pooled, city.num_nodes)
     starts = np.asarray(target.test_starts)
     tune: Any = {"key": adapt_key, "directions": hypernetwork.directions}
+    draw: Any = {"generate": config.generate, "config": config.posterior, "adapt": config.adapt, "key": draw_key}
     found = {
         "historical_average": historical_average(
             city, target.split.support, starts, history=data.history, horizon=data.horizon
@@ -242,9 +243,7 @@ def stretch_sums(
         "generated_shuffled": zero_shot(model, target, shuffled).forecast,
         "pooled_adapted": few_shot(model, target, pooled, config.adapt, **tune).forecast,
         "generated_adapted": few_shot(model, target, generated, config.adapt, **tune).forecast,
-        "generated_posterior": posterior_shot(
-            hypernetwork, target, prompts, generated, key=draw_key, generate=config.generate, config=config.posterior
-        ).forecast,
+        "generated_posterior": posterior_shot(hypernetwork, target, prompts, generated, **draw).forecast,
     }
     if own is not None:
         # Own anomalies last as long as they say: damping is for models of other cities.

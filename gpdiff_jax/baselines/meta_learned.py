@@ -125,7 +125,7 @@ def adapt_meta_learned(model: Model, target: Target, params: Params, config: Met
     Returns:
       Parameters, leaves [K, R, ...].
     """
-    return move_together(model, target, params, steps=config.inner_steps, rate=config.inner_rate, key=key, plain=True)
+    return move_together(model, target, params, steps=config.inner_steps, rate=config.inner_rate, key=key)
 
 
 def _sums(

@@ -147,8 +147,8 @@ def _make_forecast(run: Stages, channel: int, method: str) -> MethodForecast:
     family = family_of(method)
     if family == "gpdiff_posterior":
         prior, making = _starts(run, channel, "gpdiff", False)
-        how: Any = {"generate": run.settings.generate, "config": run.settings.posterior}
-        how["regions_per_batch"] = run.settings.adapt.regions_per_batch
+        settings = run.settings
+        how: Any = {"generate": settings.generate, "config": settings.posterior, "adapt": settings.adapt}
         prompts, key = run.target_prompts[channel], generate_key(run, channel)
         with stage(f"adapt {method}", 1) as shown:
             result = posterior_shot(run.hypernetwork, target, prompts, prior, key=key, **how)

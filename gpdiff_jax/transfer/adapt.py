@@ -37,12 +37,12 @@ UPDATES = ("codes", "shared", "own")
 class AdaptConfig:
     """How starts are fine-tuned.
 
-    `update` is "codes", `code_steps` gradient steps of length `code_rate` along the first `directions` of the zoo, on
-    all support days, half of every gradient the region's own and half its city's mean; "shared", `shared_steps` steps
-    of Adam at `shared_rate` on all weights, one update for all regions of the city; or "own", all weights of every
-    region on its own, for which the rest is. Rate and steps of the first two were chosen by leaving out source cities
-    (docs/experiments.md, section 27). With `refit`, the chosen learning rate and number of steps are used once more on
-    all support days. With `one_standard_error`, the least fine-tuning within one standard error of the
+    `update` is "shared", `shared_steps` gradient steps of length `shared_rate` in all weights, the same for all regions
+    of the city; "codes", after these `code_steps` of length `code_rate` along the first `directions` of the zoo, half
+    of every gradient the region's own and half its city's mean; or "own", all weights of every region on its own, for
+    which the rest is. The first two see all support days, and their numbers were chosen on cities that are no targets
+    (docs/experiments.md, sections 27, 39 and 40). With `refit`, the chosen learning rate and number of steps are used
+    once more on all support days. With `one_standard_error`, the least fine-tuning within one standard error of the
     best is chosen (see `choose_adaptation`); without it, which suits random initial parameters, the best. Where the
     support is too short to choose on, parameters stay as they are, or, with `blind_learning_rate`, which suits random
     ones too, take all steps at that rate. `regions_per_batch` rows are tuned side by side, each a region with all its
@@ -58,7 +58,7 @@ class AdaptConfig:
     code_rate: float = 1.0
     code_windows: int = 128
     shared_steps: int = 5
-    shared_rate: float = 3e-4
+    shared_rate: float = 0.1
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     steps: int = 120
     evaluate_every: int = 10
@@ -72,9 +72,8 @@ class AdaptConfig:
     def __post_init__(self) -> None:
         if self.update not in UPDATES:
             raise InputError(f"`update` must be one of {', '.join(UPDATES)}, got {self.update!r}")
-        check_above_zero(
-            named(self, "directions", "code_steps", "code_rate", "code_windows", "shared_steps", "shared_rate")
-        )
+        check_above_zero(named(self, "directions", "code_steps", "code_rate", "code_windows", "shared_rate"))
+        check_at_least(0, named(self, "shared_steps"))
         blind = () if self.blind_learning_rate is None else (self.blind_learning_rate,)
         if not self.learning_rates or not all(0 < rate < math.inf for rate in (*self.learning_rates, *blind)):
             rates = f"{self.learning_rates}, {self.blind_learning_rate}"
@@ -343,14 +342,19 @@ def adapt(
       InputError: there are no directions to update in codes.
     """
     samples = jax.tree.leaves(params)[0].shape[0]
-    if config.update == "codes":
-        if directions is None:
-            raise InputError("updates in codes need the directions of a zoo; tune all weights by `update='own'`")
+    if config.update == "codes" and directions is None:
+        raise InputError("updates in codes need the directions of a zoo; tune all weights by `update='own'`")
+    if config.update in ("shared", "codes"):
+        _check_room(params)
+        steps, rate = config.shared_steps, config.shared_rate
+        moved = move_together(model, target, params, steps=steps, rate=rate, most_windows=config.code_windows, key=key)
+        if config.update == "shared":
+            return Adapted(moved, rate, steps, None, np.zeros((0, 0)))
         _check_room(params)
         moved = move_along_directions(
             model,
             target,
-            params,
+            moved,
             jax.tree.map(lambda leaf: leaf[: config.directions], directions),
             steps=config.code_steps,
             rate=config.code_rate,
@@ -358,11 +362,6 @@ def adapt(
             rows_side_by_side=rows_side_by_side(config.regions_per_batch),
         )
         return Adapted(moved, config.code_rate, config.code_steps, None, np.zeros((0, 0)))
-    if config.update == "shared":
-        _check_room(params)
-        steps, rate = config.shared_steps, config.shared_rate
-        moved = move_together(model, target, params, steps=steps, rate=rate, key=key)
-        return Adapted(moved, rate, steps, None, np.zeros((0, 0)))
 
     def tune(starts: Int[Array, " B"], rate: float, steps: int) -> Params:
         _check_room(params)

@@ -27,6 +27,7 @@ from gpdiff_jax.region_parameters import RegionParameters, check_regions, model_
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.parallel import PlacedRows, ShardedRows, place_rows
 from gpdiff_jax.transfer.adapt import AdaptConfig, adapt
+from gpdiff_jax.transfer.codes import share_of_windows
 from gpdiff_jax.transfer.damped import in_data_units, on_seen_kinds, target_forecast
 from gpdiff_jax.transfer.next_hours import (
     NextHours,
@@ -131,8 +132,8 @@ class Forecaster:
     def refresh(self) -> None:
         """Judges forecasts on the days that are kept now, which the quantiles come from, and fine-tunes anew.
 
-        Once a day is enough; it takes seconds where a forecast takes a tenth of one. Fine-tuning in codes is compiled
-        once for every power of two of windows in these days, other ways for every number of days.
+        Once a day is enough; it takes seconds where a forecast takes a tenth of one. Fine-tuning in codes or together
+        is compiled once for every power of two of windows in these days, of all weights for every number of days.
         """
         self._recent.judge_anew()
         city, split = self._seen()
@@ -146,17 +147,22 @@ class Forecaster:
         own = support_residuals(model, fixed, self._initial, filled)[:, : len(starts)]
         self._quantiles = residual_quantiles(own, len(split.support) // per_day, parameters.residuals)
         if self._adapt is not None:
-            if self._adapt.update == "codes":
+            config = self._adapt
+            if config.update != "own":
                 # Of two, four, eight, ... windows, so that few days take no longer than they need and few programs do.
-                windows, most = np.asarray(target.support_starts), self._adapt.code_windows
+                windows, most = np.asarray(target.support_starts), config.code_windows
                 windows = windows[evenly(len(windows), most)]
                 if len(windows):
                     windows = _filled(windows, min(1 << (len(windows) - 1).bit_length(), most), newest[0])
+                    # What fills them up says nothing of how much was read.
+                    share = share_of_windows(target)
+                    rates = {"code_rate": config.code_rate * share, "shared_rate": config.shared_rate * share}
+                    config = dataclasses.replace(config, **rates)
                 target = dataclasses.replace(fixed, support_starts=jax.device_put(windows))
             known = {"key": self._key, "directions": parameters.directions}
-            tuned = adapt(model, self._adapt, target, parameters.params, **known)
+            tuned = adapt(model, config, target, parameters.params, **known)
             self._rows = place_rows(region_rows(tuned.params))
-            self._mixed = self._adapt.seen_kinds_only and tuned.steps > 0
+            self._mixed = config.seen_kinds_only and tuned.steps > 0
 
     def forecast(self, at: np.datetime64 | None = None) -> NextHours:
         """Forecasts the P steps after the last reading.

@@ -28,9 +28,11 @@ from gpdiff_jax.prompts.prompt import Prompts
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.parallel import ShardedRows, rows_side_by_side
 from gpdiff_jax.training.stopwatch import stopwatch
+from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.codes import city_means, share_of_windows, spread_windows
 from gpdiff_jax.transfer.damped import target_forecast
 from gpdiff_jax.transfer.evaluate import MethodForecast, sampled_forecast
+from gpdiff_jax.transfer.shared import move_together
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo.codec import Codec
 
@@ -127,9 +129,9 @@ def posterior_shot(
     key: Key,
     generate: GenerateConfig = GenerateConfig(),
     config: PosteriorConfig = PosteriorConfig(),
-    regions_per_batch: int | None = None,
+    adapt: AdaptConfig = AdaptConfig(),
 ) -> MethodForecast:
-    """Forecasts the test span by parameters that are drawn in the light of the support days.
+    """Forecasts the test span by parameters that are drawn in the light of the support days, and moved together.
 
     Args:
       hypernetwork: the generator, trained on other cities.
@@ -140,15 +142,17 @@ def posterior_shot(
       key: random key.
       generate: see `draw_posterior`.
       config: see `draw_posterior`.
-      regions_per_batch: see `draw_posterior`.
+      adapt: of which the steps that are shared by the city count, and how many regions are worked on at a time.
 
     Returns:
       The forecasts, averaged over the K samples.
     """
     with stopwatch() as watch:
-        how: Any = {"generate": generate, "config": config, "regions_per_batch": regions_per_batch, "any_kind": True}
-        drawn = draw_posterior(hypernetwork, target, prompts, key=key, **how)
-        forecast, spread = sampled_forecast(hypernetwork.model, target, drawn, prior)
+        how: Any = {"generate": generate, "config": config, "regions_per_batch": adapt.regions_per_batch}
+        drawn = draw_posterior(hypernetwork, target, prompts, key=key, any_kind=True, **how)
+        how = {"steps": adapt.shared_steps, "rate": adapt.shared_rate, "most_windows": adapt.code_windows}
+        moved = move_together(hypernetwork.model, target, drawn, key=key, **how)
+        forecast, spread = sampled_forecast(hypernetwork.model, target, moved, prior)
     return MethodForecast(forecast, spread, watch.seconds)
 
 

@@ -16,6 +16,7 @@ from gpdiff_jax.models.loss import batch_forecast, masked_huber
 from gpdiff_jax.training import parallel
 from gpdiff_jax.transfer.adapt import AdaptConfig, adapt
 from gpdiff_jax.transfer.codes import move_along_directions
+from gpdiff_jax.transfer.shared import move_together
 
 _DATA = DataConfig(covariates="calendar", support_days=3, max_neighbours=2)
 _SILENT = 5
@@ -123,8 +124,21 @@ def test_fine_tuning_in_codes_takes_the_leading_directions_and_needs_some(target
     config = AdaptConfig(directions=1, code_steps=2, code_rate=0.3, code_windows=10)
     made = adapt(_MODEL, config, target, params, key=jax.random.key(0), directions=_DIRECTIONS)
     first = jax.tree.map(lambda leaf: leaf[:1], _DIRECTIONS)
-    want = move_along_directions(_MODEL, target, params, first, **(_HOW | {"steps": 2, "rate": 0.3}))
+    together = {"steps": config.shared_steps, "rate": config.shared_rate, "most_windows": 10, "key": jax.random.key(0)}
+    start = move_together(_MODEL, target, params, **together)
+    want = move_along_directions(_MODEL, target, start, first, **(_HOW | {"steps": 2, "rate": 0.3}))
     jax.tree.map(np.testing.assert_array_equal, made.params, want)
+    assert not np.array_equal(start["bias"], params["bias"])
+    alone = adapt(
+        _MODEL,
+        dataclasses.replace(config, shared_steps=0),
+        target,
+        params,
+        key=jax.random.key(0),
+        directions=_DIRECTIONS,
+    )
+    want = move_along_directions(_MODEL, target, params, first, **(_HOW | {"steps": 2, "rate": 0.3}))
+    jax.tree.map(np.testing.assert_array_equal, alone.params, want)
     assert (made.learning_rate, made.steps, made.validation_mae) == (0.3, 2, None)
     with pytest.raises(InputError, match="need the directions of a zoo; tune all weights by `update='own'`"):
         adapt(_MODEL, config, target, params, key=jax.random.key(0))

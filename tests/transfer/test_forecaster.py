@@ -12,6 +12,7 @@ from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.recent import RecentReadings
 from gpdiff_jax.data.target import split_city
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.transfer.codes import share_of_windows
 from gpdiff_jax.transfer.next_hours import days_of, forecast_target, until, windows_ahead, with_whole_days
 from tests.compilations import programs_made
 from tests.tiny import tiny_parameters
@@ -34,15 +35,20 @@ def _first(city: City, hours: int) -> City:
     return dataclasses.replace(city, values=np.array(city.values[:hours]))
 
 
-@pytest.mark.parametrize("hours", [24, 31, 60, 72, 130])
-@pytest.mark.parametrize("adapt", [None, gpd.AdaptConfig(code_steps=2, code_rate=0.3, directions=2)])
-def test_forecasts_are_those_of_a_target_whose_last_window_they_are(city, hours, adapt):
+_CODES = gpd.AdaptConfig(code_steps=2, code_rate=0.3, directions=2)
+
+
+@pytest.mark.parametrize(("hours", "gap"), [(24, 0), (31, 0), (60, 0), (72, 0), (72, 30), (130, 0)])
+@pytest.mark.parametrize("adapt", [None, _CODES, gpd.AdaptConfig(update="shared")])
+def test_forecasts_are_those_of_a_target_whose_last_window_they_are(city, hours, gap, adapt):
     parameters, short = _parameters(city), _first(city, hours)
     short.values[:, 4] = np.nan  # a region without a reading
+    short.values[10 : 10 + gap] = np.nan  # fewer windows than three whole days have
     read = with_whole_days(short, _DATA)
     data = dataclasses.replace(_DATA, support_days=days_of(read, _DATA))
     ahead = windows_ahead(read, data)
     target = split_city(ahead.city, data, ahead.split, ahead.starts)
+    assert hours < 30 or (share_of_windows(target) < 1) == (gap > 0)
     want = forecast_target(parameters, target, adapt, jax.random.key(1))
     made = gpd.Forecaster(parameters, short, adapt=adapt, key=jax.random.key(1)).forecast()
     np.testing.assert_allclose(made.forecast, want.forecast[0], rtol=2e-5, atol=1e-5)

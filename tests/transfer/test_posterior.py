@@ -19,8 +19,11 @@ from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models.loss import masked_huber
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.training import parallel
+from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.damped import target_forecast
-from gpdiff_jax.transfer.posterior import PosteriorConfig, draw_posterior
+from gpdiff_jax.transfer.evaluate import sampled_forecast
+from gpdiff_jax.transfer.posterior import PosteriorConfig, draw_posterior, posterior_shot
+from gpdiff_jax.transfer.shared import move_together
 from gpdiff_jax.zoo.tokens import to_tokens
 from tests.runs import tiny_settings
 
@@ -107,6 +110,20 @@ def test_draws_follow_the_support_days_as_by_hand(generator, city, rate, own_sha
         assert np.abs(drawn - plain).max() > 3e-3
     else:
         np.testing.assert_allclose(drawn, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_drawn_takes_the_steps_that_its_city_shares(generator, city):
+    target, prompts = city
+    prior = generator.generate(prompts, key=_KEY, config=_GENERATE).params
+    config = PosteriorConfig(rate=_RATE)
+    how = {"key": _KEY, "generate": _GENERATE, "config": config, "adapt": AdaptConfig(shared_steps=2, shared_rate=0.2)}
+    made = posterior_shot(generator, target, prompts, prior, **how)
+    drawn = draw_posterior(generator, target, prompts, key=_KEY, generate=_GENERATE, config=config)
+    moved = move_together(generator.model, target, drawn, steps=2, rate=0.2, key=_KEY)
+    want, _ = sampled_forecast(generator.model, target, moved, prior)
+    np.testing.assert_allclose(made.forecast, want, rtol=1e-4)
+    unmoved, _ = sampled_forecast(generator.model, target, drawn, prior)
+    assert np.abs(made.forecast - unmoved).max() > 1e-2
 
 
 def test_the_error_on_the_support_falls(generator, city):

@@ -11,6 +11,7 @@ from gpdiff_jax.data.target import Target, prepare_target, region_windows
 from gpdiff_jax.models import Model
 from gpdiff_jax.models.loss import masked_huber
 from gpdiff_jax.training import parallel
+from gpdiff_jax.transfer import shared
 from gpdiff_jax.transfer.adapt import AdaptConfig, adapt
 from gpdiff_jax.transfer.damped import target_forecast
 from gpdiff_jax.transfer.shared import move_together
@@ -54,7 +55,7 @@ def _loss(target: Target, params: dict) -> float:
 
 def test_every_region_and_sample_gets_the_same_update_and_the_support_is_forecast_better(target):
     params = _starts(2, 8)
-    moved = move_together(_MODEL, target, params, steps=60, rate=1e-2, key=_KEY)
+    moved = move_together(_MODEL, target, params, steps=60, rate=0.1, key=_KEY)
     for name in _SHAPES:
         update = moved[name] - params[name]
         np.testing.assert_allclose(update, np.broadcast_to(update[:1, :1], update.shape), atol=1e-5)
@@ -79,7 +80,22 @@ def test_fine_tuning_takes_a_fixed_number_of_steps_and_needs_no_zoo(target):
     assert (made.learning_rate, made.steps, made.validation_mae) == (1e-2, 2, None)
 
 
-def test_a_support_without_a_window_leaves_the_starts_as_they_are(target):
+def test_a_step_is_as_long_as_its_rate_and_as_the_part_of_the_support_that_was_read(target, monkeypatch):
+    params = _starts(1, 8)
+
+    def step(rate: float) -> np.ndarray:
+        return move_together(_MODEL, target, params, steps=1, rate=rate, key=_KEY)["bias"] - params["bias"]
+
+    whole = step(0.1)
+    np.testing.assert_allclose(step(0.05), whole / 2, rtol=1e-3, atol=1e-6)
+    asked = []
+    monkeypatch.setattr(shared, "share_of_windows", lambda city: (asked.append(city), 0.25)[1])
+    np.testing.assert_allclose(step(0.1), whole / 4, rtol=1e-3, atol=1e-6)
+    assert asked == [target]
+
+
+def test_a_support_without_a_window_or_no_step_leaves_the_starts_as_they_are(target):
     params = _starts(1, 8)
     without = target.replace(support_starts=target.support_starts[:0])
     assert move_together(_MODEL, without, params, steps=2, rate=1e-2, key=_KEY) is params
+    assert move_together(_MODEL, target, params, steps=0, rate=1e-2, key=_KEY) is params

@@ -9,14 +9,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from gpdiff_jax.data.target import Target, region_windows
 from gpdiff_jax.models.loss import huber_sums
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.loop import Step, train
+from gpdiff_jax.training.optimisers import clipped_descent
 from gpdiff_jax.training.parallel import training_devices
 from gpdiff_jax.training.step import LossTerm, Part, make_step, start_training
 from gpdiff_jax.transfer.codes import share_of_windows, spread_windows
@@ -33,7 +33,6 @@ class _Rows(NamedTuple):
     target: Target
     params: Params  # initial ones, leaves [X, ...]
     starts: Int[Array, "*devices B"]  # of the windows
-    rate: Float[Array, "*devices"]
 
 
 def move_together(
@@ -41,9 +40,10 @@ def move_together(
 ) -> Params:
     """Adds one vector to the parameters of all regions and samples, trained on the support days of the city.
 
-    A step is one of gradient descent on the mean Huber loss of random regions on their support windows, each seen
-    through the days that it does not forecast; every region and sample is as likely. Where the support holds
-    fewer windows than days that were read throughout, steps are shorter by as much, as in `codes`.
+    A step is one of gradient descent, its gradient clipped to a length of 1, on the mean Huber loss of random regions
+    on their support windows, each seen through the days that it does not forecast; every region and sample is as
+    likely. Where the support holds fewer windows than days that were read throughout, steps are shorter by as much, as
+    in `codes`.
 
     Args:
       model: the forecaster.
@@ -66,11 +66,10 @@ def move_together(
     rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)
     devices = training_devices(_ROWS)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), rows)
-    step, optimiser = _make_update(model, len(devices))
     moved = train(
-        step,
-        start_training(nothing, optimiser),
-        _Rows(target.bare, *jax.device_put((rows, starts, np.float32(rate * share_of_windows(target))))),
+        _make_update(model, len(devices)),
+        start_training(nothing, clipped_descent(rate * share_of_windows(target))),
+        _Rows(target.bare, *jax.device_put((rows, starts))),
         key=key,
         steps=steps,
         evaluate_every=steps,
@@ -81,7 +80,7 @@ def move_together(
 
 
 @bounded_cache(16)
-def _make_update(model: Model, num_devices: int) -> tuple[Step, optax.GradientTransformation]:
+def _make_update(model: Model, num_devices: int) -> Step:
     def sums(update: Params, data: _Rows, part: Part, key: Key) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         target, count = data.target, jax.tree.leaves(data.params)[0].shape[0]
         drawn = jax.random.randint(key, (_ROWS,), 0, count, dtype=jnp.int32)[part.numbers]
@@ -92,8 +91,7 @@ def _make_update(model: Model, num_devices: int) -> tuple[Step, optax.GradientTr
             return huber_sums(target_forecast(model, target, params, graph, windows), windows.target, windows.mask)
 
         totals, counts = jax.vmap(of_row)(params, drawn % target.num_regions)
-        # A loss that is larger is a step that is longer, at any rate by the same program.
-        return totals.sum() * data.rate, counts.sum(), {}
+        return totals.sum(), counts.sum(), {}
 
-    optimiser = optax.sgd(1.0)
-    return make_step([LossTerm("train_loss", sums, _ROWS)], optimiser, num_devices=num_devices), optimiser
+    # Its rate is that of the state.
+    return make_step([LossTerm("train_loss", sums, _ROWS)], clipped_descent(0.0), num_devices=num_devices)

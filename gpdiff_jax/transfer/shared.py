@@ -22,9 +22,10 @@ from gpdiff_jax.training.step import LossTerm, Part, make_step, start_training
 from gpdiff_jax.transfer.codes import share_of_windows, spread_windows
 from gpdiff_jax.transfer.damped import target_forecast
 from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.vectors import evenly
 
-# Of one step: rows, each a region with one of its samples.
-_ROWS = 32
+# Rows, each a region with one of its samples: of one step, and those that steps draw from, which lie on every device.
+_ROWS, _MOST_ROWS = 32, 1024
 
 
 class _Rows(NamedTuple):
@@ -32,6 +33,7 @@ class _Rows(NamedTuple):
 
     target: Target
     params: Params  # initial ones, leaves [X, ...]
+    regions: Int[Array, "*devices X"]  # of the rows
     starts: Int[Array, "*devices B"]  # of the windows
 
 
@@ -41,9 +43,9 @@ def move_together(
     """Adds one vector to the parameters of all regions and samples, trained on the support days of the city.
 
     A step is one of gradient descent, its gradient clipped to a length of 1, on the mean Huber loss of random regions
-    on their support windows, each seen through the days that it does not forecast; every region and sample is as
-    likely. Where the support holds fewer windows than days that were read throughout, steps are shorter by as much, as
-    in `codes`.
+    on their support windows, each seen through the days that it does not forecast. Every region and sample is as
+    likely, up to 1024; of more, so many are looked at, spread evenly. Where the support holds fewer windows than
+    days that were read throughout, steps are shorter by as much, as in `codes`.
 
     Args:
       model: the forecaster.
@@ -63,13 +65,16 @@ def move_together(
     starts = spread_windows(target, most_windows)
     if len(starts) == 0 or steps == 0:
         return params
-    rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)
+    samples = jax.tree.leaves(params)[0].shape[0]
+    chosen = evenly(samples * target.num_regions, _MOST_ROWS)
+    sample, region = np.divmod(chosen, target.num_regions)
+    rows = jax.tree.map(lambda leaf: np.asarray(leaf)[sample, region], params)
     devices = training_devices(_ROWS)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), rows)
     moved = train(
         _make_update(model, len(devices)),
         start_training(nothing, clipped_descent(rate * share_of_windows(target))),
-        _Rows(target.bare, *jax.device_put((rows, starts))),
+        _Rows(target.bare, *jax.device_put((rows, region.astype(np.int32), starts))),
         key=key,
         steps=steps,
         evaluate_every=steps,
@@ -82,15 +87,15 @@ def move_together(
 @bounded_cache(16)
 def _make_update(model: Model, num_devices: int) -> Step:
     def sums(update: Params, data: _Rows, part: Part, key: Key) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        target, count = data.target, jax.tree.leaves(data.params)[0].shape[0]
-        drawn = jax.random.randint(key, (_ROWS,), 0, count, dtype=jnp.int32)[part.numbers]
+        target = data.target
+        drawn = jax.random.randint(key, (_ROWS,), 0, len(data.regions), dtype=jnp.int32)[part.numbers]
         params = jax.tree.map(lambda leaf, moved: leaf[drawn] + moved[None], data.params, update)
 
         def of_row(params: Params, region: Int[Array, ""]) -> tuple[jax.Array, jax.Array]:
             graph, windows = region_windows(target, region, data.starts)
             return huber_sums(target_forecast(model, target, params, graph, windows), windows.target, windows.mask)
 
-        totals, counts = jax.vmap(of_row)(params, drawn % target.num_regions)
+        totals, counts = jax.vmap(of_row)(params, data.regions[drawn])
         return totals.sum(), counts.sum(), {}
 
     # Its rate is that of the state.

@@ -80,6 +80,20 @@ def test_fine_tuning_takes_a_fixed_number_of_steps_and_needs_no_zoo(target):
     assert (made.learning_rate, made.steps, made.validation_mae) == (1e-2, 2, None)
 
 
+def test_of_many_rows_only_so_many_are_looked_at(target, monkeypatch):
+    monkeypatch.setattr(shared, "_MOST_ROWS", 4)
+    params = _starts(2, 8)
+    looked_at = np.zeros((2, 8), bool)
+    looked_at.reshape(-1)[np.linspace(0, 15, 4).round().astype(int)] = True
+    odd = {name: np.where(looked_at.reshape(2, 8, *[1] * (leaf.ndim - 2)), leaf, 7.0) for name, leaf in params.items()}
+    one, other = (
+        move_together(_MODEL, target, start, steps=3, rate=0.1, key=_KEY)["bias"] - start["bias"]
+        for start in (params, odd)
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+    assert np.abs(one).max() > 1e-3
+
+
 def test_a_step_is_as_long_as_its_rate_and_as_the_part_of_the_support_that_was_read(target, monkeypatch):
     params = _starts(1, 8)
 

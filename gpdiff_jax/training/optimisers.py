@@ -32,19 +32,16 @@ def clipped_adam(
     return optax.GradientTransformation(inner.init, update)
 
 
-def clipped_descent(learning_rate: float) -> optax.GradientTransformation:
-    """Gradient descent behind the same clip, with its rate in its state: one compiled program takes any.
-
-    Args:
-      learning_rate: length of a step, of a gradient of length 1.
+def clipped_descent() -> optax.GradientTransformation:
+    """Gradient descent behind the same clip, with its rate in its state: one compiled program takes any (`at_rate`).
 
     Returns:
-      The optimiser.
+      The optimiser, which begins at a rate of 1.
     """
     clip = optax.clip_by_global_norm(1.0)
 
     def init(params: optax.Params) -> tuple[optax.OptState, jax.Array]:
-        return clip.init(params), jnp.float32(learning_rate)
+        return clip.init(params), jnp.float32(1)
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
@@ -54,3 +51,9 @@ def clipped_descent(learning_rate: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda leaf: -rate * leaf, clipped), (clip_state, rate)
 
     return optax.GradientTransformation(init, update)
+
+
+def at_rate(state: optax.OptState, learning_rate: float) -> optax.OptState:
+    """The state of `clipped_descent` at another rate: the length of a step, of a gradient of length 1."""
+    clip_state, _ = cast(tuple[optax.OptState, jax.Array], state)
+    return clip_state, jnp.float32(learning_rate)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Int
 
 from gpdiff_jax.data.target import Target, region_windows
@@ -16,7 +17,7 @@ from gpdiff_jax.models.loss import huber_sums
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.loop import Step, train
-from gpdiff_jax.training.optimisers import clipped_descent
+from gpdiff_jax.training.optimisers import at_rate, clipped_descent
 from gpdiff_jax.training.parallel import training_devices
 from gpdiff_jax.training.step import LossTerm, Part, make_step, start_training
 from gpdiff_jax.transfer.codes import share_of_windows, spread_windows
@@ -71,9 +72,11 @@ def move_together(
     rows = jax.tree.map(lambda leaf: np.asarray(leaf)[sample, region], params)
     devices = training_devices(_ROWS)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), rows)
+    step, optimiser = _make_update(model, len(devices))
+    state = start_training(nothing, optimiser)
     moved = train(
-        _make_update(model, len(devices)),
-        start_training(nothing, clipped_descent(rate * share_of_windows(target))),
+        step,
+        state.replace(opt_state=at_rate(state.opt_state, rate * share_of_windows(target))),
         _Rows(target.bare, *jax.device_put((rows, region.astype(np.int32), starts))),
         key=key,
         steps=steps,
@@ -85,7 +88,7 @@ def move_together(
 
 
 @bounded_cache(16)
-def _make_update(model: Model, num_devices: int) -> Step:
+def _make_update(model: Model, num_devices: int) -> tuple[Step, optax.GradientTransformation]:
     def sums(update: Params, data: _Rows, part: Part, key: Key) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         target = data.target
         drawn = jax.random.randint(key, (_ROWS,), 0, len(data.regions), dtype=jnp.int32)[part.numbers]
@@ -98,5 +101,5 @@ def _make_update(model: Model, num_devices: int) -> Step:
         totals, counts = jax.vmap(of_row)(params, data.regions[drawn])
         return totals.sum(), counts.sum(), {}
 
-    # Its rate is that of the state.
-    return make_step([LossTerm("train_loss", sums, _ROWS)], clipped_descent(0.0), num_devices=num_devices)
+    optimiser = clipped_descent()
+    return make_step([LossTerm("train_loss", sums, _ROWS)], optimiser, num_devices=num_devices), optimiser

@@ -6,8 +6,8 @@ Every held-out city is forecast by a model of the others, after several stretche
 its series, for the seven days that follow each. Defaults are chosen by such errors, on cities that are nobody's target.
 Without --data_dir and GPDIFF_DATA, cities are simulated. `value` is the mean absolute error over all stretches in the
 unit of the city, the peer's that of the historical average; both also for weekdays, weekends and every horizon step.
-With --code_rates, the other cities are harvested too, and their pooled model is fine-tuned in codes at each rate; with
---shared_steps, it is fine-tuned by one update for the city.
+With --code_rates, the other cities are harvested too, and their pooled model is fine-tuned in codes alone at each rate;
+with --shared_steps, it is fine-tuned by one update for the city.
 """
 
 import dataclasses
@@ -103,7 +103,7 @@ def _adaptations() -> dict[str, AdaptConfig]:
         asked = ",".join((*given.code_rates, *given.shared_steps))
         raise InputError(f"--code_rates and --shared_steps (={asked}) must be numbers, as 1,3") from error
     more = {"code_steps": given.code_steps, "directions": given.directions}
-    codes = {f"codes_{rate:g}": AdaptConfig(code_rate=rate, **more) for rate in rates}
+    codes = {f"codes_{rate:g}": AdaptConfig(code_rate=rate, shared_steps=0, **more) for rate in rates}
     return codes | {f"shared_{count}": AdaptConfig(update="shared", shared_steps=count) for count in steps}
 
 

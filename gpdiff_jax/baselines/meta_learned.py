@@ -113,14 +113,16 @@ def meta_learn(
 
 
 def adapt_meta_learned(model: Model, target: Target, params: Params, config: MetaConfig, *, key: Key) -> Params:
-    """Moves meta-learned parameters by the steps that they were learned for, on the support windows of a target.
+    """Moves meta-learned parameters by as many steps as they were learned for, on the support windows of a target.
+
+    The steps are those of `move_together`: of more regions and windows than in training, and clipped.
 
     Args:
       model: the forecaster.
       target: the city.
       params: leaves [K, R, ...].
       config: with which they were learned.
-      key: random key of the windows.
+      key: random key of the regions.
 
     Returns:
       Parameters, leaves [K, R, ...].

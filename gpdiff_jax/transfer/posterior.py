@@ -151,8 +151,8 @@ def posterior_shot(
         how: Any = {"generate": generate, "config": config, "regions_per_batch": adapt.regions_per_batch}
         drawn = draw_posterior(hypernetwork, target, prompts, key=key, any_kind=True, **how)
         how = {"steps": adapt.shared_steps, "rate": adapt.shared_rate, "most_windows": adapt.code_windows}
-        moved = move_together(hypernetwork.model, target, drawn, key=key, **how)
-        forecast, spread = sampled_forecast(hypernetwork.model, target, moved, prior)
+        drawn = move_together(hypernetwork.model, target, drawn, key=key, **how)
+        forecast, spread = sampled_forecast(hypernetwork.model, target, drawn, prior)
     return MethodForecast(forecast, spread, watch.seconds)
 
 

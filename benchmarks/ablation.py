@@ -5,10 +5,10 @@
 
 The targets and their few sources are those of `benchmarks.tables`. `value` is the mean absolute error of the test span,
 the peer's that of the historical average; both also for weekdays and weekends. With --few_shot, the sources are
-harvested, and the whole model is also fine-tuned on the support days, in codes, by one update and region by region.
-Without --data_dir and GPDIFF_DATA, one target is simulated. A step is switched off from outside, by another setting or,
-for this process, by another function in its place; what stands on it goes too: without kinds of day, there is none that
-was seen, so damping is halved and every deviation wider; without anomalies, there is nothing to damp.
+harvested, and the whole model is also fine-tuned on the support days, in codes, by one update, by both, and region by
+region. Without --data_dir and GPDIFF_DATA, one target is simulated. A step is switched off from outside, by another
+setting or, for this process, by another function in its place; what stands on it goes too: without kinds of day, there
+is none that was seen, so damping is halved and every deviation wider; without anomalies, there is nothing to damp.
 """
 
 import contextlib
@@ -66,8 +66,10 @@ flags.DEFINE_list("variations", None, "some of the variations, by name; all if n
 
 _BENCHMARK = "ablation"
 _FINE_TUNED = {
-    **{f"fine-tuned, {update}": AdaptConfig(update=update) for update in ("codes", "shared", "own")},
-    "fine-tuned, codes on all kinds of day": AdaptConfig(seen_kinds_only=False),
+    **{f"fine-tuned, {update}": AdaptConfig(update=update) for update in ("shared", "own")},
+    "fine-tuned, codes": AdaptConfig(shared_steps=0),
+    "fine-tuned, shared and codes": AdaptConfig(),
+    "fine-tuned, codes on all kinds of day": AdaptConfig(shared_steps=0, seen_kinds_only=False),
 }
 
 

@@ -6,9 +6,9 @@
 Every city of --held_out is left out in turn. Pooled model and generator are trained on 2, 4 and 8 of the other cities
 of the package's generator, each set within the next, then on `all`: all counts of people and vehicles by the hour that
 the folder holds, every channel a city of its own, without those of the same place. Errors in the city's last 20 %,
-after three support days, as in `gpdiff_jax.analysis.room`; the city's own parameters, of which the room is made, are
-those that `benchmarks.crowd_hourly --room` found, the same for all numbers of sources. What is finished is kept in
---results.
+after three support days, as in `gpdiff_jax.analysis.room`, few-shot by steps in codes alone; the city's own
+parameters, of which the room is made, are those that `benchmarks.crowd_hourly --room` found, the same for all numbers
+of sources. What is finished is kept in --results.
 """
 
 import math
@@ -60,7 +60,8 @@ def measured(held_out: str, count: str) -> dict:
     generator = gpd.pretrain(zoo, key=generator_key, folder=folder / "hypernetwork")
     trained = time.perf_counter()
     (city,) = read_channels(held_out, every=False)
-    config = RoomConfig()
+    # As in the results that there are: all of them must be comparable.
+    config = RoomConfig(adapt=gpd.AdaptConfig(shared_steps=0))
     found = [
         stretch_sums(city, generator, target, key=key, config=config)
         for target in held_out_targets(city, generator.data, config)

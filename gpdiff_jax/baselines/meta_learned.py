@@ -68,7 +68,7 @@ def meta_learn(
 ) -> Params:
     """Learns parameters that a few steps on the days of a city suit to it.
 
-    A task is a random source city and one of its variants, the days that one sees. Steps of gradient descent on windows
+    A task is a random source city and one of its variants, the days that one sees. Clipped gradient steps on windows
     of these days, each seen through another variant, as support windows are seen through other days, lead to parameters
     whose error on windows of days near them (`DataConfig.near_days`), seen through these, is minimised: with its
     derivative through the steps.
@@ -115,7 +115,7 @@ def meta_learn(
 def adapt_meta_learned(model: Model, target: Target, params: Params, config: MetaConfig, *, key: Key) -> Params:
     """Moves meta-learned parameters by as many steps as they were learned for, on the support windows of a target.
 
-    The steps are those of `move_together`: of more regions and windows than in training, and clipped.
+    The steps are those of `move_together`, clipped as in training: of more regions and windows.
 
     Args:
       model: the forecaster.
@@ -164,11 +164,16 @@ def _task(model: Model, config: MetaConfig, params: Params, sources: Sources, ke
         return total / jnp.maximum(count, 1.0)
 
     def descend(params: Params, key: Key) -> tuple[Params, None]:
-        grads = jax.grad(loss)(params, key)
-        return jax.tree.map(lambda leaf, grad: leaf - config.inner_rate * grad, params, grads), None
+        return _step(params, jax.grad(loss)(params, key), config.inner_rate), None
 
     adapted, _ = jax.lax.scan(descend, params, jax.random.split(inner_key, config.inner_steps))
     return sums(adapted, query_key, others)
+
+
+def _step(params: Params, grads: Params, rate: float) -> Params:
+    """A step of `clipped_descent` that has a derivative, also of a gradient of zero, whose length has none."""
+    shorter = jax.lax.rsqrt(jnp.maximum(optax.tree.norm(grads, squared=True), 1.0))
+    return jax.tree.map(lambda leaf, grad: leaf - rate * shorter * grad, params, grads)
 
 
 def _windows_within(sources: Sources, graph: RegionGraph, variant: Int[Array, ""], count: int, *, key: Key) -> Window:

@@ -22,12 +22,11 @@ from gpdiff_jax.errors import InputError, check_above_zero, check_at_least, name
 from gpdiff_jax.models.loss import masked_huber
 from gpdiff_jax.models.protocol import Model, Window
 from gpdiff_jax.training.caches import bounded_cache
-from gpdiff_jax.training.memory import bytes_of, check_room
 from gpdiff_jax.training.optimisers import clipped_adam
 from gpdiff_jax.training.parallel import ShardedRows, rows_side_by_side
 from gpdiff_jax.transfer.codes import move_along_directions
 from gpdiff_jax.transfer.damped import in_data_units, on_seen_kinds, target_forecast
-from gpdiff_jax.transfer.shared import move_together
+from gpdiff_jax.transfer.shared import check_tuned_room, city_update, move_together
 from gpdiff_jax.typing import Key, Params, RegionGraph
 
 UPDATES = ("codes", "shared", "own")
@@ -303,12 +302,6 @@ def choose_adaptation(
     return curves, int(rate), int(evaluation)
 
 
-def _check_room(params: Params) -> None:
-    """Raises `NoRoomError` where fine-tuned parameters would not fit beside those they are made of."""
-    samples, regions = jax.tree.leaves(params)[0].shape[:2]
-    check_room(bytes_of(params), f"the fine-tuned parameters of {regions} regions, {samples} of each,")
-
-
 def adapt(
     model: Model,
     config: AdaptConfig,
@@ -340,31 +333,34 @@ def adapt(
 
     Raises:
       InputError: there are no directions to update in codes.
+      NotFiniteError: a loss of the steps that the city shares, or its gradient, is not finite.
+      NoRoomError: the fine-tuned parameters would not fit beside the initial ones.
     """
     samples = jax.tree.leaves(params)[0].shape[0]
     if config.update == "codes" and directions is None:
         raise InputError("updates in codes need the directions of a zoo; tune all weights by `update='own'`")
     if config.update in ("shared", "codes"):
-        _check_room(params)
-        steps, rate = config.shared_steps, config.shared_rate
-        moved = move_together(model, target, params, steps=steps, rate=rate, most_windows=config.code_windows, key=key)
+        side_by_side = rows_side_by_side(config.regions_per_batch)
+        how: Any = {"most_windows": config.code_windows, "rows_side_by_side": side_by_side}
+        together: Any = {"steps": config.shared_steps, "rate": config.shared_rate, "key": key, **how}
         if config.update == "shared":
-            return Adapted(moved, rate, steps, None, np.zeros((0, 0)))
-        _check_room(params)
+            moved = move_together(model, target, params, **together)
+            return Adapted(moved, config.shared_rate, config.shared_steps, None, np.zeros((0, 0)))
+        check_tuned_room(params)
         moved = move_along_directions(
             model,
             target,
-            moved,
+            params,
             jax.tree.map(lambda leaf: leaf[: config.directions], directions),
             steps=config.code_steps,
             rate=config.code_rate,
-            most_windows=config.code_windows,
-            rows_side_by_side=rows_side_by_side(config.regions_per_batch),
+            update=city_update(model, target, params, **together),
+            **how,
         )
         return Adapted(moved, config.code_rate, config.code_steps, None, np.zeros((0, 0)))
 
     def tune(starts: Int[Array, " B"], rate: float, steps: int) -> Params:
-        _check_room(params)
+        check_tuned_room(params)
         rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)
         regions = np.tile(np.arange(target.num_regions, dtype=np.int32), samples)
         tuned = fine_tune(model, config, target, rows, regions, starts, rate, steps, key=key)

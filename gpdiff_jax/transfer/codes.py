@@ -32,6 +32,7 @@ def move_along_directions(
     rate: float,
     most_windows: int,
     rows_side_by_side: int,
+    update: Params | None = None,
 ) -> Params:
     """Moves the parameters of every region along the directions, by gradient descent on the support days.
 
@@ -49,6 +50,7 @@ def move_along_directions(
       rate: length of a step.
       most_windows: of a region in every step, spread evenly over the support.
       rows_side_by_side: regions that a device works on at a time.
+      update: leaves [...], added to the initial parameters of all regions first; see `shared.city_update`.
 
     Returns:
       Parameters, leaves [K, R, ...]. A region without a visible reading moves with the city; where the support holds no
@@ -59,7 +61,7 @@ def move_along_directions(
         return params
     rate *= share_of_windows(target)
     samples, regions = jax.tree.leaves(params)[0].shape[0], target.num_regions
-    shared = (target.bare, directions, starts, np.int32(steps), np.float32(rate))
+    shared = (target.bare, directions, update, starts, np.int32(steps), np.float32(rate))
     rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)
     numbers = np.arange(samples * regions, dtype=np.int32)
     # Rows that fill up a device would count in the mean.
@@ -107,17 +109,18 @@ def city_means(
 def _make_move(model: Model, samples: int, side_by_side: int) -> Callable[[tuple, tuple], Params]:
     batch_size = side_by_side if side_by_side > 1 else None
 
-    def at(start: Params, directions: Params, z: Float[Array, " n"]) -> Params:
+    def at(start: Params, directions: Params, update: Params | None, z: Float[Array, " n"]) -> Params:
+        start = start if update is None else jax.tree.map(jnp.add, start, update)
         return jax.tree.map(lambda leaf, axes: leaf + jnp.tensordot(z, axes, axes=1), start, directions)
 
     def loss(z: Float[Array, " n"], shared: tuple, start: Params, region: Int[Array, ""]) -> Float[Array, ""]:
-        target, directions, starts, *_ = shared
+        target, directions, update, starts, *_ = shared
         graph, windows = region_windows(target, region, starts)
-        forecast = target_forecast(model, target, at(start, directions, z), graph, windows)
+        forecast = target_forecast(model, target, at(start, directions, update, z), graph, windows)
         return masked_huber(forecast, windows.target, windows.mask)
 
     def move(shared: tuple, rows: tuple) -> Params:
-        (target, directions, _, steps, rate), (starts, numbers, counts) = shared, rows
+        (target, directions, update, _, steps, rate), (starts, numbers, counts) = shared, rows
         regions, sample = numbers % target.num_regions, numbers // target.num_regions
 
         def gradient(row: tuple) -> Float[Array, " n"]:
@@ -130,6 +133,6 @@ def _make_move(model: Model, samples: int, side_by_side: int) -> Callable[[tuple
 
         z = jnp.zeros((len(numbers), jax.tree.leaves(directions)[0].shape[0]), rate.dtype)
         z = jax.lax.fori_loop(0, steps, step, z)
-        return jax.vmap(functools.partial(at, directions=directions))(starts, z=z)
+        return jax.vmap(functools.partial(at, directions=directions, update=update))(starts, z=z)
 
     return move

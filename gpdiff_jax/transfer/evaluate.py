@@ -97,6 +97,9 @@ def few_shot(
 
     Returns:
       The forecasts, averaged over the K fine-tuned samples.
+
+    Raises:
+      InputError, NotFiniteError, NoRoomError: see `adapt`.
     """
     with stopwatch() as watch:
         known = {"directions": directions, "choice_params": choice_params}

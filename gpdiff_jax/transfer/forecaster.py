@@ -85,6 +85,7 @@ class Forecaster:
         Raises:
           InputError: the parameters are for another city, or for other regions or another order; less than a day was
             read, or less than half of one in the last days; or the start of the city is unknown.
+          NotFiniteError: see `refresh`.
         """
         made_for = parameters.city
         minutes = city.interval_minutes if made_for is None else made_for.interval_minutes
@@ -134,6 +135,10 @@ class Forecaster:
 
         Once a day is enough; it takes seconds where a forecast takes a tenth of one. Fine-tuning in codes or together
         is compiled once for every power of two of windows in these days, of all weights for every number of days.
+
+        Raises:
+          InputError: less than half a day was read in the last days.
+          NotFiniteError: see `adapt`; forecasts are made as before the call.
         """
         self._recent.judge_anew()
         city, split = self._seen()
@@ -145,7 +150,7 @@ class Forecaster:
         # The window ahead, of which nothing is read, fills up what there is less of.
         filled = _filled(starts, most_windows(target.num_regions), newest[0])
         own = support_residuals(model, fixed, self._initial, filled)[:, : len(starts)]
-        self._quantiles = residual_quantiles(own, len(split.support) // per_day, parameters.residuals)
+        quantiles = residual_quantiles(own, len(split.support) // per_day, parameters.residuals)
         if self._adapt is not None:
             config = self._adapt
             if config.update != "own":
@@ -163,6 +168,7 @@ class Forecaster:
             tuned = adapt(model, config, target, parameters.params, **known)
             self._rows = place_rows(region_rows(tuned.params))
             self._mixed = config.seen_kinds_only and tuned.steps > 0
+        self._quantiles = quantiles
 
     def forecast(self, at: np.datetime64 | None = None) -> NextHours:
         """Forecasts the P steps after the last reading.
@@ -302,6 +308,7 @@ def forecast_next(
     Raises:
       InputError: the parameters are for another city, or for other regions or another order; less than a day was read;
         see `resample` and `until`.
+      NotFiniteError: fine-tuning left the numbers.
 
     Example:
       >>> import gpdiff_jax as gpd

@@ -172,6 +172,7 @@ def forecast_new_city(
 
     Raises:
       InputError: the parameters are for another city, or for other regions.
+      NotFiniteError: fine-tuning left the numbers.
 
     Example:
       >>> import jax, gpdiff_jax as gpd

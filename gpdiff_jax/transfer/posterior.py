@@ -32,7 +32,7 @@ from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.codes import city_means, share_of_windows, spread_windows
 from gpdiff_jax.transfer.damped import target_forecast
 from gpdiff_jax.transfer.evaluate import MethodForecast, sampled_forecast
-from gpdiff_jax.transfer.shared import move_together
+from gpdiff_jax.transfer.shared import check_tuned_room, move_together
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo.codec import Codec
 
@@ -146,12 +146,19 @@ def posterior_shot(
 
     Returns:
       The forecasts, averaged over the K samples.
+
+    Raises:
+      InputError: see `draw_posterior`.
+      NotFiniteError: a loss of the steps that the city shares, or its gradient, is not finite.
+      NoRoomError: the parameters would not fit beside those of the prior.
     """
+    check_tuned_room(prior)
     with stopwatch() as watch:
         how: Any = {"generate": generate, "config": config, "regions_per_batch": adapt.regions_per_batch}
         drawn = draw_posterior(hypernetwork, target, prompts, key=key, any_kind=True, **how)
-        how = {"steps": adapt.shared_steps, "rate": adapt.shared_rate, "most_windows": adapt.code_windows}
-        drawn = move_together(hypernetwork.model, target, drawn, key=key, **how)
+        how = {"most_windows": adapt.code_windows, "rows_side_by_side": adapt.regions_per_batch, "key": key}
+        steps, rate = adapt.shared_steps, adapt.shared_rate
+        drawn = move_together(hypernetwork.model, target, drawn, steps=steps, rate=rate, **how)
         forecast, spread = sampled_forecast(hypernetwork.model, target, drawn, prior)
     return MethodForecast(forecast, spread, watch.seconds)
 

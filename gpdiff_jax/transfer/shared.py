@@ -4,7 +4,7 @@ What a whole city has in common against its starts is seen in every region's win
 than for what is particular to a region.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,11 @@ from jaxtyping import Array, Int
 from gpdiff_jax.data.target import Target, region_windows
 from gpdiff_jax.models.loss import huber_sums
 from gpdiff_jax.models.protocol import Model
+from gpdiff_jax.training import parallel
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.loop import Step, train
+from gpdiff_jax.training.memory import bytes_of, check_room
 from gpdiff_jax.training.optimisers import at_rate, clipped_descent
-from gpdiff_jax.training.parallel import training_devices
 from gpdiff_jax.training.step import LossTerm, Part, make_step, start_training
 from gpdiff_jax.transfer.codes import share_of_windows, spread_windows
 from gpdiff_jax.transfer.damped import target_forecast
@@ -39,9 +40,61 @@ class _Rows(NamedTuple):
 
 
 def move_together(
-    model: Model, target: Target, params: Params, *, steps: int, rate: float, most_windows: int = 128, key: Key
+    model: Model,
+    target: Target,
+    params: Params,
+    *,
+    steps: int,
+    rate: float,
+    most_windows: int = 128,
+    rows_side_by_side: int | None = None,
+    key: Key,
 ) -> Params:
-    """Adds one vector to the parameters of all regions and samples, trained on the support days of the city.
+    """Adds `city_update` to the parameters of all regions and samples.
+
+    Args:
+      model: see `city_update`.
+      target: see `city_update`.
+      params: initial ones, leaves [K, R, ...].
+      steps: see `city_update`.
+      rate: see `city_update`.
+      most_windows: see `city_update`.
+      rows_side_by_side: see `city_update`.
+      key: see `city_update`.
+
+    Returns:
+      Parameters, leaves [K, R, ...]; as they were where the support holds no window, or there are no steps.
+
+    Raises:
+      NotFiniteError: a loss or its gradient is not finite.
+      NoRoomError: the moved parameters would not fit beside those they are made of.
+    """
+    how: Any = {"most_windows": most_windows, "rows_side_by_side": rows_side_by_side}
+    update = city_update(model, target, params, steps=steps, rate=rate, key=key, **how)
+    if update is None:
+        return params
+    check_tuned_room(params)
+    return jax.tree.map(lambda leaf, moved: np.asarray(leaf) + moved, params, update)
+
+
+def check_tuned_room(params: Params) -> None:
+    """Raises `NoRoomError` where others would not fit beside these parameters of a city, leaves [K, R, ...]."""
+    samples, regions = jax.tree.leaves(params)[0].shape[:2]
+    check_room(bytes_of(params), f"the fine-tuned parameters of {regions} regions, {samples} of each,")
+
+
+def city_update(
+    model: Model,
+    target: Target,
+    params: Params,
+    *,
+    steps: int,
+    rate: float,
+    most_windows: int = 128,
+    rows_side_by_side: int | None = None,
+    key: Key,
+) -> Params | None:
+    """Trains one vector on the support days of a city, to be added to the parameters of all its regions and samples.
 
     A step is one of gradient descent, its gradient clipped to a length of 1, on the mean Huber loss of random regions
     on their support windows, each seen through the days that it does not forecast. Every region and sample is as
@@ -55,24 +108,26 @@ def move_together(
       steps: number of steps.
       rate: length of a step, of a gradient of length 1.
       most_windows: of a region in every step, spread evenly over the support.
+      rows_side_by_side: regions that a device differentiates at a time; None for what suits it.
       key: random key of the regions.
 
     Returns:
-      Parameters, leaves [K, R, ...]; as they were where the support holds no window, or there are no steps.
+      The vector, leaves [...]; None where the support holds no window, or there are no steps.
 
     Raises:
       NotFiniteError: a loss or its gradient is not finite.
     """
     starts = spread_windows(target, most_windows)
     if len(starts) == 0 or steps == 0:
-        return params
+        return None
     samples = jax.tree.leaves(params)[0].shape[0]
     chosen = evenly(samples * target.num_regions, _MOST_ROWS)
     sample, region = np.divmod(chosen, target.num_regions)
     rows = jax.tree.map(lambda leaf: np.asarray(leaf)[sample, region], params)
-    devices = training_devices(_ROWS)
+    devices = parallel.training_devices(_ROWS)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), rows)
-    step, optimiser = _make_update(model, len(devices))
+    parts = _parts(len(devices), parallel.rows_side_by_side(rows_side_by_side))
+    step, optimiser = _make_update(model, len(devices), parts)
     state = start_training(nothing, optimiser)
     moved = train(
         step,
@@ -84,11 +139,19 @@ def move_together(
         devices=devices,
         name="update of the city",
     ).params
-    return jax.tree.map(lambda leaf, update: np.asarray(leaf) + np.asarray(update), params, moved)
+    return jax.tree.map(np.asarray, moved)
+
+
+def _parts(num_devices: int, side_by_side: int) -> int:
+    """In how many parts a device works on its share of a step; one where shares differ."""
+    if _ROWS % num_devices:
+        return 1
+    share = _ROWS // num_devices
+    return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= side_by_side)
 
 
 @bounded_cache(16)
-def _make_update(model: Model, num_devices: int) -> tuple[Step, optax.GradientTransformation]:
+def _make_update(model: Model, num_devices: int, parts: int) -> tuple[Step, optax.GradientTransformation]:
     def sums(update: Params, data: _Rows, part: Part, key: Key) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         target = data.target
         drawn = jax.random.randint(key, (_ROWS,), 0, len(data.regions), dtype=jnp.int32)[part.numbers]
@@ -102,4 +165,5 @@ def _make_update(model: Model, num_devices: int) -> tuple[Step, optax.GradientTr
         return totals.sum(), counts.sum(), {}
 
     optimiser = clipped_descent()
-    return make_step([LossTerm("train_loss", sums, _ROWS)], optimiser, num_devices=num_devices), optimiser
+    terms = [LossTerm("train_loss", sums, _ROWS)]
+    return make_step(terms, optimiser, num_devices=num_devices, accumulate=parts), optimiser

@@ -99,6 +99,18 @@ def test_a_task_is_of_both(sources, monkeypatch):
         meta_learn(MODEL, alone, start_of(sources), _CONFIG, key=KEY)
 
 
+@pytest.mark.parametrize(("gradient", "length"), [(8.0, 0.1), (0.5, 0.05), (0.0, 0.0)])
+def test_steps_within_a_task_are_clipped_and_have_a_derivative(gradient, length):
+    params = {"bias": jnp.zeros(3), "kernel": jnp.zeros((2, 3))}
+    grads = jax.tree.map(lambda leaf: gradient / 3 * jnp.ones_like(leaf), params)  # nine entries
+    stepped = meta_learned._step(params, grads, 0.1)
+    jax.tree.map(lambda leaf: np.testing.assert_allclose(leaf, -length / 3 * jnp.ones_like(leaf), rtol=1e-6), stepped)
+    by = jax.jacobian(lambda grads: meta_learned._step(params, grads, 0.1)["bias"][0])(grads)
+    # Along itself, a clipped gradient changes nothing.
+    along = sum(float(leaf.sum()) for leaf in jax.tree.leaves(by))
+    np.testing.assert_allclose(along, 0.0 if gradient > 1 else -0.1, atol=1e-7)
+
+
 def test_a_target_is_moved_as_a_whole_by_the_steps_that_were_learned_for(simulated_cities, sources):
     target = prepare_target(simulated_cities[2], DATA)
     starts = broadcast_regions(start_of(sources), target.num_regions)

@@ -11,7 +11,7 @@ import gpdiff_jax as gpd
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.recent import RecentReadings
 from gpdiff_jax.data.target import split_city
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, NotFiniteError
 from gpdiff_jax.transfer.codes import share_of_windows
 from gpdiff_jax.transfer.next_hours import days_of, forecast_target, until, windows_ahead, with_whole_days
 from tests.compilations import programs_made
@@ -178,6 +178,26 @@ def test_what_cannot_be_taken_is_named_and_nothing_is_changed(city):
         gpd.Forecaster(_parameters(city), dataclasses.replace(city, start=None))
     with pytest.raises(InputError, match="has 23 steps before what is forecast, and a day takes 24"):
         gpd.Forecaster(_parameters(city), _first(city, 23))
+
+
+def test_a_refresh_that_leaves_the_numbers_changes_no_forecast(city, monkeypatch):
+    forecaster = gpd.Forecaster(_parameters(city), _first(city, 72), adapt=_CODES)
+    before = forecaster.forecast()
+    # Other days would be judged otherwise: with these readings and without an error, the quantiles are others.
+    forecaster.update([forecaster.end - np.timedelta64(5, "h")], 3 * city.values[67:68, :, 0])
+    changed = forecaster.forecast()
+    monkeypatch.setattr("gpdiff_jax.transfer.forecaster.adapt", _not_finite)
+    with pytest.raises(NotFiniteError, match=r"^lower the rate$"):
+        forecaster.refresh()
+    np.testing.assert_array_equal(forecaster.forecast().quantiles, changed.quantiles)
+    monkeypatch.undo()
+    forecaster.refresh()
+    assert not np.array_equal(forecaster.forecast().quantiles, changed.quantiles)
+    assert not np.array_equal(before.forecast, changed.forecast)
+
+
+def _not_finite(*_, **__):
+    raise NotFiniteError("lower the rate")
 
 
 def test_above_a_limit_readings_are_missing(city):

@@ -10,7 +10,8 @@ from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.target import Target, prepare_target, region_windows
 from gpdiff_jax.models import Model
 from gpdiff_jax.models.loss import masked_huber
-from gpdiff_jax.training import parallel
+from gpdiff_jax.training import memory, parallel
+from gpdiff_jax.training.memory import NoRoomError
 from gpdiff_jax.transfer import shared
 from gpdiff_jax.transfer.adapt import AdaptConfig, adapt
 from gpdiff_jax.transfer.damped import target_forecast
@@ -70,6 +71,30 @@ def test_more_devices_change_nothing(target, monkeypatch):
         monkeypatch.setattr(parallel.jax, "local_devices", lambda count=count, **host: devices[:count])
         made.append(move_together(_MODEL, target, _starts(1, 8), steps=3, rate=1e-2, key=_KEY))
     jax.tree.map(lambda one, two: np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-5), *made)
+
+
+@pytest.mark.parametrize(("side_by_side", "parts"), [(32, 1), (100, 1), (12, 4), (1, 32), (None, 32)])
+def test_so_many_regions_are_differentiated_at_a_time_as_is_asked_for(target, monkeypatch, side_by_side, parts):
+    one_device = jax.local_devices()[:1]
+    monkeypatch.setattr(parallel.jax, "local_devices", lambda **host: one_device)
+    shared._make_update.cache_clear()
+    asked, make_step = [], shared.make_step
+    monkeypatch.setattr(shared, "make_step", lambda *given, **how: (asked.append(how), make_step(*given, **how))[1])
+    one, many = (
+        move_together(_MODEL, target, _starts(1, 8), steps=3, rate=1e-2, rows_side_by_side=count, key=_KEY)
+        for count in (side_by_side, 16)
+    )
+    assert [how["accumulate"] for how in asked] == [parts, 2]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6), one, many)
+
+
+def test_parameters_without_room_for_what_they_become_are_refused_before_they_are_moved(target, monkeypatch):
+    params = _starts(2, 8)
+    monkeypatch.setattr(memory, "free_bytes", lambda device=None: 2 * 8 * 4 * (6 + 6 * 36) - 1)
+    for config in (AdaptConfig(update="shared"), AdaptConfig(update="codes"), AdaptConfig(update="own")):
+        directions = {name: np.zeros((3, *shape), np.float32) for name, shape in _SHAPES.items()}
+        with pytest.raises(NoRoomError, match=r"^the fine-tuned parameters of 8 regions, 2 of each, would"):
+            adapt(_MODEL, config, target, params, key=_KEY, directions=directions)
 
 
 def test_fine_tuning_takes_a_fixed_number_of_steps_and_needs_no_zoo(target):

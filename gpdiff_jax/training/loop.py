@@ -28,6 +28,9 @@ Evaluate = Callable[[Params, Any, Key], Metrics]
 VALIDATION = "validation_loss"
 """The metric of an evaluation by which the best parameters are chosen; the lower, the better."""
 
+# Of one call: about half a minute where a step takes a second.
+_MOST_STEPS = 32
+
 
 class Trained(NamedTuple):
     """What a training ended with."""
@@ -60,7 +63,8 @@ def train(
 ) -> Trained:
     """Trains for a number of steps, or until the validation loss stops falling.
 
-    The steps between two evaluations are one call of one compiled program; a shorter last stretch is another program.
+    The steps between two evaluations are a few calls of one compiled program, `_MOST_STEPS` at most in each, so that a
+    signal is heard between them; what is left of a stretch is another program.
 
     Args:
       step: of `step.make_step`, made for these devices.
@@ -117,8 +121,15 @@ def train(
             stack.callback(store.close)
         while done < steps and not _stale(validation[: -(-done // evaluate_every)], patience):
             count = min(evaluate_every, steps - done)
-            state, metrics = compile_steps(step, count, devices)(state, data, shared_key)
-            means = _finite_means(first_copy(metrics), done, name, progress)
+            curves: list[Metrics] = []
+            for part in _calls(count, evaluate_every):
+                state, metrics = compile_steps(step, part, devices)(state, data, shared_key)
+                curves.append(metrics)
+                # A signal is heard when this returns. Accelerators have the next call ready; processors that are many
+                # devices have no threads for two at once.
+                jax.block_until_ready(curves[-1 if devices[0].platform == "cpu" else -2 :][0])
+            of_calls = [first_copy(metrics) for metrics in curves]
+            means = _finite_means(jax.tree.map(lambda *parts: np.concatenate(parts), *of_calls), done, name, progress)
             at, done = done // evaluate_every, done + count
             if measure is not None:
                 held_out = first_copy(measure(state.kept, data, asked_key))
@@ -140,6 +151,16 @@ def train(
             if progress:
                 progress(done, means)
     return Trained(jax.device_put(best), validation[: -(-done // evaluate_every)])
+
+
+def _calls(count: int, evaluate_every: int) -> list[int]:
+    """Steps of every call of a stretch: equal ones, and what is left.
+
+    Where the usual stretch is a multiple of enough steps, nothing is left of it.
+    """
+    most = min(_MOST_STEPS, evaluate_every)
+    each = next((steps for steps in range(most, most // 4, -1) if evaluate_every % steps == 0), most)
+    return [each] * (count // each) + [count % each] * (count % each > 0)
 
 
 def _stale(validation: np.ndarray, patience: int | None) -> bool:

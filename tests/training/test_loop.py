@@ -1,6 +1,8 @@
 """In: a least-squares problem of three weights. Out: a loop that ends alike whatever the devices, parts and stops."""
 
+import os
 import pathlib
+import signal
 
 import chex
 import jax
@@ -10,6 +12,7 @@ import optax
 import pytest
 
 from gpdiff_jax.errors import InputError, NotFiniteError
+from gpdiff_jax.training import loop
 from gpdiff_jax.training.loop import VALIDATION, Trained, compile_steps, steps_between_evaluations, train
 from gpdiff_jax.training.parallel import DEVICES, replicate
 from gpdiff_jax.training.step import LossTerm, make_step, start_training
@@ -107,6 +110,42 @@ def test_an_evaluation_follows_every_so_many_steps_and_the_last_stretch_may_be_s
         101,
         1,
     ]
+
+
+@pytest.mark.parametrize(
+    ("evaluate_every", "calls"), [(20, [4, 4, 4, 4, 4]), (11, [4, 4, 3, 4, 4, 1]), (3, [3] * 6 + [2])]
+)
+def test_no_call_is_of_more_steps_than_so_many_which_changes_no_bit(data, monkeypatch, evaluate_every, calls):
+    asked, compiled = [], loop.compile_steps
+    monkeypatch.setattr(
+        loop, "compile_steps", lambda step, count, of: (asked.append(count), compiled(step, count, of))[1]
+    )
+    told = []
+    whole = _train(data, evaluate_every=evaluate_every, progress=lambda *given: told.append(given))
+    monkeypatch.setattr(loop, "_MOST_STEPS", 4)
+    asked.clear()
+    heard = []
+    made = _train(data, evaluate_every=evaluate_every, progress=lambda *given: heard.append(given))
+    assert asked == calls
+    np.testing.assert_array_equal(made.params["w"], whole.params["w"])
+    np.testing.assert_array_equal(made.validation, whole.validation)
+    assert heard == told
+
+
+def test_a_signal_is_heard_in_the_middle_of_a_stretch(data, monkeypatch):
+    asked, compiled = [], loop.compile_steps
+
+    def interrupted(step, count, devices):
+        asked.append(count)
+        if len(asked) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return compiled(step, count, devices)
+
+    monkeypatch.setattr(loop, "_MOST_STEPS", 4)
+    monkeypatch.setattr(loop, "compile_steps", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _train(data, steps=4000, evaluate_every=4000)
+    assert len(asked) <= 4
 
 
 def test_the_best_parameters_are_kept_and_patience_ends_a_training(data):

@@ -5,12 +5,14 @@
 
 Every city of --held_out is left out in turn. Pooled model and generator are trained on 2, 4 and 8 of the other cities
 of the package's generator, each set within the next, then on `all`: all counts of people and vehicles by the hour that
-the folder holds, every channel a city of its own, without those of the same place. Errors in the city's last 20 %,
-after three support days, as in `gpdiff_jax.analysis.room`, few-shot by steps in codes alone; the city's own
-parameters, of which the room is made, are those that `benchmarks.crowd_hourly --room` found, the same for all numbers
-of sources. What is finished is kept in --results.
+the folder holds, every channel a city of its own, without those of the same place. `8+simulated` adds as many simulated
+cities, and `0+simulated` are these alone. Errors in the city's last 20 %, after three support days, as in
+`gpdiff_jax.analysis.room`, few-shot by steps in codes alone; the city's own parameters, of which the room is made, are
+those that `benchmarks.crowd_hourly --room` found, the same for all numbers of sources. What is finished is kept in
+--results.
 """
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -23,7 +25,7 @@ from absl import flags
 import gpdiff_jax as gpd
 from benchmarks.crowd_hourly_card import CITIES
 from benchmarks.measuring import device_name, print_line
-from benchmarks.source_sets import draw, source_names
+from benchmarks.source_sets import SIMULATED, draw, source_names
 from experiments import command_line
 from gpdiff_jax.analysis.room import RoomConfig, held_out_targets, stretch_sums
 from gpdiff_jax.cities import City
@@ -43,7 +45,10 @@ _SEED = 0
 
 
 def read_channels(name: str, every: bool) -> list[City]:
-    """A city of the folder by the hour: its first channel, or every one as a city."""
+    """A city of the folder by the hour: its first channel, or every one as a city; or a simulated one."""
+    if name.startswith("simulated_"):
+        index = int(name.removeprefix("simulated_"))
+        return [dataclasses.replace(gpd.simulate_cities(SIMULATED, seed=_SEED)[index], name=name)]
     city = gpd.load_city(pathlib.Path(flags.FLAGS.data_dir) / f"{name}.npz")
     return gpd.select_channels(gpd.resample(city, 60), "each" if every else "first")
 

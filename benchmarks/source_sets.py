@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.crowd_hourly_card import CITIES
+from gpdiff_jax.cities import SimulationConfig
 from gpdiff_jax.errors import InputError
 
 # Counts by the hour that the package's generator is not made of: no licence is stated, or vehicles are counted.
@@ -29,6 +30,8 @@ _SAME_PLACE = {
     "nyc_taxi_zones_2018": ("nyc_bike_2014", "nyc_bike_2016", "nyc_taxi_grid_2015"),
     "melbourne_pedestrians": ("melbourne_boroondara_flow",),
 }
+SIMULATED = SimulationConfig(cities=8, regions=40, days=56)
+"""As many cities as the package's generator has others, of about as many regions as the smaller of them."""
 _SHOWN = {
     "pooled": "pooled",
     "generated": "generated",
@@ -40,12 +43,19 @@ _SHOWN = {
 
 
 def source_names(held_out: str, count: str) -> list[str]:
-    """The source cities that stand for a number of them, or for "all"; a greater number holds those of the lesser."""
+    """The source cities that stand for a number of them, or for "all"; a greater number holds those of the lesser.
+
+    With "+simulated" behind the number, which may be 0 then, as many simulated ones follow as `SIMULATED` says.
+    """
+    number, _, more = count.partition("+")
+    if more == "simulated":
+        real = [] if number == "0" else source_names(held_out, number)
+        return [*real, *(f"simulated_{index}" for index in range(SIMULATED.cities))]
     others = [name for name in CITIES if name != held_out]
     if count == "all":
         return [*others, *(name for name in _MORE if name not in _SAME_PLACE.get(held_out, ()))]
     if not count.isdecimal() or not 1 <= int(count) <= len(others):
-        raise InputError(f"--counts (={count}) must be numbers from 1 to {len(others)}, or all")
+        raise InputError(f"--counts (={count}) must be numbers from 1 to {len(others)}, or all, or 8+simulated")
     order = np.random.default_rng(zlib.crc32(held_out.encode())).permutation(len(others))
     return [others[index] for index in order[: int(count)]]
 

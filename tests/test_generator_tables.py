@@ -25,6 +25,12 @@ def test_more_sources_hold_the_fewer_and_never_the_city_that_is_left_out(held_ou
     assert not [name for name in source_names(held_out, "all") if name.split("_")[0] == place]
 
 
+def test_simulated_cities_stand_behind_the_others_or_alone():
+    alone = source_names("hangzhou_metro", "0+simulated")
+    assert alone == [f"simulated_{index}" for index in range(8)]
+    assert source_names("hangzhou_metro", "8+simulated") == [*source_names("hangzhou_metro", "8"), *alone]
+
+
 def test_a_number_of_sources_that_there_is_not_is_refused():
     for word in ("0", "9", "many"):
         with pytest.raises(InputError, match=rf"--counts \(={word}\) must be numbers from 1 to 8, or all"):

@@ -220,13 +220,14 @@ def principal_directions(rows: Float[np.ndarray, "X Y"], count: int) -> Float[np
     rows = rows.astype(np.float64)
     if rows.shape[0] <= rows.shape[1]:
         variances, left = np.linalg.eigh(rows @ rows.T)
-        directions = left.T @ rows
     else:
         variances, right = np.linalg.eigh(rows.T @ rows)
-        directions = right.T * np.sqrt(np.maximum(variances, 0.0))[:, None]
     kept = np.argsort(-variances)[:count]
     # What holds less is rounding.
-    return directions[kept[variances[kept] > 1e-6 * variances.max()]] if variances.max() > 0 else directions[kept[:1]]
+    kept = kept[variances[kept] > 1e-6 * variances.max()] if variances.max() > 0 else kept[:1]
+    if rows.shape[0] <= rows.shape[1]:
+        return left[:, kept].T @ rows
+    return right[:, kept].T * np.sqrt(np.maximum(variances[kept], 0.0))[:, None]
 
 
 def encode_zoo(codec: Codec, tokens: Float[Array, "R M L W"]) -> Float[Array, "R M Z D"]:

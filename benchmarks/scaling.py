@@ -4,7 +4,8 @@
     python -m benchmarks.scaling --results benchmarks/results/scaling.jsonl --report docs/scaling.md
 
 Every case is a process of its own, of which --results gets one JSON line a stage when it ends; a case that is there is
-not measured again, so the command goes on where it was stopped. Seconds are of work, without compiling; memory is the
+not measured again, so the command goes on where it was stopped. Of a case that fails or takes too long, the stages that
+it ended are kept, marked `unfinished`, and it is measured again. Seconds are of work, without compiling; memory is the
 most that the process held in the stage. --large adds the city of 50,000 regions, which takes two cores most of an hour.
 
 Devices are virtual ones of a CPU, which share its cores, so two cores are what can be gained by; those of `weak` have
@@ -13,16 +14,14 @@ draws the figures beside the document and puts its tables, made of all results, 
 """
 
 import json
-import os
 import pathlib
-import socket
-import subprocess
 import sys
 
 import jax
 from absl import flags
 
 from benchmarks.measuring import print_line
+from benchmarks.scaling_case import kept, run_case
 from benchmarks.scaling_path import Measured, Work, measure_path
 from benchmarks.scaling_report import write_report
 from experiments import command_line
@@ -86,40 +85,14 @@ def main(argv: list[str]) -> None:
             raise InputError(f"--cases names {name!r}, which is none; name some of {', '.join(cases)}")
     results.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
-        if any(line["case"] == name for line in held):
+        if any(line["case"] == name and "unfinished" not in line for line in held):
             continue
-        held += [json.loads(line) for line in _run(name, given.minutes)]
+        said, error = run_case(name, 60 * given.minutes)
+        held = kept(held, name, said, error)
         write_atomically(results, "".join(f"{json.dumps(line)}\n" for line in held).encode())
+        if error is not None:
+            raise InputError(error)
         print(f"{name}: done", file=sys.stderr)
-
-
-def _run(name: str, minutes: float) -> list[str]:
-    """The lines that the processes of a case print."""
-    kind, _, rest = name.partition("_")
-    count = int(rest.partition("_")[0])
-    hosts = count if kind == "hosts" else 1
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    processes = []
-    for number in range(hosts):
-        words = [sys.executable, "-m", "benchmarks.scaling", f"--case={name}", f"--process_id={number}"]
-        words += [f"--coordinator={address}"] if hosts > 1 else []
-        core = ["taskset", "--cpu-list", str(number)] if kind == "hosts" else []
-        # Devices that wait for each other need threads; more of them than cores slow down who does not wait.
-        threads = {"devices": str(2 * count), "hosts": "2"}.get(kind)
-        environment = {**os.environ, **({} if threads is None else {"PJRT_NPROC": threads})}
-        processes.append(subprocess.Popen([*core, *words], stdout=subprocess.PIPE, text=True, env=environment))
-    try:
-        said = [process.communicate(timeout=60 * minutes)[0] for process in processes]
-    except subprocess.TimeoutExpired as error:
-        raise InputError(f"case {name!r} takes more than --minutes (={minutes}); give it more") from error
-    finally:
-        for process in processes:
-            process.kill()
-    if any(process.returncode for process in processes):
-        raise InputError(f"case {name!r} failed; its own message says why")
-    return [line for line in said[0].splitlines() if line.startswith("{")]  # the hosts' network says more
 
 
 def _measure(name: str, work: Work) -> None:

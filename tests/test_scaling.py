@@ -1,10 +1,15 @@
 """In: measurements that follow a law, made up. Out: the law, found from the small ones; and a document that says so."""
 
 import itertools
+import json
+import pathlib
+import re
+import sys
 
 import numpy as np
 import pytest
 
+from benchmarks.scaling_case import kept, run_case
 from benchmarks.scaling_report import CITIES, SPREAD, SPREAD_CASES, STAGES, TOKENS, fit, write_report
 from gpdiff_jax.errors import InputError
 
@@ -91,3 +96,32 @@ def test_the_document_is_made_of_what_there_is(tmp_path):
     write_report([line for line in _lines() if line["case"].startswith(("regions", "days"))], path)
     assert "| regions 8000 |" in path.read_text() and "tokens" not in path.read_text()
     assert sorted(one.name for one in tmp_path.iterdir()) == ["scaling.md", "scaling_growth.svg"]
+
+
+@pytest.mark.parametrize(
+    ("then", "why"),
+    [
+        ("exit 1", "failed; its own message says why"),
+        ("exec sleep 60", r"takes more than 0\.0\d+ minutes; give it more"),
+    ],
+)
+def test_of_a_case_that_does_not_end_its_finished_stages_are_kept_until_it_does(tmp_path, monkeypatch, then, why):
+    def program(text: str) -> None:
+        path = pathlib.Path(tmp_path / "program")
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(path))
+
+    lines = [{"case": "regions_9", "metric": "time", "value": value} for value in (1.0, 2.0)]
+    say = "\n".join(f"echo '{json.dumps(line)}'" for line in lines)
+    other = {"case": "days_9", "metric": "time", "value": 3.0}
+    program(f"echo a network says something\n{say}\nprintf '{{\"case\": '\n{then}")
+    said, error = run_case("regions_9", 5.0 if then == "exit 1" else 2.0)
+    assert error is not None and re.search(why, error)
+    held = kept([other], "regions_9", said, error)
+    assert held == [other, *({**line, "unfinished": error} for line in lines)]
+    # A later try that comes less far changes nothing; one that ends is what counts.
+    assert kept(held, "regions_9", said[:2], error) == held
+    program(f"{say}\n{say}")
+    said, error = run_case("regions_9", 5.0)
+    assert error is None and kept(held, "regions_9", said, error) == [other, *lines, *lines]

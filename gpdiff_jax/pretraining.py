@@ -50,7 +50,14 @@ def best_tokens(zoo: ParameterZoo, layout: TokenLayout) -> Float[np.ndarray, "R 
 
 
 def _tokens(layout: TokenLayout, params: Params) -> Float[np.ndarray, "X L W"]:
-    return np.asarray(_write_tokens(layout, params))
+    return _in_few_sizes(partial(_write_tokens, layout), params)
+
+
+def _in_few_sizes(function: Callable[[Params], jax.Array], params: Params) -> np.ndarray:
+    """What a compiled function says of rows, filled up to a power of two: parts of any size share programs."""
+    count = len(jax.tree.leaves(params)[0])
+    filled = np.minimum(np.arange(1 << (count - 1).bit_length()), count - 1)
+    return np.asarray(function(jax.tree.map(lambda leaf: np.asarray(leaf)[filled], params)))[:count]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -82,7 +89,7 @@ def encode_vectors(zoo: ParameterZoo, codec: Codec) -> Float[np.ndarray, "R M Z 
     check_room(4 * math.prod(shape), f"the latents of {shape[0]} regions, {shape[1]} of each,")
     latents = np.zeros(shape, np.float32)
     for rows, params in zoo.vectors.parts():
-        latents[rows] = np.asarray(_encode(codec, params))
+        latents[rows] = _in_few_sizes(partial(_encode, codec), params)
     return latents
 
 

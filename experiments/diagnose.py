@@ -30,8 +30,10 @@ def show(run: Run) -> None:
     held_out, groups = content["response"]["held_out"], content["groups"]
     print(f"size of generated to harvested: {groups['held_out']['rms'] / groups['held_out']['harvested_rms']:.2f}")
     for name, part in content["response"].items():
-        print(f"{name}: error {_text(part['error'])}, with shuffled prompts {_text(part['rise'])} % more")
-    print(f"held_out: pooled {_text(held_out['pooled'])}, harvested {_text(held_out['harvested'])}")
+        unit = "deviations of a region" if name == "held_out" else content["unit"]
+        print(f"{name}: error {_text(part['error'])} {unit}, with shuffled prompts {_text(part['rise'])} % more")
+    held = [f"{name} {_text(held_out[name])}" for name in ("pooled", "harvested")]
+    print(f"held_out: {', '.join(held)} deviations of a region")
     print(run.folder / "diagnostics.html")
 
 

@@ -221,6 +221,12 @@ def results_table(content: dict[str, Any]) -> str:
         words = ["-" if cell is None else format(cell, ".4g") for cell in cells]
         words += [format(entry[column], ".1f") for column in ("seconds", "training_seconds")]
         lines.append(f"{name:30s} " + " ".join(f"{word:>10s}" for word in words))
+    first, *_, last = content["horizon_minutes"] * 2
+    ahead = f"{first} to {last}" if first < last else f"{last}"
+    lines.append(
+        f"errors in {content['unit']}: {content['target']}, {content['regions']} regions, {content['test_windows']} "
+        f"windows, {ahead} minutes ahead; seconds to fine-tune and forecast, and of training"
+    )
     if content.get("protocol") == "paper":
         lines.append(f"({PAPER_NOTE})")
     return "\n".join(lines)

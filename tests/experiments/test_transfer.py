@@ -113,7 +113,11 @@ def test_every_other_file_of_a_run_is_there_and_readable(finished):
 
 def test_the_table_ranks_all_methods(finished):
     _, content = finished
-    lines = results_table(content).splitlines()[1:]
+    *lines, note = results_table(content).splitlines()[1:]
+    assert note.startswith("errors in visitors per 60 min: crowd_2, 8 regions, ")
+    assert note.endswith(" windows, 60 to 360 minutes ahead; seconds to fine-tune and forecast, and of training")
+    one = results_table(content | {"horizon_minutes": [60]}).splitlines()[-1]
+    assert " windows, 60 minutes ahead; " in one
     assert sorted(line.split()[0] for line in lines) == sorted(DEFAULT_METHODS)
     errors = [content["methods"][line.split()[0]]["mae_mean"] for line in lines]
     assert errors == sorted(errors)

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
 
     import gpdiff_jax as gpd
     from gpdiff_jax.cities.calendar import local_moment
-    from gpdiff_jax.run.new_city import forecast_table, load_generator, print_notes, samples_that_fit
+    from gpdiff_jax.run.new_city import forecast_table, load_generator, notes_of, print_notes, samples_that_fit
     from gpdiff_jax.run.next_table import check_table_name, write_next
 
     out = pathlib.Path(_OUT_FILE.value)
@@ -56,7 +56,8 @@ def main(argv: list[str]) -> None:
     hypernetwork, _ = load_generator(_HYPERNETWORK.value, _MODEL.value)
     city = gpd.load_city(_CITY.value, missing_above=_MISSING_ABOVE.value)
     new_city = gpd.prepare_new_city(city, hypernetwork, channels=_CHANNEL.value, at=at, any_kind=_ANY_KIND.value)
-    print_notes(city, new_city)
+    notes = notes_of(city, new_city)
+    print_notes(notes)
     config = gpd.GenerateConfig(samples=_SAMPLES.value or samples_that_fit(hypernetwork, new_city.city.num_nodes))
     key = jax.random.key(_SEED.value)
     parameters = hypernetwork.generate(new_city.prompts, key=key, config=config, any_kind=True)
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> None:
     made = gpd.forecast_next(parameters, channel, at=at, adapt=adapt, key=jax.random.fold_in(key, 1))
     write_next(out, made)
     if page is not None:
-        gpd.render_next(page, new_city.read, made)
+        gpd.render_next(page, new_city.read, made, notes=notes)
     print(forecast_table(new_city, made.as_window(), whole=out.name))
     print(*(path for path in (out, page) if path is not None), sep="\n")
 

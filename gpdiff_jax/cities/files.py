@@ -124,6 +124,8 @@ def find_cities(
 
 
 def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    if path.is_dir():
+        raise InputError("a folder; name a city file in it")
     if not path.is_file():
         raise InputError("no such file; check the path")
     try:
@@ -139,7 +141,10 @@ def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror or error}); check the file and its permissions") from None
     except (*DAMAGE, MemoryError) as error:
-        raise InputError(f"not a readable npz file ({type(error).__name__}); write or download it again") from None
+        remedy = "write or download it again"
+        if path.suffix != ".npz":
+            remedy = "make a city file of a table by `python -m experiments.prepare_city`"
+        raise InputError(f"not a readable npz file ({type(error).__name__}); {remedy}") from None
 
 
 def _city_from_arrays(name: str, arrays: Mapping[str, np.ndarray], missing_above: float | int | None) -> City:

@@ -152,7 +152,10 @@ class RecentReadings:
                 moments, exact = (given.astype(f"datetime64[{unit}]") for unit in "ms")
         except (TypeError, ValueError, UserWarning) as error:
             raise InputError(f"`times` are no local times ({error}); give datetime64 of the city's clocks") from None
-        values = np.asarray(readings, np.float32)
+        try:
+            values = np.asarray(readings, np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"`readings` are no numbers ({error}); mark a missing reading as NaN") from None
         if moments.ndim != 1 or values.shape != (len(moments), len(self.node_ids)):
             raise InputError(
                 f"`readings` {values.shape} must be {(moments.size, len(self.node_ids))}: a row for each of the times, "

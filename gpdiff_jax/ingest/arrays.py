@@ -22,7 +22,7 @@ from gpdiff_jax.ingest.hdf5 import read_frame
 from gpdiff_jax.ingest.plain_pickle import load_plain_pickle
 from gpdiff_jax.ingest.readings import Rows
 from gpdiff_jax.ingest.steps import Grid, grid, negative_line
-from gpdiff_jax.ingest.table_file import UNNAMED, Source, numbers, read_table
+from gpdiff_jax.ingest.table_file import UNNAMED, Source, names_in, numbers, read_table
 from gpdiff_jax.ingest.text_file import check_file
 
 ARRAY_FILES = (".h5", ".hdf5", ".npy", ".npz")
@@ -65,7 +65,7 @@ def read_series(path: pathlib.Path, *, channel: int = 0, time_zone: str | None =
             raise InputError(f"`channel` (={channel}) must be in 0..{array.shape[2] - 1}, as {path} has; choose one")
         return Series(array[:, :, channel], tuple(map(str, range(array.shape[1]))), None, Source(path))
     table = read_table(path, header=False)
-    names = [cell.strip() for cell in table.frame.iloc[0]]
+    names = list(names_in(table.frame.iloc[0]).fillna(""))
     if headed := _is_header(names, table.frame):
         below = table.source._replace(above=table.source.above + 1)
         table = table._replace(frame=table.frame.iloc[1:].reset_index(drop=True), source=below)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from gpdiff_jax.cities.distances import is_distance_matrix
 from gpdiff_jax.errors import InputError, check_at_least
 from gpdiff_jax.ingest.arrays import read_matrix_file
-from gpdiff_jax.ingest.table_file import TableFile, column_of, numbers, read_table
+from gpdiff_jax.ingest.table_file import TableFile, column_of, names_in, numbers, read_table
 
 _EARTH_KM = 6371.0088  # mean radius, IUGG
 _WEAKEST = 0.1  # weights below it are no edge, as Li et al. (DCRNN, 2018) cut them
@@ -56,7 +56,7 @@ def read_edges(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool | No
     if third in ("cost", "distance") and distances is None:
         raise InputError(f"{path} has a column {third!r}; say by --distances or --nodistances whether it is one")
     number = {name: index for index, name in enumerate(ids)}
-    ends = [column_of(table, name).astype("string").str.strip().map(number) for name in columns]
+    ends = [names_in(column_of(table, name)).map(number) for name in columns]
     weights = numbers(table, [third])[:, 0]
     kept = np.asarray(ends[0].notna() & ends[1].notna() & np.isfinite(weights) & (ends[0] != ends[1]), bool)
     if not kept.any():
@@ -181,7 +181,7 @@ def read_sites(path: pathlib.Path, ids: tuple[str, ...]) -> Sites:
         raise InputError(
             f"{path} has the columns {', '.join(table.frame.columns[:8])}; sites need {', '.join(columns)}"
         )
-    names = column_of(table, "unique_id").astype("string").str.strip()
+    names = names_in(column_of(table, "unique_id"))
     if names.duplicated().any():
         again = int(np.argmax(names.duplicated()))
         row = table.source.row(again)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -9,10 +10,12 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from gpdiff_jax.ingest.clock import LocalTimes, local_times, repeated_for
-from gpdiff_jax.ingest.table_file import UNNAMED, Source, TableFile, column_of, numbers, read_table
+from gpdiff_jax.ingest.table_file import UNNAMED, Source, TableFile, column_of, names_in, numbers, read_table
 
 LONG = ("unique_id", "ds", "y")
 _FEW = 0.2  # of the times of a wide table may come again, as clocks are put back or tables are joined
+_FIRST = 20  # cells by which a column of times is told
+_DATED = r"(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})(?:[T ,].*)?"
 _TIME_NAMES = ("ds", "time", "timestamp", "date", "datetime", "")
 
 
@@ -60,10 +63,10 @@ def read_rows(
             table.frame[columns[1]] = column_of(table, columns[1]).astype("string").str.strip().str.removesuffix("Z")
     if set(columns) <= set(table.frame.columns):
         return _long(table, columns, time_zone, time_format)
-    return _wide(table, _time_column(table, columns), time_zone, time_format)
+    return _wide(table, _time_column(table, columns, time_format), time_zone, time_format)
 
 
-def _time_column(table: TableFile, columns: tuple[str, str, str]) -> str:
+def _time_column(table: TableFile, columns: tuple[str, str, str], time_format: str | None) -> str:
     """The column of times of a wide table, which is its first; refuses what looks like a long one."""
     found = ", ".join(table.frame.columns[:8]) + (", ..." if table.frame.shape[1] > 8 else "")
     said = f"the table has the columns {found}"
@@ -71,13 +74,27 @@ def _time_column(table: TableFile, columns: tuple[str, str, str]) -> str:
     if table.frame.shape[1] < 2:
         raise table.source.error(f"{said}; {needs}, a wide one times and then a column for every region")
     first = str(table.frame.columns[0])
-    if first not in (columns[1], *_TIME_NAMES) and not first.lower().startswith(("date", "time")):
+    named = first in (columns[1], *_TIME_NAMES) or first.lower().startswith(("date", "time"))
+    if not named and not _holds_times(column_of(table, first), time_format):
         raise table.source.error(f"{said}, and the first is no time; {needs}, a wide one a column {columns[1]!r} first")
     if "" in table.frame.columns[1:]:
         raise table.source.error(f"{said}, one of them without a name; name the region")
     if table.frame[first].duplicated().mean() > _FEW:
         raise table.source.error(f"{said}, and most times in {first!r} come several times, as in a long one; {needs}")
     return first
+
+
+def _holds_times(column: pd.Series, time_format: str | None) -> bool:
+    """Whether the first cells of a column are times, whatever language names it."""
+    if pd.api.types.is_datetime64_any_dtype(column.dtype):
+        return True
+    cells = column.iloc[:_FIRST].astype("string").str.strip().fillna("")
+    if time_format is None:
+        return bool(cells.str.fullmatch(_DATED).all())
+    try:
+        return bool(pd.to_datetime(cells, format=time_format, errors="coerce").notna().all())
+    except (ValueError, TypeError, re.error):
+        return False
 
 
 def _dyna_columns(table: TableFile, columns: tuple[str, str, str]) -> tuple[str, str, str]:
@@ -93,7 +110,7 @@ def _dyna_columns(table: TableFile, columns: tuple[str, str, str]) -> tuple[str,
 
 def _long(table: TableFile, columns: tuple[str, str, str], zone: str | None, form: str | None) -> Rows:
     names, times = (column_of(table, name) for name in columns[:2])
-    texts = names.astype("string").str.strip()
+    texts = names_in(names)
     unnamed = (texts.isna() | (texts == "")).to_numpy(bool)
     if unnamed.any():
         row = table.source.row(np.argmax(unnamed))

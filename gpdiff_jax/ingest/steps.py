@@ -15,6 +15,7 @@ DUPLICATES = ("refuse", "sum", "mean", "last")
 _MOST_CELLS = 2**28  # steps x regions, 1 GiB of float32: a year of minutes of 500 regions
 # Times that lie within a quarter of an interval of a region's steps are late or early; else they lie anywhere.
 _LATE, _NEARLY_ALL = 0.25, 0.95
+_HOLE = 30  # days without a row, of which is told
 
 
 class Grid(NamedTuple):
@@ -54,7 +55,8 @@ def grid(
     Where a region's times lie a constant while after the begin of its steps, or a little late or early, each reading is
     one step's. Where they lie anywhere, all readings of a step are summed (counts) or averaged (speeds). What is read
     in an hour that a clock change repeats counts by half, since the step holds that hour twice: a count is half of the
-    sum, a speed the mean. A step without a row is missing, as are those that a clock change skips.
+    sum, a speed the mean. A step without a row is missing, as are those that a clock change skips, and what is read
+    at times that the clocks skip.
 
     Args:
       rows: in any order.
@@ -74,6 +76,7 @@ def grid(
     """
     if duplicates not in DUPLICATES:
         raise InputError(f"`duplicates` must be one of {', '.join(DUPLICATES)}, got {duplicates!r}")
+    rows, odd = _without_skipped(rows, time_zone)
     if not np.isfinite(rows.values).any():
         raise rows.source.error("the table holds not one reading; give one with numbers in it")
     steps = _steps(rows, interval_minutes)
@@ -122,9 +125,58 @@ def grid(
         steps.moved,
         twice,
         skipped,
-        rows.times.seen,
+        (*rows.times.seen, *odd, *_odd_times(rows)),
         rows.source,
     )
+
+
+def _without_skipped(rows: Rows, time_zone: str | None) -> tuple[Rows, tuple[tuple[str, str], ...]]:
+    """The rows, without readings at times that the city's clocks never show, and a line that says so."""
+    if time_zone is None or rows.times.told:
+        return rows, ()
+    never = np.repeat(skipped_steps(rows.times.wall[:: rows.per_row], time_zone), rows.per_row)
+    never &= np.isfinite(rows.values)
+    if not never.any():
+        return rows, ()
+    first = int(np.argmax(never))
+    line = (
+        f"{never.sum()} readings at times that the clocks of {time_zone} skip are missing, the first at "
+        f"{rows.times.wall[first]}{_row(rows, first)}; if the counters' clocks are not put forward, later times are "
+        "wrong too: name the zone that they show by --time_zone, as Etc/GMT-1, which is UTC+1 all the year"
+    )
+    return rows._replace(values=np.where(never, np.nan, rows.values)), (("clocks", line),)
+
+
+def _odd_times(rows: Rows) -> tuple[tuple[str, str], ...]:
+    """Lines on a hole of many days between rows, and on rows of days to come: dates may be mistyped."""
+    walls, found = rows.times.wall[:: rows.per_row], []
+    order = np.argsort(walls, kind="stable")
+    days = np.diff(walls[order]) / np.timedelta64(1, "D")
+    if len(days) and days.max() >= _HOLE:
+        last, first = order[np.argmax(days)], order[np.argmax(days) + 1]
+        found.append(
+            (
+                "hole",
+                f"no row between {walls[last]} and {walls[first]}{_row(rows, first * rows.per_row)}, "
+                f"{days.max():.0f} days; correct the dates if they are mistyped",
+            )
+        )
+    ahead = walls > np.datetime64("now", "s") + np.timedelta64(1, "D")
+    if ahead.any():
+        first = int(np.argmax(ahead))
+        found.append(
+            (
+                "ahead",
+                f"{ahead.sum()} times lie after today, the first {walls[first]}{_row(rows, first * rows.per_row)}; "
+                "correct them if they are mistyped",
+            )
+        )
+    return tuple(found)
+
+
+def _row(rows: Rows, at: int | np.integer) -> str:
+    """Where a row stands in its file, in brackets; nothing where there is none."""
+    return "" if rows.source.path is None else f" (row {rows.source.row(int(at) // rows.per_row)})"
 
 
 def _weights(
@@ -158,11 +210,11 @@ def _duplicate_line(rows: Rows, order: Int[np.ndarray, " X"], same: Bool[np.ndar
     """What to say of rows, sorted by `order`, of which some are of the region and time of the one before."""
     at, more = int(order[np.argmax(same)]), int(same.sum()) - 1
     also = f" and {more} more rows like it" if more else ""
-    row = "" if rows.source.path is None else f" (row {rows.source.row(at // rows.per_row)})"
+    where = f"{rows.times.wall[at]}{_row(rows, at)}{also}"
     return (
-        f"region {rows.ids[rows.region[at]]!r} has several readings at {rows.times.wall[at]}{row}{also}; say by "
-        "`duplicates` (--duplicates sum, mean or last) what to do with them, or by --time_zone when clocks change, if "
-        "they come from that"
+        f"region {rows.ids[rows.region[at]]!r} has several readings at {where}; say "
+        "by `duplicates` (--duplicates sum, mean or last) what to do with them, or by --time_zone when clocks change, "
+        "if they come from that"
     )
 
 

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -93,7 +94,7 @@ def read_table(path: pathlib.Path, *, header: bool = True) -> TableFile:
         raise unreadable(path, error) from None
     if table.empty:
         raise InputError(f"{path} holds no row; give a table with readings")
-    names = [str(name).strip() for name in table.columns]
+    names = [unicodedata.normalize("NFC", str(name).strip()) for name in table.columns]
     table.columns = names
     if again := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"{path} has two columns {again!r}; rename one")
@@ -146,6 +147,11 @@ def _is_between_numbers(mark: str, lines: list[str]) -> bool:
         if any(other in cell and not _NUMBER.fullmatch(cell) for cell in others for other in set(SEPARATORS) - {mark}):
             return False
     return bool(lines)
+
+
+def names_in(column: pd.Series) -> pd.Series:
+    """The names of a column, without blanks around them; letters with marks, as ö, are one sign however written."""
+    return column.astype("string").str.strip().str.normalize("NFC")
 
 
 def column_of(table: TableFile, name: str) -> pd.Series:

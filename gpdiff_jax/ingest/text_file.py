@@ -13,7 +13,7 @@ from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import DAMAGE, check_members
 from gpdiff_jax.host_memory import BoundedReader
 
-SEPARATORS = {",": "commas", ";": ";", "\t": "tabs"}
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _BYTES = 4096  # of the begin of a file, in which its first line is looked at
 # Bytes that pandas takes for every cell of a table, beside its text; measured: 1.8 bytes for each of the text where
 # cells are of 8 bytes, 5 where they are of 2, 12 where they are empty.

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Sequence
 
 from gpdiff_jax.cities import City
 from gpdiff_jax.transfer.next_hours import NextHours
@@ -29,7 +30,9 @@ def render_report(run_dir: str | os.PathLike[str]) -> pathlib.Path:
     return page.write_report(run_dir)
 
 
-def render_next(path: str | os.PathLike[str], city: City, made: NextHours) -> pathlib.Path:
+def render_next(
+    path: str | os.PathLike[str], city: City, made: NextHours, *, notes: Sequence[str] = ()
+) -> pathlib.Path:
     """Writes the page of a city's next hours: a map of what is coming, the busiest regions, a table of all.
 
     Args:
@@ -37,6 +40,7 @@ def render_next(path: str | os.PathLike[str], city: City, made: NextHours) -> pa
       city: one channel, at the interval of the forecasts or one that divides it; they begin where its series ends or
         later.
       made: its next hours.
+      notes: lines of plain text that a reader should know of, as regions that are out of order.
 
     Returns:
       The path. The page needs no other file; it appears whole or not at all.
@@ -51,7 +55,7 @@ def render_next(path: str | os.PathLike[str], city: City, made: NextHours) -> pa
     """
     from gpdiff_jax.report import next_page
 
-    return next_page.write_next_page(pathlib.Path(path), city, made)
+    return next_page.write_next_page(pathlib.Path(path), city, made, notes)
 
 
 __all__ = ["render_next", "render_report"]

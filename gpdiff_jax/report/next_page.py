@@ -19,16 +19,18 @@ _MOST_ROWS = 1000
 _MOST_DRAWN = 1500  # regions of a graph without coordinates, whose layout is dense algebra
 
 
-def write_next_page(path: pathlib.Path, city: City, made: NextHours) -> pathlib.Path:
+def write_next_page(path: pathlib.Path, city: City, made: NextHours, notes: Sequence[str] = ()) -> pathlib.Path:
     """Writes the page; see `report.render_next`."""
     city = _at_interval(city, made)
     when, ahead = _moment(made, 0), format_minutes(city.interval_minutes * made.forecast.shape[1])
     name = city.place or city.name
     busiest = np.argsort(-made.forecast.mean(axis=1), kind="stable")
     regions = "".join(_region(city, made, int(node), place) for place, node in enumerate(busiest[:_BUSIEST]))
+    listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
     parts = [
         f"<header><h1>{escape(name)}: the next {escape(ahead)}</h1>",
         f'<p class="lead">{city.num_nodes} regions, {escape(city.unit)}, forecast from {escape(when)}.</p></header>',
+        *([f"<section><h2>To be looked at</h2><ul>{listed}</ul></section>"] if listed else []),
         f"<section><h2>What is coming</h2>{_map(city, made)}</section>",
         f'<section><h2>The busiest regions</h2>{_legend(made)}<div class="figures">{regions}</div></section>',
         f"<section><h2>All regions</h2>{_table(city, made, busiest[:_MOST_ROWS])}</section>",

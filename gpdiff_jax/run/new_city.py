@@ -2,7 +2,7 @@
 
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -67,11 +67,16 @@ def samples_that_fit(hypernetwork: Hypernetwork, regions: int) -> int:
     return max(1, min(usual, _MOST_BYTES // (each * regions)))
 
 
-def print_notes(city: City, new_city: NewCity) -> None:
-    """Says on standard error what of a new city is seen in part or not at all."""
+def notes_of(city: City, new_city: NewCity) -> list[str]:
+    """What of a new city is seen in part or not at all, and which of its readings look odd; a line each."""
     made = new_city.city
     lines = partial_bins_note(city, made.interval_minutes) + silence_notes(made, new_city.target)
-    for line in [*lines, *_unfinished_note(city, new_city), *_odd_regions(new_city)]:
+    return [*lines, *_unfinished_note(city, new_city), *_odd_regions(new_city)]
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Says lines on standard error."""
+    for line in notes:
         print(line, file=sys.stderr)
 
 

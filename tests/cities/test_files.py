@@ -241,8 +241,11 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, simulated_cities):
 def test_missing_files_and_folders_are_said(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         load_city(tmp_path / "none.npz")
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="a folder; name a city file in it"):
         load_city(tmp_path)
+    (tmp_path / "counts.csv").write_text("ds,a\n")
+    with pytest.raises(InputError, match=r"not a readable npz file .*; make a city file of a table by .*prepare_city"):
+        load_city(tmp_path / "counts.csv")
     with pytest.raises(InputError, match="cannot be written"):
         save_city(tmp_path / "absent" / "town.npz", _CITY)
 

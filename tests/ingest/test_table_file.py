@@ -33,7 +33,7 @@ def _wide():
 
 
 @pytest.mark.parametrize("cells", [_LONG, _wide()], ids=["long", "wide"])
-@pytest.mark.parametrize(("separator", "said"), [(";", ";"), ("\t", "tabs")])
+@pytest.mark.parametrize(("separator", "said"), [(";", "semicolons"), ("\t", "tabs")])
 def test_a_city_of_tables_with_decimal_commas_is_that_of_tables_with_commas(tmp_path, cells, separator, said):
     made = {}
     for mark in (",", separator):

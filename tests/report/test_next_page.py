@@ -44,6 +44,9 @@ def test_the_page_holds_every_region_and_step_and_no_link_out(simulated_cities, 
         assert made.times is not None and str(made.times[5]).replace("T", " ") in text
     assert ("lie where they are" in text) == located
     assert gpd.render_next(path, city, made).read_text() == text
+    noted = gpd.render_next(path, city, made, notes=["region <i> was last read 30 hours before now"]).read_text()
+    assert "To be looked at" not in text and "<li>region &lt;i&gt; was last read 30 hours before now</li>" in noted
+    assert Page(noted).open == []
 
 
 def test_a_city_of_a_shorter_interval_is_drawn_at_that_of_its_forecasts(tmp_path):

@@ -10,6 +10,8 @@ from gpdiff_jax.cities.city import edges_of
 from gpdiff_jax.ingest.graph import Sites
 from gpdiff_jax.ingest.steps import Grid
 
+_ENOUGH_STEPS, _NEARLY_ALL = 10, 0.95  # of which a column of totals is told
+
 
 class TableFacts(NamedTuple):
     """What was seen in the tables of a city, and what the city is that was made of them."""
@@ -113,7 +115,7 @@ def table_city(
         skipped=grid.skipped,
         edges=len(senders),
         isolated=int(kept.sum()) - len(linked),
-        seen=grid.seen,
+        seen=(*grid.seen, *_total(city)),
         zeros_missing=zeros_missing,
         table_interval_minutes=grid.interval_minutes if is_longer else None,
         kind=kind,
@@ -121,6 +123,23 @@ def table_city(
         above=above,
     )
     return made, facts
+
+
+def _total(city: City) -> tuple[tuple[str, str], ...]:
+    """At most one line: that a region reads what all others read together, as a column of totals does."""
+    values = city.values[:, :, 0]
+    if city.kind == "speed" or city.num_nodes < 3:
+        return ()
+    sums = np.nansum(values, axis=0, dtype=np.float64)
+    largest = int(np.argmax(sums))
+    total = values[:, largest].astype(np.float64)
+    others = np.nansum(values, axis=1, dtype=np.float64) - np.nan_to_num(total)
+    read = np.isfinite(total) & (others > 0)
+    alike = np.isclose(total[read], others[read], rtol=1e-4)
+    if len(alike) < _ENOUGH_STEPS or alike.mean() < _NEARLY_ALL:
+        return ()
+    name = city.node_ids[largest]
+    return (("total", f"region {name!r} reads what all others read together; if it is their total, leave it out"),)
 
 
 def _share_of_zeros(values: Float[np.ndarray, "..."]) -> float:

@@ -45,6 +45,16 @@ def _tables(city, tmp_path):
     return tmp_path
 
 
+def test_a_column_of_totals_is_said_and_no_other(tables):
+    frame = pd.read_csv(tables / "wide.csv")
+    sums = frame.drop(columns="ds").sum(axis=1)
+    for column, kind, said in ((sums, "crowd", True), (sums + 7, "crowd", False), (sums + 1, "speed", False)):
+        frame.assign(Summe=column).to_csv(tables / "summed.csv", index=False)
+        _, facts = ingest.city_from_tables(tables / "summed.csv", name="x", kind=kind, edges=tables / "edges.csv")
+        lines = [line for line in ingest.fact_lines(facts) if line.startswith("total")]
+        assert len(lines) == said and all("region 'Summe' reads what all others read together" in one for one in lines)
+
+
 @pytest.mark.parametrize("table", ["long.csv", "wide.csv"])
 def test_a_city_comes_back_from_its_tables(city, tables, table):
     rows = ingest.read_rows(tables / table)

@@ -80,9 +80,8 @@ def _time_column(table: TableFile, columns: tuple[str, str, str], time_format: s
     if "" in table.frame.columns[1:]:
         raise table.source.error(f"{said}, one of them without a name; name the region")
     if table.frame[first].duplicated().mean() > _FEW:
-        raise table.source.error(
-            f"{said}, and most times in {first!r} come several times, as in a long one, or where AM and PM are lost; {needs}"
-        )
+        why = f"most times in {first!r} come several times, as in a long one, or where AM and PM are lost"
+        raise table.source.error(f"{said}, and {why}; {needs}")
     return first
 
 

@@ -36,6 +36,7 @@ from gpdiff_jax.zoo.residuals import source_residuals
 from gpdiff_jax.zoo.tokens import TokenLayout, make_layout, to_tokens
 
 _DIRECTIONS = 64  # of the zoo that a generator keeps
+_BLOCK = 64  # rows, of which more are filled up to a multiple
 _MOST_VECTORS = 2048  # that the statistics of the codec are made from
 
 
@@ -54,9 +55,12 @@ def _tokens(layout: TokenLayout, params: Params) -> Float[np.ndarray, "X L W"]:
 
 
 def _in_few_sizes(function: Callable[[Params], jax.Array], params: Params) -> np.ndarray:
-    """What a compiled function says of rows, filled up to a power of two: parts of any size share programs."""
+    """What a compiled function says of rows, filled up to few numbers of rows: parts of any size share programs."""
     count = len(jax.tree.leaves(params)[0])
-    filled = np.minimum(np.arange(1 << (count - 1).bit_length()), count - 1)
+    size = 1 << (count - 1).bit_length() if count < _BLOCK else -(-count // _BLOCK) * _BLOCK
+    if size == count:
+        return np.asarray(function(params))
+    filled = np.minimum(np.arange(size), count - 1)
     return np.asarray(function(jax.tree.map(lambda leaf: np.asarray(leaf)[filled], params)))[:count]
 
 

@@ -35,7 +35,8 @@ from gpdiff_jax.zoo.pooled import PooledConfig
 class MetaConfig:
     """Steps of Adam from the pooled model, each of `episodes` tasks; and the plain steps within a task, and later.
 
-    The rates are those that erred least in four cities that are no targets of ours (docs/experiments.md, section 39).
+    The rates are those that erred least in four cities that are no targets of ours (docs/experiments.md, section 39),
+    when steps within a task were not yet clipped.
     """
 
     steps: int = 250
@@ -107,7 +108,7 @@ def meta_learn(
         devices=devices,
         name="meta-learned model",
         checkpoints=checkpoints,
-        settings=(model.name, checkpoints and model_text(model, sources.sizes, pooled), config),
+        settings=(model.name, checkpoints and model_text(model, sources.sizes, pooled), config, "clipped"),
         progress=progress,
     ).params
 

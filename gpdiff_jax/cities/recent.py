@@ -154,7 +154,7 @@ class RecentReadings:
             raise InputError(f"`times` are no local times ({error}); give datetime64 of the city's clocks") from None
         try:
             values = np.asarray(readings, np.float32)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"`readings` are no numbers ({error}); mark a missing reading as NaN") from None
         if moments.ndim != 1 or values.shape != (len(moments), len(self.node_ids)):
             raise InputError(

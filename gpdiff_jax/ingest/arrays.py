@@ -22,7 +22,7 @@ from gpdiff_jax.ingest.hdf5 import read_frame
 from gpdiff_jax.ingest.plain_pickle import load_plain_pickle
 from gpdiff_jax.ingest.readings import Rows
 from gpdiff_jax.ingest.steps import Grid, grid, negative_line
-from gpdiff_jax.ingest.table_file import UNNAMED, Source, names_in, numbers, read_table
+from gpdiff_jax.ingest.table_file import UNNAMED, Source, name_of, names_in, numbers, read_table
 from gpdiff_jax.ingest.text_file import check_file
 
 ARRAY_FILES = (".h5", ".hdf5", ".npy", ".npz")
@@ -173,7 +173,7 @@ def _pickled_ids(path: pathlib.Path, held: Any) -> tuple[str, ...]:
         raise InputError(f"{path} holds a {type(held).__name__} in place of a list of ids; save ids, rows and matrix")
     if others := {type(name).__name__ for name in held if not isinstance(name, (str, bytes, int, float, np.number))}:
         raise InputError(f"{path} has ids of type {min(others)}; save them as text or numbers")
-    return tuple(_text(name) for name in held)
+    return tuple(name_of(_text(name)) for name in held)
 
 
 def _stacked(path: pathlib.Path, held: Any) -> np.ndarray:
@@ -260,7 +260,12 @@ def _table_matrix(path: pathlib.Path) -> Float[np.ndarray, "X Y"]:
 def _timed_series(path: pathlib.Path, time_zone: str | None) -> Series:
     frame = read_frame(path)
     source = Source(path)
-    return Series(frame.values, frame.ids, local_times(frame.moments, time_zone=time_zone, source=source), source)
+    return Series(
+        frame.values,
+        tuple(map(name_of, frame.ids)),
+        local_times(frame.moments, time_zone=time_zone, source=source),
+        source,
+    )
 
 
 def _text(name: Any) -> str:

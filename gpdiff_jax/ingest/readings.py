@@ -10,12 +10,18 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from gpdiff_jax.ingest.clock import LocalTimes, local_times, repeated_for
-from gpdiff_jax.ingest.table_file import UNNAMED, Source, TableFile, column_of, names_in, numbers, read_table
+from gpdiff_jax.ingest.table_file import UNNAMED, Source, TableFile, column_of, name_of, names_in, numbers, read_table
 
 LONG = ("unique_id", "ds", "y")
 _FEW = 0.2  # of the times of a wide table may come again, as clocks are put back or tables are joined
 _FIRST = 20  # cells by which a column of times is told
 _DATED = r"(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})(?:[T ,].*)?"
+# Names of a column of regions, or of readings, in a long table.
+_OF_REGIONS = re.compile(
+    r"(?:sensor|stations?|site|stop|counter|detector|region|zone|node|unique|location|value|count|start_station)"
+    r"(?:[ _-]?(?:id|nr|no|name|code))?|id|wert|anzahl|ort",
+    re.IGNORECASE,
+)
 _TIME_NAMES = ("ds", "time", "timestamp", "date", "datetime", "")
 
 
@@ -56,6 +62,7 @@ def read_rows(
       InputError: a file that cannot be read, a table of neither form, a reading that is no number, a time that is none.
     """
     path = pathlib.Path(path).expanduser()
+    columns = (name_of(columns[0]), name_of(columns[1]), name_of(columns[2]))
     table = read_table(path)
     if path.suffix == ".dyna":
         columns = _dyna_columns(table, columns)
@@ -77,6 +84,8 @@ def _time_column(table: TableFile, columns: tuple[str, str, str], time_format: s
     named = first in (columns[1], *_TIME_NAMES) or first.lower().startswith(("date", "time"))
     if not named and not _holds_times(column_of(table, first), time_format):
         raise table.source.error(f"{said}, and the first is no time; {needs}, a wide one a column {columns[1]!r} first")
+    if not named and (regions := [name for name in table.frame.columns[1:] if _OF_REGIONS.fullmatch(name)]):
+        raise table.source.error(f"{said}, of which {regions[0]!r} looks like that of a long table; {needs}")
     if "" in table.frame.columns[1:]:
         raise table.source.error(f"{said}, one of them without a name; name the region")
     if table.frame[first].duplicated().mean() > _FEW:
@@ -93,7 +102,8 @@ def _holds_times(column: pd.Series, time_format: str | None) -> bool:
     if time_format is None:
         return bool(cells.str.fullmatch(_DATED).all())
     try:
-        return bool(pd.to_datetime(cells, format=time_format, errors="coerce").notna().all())
+        form = re.sub(r"Z$", "%z", time_format)
+        return bool(pd.to_datetime(cells, format=form, errors="coerce", utc="%z" in form).notna().all())
     except (ValueError, TypeError, re.error):
         return False
 

@@ -56,7 +56,7 @@ def grid(
     one step's. Where they lie anywhere, all readings of a step are summed (counts) or averaged (speeds). What is read
     in an hour that a clock change repeats counts by half, since the step holds that hour twice: a count is half of the
     sum, a speed the mean. A step without a row is missing, as are those that a clock change skips, and what is read
-    at times that the clocks skip.
+    while the clocks skip.
 
     Args:
       rows: in any order.
@@ -76,10 +76,10 @@ def grid(
     """
     if duplicates not in DUPLICATES:
         raise InputError(f"`duplicates` must be one of {', '.join(DUPLICATES)}, got {duplicates!r}")
-    rows, odd = _without_skipped(rows, time_zone)
     if not np.isfinite(rows.values).any():
         raise rows.source.error("the table holds not one reading; give one with numbers in it")
     steps = _steps(rows, interval_minutes)
+    rows, odd = _without_skipped(rows, time_zone, steps.interval if steps.regular else 0)
     begin, length = int(steps.slot.min()), int(np.ptp(steps.slot)) + 1
     if length * len(rows.ids) > _MOST_CELLS:
         raise rows.source.error(
@@ -130,12 +130,16 @@ def grid(
     )
 
 
-def _without_skipped(rows: Rows, time_zone: str | None) -> tuple[Rows, tuple[tuple[str, str], ...]]:
-    """The rows, without readings at times that the city's clocks never show, and a line that says so."""
+def _without_skipped(rows: Rows, time_zone: str | None, interval: int) -> tuple[Rows, tuple[tuple[str, str], ...]]:
+    """The rows, without readings of so many minutes that the city's clocks never show, and a line that says so."""
     if time_zone is None or rows.times.told:
         return rows, ()
-    never = np.repeat(skipped_steps(rows.times.wall[:: rows.per_row], time_zone), rows.per_row)
-    never &= np.isfinite(rows.values)
+    walls = rows.times.wall[:: rows.per_row]
+    never = skipped_steps(walls, time_zone)
+    # A day that begins within the skipped hour was read after it.
+    last = walls[never] + np.timedelta64(max(60 * interval - 1, 0), "s")
+    never[never] = skipped_steps(last, time_zone)
+    never = np.repeat(never, rows.per_row) & np.isfinite(rows.values)
     if not never.any():
         return rows, ()
     first = int(np.argmax(never))

@@ -134,9 +134,9 @@ def _total(city: City) -> tuple[tuple[str, str], ...]:
     largest = int(np.argmax(sums))
     total = values[:, largest].astype(np.float64)
     others = np.nansum(values, axis=1, dtype=np.float64) - np.nan_to_num(total)
-    read = np.isfinite(total) & (others > 0)
+    read = np.isfinite(total)
     alike = np.isclose(total[read], others[read], rtol=1e-4)
-    if len(alike) < _ENOUGH_STEPS or alike.mean() < _NEARLY_ALL:
+    if np.count_nonzero(others[read]) < _ENOUGH_STEPS or alike.mean() < _NEARLY_ALL:
         return ()
     name = city.node_ids[largest]
     return (("total", f"region {name!r} reads what all others read together; if it is their total, leave it out"),)

@@ -1,5 +1,6 @@
 """In: a file of a table, CSV or Parquet. Out: its cells as they are written, and its numbers."""
 
+import itertools
 import pathlib
 import re
 import unicodedata
@@ -44,8 +45,8 @@ class Source(NamedTuple):
         if self.path is None or self.separator is None:
             return index + 1
         blank = " " if self.separator == "\t" else None
-        filled = [number for number, line in enumerate(text_lines(self.path)) if line.strip(blank)]
-        return filled[index] + 1 if index < len(filled) else index + 1
+        filled = (number for number, line in enumerate(text_lines(self.path), 1) if line.strip(blank))
+        return next(itertools.islice(filled, index, None), index + 1)
 
 
 UNNAMED = Source()  # of what comes from no file
@@ -94,7 +95,7 @@ def read_table(path: pathlib.Path, *, header: bool = True) -> TableFile:
         raise unreadable(path, error) from None
     if table.empty:
         raise InputError(f"{path} holds no row; give a table with readings")
-    names = [unicodedata.normalize("NFC", str(name).strip()) for name in table.columns]
+    names = [name_of(str(name)) for name in table.columns]
     table.columns = names
     if again := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"{path} has two columns {again!r}; rename one")
@@ -149,8 +150,13 @@ def _is_between_numbers(mark: str, lines: list[str]) -> bool:
     return bool(lines)
 
 
+def name_of(text: str) -> str:
+    """A name without blanks around it, in which letters with marks, as ö, are one sign however they are written."""
+    return unicodedata.normalize("NFC", text.strip())
+
+
 def names_in(column: pd.Series) -> pd.Series:
-    """The names of a column, without blanks around them; letters with marks, as ö, are one sign however written."""
+    """The names of a column; see `name_of`."""
     return column.astype("string").str.strip().str.normalize("NFC")
 
 

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.ingest.graph import read_edges, read_sites
 from gpdiff_jax.ingest.readings import read_rows
 from gpdiff_jax.ingest.steps import grid
 
@@ -137,10 +136,14 @@ def test_a_reading_in_the_hour_that_a_clock_change_skips_is_missing_and_said(tmp
         whole = _gridded(tmp_path, "ds,a,b\n" + "".join(rows), zone=zone)
         np.testing.assert_array_equal(whole.values[:, 1], [0, 1, 2, 3, 4])
         assert whole.seen == ()
-    # A step of several hours that begins within the skipped one holds what was read after it.
-    rows = [f"2024-03-31T0{hour}:00,{hour}\n" for hour in (0, 1, 3, 4, 5)]
-    made = _gridded(tmp_path, "ds,a\n" + "".join(rows), zone="Europe/Berlin", interval_minutes=120)
-    assert made.seen == () and np.nansum(made.values) == 13
+    # A reading of several hours, or a day, that begins within the skipped one is of what came after it.
+    rows = [f"2024-03-31T{hour:02}:00,{hour}\n" for hour in range(0, 10, 2)]
+    made = _gridded(tmp_path, "ds,a\n" + "".join(rows), zone="Europe/Berlin")
+    assert made.interval_minutes == 120 and made.seen == () and made.skipped == 0
+    np.testing.assert_array_equal(made.values[:, 0], [0, 2, 4, 6, 8])
+    rows = [f"2024-04-{day},{day}\n" for day in range(22, 31)]
+    made = _gridded(tmp_path, "ds,a\n" + "".join(rows), zone="Africa/Cairo")
+    assert made.seen == () and made.values[:, 0].tolist() == list(range(22, 31))
 
 
 def test_dates_that_may_be_mistyped_are_said_with_their_row(tmp_path):
@@ -150,33 +153,6 @@ def test_dates_that_may_be_mistyped_are_said_with_their_row(tmp_path):
     seen = dict(_gridded(tmp_path, "ds,a\n" + "".join(rows)).seen)
     assert seen["hole"].startswith("no row between 2024-05-01T23:00:00 and 2062-05-01T20:00:00 (row 22), 13879 days; ")
     assert seen["ahead"].startswith("1 times lie after today, the first 2062-05-01T20:00:00 (row 22); ")
-
-
-@pytest.mark.parametrize("name", ["Zeit", "Datum/Uhrzeit", "heure"])
-@pytest.mark.parametrize(("form", "first"), [(None, "2024-05-0{} 00:00"), ("%d %b %Y", "0{} May 2024")])
-def test_a_first_column_of_times_may_have_any_name(tmp_path, name, form, first):
-    text = f"{name};Zoo;Markt\n" + "".join(f"{first.format(day)};{day};2\n" for day in (1, 2, 3))
-    rows = read_rows(_write(tmp_path, text), time_format=form)
-    assert rows.ids == ("Zoo", "Markt")
-    np.testing.assert_array_equal(rows.values, [1, 2, 2, 2, 3, 2])
-    # One of other cells is none, and what looks like a long table is told to be one.
-    with pytest.raises(InputError, match="and the first is no time; a long one needs"):
-        read_rows(_write(tmp_path, text.replace("0", "x")), time_format=form)
-    again = text + text.split("\n", 1)[1] * 2
-    with pytest.raises(InputError, match="come several times, as in a long one"):
-        read_rows(_write(tmp_path, again), time_format=form)
-
-
-def test_letters_with_marks_are_the_same_however_they_are_written(tmp_path):
-    composed, apart = "K\u00f6nigsplatz", "Ko\u0308nigsplatz"
-    assert composed != apart
-    sites = _write(tmp_path, f"unique_id,latitude,longitude\n{composed},50,8\nb,51,9\n", "sites.csv")
-    edges = _write(tmp_path, f"from,to\n{composed},b\n", "edges.csv")
-    for text in (f"ds,{apart},b\n2024-05-01,1,2\n", f"unique_id,ds,y\n{apart},2024-05-01,1\nb,2024-05-01,2\n"):
-        ids = read_rows(_write(tmp_path, text)).ids
-        assert ids == (composed, "b")
-        np.testing.assert_array_equal(read_sites(sites, ids).latitude, [50, 51])
-        np.testing.assert_array_equal(read_edges(edges, ids), [[0, 1], [0, 0]])
 
 
 @pytest.mark.parametrize(("how", "want"), [("sum", 7), ("mean", 3.5), ("last", 3)])

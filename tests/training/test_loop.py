@@ -132,6 +132,17 @@ def test_no_call_is_of_more_steps_than_so_many_which_changes_no_bit(data, monkey
     assert heard == told
 
 
+def test_every_call_is_waited_for_before_the_next_begins(data, monkeypatch):
+    told, compiled, wait = [], loop.compile_steps, jax.block_until_ready
+    monkeypatch.setattr(loop, "_MOST_STEPS", 4)
+    monkeypatch.setattr(
+        loop, "compile_steps", lambda step, count, of: (told.append(count), compiled(step, count, of))[1]
+    )
+    monkeypatch.setattr(loop.jax, "block_until_ready", lambda tree: (told.append("waited"), wait(tree))[1])
+    _train(data, steps=16, evaluate_every=8)
+    assert told == [4, "waited"] * 4
+
+
 def test_a_signal_is_heard_in_the_middle_of_a_stretch(data, monkeypatch):
     asked, compiled = [], loop.compile_steps
 

@@ -28,7 +28,7 @@ from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.memory import check_room
 from gpdiff_jax.training.storage import is_filled
 from gpdiff_jax.typing import Device, Key, Params
-from gpdiff_jax.vectors import evenly
+from gpdiff_jax.vectors import evenly, padded_size
 from gpdiff_jax.zoo.codec import Codec, encode_zoo, fit_codec
 from gpdiff_jax.zoo.directions import zoo_directions
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
@@ -36,7 +36,6 @@ from gpdiff_jax.zoo.residuals import source_residuals
 from gpdiff_jax.zoo.tokens import TokenLayout, make_layout, to_tokens
 
 _DIRECTIONS = 64  # of the zoo that a generator keeps
-_BLOCK = 64  # rows, of which more are filled up to a multiple
 _MOST_VECTORS = 2048  # that the statistics of the codec are made from
 
 
@@ -57,7 +56,7 @@ def _tokens(layout: TokenLayout, params: Params) -> Float[np.ndarray, "X L W"]:
 def _in_few_sizes(function: Callable[[Params], jax.Array], params: Params) -> np.ndarray:
     """What a compiled function says of rows, filled up to few numbers of rows: parts of any size share programs."""
     count = len(jax.tree.leaves(params)[0])
-    size = 1 << (count - 1).bit_length() if count < _BLOCK else -(-count // _BLOCK) * _BLOCK
+    size = padded_size(count, 8)
     if size == count:
         return np.asarray(function(params))
     filled = np.minimum(np.arange(size), count - 1)

@@ -1,4 +1,4 @@
-"""In: rows of numbers. Out: distances between them, the directions in which they differ most, some evenly chosen."""
+"""In: rows of numbers. Out: distances between them, directions in which they differ most, some of them, few sizes."""
 
 from typing import NamedTuple
 
@@ -10,6 +10,12 @@ from jaxtyping import Float, Int
 def evenly(count: int, most: int) -> Int[np.ndarray, " X"]:
     """Places of at most so many of a number of things, evenly spread."""
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
+
+
+def padded_size(count: int, least: int = 16) -> int:
+    """The next of few sizes, at most a quarter larger from four times the least: like numbers share a program."""
+    step = max(least, 2 ** max(0, count.bit_length() - 3))
+    return -(-count // step) * step
 
 
 def squared_distances(

@@ -26,7 +26,7 @@ from gpdiff_jax.training.loop import train
 from gpdiff_jax.training.optimisers import clipped_adam
 from gpdiff_jax.training.parallel import training_devices
 from gpdiff_jax.training.step import LossTerm, Part, make_step, start_training
-from gpdiff_jax.transfer.shared import move_together
+from gpdiff_jax.transfer.shared import add_to_all, city_update
 from gpdiff_jax.typing import Device, Key, Params, RegionGraph
 from gpdiff_jax.zoo.pooled import PooledConfig
 
@@ -116,7 +116,7 @@ def meta_learn(
 def adapt_meta_learned(model: Model, target: Target, params: Params, config: MetaConfig, *, key: Key) -> Params:
     """Moves meta-learned parameters by as many steps as they were learned for, on the support windows of a target.
 
-    The steps are those of `move_together`, clipped as in training: of more regions and windows.
+    The steps are those of `city_update`, clipped as in training: of more regions and windows.
 
     Args:
       model: the forecaster.
@@ -128,7 +128,8 @@ def adapt_meta_learned(model: Model, target: Target, params: Params, config: Met
     Returns:
       Parameters, leaves [K, R, ...].
     """
-    return move_together(model, target, params, steps=config.inner_steps, rate=config.inner_rate, key=key)
+    update = city_update(model, target, params, steps=config.inner_steps, rate=config.inner_rate, key=key)
+    return add_to_all(params, update)
 
 
 def _sums(

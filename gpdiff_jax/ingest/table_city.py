@@ -10,7 +10,7 @@ from gpdiff_jax.cities.city import edges_of
 from gpdiff_jax.ingest.graph import Sites
 from gpdiff_jax.ingest.steps import Grid
 
-_ENOUGH_STEPS, _NEARLY_ALL = 10, 0.95  # of which a column of totals is told
+_ENOUGH_STEPS, _TOTAL_SHARE = 10, 0.95  # of which a column of totals is told
 
 
 class TableFacts(NamedTuple):
@@ -136,7 +136,7 @@ def _total(city: City) -> tuple[tuple[str, str], ...]:
     others = np.nansum(values, axis=1, dtype=np.float64) - np.nan_to_num(total)
     read = np.isfinite(total)
     alike = np.isclose(total[read], others[read], rtol=1e-4)
-    if np.count_nonzero(others[read]) < _ENOUGH_STEPS or alike.mean() < _NEARLY_ALL:
+    if np.count_nonzero(others[read]) < _ENOUGH_STEPS or alike.mean() < _TOTAL_SHARE:
         return ()
     name = city.node_ids[largest]
     return (("total", f"region {name!r} reads what all others read together; if it is their total, leave it out"),)

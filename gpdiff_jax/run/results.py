@@ -221,7 +221,7 @@ def results_table(content: dict[str, Any]) -> str:
         words = ["-" if cell is None else format(cell, ".4g") for cell in cells]
         words += [format(entry[column], ".1f") for column in ("seconds", "training_seconds")]
         lines.append(f"{name:30s} " + " ".join(f"{word:>10s}" for word in words))
-    first, *_, last = content["horizon_minutes"] * 2
+    first, last = content["horizon_minutes"][0], content["horizon_minutes"][-1]
     ahead = f"{first} to {last}" if first < last else f"{last}"
     lines.append(
         f"errors in {content['unit']}: {content['target']}, {content['regions']} regions, {content['test_windows']} "

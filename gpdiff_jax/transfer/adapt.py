@@ -26,7 +26,7 @@ from gpdiff_jax.training.optimisers import clipped_adam
 from gpdiff_jax.training.parallel import ShardedRows, rows_side_by_side
 from gpdiff_jax.transfer.codes import move_along_directions
 from gpdiff_jax.transfer.damped import in_data_units, on_seen_kinds, target_forecast
-from gpdiff_jax.transfer.shared import check_tuned_room, city_update, move_together
+from gpdiff_jax.transfer.shared import add_to_all, check_tuned_room, city_update
 from gpdiff_jax.typing import Key, Params, RegionGraph
 
 UPDATES = ("codes", "shared", "own")
@@ -342,10 +342,10 @@ def adapt(
     if config.update in ("shared", "codes"):
         side_by_side = rows_side_by_side(config.regions_per_batch)
         how: Any = {"most_windows": config.code_windows, "rows_side_by_side": side_by_side}
-        together: Any = {"steps": config.shared_steps, "rate": config.shared_rate, "key": key, **how}
+        steps, rate = config.shared_steps, config.shared_rate
+        update = city_update(model, target, params, steps=steps, rate=rate, key=key, **how)
         if config.update == "shared":
-            moved = move_together(model, target, params, **together)
-            return Adapted(moved, config.shared_rate, config.shared_steps, None, np.zeros((0, 0)))
+            return Adapted(add_to_all(params, update), config.shared_rate, config.shared_steps, None, np.zeros((0, 0)))
         check_tuned_room(params)
         moved = move_along_directions(
             model,
@@ -354,7 +354,7 @@ def adapt(
             jax.tree.map(lambda leaf: leaf[: config.directions], directions),
             steps=config.code_steps,
             rate=config.code_rate,
-            update=city_update(model, target, params, **together),
+            update=update,
             **how,
         )
         return Adapted(moved, config.code_rate, config.code_steps, None, np.zeros((0, 0)))

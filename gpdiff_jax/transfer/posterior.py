@@ -32,7 +32,7 @@ from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.codes import city_means, share_of_windows, spread_windows
 from gpdiff_jax.transfer.damped import target_forecast
 from gpdiff_jax.transfer.evaluate import MethodForecast, sampled_forecast
-from gpdiff_jax.transfer.shared import check_tuned_room, move_together
+from gpdiff_jax.transfer.shared import add_to_all, check_tuned_room, city_update
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo.codec import Codec
 
@@ -158,7 +158,8 @@ def posterior_shot(
         drawn = draw_posterior(hypernetwork, target, prompts, key=key, any_kind=True, **how)
         how = {"most_windows": adapt.code_windows, "rows_side_by_side": adapt.regions_per_batch, "key": key}
         steps, rate = adapt.shared_steps, adapt.shared_rate
-        drawn = move_together(hypernetwork.model, target, drawn, steps=steps, rate=rate, **how)
+        update = city_update(hypernetwork.model, target, drawn, steps=steps, rate=rate, **how)
+        drawn = add_to_all(drawn, update)
         forecast, spread = sampled_forecast(hypernetwork.model, target, drawn, prior)
     return MethodForecast(forecast, spread, watch.seconds)
 

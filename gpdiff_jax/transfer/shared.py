@@ -4,7 +4,7 @@ What a whole city has in common against its starts is seen in every region's win
 than for what is particular to a region.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,38 +39,19 @@ class _Rows(NamedTuple):
     starts: Int[Array, "*devices B"]  # of the windows
 
 
-def move_together(
-    model: Model,
-    target: Target,
-    params: Params,
-    *,
-    steps: int,
-    rate: float,
-    most_windows: int = 128,
-    rows_side_by_side: int | None = None,
-    key: Key,
-) -> Params:
-    """Adds `city_update` to the parameters of all regions and samples.
+def add_to_all(params: Params, update: Params | None) -> Params:
+    """Adds what `city_update` found to the parameters of every region and sample of the city.
 
     Args:
-      model: see `city_update`.
-      target: see `city_update`.
-      params: initial ones, leaves [K, R, ...].
-      steps: see `city_update`.
-      rate: see `city_update`.
-      most_windows: see `city_update`.
-      rows_side_by_side: see `city_update`.
-      key: see `city_update`.
+      params: leaves [K, R, ...].
+      update: leaves [...]; None for none.
 
     Returns:
-      Parameters, leaves [K, R, ...]; as they were where the support holds no window, or there are no steps.
+      Parameters, leaves [K, R, ...]; without an update the given ones.
 
     Raises:
-      NotFiniteError: a loss or its gradient is not finite.
-      NoRoomError: the moved parameters would not fit beside those they are made of.
+      NoRoomError: the sum would not fit beside the parameters it is made of.
     """
-    how: Any = {"most_windows": most_windows, "rows_side_by_side": rows_side_by_side}
-    update = city_update(model, target, params, steps=steps, rate=rate, key=key, **how)
     if update is None:
         return params
     check_tuned_room(params)

@@ -16,7 +16,7 @@ from gpdiff_jax.models.loss import batch_forecast, masked_huber
 from gpdiff_jax.training import parallel
 from gpdiff_jax.transfer.adapt import AdaptConfig, adapt
 from gpdiff_jax.transfer.codes import move_along_directions
-from gpdiff_jax.transfer.shared import move_together
+from gpdiff_jax.transfer.shared import add_to_all, city_update
 
 _DATA = DataConfig(covariates="calendar", support_days=3, max_neighbours=2)
 _SILENT = 5
@@ -125,7 +125,7 @@ def test_fine_tuning_in_codes_takes_the_leading_directions_and_needs_some(target
     made = adapt(_MODEL, config, target, params, key=jax.random.key(0), directions=_DIRECTIONS)
     first = jax.tree.map(lambda leaf: leaf[:1], _DIRECTIONS)
     together = {"steps": config.shared_steps, "rate": config.shared_rate, "most_windows": 10, "key": jax.random.key(0)}
-    start = move_together(_MODEL, target, params, **together)
+    start = add_to_all(params, city_update(_MODEL, target, params, **together))
     want = move_along_directions(_MODEL, target, start, first, **(_HOW | {"steps": 2, "rate": 0.3}))
     jax.tree.map(np.testing.assert_array_equal, made.params, want)
     assert not np.array_equal(start["bias"], params["bias"])

@@ -23,7 +23,7 @@ from gpdiff_jax.transfer.adapt import AdaptConfig
 from gpdiff_jax.transfer.damped import target_forecast
 from gpdiff_jax.transfer.evaluate import sampled_forecast
 from gpdiff_jax.transfer.posterior import PosteriorConfig, draw_posterior, posterior_shot
-from gpdiff_jax.transfer.shared import move_together
+from gpdiff_jax.transfer.shared import add_to_all, city_update
 from gpdiff_jax.zoo.tokens import to_tokens
 from tests.runs import tiny_settings
 
@@ -119,7 +119,7 @@ def test_what_is_drawn_takes_the_steps_that_its_city_shares(generator, city):
     how = {"key": _KEY, "generate": _GENERATE, "config": config, "adapt": AdaptConfig(shared_steps=2, shared_rate=0.2)}
     made = posterior_shot(generator, target, prompts, prior, **how)
     drawn = draw_posterior(generator, target, prompts, key=_KEY, generate=_GENERATE, config=config)
-    moved = move_together(generator.model, target, drawn, steps=2, rate=0.2, key=_KEY)
+    moved = add_to_all(drawn, city_update(generator.model, target, drawn, steps=2, rate=0.2, key=_KEY))
     want, _ = sampled_forecast(generator.model, target, moved, prior)
     np.testing.assert_allclose(made.forecast, want, rtol=1e-4)
     unmoved, _ = sampled_forecast(generator.model, target, drawn, prior)

@@ -1,5 +1,7 @@
 """In: starts of two samples and the support days of a city. Out: all of them moved by one and the same update."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ from gpdiff_jax.training.memory import NoRoomError
 from gpdiff_jax.transfer import shared
 from gpdiff_jax.transfer.adapt import AdaptConfig, adapt
 from gpdiff_jax.transfer.damped import target_forecast
-from gpdiff_jax.transfer.shared import move_together
+from gpdiff_jax.transfer.shared import add_to_all, city_update
 
 _SHAPES = {"bias": (6,), "kernel": (6, 36)}
 _KEY = jax.random.key(3)
@@ -42,6 +44,10 @@ def _starts(samples: int, regions: int) -> dict:
     }
 
 
+def _moved(target: Target, params: dict, **how: Any) -> dict:
+    return add_to_all(params, city_update(_MODEL, target, params, key=_KEY, **how))
+
+
 def _loss(target: Target, params: dict) -> float:
     """Mean over all regions and samples of the loss on all support windows."""
 
@@ -56,7 +62,7 @@ def _loss(target: Target, params: dict) -> float:
 
 def test_every_region_and_sample_gets_the_same_update_and_the_support_is_forecast_better(target):
     params = _starts(2, 8)
-    moved = move_together(_MODEL, target, params, steps=60, rate=0.1, key=_KEY)
+    moved = _moved(target, params, steps=60, rate=0.1)
     for name in _SHAPES:
         update = moved[name] - params[name]
         np.testing.assert_allclose(update, np.broadcast_to(update[:1, :1], update.shape), atol=1e-5)
@@ -69,7 +75,7 @@ def test_more_devices_change_nothing(target, monkeypatch):
     assert len(devices) == 2
     for count in (1, 2):
         monkeypatch.setattr(parallel.jax, "local_devices", lambda count=count, **host: devices[:count])
-        made.append(move_together(_MODEL, target, _starts(1, 8), steps=3, rate=1e-2, key=_KEY))
+        made.append(_moved(target, _starts(1, 8), steps=3, rate=1e-2))
     jax.tree.map(lambda one, two: np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-5), *made)
 
 
@@ -81,8 +87,7 @@ def test_so_many_regions_are_differentiated_at_a_time_as_is_asked_for(target, mo
     asked, make_step = [], shared.make_step
     monkeypatch.setattr(shared, "make_step", lambda *given, **how: (asked.append(how), make_step(*given, **how))[1])
     one, many = (
-        move_together(_MODEL, target, _starts(1, 8), steps=3, rate=1e-2, rows_side_by_side=count, key=_KEY)
-        for count in (side_by_side, 16)
+        _moved(target, _starts(1, 8), steps=3, rate=1e-2, rows_side_by_side=count) for count in (side_by_side, 16)
     )
     assert [how["accumulate"] for how in asked] == [parts, 2]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6), one, many)
@@ -100,7 +105,7 @@ def test_parameters_without_room_for_what_they_become_are_refused_before_they_ar
 def test_fine_tuning_takes_a_fixed_number_of_steps_and_needs_no_zoo(target):
     params, config = _starts(1, 8), AdaptConfig(update="shared", shared_steps=2, shared_rate=1e-2)
     made = adapt(_MODEL, config, target, params, key=_KEY)
-    want = move_together(_MODEL, target, params, steps=2, rate=1e-2, key=_KEY)
+    want = _moved(target, params, steps=2, rate=1e-2)
     jax.tree.map(np.testing.assert_array_equal, made.params, want)
     assert (made.learning_rate, made.steps, made.validation_mae) == (1e-2, 2, None)
 
@@ -111,10 +116,7 @@ def test_of_many_rows_only_so_many_are_looked_at(target, monkeypatch):
     looked_at = np.zeros((2, 8), bool)
     looked_at.reshape(-1)[np.linspace(0, 15, 4).round().astype(int)] = True
     odd = {name: np.where(looked_at.reshape(2, 8, *[1] * (leaf.ndim - 2)), leaf, 7.0) for name, leaf in params.items()}
-    one, other = (
-        move_together(_MODEL, target, start, steps=3, rate=0.1, key=_KEY)["bias"] - start["bias"]
-        for start in (params, odd)
-    )
+    one, other = (_moved(target, start, steps=3, rate=0.1)["bias"] - start["bias"] for start in (params, odd))
     np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
     assert np.abs(one).max() > 1e-3
 
@@ -123,7 +125,7 @@ def test_a_step_is_as_long_as_its_rate_and_as_the_part_of_the_support_that_was_r
     params = _starts(1, 8)
 
     def step(rate: float) -> np.ndarray:
-        return move_together(_MODEL, target, params, steps=1, rate=rate, key=_KEY)["bias"] - params["bias"]
+        return _moved(target, params, steps=1, rate=rate)["bias"] - params["bias"]
 
     whole = step(0.1)
     np.testing.assert_allclose(step(0.05), whole / 2, rtol=1e-3, atol=1e-6)
@@ -136,5 +138,5 @@ def test_a_step_is_as_long_as_its_rate_and_as_the_part_of_the_support_that_was_r
 def test_a_support_without_a_window_or_no_step_leaves_the_starts_as_they_are(target):
     params = _starts(1, 8)
     without = target.replace(support_starts=target.support_starts[:0])
-    assert move_together(_MODEL, without, params, steps=2, rate=1e-2, key=_KEY) is params
-    assert move_together(_MODEL, target, params, steps=0, rate=1e-2, key=_KEY) is params
+    assert _moved(without, params, steps=2, rate=1e-2) is params
+    assert _moved(target, params, steps=0, rate=1e-2) is params

@@ -18,13 +18,13 @@ from gpdiff_jax.prompts.urban_graph.embedding_training import (
     EmbeddingConfig,
     make_query_answers,
     pad_query_answers,
-    padded_size,
     train_rows,
 )
 from gpdiff_jax.prompts.urban_graph.knowledge_graph import KnowledgeGraph
 from gpdiff_jax.prompts.urban_graph.ranking import Ranking, rank_triples
 from gpdiff_jax.prompts.urban_graph.tucker import init_tucker
 from gpdiff_jax.typing import Device, Key, Params
+from gpdiff_jax.vectors import padded_size
 
 _STEPS_AT_ONCE = 50  # of folding in
 

@@ -20,6 +20,7 @@ from gpdiff_jax.training.optimisers import clipped_adam
 from gpdiff_jax.training.parallel import DEVICES, training_devices
 from gpdiff_jax.training.step import LossTerm, Part, TrainState, make_step, start_training
 from gpdiff_jax.typing import Device, Key, Params
+from gpdiff_jax.vectors import padded_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +87,6 @@ def make_query_answers(
     queries, query = group_queries(rows, both_ways(known, num_relations), num_entities)
     real = np.ones(num_entities, np.float32) if exist is None else exist.astype(np.float32)
     return QueryAnswers(queries, *jax.device_put((query.astype(np.int32), rows[:, 2], real)))
-
-
-def padded_size(count: int) -> int:
-    """The next of few sizes, at most a quarter larger: graphs of like size then share one compiled program."""
-    step = max(16, 2 ** max(0, count.bit_length() - 3))
-    return -(-count // step) * step
 
 
 def pad_query_answers(rows: QueryAnswers) -> QueryAnswers:

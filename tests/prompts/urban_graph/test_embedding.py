@@ -26,7 +26,6 @@ from gpdiff_jax.prompts.urban_graph.embedding_training import (
     EmbeddingConfig,
     make_query_answers,
     pad_query_answers,
-    padded_size,
     query_losses,
 )
 from gpdiff_jax.prompts.urban_graph.knowledge_graph import (
@@ -38,6 +37,7 @@ from gpdiff_jax.prompts.urban_graph.knowledge_graph import (
 from gpdiff_jax.prompts.urban_graph.ranking import filtered_ranks, rank_by_frequency, unpack
 from gpdiff_jax.prompts.urban_graph.tucker import init_tucker, score_all
 from gpdiff_jax.training.step import Part
+from gpdiff_jax.vectors import padded_size
 from tests.compilations import programs_made
 
 _KEY = jax.random.key(0)

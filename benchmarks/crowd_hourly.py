@@ -13,7 +13,6 @@ generator is made first, judged from there, and beside it its card is written, w
 """
 
 import json
-import math
 import os
 import pathlib
 import time
@@ -23,7 +22,7 @@ from absl import flags
 
 import gpdiff_jax as gpd
 from benchmarks.crowd_hourly_card import CITIES, JUDGED_BY_ALL, model_card
-from benchmarks.measuring import device_name, print_line
+from benchmarks.measuring import deadline, device_name, print_line
 from benchmarks.moments import DAYS, METHODS, judge
 from experiments import command_line
 from gpdiff_jax.analysis.room import METHODS as ROOM_METHODS
@@ -119,7 +118,7 @@ def main(argv: list[str]) -> None:
     results = pathlib.Path(given.results or f"benchmarks/results/crowd_hourly{'_room' if given.room else ''}")
     if given.room:
         names = [name for name in names if name != "none"]
-    deadline = time.monotonic() + 60 * given.minutes if given.minutes else math.inf
+    end = deadline(given.minutes)
     for name in names:
         path = results / f"{name}.json"
         command = _command(name, days)
@@ -128,7 +127,7 @@ def main(argv: list[str]) -> None:
             raise InputError(f"{path} holds what {made!r} found, which is another command; name other --results")
         # The package's generator was made just now.
         done = made is not None and not (name == "none" and given.package is not None)
-        if done or time.monotonic() > deadline:
+        if done or time.monotonic() > end:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         if given.room:

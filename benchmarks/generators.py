@@ -12,7 +12,6 @@ those of all cases of its model and seed. What is finished is kept in --results,
 
 import concurrent.futures
 import dataclasses
-import math
 import os
 import pathlib
 import subprocess
@@ -25,7 +24,7 @@ from absl import flags
 
 import gpdiff_jax as gpd
 from benchmarks.generator_cases import CASES, SHOWN, Case, table
-from benchmarks.measuring import device_name, peak_memory, print_line
+from benchmarks.measuring import deadline, device_name, peak_memory, print_line
 from experiments import command_line
 from gpdiff_jax.analysis.room import OwnParameters, RoomConfig, measure_room, own_parameters
 from gpdiff_jax.errors import InputError
@@ -112,7 +111,7 @@ def _own(
 def _measure_all(names: list[str], seeds: list[int]) -> None:
     """Measures cases in processes of their own, as many at a time as there are cores; of one model and seed in turn."""
     given, results = flags.FLAGS, pathlib.Path(flags.FLAGS.results)
-    deadline = time.monotonic() + 60 * given.minutes if given.minutes else math.inf
+    end = deadline(given.minutes)
     cores = sorted(os.sched_getaffinity(0))
     groups: dict[tuple[str, int], list[str]] = {}
     for seed in seeds:
@@ -126,7 +125,7 @@ def _measure_all(names: list[str], seeds: list[int]) -> None:
             (_, seed), cases = waiting.pop()
             # What cases share is made first, so that none of them counts it in its memory.
             for name, *more in ((cases[0], "--prepare"), *((name,) for name in cases)):
-                if time.monotonic() > deadline:
+                if time.monotonic() > end:
                     return
                 words = [f"--only={name}", f"--seeds={seed}", f"--data_dir={given.data_dir}", *more]
                 words += [f"--{flag}={given[flag].value}" for flag in ("held_out", "out_dir", "results")]

@@ -27,6 +27,11 @@ def median_seconds(function: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
+def deadline(minutes: float | None) -> float:
+    """When so many minutes from now are over, of `time.monotonic`; never if None."""
+    return time.monotonic() + (math.inf if minutes is None else 60 * minutes)
+
+
 def peak_memory() -> float:
     """Most memory in GiB that this process has held at a time; Linux only."""
     status = pathlib.Path("/proc/self/status").read_text().splitlines()

@@ -13,7 +13,6 @@ those that `benchmarks.crowd_hourly --room` found, the same for all numbers of s
 """
 
 import dataclasses
-import math
 import os
 import pathlib
 import shutil
@@ -24,7 +23,7 @@ from absl import flags
 
 import gpdiff_jax as gpd
 from benchmarks.crowd_hourly_card import CITIES
-from benchmarks.measuring import device_name, print_line
+from benchmarks.measuring import deadline, device_name, print_line
 from benchmarks.source_sets import SIMULATED, draw, source_names
 from experiments import command_line
 from gpdiff_jax.analysis.room import RoomConfig, held_out_targets, stretch_sums
@@ -99,11 +98,11 @@ def main(argv: list[str]) -> None:
     if unknown:
         raise InputError(f"--held_out (={','.join(unknown)}) must be among {', '.join(CITIES)}")
     gpd.enable_compilation_cache()
-    deadline = time.monotonic() + 60 * given.minutes if given.minutes else math.inf
+    end = deadline(given.minutes)
     for held_out in given.held_out:
         for count in given.counts:
             path = results / f"{held_out}_{count}.json"
-            if path.exists() or time.monotonic() > deadline:
+            if path.exists() or time.monotonic() > end:
                 continue
             found = measured(held_out, count)
             path.parent.mkdir(parents=True, exist_ok=True)

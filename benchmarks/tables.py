@@ -6,7 +6,8 @@ Every run is `experiments.transfer` with the methods of its default table: six t
 all cities that fit, and two targets with other covariates. One run keeps one core busy, so as many run side by side as
 there are cores. The numbers of a run that is finished are copied to --results, and what is there is not made again; a
 run that was stopped goes on from its last stage. With --commit, every result is committed. With --readme, the tables
-between the two marks of that file are made of all results. All null hypotheses, with a folder of their own:
+between the two marks of that file are made of all results; with --minutes 0 they are all that is made. All null
+hypotheses, with a folder of their own:
 
     python -m benchmarks.tables --methods all --targets hangzhou_metro,nyc_bike_2014 --covariates calendar,profile \
         --sources four --results benchmarks/results/nulls --out_dir runs/nulls
@@ -14,7 +15,6 @@ between the two marks of that file are made of all results. All null hypotheses,
 
 import concurrent.futures
 import json
-import math
 import os
 import pathlib
 import subprocess
@@ -25,7 +25,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from benchmarks.measuring import print_line
+from benchmarks.measuring import deadline, print_line
 from benchmarks.table_cases import SOURCES, TARGETS, Case, cases_of, readme_tables, write_tables
 from experiments import command_line
 from gpdiff_jax.data.series import COVARIATES
@@ -50,13 +50,13 @@ flags.DEFINE_list("targets", list(TARGETS), "the targets")
 _COMMITTING = threading.Lock()
 
 
-def run_case(case: Case, core: int | None, deadline: float, stop: threading.Event) -> bool:
+def run_case(case: Case, core: int | None, end: float, stop: threading.Event) -> bool:
     """Makes or continues one run, and keeps its numbers.
 
     Args:
       case: the run.
       core: the processor core to keep to; None for all.
-      deadline: of `time.monotonic`, when the run is stopped; it goes on from there another time.
+      end: of `time.monotonic`, when the run is stopped; it goes on from there another time.
       stop: set to stop it at once.
 
     Returns:
@@ -83,7 +83,7 @@ def run_case(case: Case, core: int | None, deadline: float, stop: threading.Even
     with open(folder.with_suffix(".log"), "a") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         while (code := process.poll()) is None:
-            if time.monotonic() > deadline or stop.wait(1.0):
+            if time.monotonic() > end or stop.wait(1.0):
                 process.terminate()
                 process.wait()
                 return False
@@ -115,16 +115,16 @@ def _keep(case: Case, folder: pathlib.Path) -> None:
 def _run_all(cases: Sequence[Case]) -> None:
     """Makes runs side by side, each on a core of its own, until all are made or the time is over."""
     given, begin = flags.FLAGS, time.monotonic()
-    deadline = begin + 60 * given.minutes if given.minutes else math.inf
+    end = deadline(given.minutes)
     cores = sorted(os.sched_getaffinity(0))
     jobs = min(given.jobs or len(cores), len(cores))
     waiting, stop, made = list(reversed(cases)), threading.Event(), []
 
     def work(core: int | None) -> None:
         try:
-            while waiting and not stop.is_set() and time.monotonic() < deadline:
+            while waiting and not stop.is_set() and time.monotonic() < end:
                 case = waiting.pop()
-                if not run_case(case, core, deadline, stop):
+                if not run_case(case, core, end, stop):
                     return
                 made.append(case.name)
         except BaseException:

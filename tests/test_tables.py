@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -72,3 +74,18 @@ def test_a_table_has_a_row_for_every_method_and_a_column_for_every_target(finish
     page.write_text("no marks")
     with pytest.raises(InputError, match="has no place for the tables"):
         write_tables(page, tables)
+
+
+def test_without_a_minute_the_tables_are_made_of_what_is_there_and_no_run_begins(finished, tmp_path):
+    folder = tmp_path / "results" / "hangzhou_metro-four-profile-0"
+    folder.mkdir(parents=True)
+    for name in ("config.json", "metrics.json"):
+        shutil.copy(finished[0] / name, folder)
+    page = tmp_path / "README.md"
+    page.write_text("<!-- tables -->\n<!-- end of tables -->\n")
+    words = {"data_dir": tmp_path, "out_dir": tmp_path / "runs", "results": folder.parent, "readme": page, "minutes": 0}
+    command = [sys.executable, "-m", "benchmarks.tables", *(f"--{name}={value}" for name, value in words.items())]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(said.stdout)["case"].startswith("0_of_")
+    assert not (tmp_path / "runs").exists()
+    assert readme_tables(folder.parent) in page.read_text()

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 
 from gpdiff_jax.analysis.metrics import mae
 from gpdiff_jax.cities import City
@@ -19,11 +19,12 @@ from gpdiff_jax.pretrained import DEFAULT, load_pretrained
 from gpdiff_jax.region_parameters import RegionParameters
 from gpdiff_jax.run.columns import in_columns, short_number
 from gpdiff_jax.run.run import partial_bins_note, silence_notes
-from gpdiff_jax.transfer.evaluate import MethodForecast
+from gpdiff_jax.transfer.evaluate import MethodForecast, step_names
 from gpdiff_jax.transfer.new_city import NewCity, save_parameters
 from gpdiff_jax.transfer.quantiles import LEVELS
 
 _MOST_ROWS, _MOST_NAMED = 10, 5
+_EXPECTED = 20  # readings of a while that was read as zero
 _MOST_BYTES = 300 * 2**20
 
 
@@ -94,7 +95,7 @@ def _unfinished_note(city: City, new_city: NewCity) -> list[str]:
 
 
 def _odd_regions(new_city: NewCity) -> list[str]:
-    """A line each for regions that read nothing but zero, or nothing for a day and more before now; some of many."""
+    """A line each for regions that read zero throughout or lately, or nothing for a day and more; some of many."""
     read, support = new_city.read, new_city.target.split.support
     values = read.values[support.start : support.stop, :, 0]
     seen = np.isfinite(values)
@@ -103,7 +104,37 @@ def _odd_regions(new_city: NewCity) -> list[str]:
     names, late = read.node_ids, ago >= read.steps_per_day
     lines = _some(zero, lambda node: f"region {names[node]!r} read nothing but 0; if it was out of order, leave it out")
     hours = ago * read.interval_minutes // 60
-    return lines + _some(late, lambda node: f"region {names[node]!r} was last read {hours[node]} hours before now")
+    lines += _some(late, lambda node: f"region {names[node]!r} was last read {hours[node]} hours before now")
+    fallen = _steps_of_odd_zeros(values, read.steps_per_day)
+
+    def line(node: int) -> str:
+        since = step_names(read, np.asarray([support.stop - fallen[node]]))[0]
+        rest = "where it never did at these hours; if it is out of order, leave these readings out"
+        return f"region {names[node]!r} reads 0 since {since}, {rest}"
+
+    return lines + _some(fallen > 0, line)
+
+
+def _steps_of_odd_zeros(values: Float[np.ndarray, "T N"], per_day: int) -> Int[np.ndarray, " N"]:
+    """For how many of the last steps regions read zero at hours of which they never did on the days before; else 0.
+
+    Chance alone is no cause where at least 20 counts were to be expected in that while.
+    """
+    above = values > 0
+    lately = np.where(above.any(axis=0), above[::-1].argmax(axis=0), 0)
+    last = np.arange(len(values))[:, None] >= len(values) - lately
+    zero = last & (values == 0)
+    # Whole days, the last ending now.
+    shape, front = (-1, per_day, values.shape[1]), -len(values) % per_day
+    earlier, zeros = (
+        np.pad(rows, ((front, 0), (0, 0)), constant_values=fill).reshape(shape)
+        for rows, fill in ((np.where(last, np.nan, values), np.nan), (zero, False))
+    )
+    known, missed = np.isfinite(earlier), zeros.any(axis=0)
+    usual = np.where(known, earlier, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    expected = np.where(missed, usual, 0.0).sum(axis=0)
+    never = ~(missed & (earlier == 0).any(axis=0)).any(axis=0)
+    return np.where(never & (expected >= _EXPECTED), lately, 0)
 
 
 def _some(which: Bool[np.ndarray, " N"], line: Callable[[int], str]) -> list[str]:

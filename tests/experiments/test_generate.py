@@ -24,6 +24,7 @@ from experiments.generate import flags
 from gpdiff_jax.diffusion.denoiser import make_denoiser
 from gpdiff_jax.models import registry
 from gpdiff_jax.prompts.prompt import PromptScaler
+from gpdiff_jax.run import new_city
 from gpdiff_jax.training.storage import load_arrays, save_arrays
 from gpdiff_jax.zoo.codec import fit_codec
 from gpdiff_jax.zoo.tokens import make_layout, to_tokens
@@ -220,12 +221,24 @@ def test_what_is_odd_of_the_last_days_is_said(folder, capsys):
     values = np.array(city.values)
     values[168:, 2] = 0
     values[210:, 4] = np.nan
+    # Until 18 h of the last day as on every other; and at night as in every other.
+    values[168:, [1, 3]] = 7
+    values[234:, 3] = 0
+    values[np.arange(168, 240).reshape(3, 24)[:, 18:], 1] = 0
     gpd.save_city(folder / "odd.npz", dataclasses.replace(city, values=values))
     _generate(folder, "--samples=1", city="odd.npz", out="odd")
     assert capsys.readouterr().err.splitlines() == [
         "region 'r2' read nothing but 0; if it was out of order, leave it out",
         "region 'r4' was last read 30 hours before now",
+        "region 'r3' reads 0 since 2024-01-16T18:00, where it never did at these hours; if it is out of order, leave "
+        "these readings out",
     ]
+    # Where 20 readings were to be expected: of two an hour, a few zeros may be chance.
+    for usual, hours, said in ((7, 2, False), (7, 3, True), (2, 9, False), (2, 10, True), (2, 30, True)):
+        values[168:, 3] = usual
+        values[240 - hours :, 3] = 0
+        rows = new_city._steps_of_odd_zeros(values[168:, :, 0], 24)
+        assert rows[3] == hours * said and not rows[1]
     _generate(folder, "--samples=1", "--channels=entries_per_30min", city="fine.npz", out="half")
     late = "fine: what was read from 2024-01-16T23:00 on is not looked at, for these 60 minutes are not over"
     assert late in capsys.readouterr().err.splitlines()

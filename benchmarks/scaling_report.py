@@ -118,7 +118,7 @@ def write_report(lines: Sequence[Line], path: pathlib.Path) -> None:
     """Draws the figures beside a document and puts its tables between its marks, of what was measured.
 
     Args:
-      lines: of all cases.
+      lines: of all cases; one that did not end is marked, and compared with no other number of devices.
       path: the document.
 
     Raises:
@@ -176,6 +176,7 @@ def _growth_table(lines: Sequence[Line], growth: Growth) -> list[str]:
                 measured = next((line for line in own if line["case"] == case), None)
                 cells.append("" if measured is None else _compared(measured["value"], model.predict(measured)))
         name = f"{first['tokens']} tokens" if "tokens" in first else case.replace("_", " ")
+        name += ", unfinished" if "unfinished" in first else ""
         table.append(f"| {name} | {' | '.join(cells)} |")
     return table
 
@@ -211,7 +212,8 @@ def _spread(lines: Sequence[Line], kind: str, part: str) -> dict[int, dict[str, 
     found: dict[int, dict[str, float]] = {}
     for line in lines:
         words = line["case"].split("_")
-        if line["metric"] == "time" and words[0] == kind and words[2:] == [part]:
+        finished = line["metric"] == "time" and "unfinished" not in line
+        if finished and words[0] == kind and words[2:] == [part]:
             found.setdefault(int(words[1]), {})[line["stage"]] = line["value"]
     return found
 

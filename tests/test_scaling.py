@@ -98,6 +98,22 @@ def test_the_document_is_made_of_what_there_is(tmp_path):
     assert sorted(one.name for one in tmp_path.iterdir()) == ["scaling.md", "scaling_growth.svg"]
 
 
+def test_of_a_case_that_did_not_end_the_document_says_so(tmp_path):
+    path = tmp_path / "scaling.md"
+    path.write_text("<!-- tables -->\n<!-- end of tables -->\n")
+    lines = _lines()
+    for line in lines:
+        if line["case"] in ("regions_8000", "devices_2_strong"):
+            line["unfinished"] = "takes too long"
+    lines = [line for line in lines if "unfinished" not in line or line["stage"] in ("sources", SPREAD[0])]
+    write_report(lines, path)
+    text = path.read_text()
+    large = float(np.dot(_LAW, (1, 8000, 8000 * 28 * 24, 0)))
+    assert f"| regions 8000, unfinished | {large:.3g} (+0 %) |  |  | {large:.3g} (+0 %) |  |  |" in text
+    assert "| days 448 |" in text
+    assert "| strong | 1 device |" in text and "| strong | 2 devices |" not in text and "| weak | 2 devices |" in text
+
+
 @pytest.mark.parametrize(
     ("then", "why"),
     [

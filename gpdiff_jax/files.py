@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import shutil
+import stat
 import struct
 import tempfile
 import tokenize
@@ -110,9 +111,61 @@ def _is_there(handle: int, name: str) -> bool:
         return False
 
 
+def open_plain(path: pathlib.Path, flags: int) -> int:
+    """Opens a file that is written in place: not through a link to somebody else's, nor for ever at a pipe.
+
+    Args:
+      path: the file.
+      flags: of `os.open`.
+
+    Returns:
+      A descriptor.
+
+    Raises:
+      InputError: it is a link, a pipe, a device or a folder.
+      OSError: the system does not open it.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise _not_plain(path) from error
+        raise
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise _not_plain(path)
+
+
+def _not_plain(path: pathlib.Path) -> InputError:
+    return InputError(f"{str(path)!r} is a link, a pipe or a folder, where a file of this program is to lie; remove it")
+
+
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     """Writes JSON, whole or not at all; NaN raises `ValueError`."""
     write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Reads JSON.
+
+    Args:
+      path: the file.
+
+    Returns:
+      What it holds.
+
+    Raises:
+      InputError: it is a pipe, or not JSON, or nested beyond reason.
+      OSError: the system does not read it.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise _not_plain(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else error
+        raise InputError(f"{path} is not JSON ({reason})") from error
 
 
 def write_csv(path: pathlib.Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:

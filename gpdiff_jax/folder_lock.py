@@ -15,6 +15,7 @@ import socket
 from collections.abc import Iterator
 
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import open_plain
 from gpdiff_jax.hosts import is_first
 
 _NAME = ".lock"
@@ -32,7 +33,7 @@ def lock_folder(folder: pathlib.Path, *, outside: bool = False) -> None:
       outside: keep the lock's file beside the folder, which need not exist or may be replaced as a whole.
 
     Raises:
-      InputError: another process holds it; names that.
+      InputError: another process holds it; names that. Or the lock is a link, a pipe or a folder.
     """
     if not is_first():
         return
@@ -40,7 +41,7 @@ def lock_folder(folder: pathlib.Path, *, outside: bool = False) -> None:
     if path in _held and _is_open(_held[path][0], path):
         _held[path] = _held[path][0], _held[path][1] + 1
         return
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = open_plain(path, os.O_RDWR | os.O_CREAT)
     try:
         _acquire(descriptor, folder)
         me = {
@@ -81,7 +82,7 @@ def locked_folder(folder: pathlib.Path | None, *, outside: bool = False) -> Iter
 
 def refuse_if_locked(folder: pathlib.Path) -> None:
     """Raises `InputError` at once where another process writes into a folder; makes no folder and no file."""
-    if (folder / _NAME).is_file():
+    if os.path.lexists(folder / _NAME):
         lock_folder(folder)
         unlock_folder(folder)
 

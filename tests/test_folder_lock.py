@@ -106,3 +106,20 @@ def test_the_librarys_folders_are_one_process_at_a_time(tmp_path, simulated_citi
         finally:
             other.send_signal(signal.SIGKILL)
     assert [path.name for path in folder.iterdir()] == ([] if outside else [".lock"])
+
+
+@pytest.mark.parametrize("what", ["link", "dangling", "pipe", "folder"])
+def test_what_is_no_lock_is_neither_written_nor_waited_for(tmp_path, what):
+    precious, path = tmp_path / "precious", tmp_path / "run" / ".lock"
+    precious.write_text("mine")
+    path.parent.mkdir()
+    {
+        "link": lambda: path.symlink_to(precious),
+        "dangling": lambda: path.symlink_to(tmp_path / "new"),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+    }[what]()
+    for call in (lock_folder, refuse_if_locked):
+        with pytest.raises(InputError, match=r"run/.lock' is a link, a pipe or a folder, where .*; remove it"):
+            call(path.parent)
+    assert precious.read_text() == "mine" and not (tmp_path / "new").exists()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import read_json
 
 METRICS = (
     "mae_mean",
@@ -171,9 +172,9 @@ def format_groups(groups: Sequence[GroupSummary], *, style: str, metrics: Sequen
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); run transfer again to write it anew") from error
+        content = read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; run transfer again to write it anew") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a JSON object, not {type(content).__name__}; run transfer again")
     return content

@@ -2,13 +2,13 @@
 Out: diagnostics.html in it, one self-contained page that says in plain words whether the generator generates.
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import read_json
 from gpdiff_jax.report import markup
 from gpdiff_jax.report.document import write_page
 from gpdiff_jax.report.markup import escape
@@ -111,7 +111,7 @@ def render_diagnostics(run_dir: str | os.PathLike[str]) -> pathlib.Path:
     run_dir = pathlib.Path(run_dir).expanduser()
     path = run_dir / "diagnostics.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         name = content["target"]
         parts = [_header(content), _latents(content["groups"]), _responses(content["response"], content)]
     except FileNotFoundError as error:

@@ -4,7 +4,6 @@ Out: its files as one value, with the reason beside every part that is absent or
 
 import csv
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from jaxtyping import Float, Int
 from gpdiff_jax.analysis.metrics import REGION_COLUMNS
 from gpdiff_jax.analysis.summary import read_metrics
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.files import DAMAGE, read_npz
+from gpdiff_jax.files import DAMAGE, read_json, read_npz
 from gpdiff_jax.training.progress import read_log
 
 
@@ -93,7 +92,7 @@ def read_results(run_dir: str | os.PathLike[str]) -> Results:
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     if not isinstance(content, dict):
         raise InputError("it holds no JSON object")
     return content

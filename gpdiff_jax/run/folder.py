@@ -14,7 +14,7 @@ import jax
 from gpdiff_jax.cities import City
 from gpdiff_jax.cities.digest import city_digest
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.files import write_json
+from gpdiff_jax.files import read_json, write_json
 from gpdiff_jax.folder_lock import lock_folder, unlock_folder
 from gpdiff_jax.run.settings import Settings
 from gpdiff_jax.training.exchange import ask_first, check_agreed
@@ -107,8 +107,8 @@ def _open(name: str | os.PathLike[str], content: dict[str, Any]) -> pathlib.Path
 def _read_config(path: pathlib.Path, name: str) -> dict[str, Any]:
     """What a config.json holds; raises `InputError` where no run wrote it."""
     try:
-        held = json.loads(path.read_text())
-        if not all(isinstance(held[part], dict) for part in ("cities", "versions")):
+        held = read_json(path)
+        if not all(isinstance(held[part], dict) for part in ("settings", "cities", "versions")):
             raise TypeError
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(
@@ -134,7 +134,7 @@ def _check_same(held: dict[str, Any], content: dict[str, Any], name: str) -> Non
         for package, version in content["versions"].items()
         if held["versions"].get(package, version) != version
     ]
-    if held["model_sha256"] != content["model_sha256"] and not changed:
+    if held.get("model_sha256") != content["model_sha256"] and not changed:
         # With another JAX the same model has other operations.
         raise InputError(f"folder {name!r} holds a run of another model of that name; name another folder")
     if changed:

@@ -1,5 +1,6 @@
 """In: a run and the name of a method. Out: the method's test forecasts, made once and kept in the run's folder."""
 
+import itertools
 import pathlib
 import sys
 from typing import Any
@@ -17,6 +18,7 @@ from gpdiff_jax.hosts import is_first
 from gpdiff_jax.prompts.prompt import Prompts
 from gpdiff_jax.run.settings import METHODS
 from gpdiff_jax.run.stages import Stages, generate_key
+from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.training.progress import LogWriter, stage
 from gpdiff_jax.training.stopwatch import stopwatch
@@ -74,18 +76,19 @@ def held_methods(run: Stages) -> list[str]:
     """
 
     def held() -> list[str]:
-        for path in sorted((run.folder / "methods").glob("*.npz")):
-            drop_damaged(path)
+        for name, channel in itertools.product(METHODS, range(len(run.targets))):
+            drop_damaged(run, channel, name)
         return [name for name in METHODS if all(forecast_path(run, c, name).exists() for c in range(len(run.targets)))]
 
     return ask_first(held)
 
 
-def drop_damaged(path: pathlib.Path) -> None:
-    """Names a file of forecasts that is damaged on standard error and removes it, so that it is made again."""
+def drop_damaged(run: Stages, channel: int, method: str) -> None:
+    """Names a file of forecasts that is damaged or another's on standard error, and removes it: it is made again."""
+    path = forecast_path(run, channel, method)
     if path.exists():
         try:
-            _read(path)
+            _read(run, channel, method)
         except InputError as error:
             print(f"{error}; it is made again", file=sys.stderr)
             path.unlink()
@@ -106,20 +109,29 @@ def method_forecast(run: Stages, channel: int, method: str) -> MethodForecast:
       InputError: the folder holds them, but damaged; `held_methods` clears that up.
     """
     path = forecast_path(run, channel, method)
-    held = ask_first(lambda: _read(path)._asdict() if path.exists() else None)
+    held = ask_first(lambda: _read(run, channel, method)._asdict() if path.exists() else None)
     if held is not None:
         return MethodForecast(**held)
     result = _make_forecast(run, channel, method)
     if is_first():
         path.parent.mkdir(exist_ok=True)
-    write_npz(path, {name: np.asarray(value) for name, value in result._asdict().items() if value is not None})
+    fields = {name: np.asarray(value) for name, value in result._asdict().items() if value is not None}
+    write_npz(path, fields | {"made_of": np.asarray(_made_of(run, channel, method))})
     return result
 
 
-def _read(path: pathlib.Path) -> MethodForecast:
+def _made_of(run: Stages, channel: int, method: str) -> str:
+    """By what the forecasts of a method are known: its name, and the settings and readings of the run."""
+    return digest_of(f"{method} of channel {channel} of {run.identity}", {})
+
+
+def _read(run: Stages, channel: int, method: str) -> MethodForecast:
+    path = forecast_path(run, channel, method)
     fields = read_npz(path)
     if not {"forecast", "seconds"} <= fields.keys():
         raise InputError(f"{str(path)!r} is damaged (it holds no forecast)")
+    if str(fields.get("made_of")) != _made_of(run, channel, method):
+        raise InputError(f"{str(path)!r} is of another method, another run or an earlier version")
     scalars = {name: fields[name].item() for name in _SCALARS if name in fields}
     return MethodForecast(fields["forecast"], fields.get("spread"), curves=fields.get("curves"), **scalars)
 

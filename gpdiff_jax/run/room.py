@@ -1,6 +1,7 @@
 """In: a run. Out: for every source city and a generator of the others, what room there is and what is reached of it."""
 
-import json
+import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from gpdiff_jax.analysis.room import LEAST_ROOM, METHODS, RoomConfig, measure_room, own_parameters, refuse_paper
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.files import write_json
+from gpdiff_jax.files import read_json, write_json
 from gpdiff_jax.pretraining import pretrain
 from gpdiff_jax.run.columns import in_columns, short_number
 from gpdiff_jax.run.stages import Stages
@@ -66,11 +67,22 @@ def measure_rooms(run: Stages) -> dict[str, Any]:
     return content
 
 
+def _held_channels(path: pathlib.Path) -> list[dict[str, Any]] | None:
+    """What was measured of a city before; None where nothing was, or it cannot be read, which is said."""
+    if not path.exists():
+        return None
+    try:
+        return list(read_json(path)["channels"])
+    except (InputError, KeyError, TypeError) as error:
+        print(f"{path} is damaged ({error}); it is made again", file=sys.stderr)
+        return None
+
+
 def _without(run: Stages, name: str, config: RoomConfig) -> list[dict[str, Any]]:
     """The rooms of a source city's channels, by a generator that saw none of them."""
     folder = run.folder / "room" / name
     path = folder.with_name(f"{name}.json")
-    held = ask_first(lambda: json.loads(path.read_text())["channels"] if path.exists() else None)
+    held = ask_first(lambda: _held_channels(path))
     if held is not None:
         return held
     settings, key = run.settings, run.key(f"room of {name}")

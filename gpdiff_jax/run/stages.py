@@ -20,9 +20,11 @@ from gpdiff_jax.baselines.boosted_trees import BoostedTrees, boosted_trees
 from gpdiff_jax.baselines.meta_learned import MetaConfig, meta_learn
 from gpdiff_jax.baselines.mlp_hypernetwork import MlpHypernetwork, make_network, mlp_hypernetwork
 from gpdiff_jax.cities import City
+from gpdiff_jax.cities.digest import city_digest
 from gpdiff_jax.data.sources import Sources, prepare_sources
 from gpdiff_jax.data.target import Target, prepare_targets
-from gpdiff_jax.files import write_json
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import read_json, write_json
 from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.models import Model, make_model
 from gpdiff_jax.pretraining import LatentSpace, fit_latent_space, pretrain
@@ -31,6 +33,7 @@ from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.prompts.sources import PromptedSources, attach_prompts, fit_encoder, with_prompts
 from gpdiff_jax.run.settings import Settings
 from gpdiff_jax.training.checkpoints import checkpoints_beside, checkpoints_of, drop_checkpoints
+from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.training.progress import LogWriter, stage
 from gpdiff_jax.training.stopwatch import stopwatch
@@ -60,6 +63,12 @@ class Stages:
     def key(self, name: str) -> Key:
         """The random key of a stage."""
         return jax.random.fold_in(jax.random.key(self.settings.seed), zlib.crc32(name.encode()))
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """By what the run is known: a digest of what it computes, and of the readings and facts of its cities."""
+        cities = [city_digest(city) for city in (*self.source_cities, *self.target_cities)]
+        return digest_of(json.dumps([self.settings.computed(), cities], sort_keys=True), {})
 
     def checkpoints(self, name: str) -> pathlib.Path:
         """Where a stage keeps the checkpoints of a training that is not finished."""
@@ -184,8 +193,20 @@ class Stages:
     @property
     def seconds(self) -> dict[str, float]:
         """How long every stage worked, by name, over all processes that worked on it; without compiling."""
-        path = self.folder / "seconds.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return read_seconds(self.folder / "seconds.json")
+
+
+def read_seconds(path: pathlib.Path) -> dict[str, float]:
+    """How long stages took, by name; a file that does not say so is named on standard error and counts for nothing."""
+    if not path.exists():
+        return {}
+    held = None
+    with contextlib.suppress(InputError):
+        held = read_json(path)
+    if isinstance(held, dict) and all(isinstance(one, (int, float)) for one in held.values()):
+        return held
+    print(f"{path} does not say how long stages took; those before now count for nothing", file=sys.stderr)
+    return {}
 
 
 class Generated(NamedTuple):

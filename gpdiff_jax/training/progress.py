@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import stat
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, SupportsInt
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, SupportsInt
 import numpy as np
 
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import open_plain
 from gpdiff_jax.hosts import is_first
 
 if TYPE_CHECKING:
@@ -145,14 +147,16 @@ class LogWriter:
         Args:
           path: the file, log.jsonl of a run folder.
           clock: seconds since 1970.
+
+        Raises:
+          InputError: a link, a pipe or a folder lies there.
         """
         self._path, self._clock = pathlib.Path(path), clock
         if not is_first():
             self._file = open(os.devnull, "w")  # noqa: SIM115
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab+") as file:
-            file.seek(0)
+        with os.fdopen(open_plain(self._path, os.O_RDWR | os.O_CREAT), "rb+") as file:
             text = file.read()
             file.truncate(text.rfind(b"\n") + 1)
         self._file = self._path.open("a", encoding="utf-8")
@@ -196,12 +200,14 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
       InputError: a whole line is not a JSON object.
       OSError: the file cannot be read.
     """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise InputError(f"{path} is no file; name the log of a run")
     text = pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
     records = []
     for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
             raise InputError(f"{path} line {number} is not a JSON object; name the log of a run, or correct that line")

@@ -119,6 +119,8 @@ def _load(folder: pathlib.Path, version: int, what: str) -> tuple[dict, dict]:
             metadata = ocp.metadata(place)
             custom: Any = metadata.custom_metadata
             facts = json.loads(custom["facts"])
+            if not isinstance(facts, dict):
+                raise TypeError
             arrays = ocp.load(place)
         # Orbax sees damage to what says where the arrays are, but not to the arrays.
         if custom.get("sha256", written := digest_of("", arrays)) != written:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -48,6 +49,47 @@ def test_a_killed_run_that_goes_on_ends_with_the_same_numbers(finished, data_dir
         for name in then.files:
             np.testing.assert_array_equal(now[name], then[name])
     assert len(read_log(half / "log.jsonl")) >= len(read_log(folder / "log.jsonl"))
+
+
+@pytest.mark.parametrize("content", ["", '{"zoo": 1', "[" * 200_000, "[1]", '{"zoo": "long"}'])
+def test_seconds_that_cannot_be_read_stop_no_run(finished, data_dir, tmp_path, capsys, content):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "seconds.json").write_text(content)
+    shutil.rmtree(tmp_path / "run" / "methods")
+    made = Run.open(tmp_path / "run", tiny_settings(data_dir, methods=("last_value",))).evaluate()
+    assert made["methods"]["last_value"]["mae"] == finished[1]["methods"]["last_value"]["mae"]
+    assert "seconds.json does not say how long stages took" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["[" * 200_000, "{}", "settings", "model", "words"])
+def test_a_config_that_was_changed_by_hand_is_one_line(finished, data_dir, tmp_path, damage):
+    shutil.copytree(finished[0], tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    held = json.loads(path.read_text())
+    changed = {
+        "settings": held | {"settings": "x"},
+        "words": held | {"settings": held["settings"] | {"seed": "x"}},
+        "model": {name: held[name] for name in held if name != "model_sha256"},
+    }
+    path.write_text(json.dumps(changed[damage]) if damage in changed else damage)
+    with pytest.raises(
+        InputError, match=r"config.json that no run|another model|other settings \(seed x, now 0\)"
+    ) as refused:
+        Run.open(tmp_path / "run", tiny_settings(data_dir))
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["config.json", "log.jsonl", "seconds.json"])
+def test_a_pipe_in_a_run_folder_is_not_waited_for(finished, data_dir, tmp_path, name):
+    shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "methods")
+    (tmp_path / "run" / name).unlink()
+    os.mkfifo(tmp_path / "run" / name)
+    if name == "seconds.json":
+        assert Run.open(tmp_path / "run", tiny_settings(data_dir, methods=("last_value",))).evaluate()
+        return
+    with pytest.raises(InputError, match=f"{name}.*(is a link, a pipe|that no run of this program wrote)"):
+        Run.open(tmp_path / "run", tiny_settings(data_dir, methods=("pooled_few_shot",))).evaluate()
 
 
 def test_a_stage_that_was_damaged_is_refused_by_name(finished, data_dir, tmp_path):

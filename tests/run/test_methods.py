@@ -185,6 +185,30 @@ def test_a_damaged_forecast_is_named_and_made_again(finished, data_dir, tmp_path
     assert "last_value_0.npz' is damaged (" in line and line.endswith("; it is made again")
 
 
+@pytest.mark.parametrize("of", ["another method", "another run", "an earlier version"])
+def test_forecasts_under_a_name_that_is_not_theirs_are_made_again(finished, data_dir, tmp_path, capsys, of):
+    folder, content = finished
+    shutil.copytree(folder, tmp_path / "run")
+    path = tmp_path / "run" / "methods" / "last_value_0.npz"
+    settings = tiny_settings(data_dir)
+    if of == "another method":
+        shutil.copy(path.with_name("historical_average_0.npz"), path)
+    elif of == "another run":
+        data = dataclasses.replace(settings.data, support_days=settings.data.support_days + 1)
+        other = dataclasses.replace(settings, data=data, methods=("last_value",))
+        Run.open(tmp_path / "other", other).evaluate()
+        shutil.copy(tmp_path / "other" / "methods" / path.name, path)
+    else:
+        with np.load(path) as held:
+            np.savez(path, **{name: held[name] for name in held.files if name != "made_of"})
+    capsys.readouterr()
+    again = Run.open(tmp_path / "run", settings).evaluate()
+    assert without_seconds(again) == without_seconds(content)
+    assert "last_value_0.npz' is of another method, another run or an earlier version; it is made again" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_forecast_that_cannot_be_read_for_now_is_not_called_damaged(finished, data_dir, tmp_path, monkeypatch):
     shutil.copytree(finished[0], tmp_path / "run")
     run = Run.open(tmp_path / "run", tiny_settings(data_dir))

@@ -60,7 +60,7 @@ flags.DEFINE_string("data_dir", None, "folder of city files; default GPDIFF_DATA
 flags.DEFINE_list("targets", ["hangzhou_metro", "melbourne_pedestrians"], "the targets")
 flags.DEFINE_string("model", "stid", "name of the forecaster")
 flags.DEFINE_integer("steps", PooledConfig().steps, "training steps of the pooled model", 1)
-flags.DEFINE_integer("seed", 0, "random seed", 0)
+flags.DEFINE_integer("seed", 0, "random seed", 0, 2**31 - 1)
 flags.DEFINE_bool("few_shot", False, "also the ways of fine-tuning")
 flags.DEFINE_list("variations", None, "some of the variations, by name; all if not given")
 

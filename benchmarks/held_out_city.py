@@ -58,7 +58,7 @@ flags.DEFINE_integer("stretches", 6, "stretches of support days in a held-out ci
 flags.DEFINE_string("model", "stid", "name of the forecaster")
 flags.DEFINE_enum("covariates", "profile", COVARIATES, "what models see beside the readings")
 flags.DEFINE_integer("steps", PooledConfig().steps, "training steps of the pooled model", 1)
-flags.DEFINE_integer("seed", 0, "random seed", 0)
+flags.DEFINE_integer("seed", 0, "random seed", 0, 2**31 - 1)
 flags.DEFINE_bool("rivals", False, "also the linear autoregression and boosted trees, fitted on the other cities")
 flags.DEFINE_list("code_rates", [], "rates at which the pooled model is fine-tuned in codes")
 flags.DEFINE_list("shared_steps", [], "steps for which the pooled model is fine-tuned by one update for the city")

@@ -3,8 +3,11 @@ Out: the process's end: its exit code and, on any error that a user can cause, o
 """
 
 import difflib
+import io
 import logging as standard_logging
+import math
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -44,6 +47,7 @@ def run(main: Callable[[list[str]], object], *, positional: str | None = None) -
       SystemExit: always, with the exit code.
     """
     signal.signal(signal.SIGTERM, _on_sigterm)
+    _mend_streams()
     try:
         app.run(lambda argv: _run_and_flush(main, argv), flags_parser=lambda argv: _parse(argv, positional))
     except _Terminated:
@@ -55,9 +59,19 @@ def run(main: Callable[[list[str]], object], *, positional: str | None = None) -
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_EXIT_BROKEN_PIPE)
     except Exception as error:
-        if not _is_users(error):
+        if (known := _users(error)) is None:
             raise
-        _end(f"error: {_one_line(error)}", _EXIT_ERROR)
+        _end(f"error: {_one_line(known)}", _EXIT_ERROR)
+
+
+def _mend_streams() -> None:
+    """A stream that is closed swallows what is said; a letter that its encoding lacks ends no command."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run_and_flush(main: Callable[[list[str]], object], argv: list[str]) -> object:
@@ -67,7 +81,13 @@ def _run_and_flush(main: Callable[[list[str]], object], argv: list[str]) -> obje
     logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
     standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
     status = main(argv)
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the interpreter's end
+        raise _UsageError(f"standard output cannot be written ({error.strerror}); the work itself is done") from error
     return status
 
 
@@ -93,7 +113,14 @@ def _parse(argv: Sequence[str], positional: str | None) -> list[str]:
         print(_help_text(positional))
         sys.stdout.flush()
         sys.exit(0)
+    if files := [word for word in words if re.match(r"--?flagfile(=|$)", word)]:
+        raise _UsageError(f"unknown flag {files[0].partition('=')[0]}; give every setting by a flag of its own")
     remaining = flags.FLAGS([argv[0], *map(_at_home, words)])
+    for flag in _our_flags():
+        if flag.present and flag.value == "":
+            raise _UsageError(f"--{flag.name} is empty; give a value, or leave the flag out")
+        if isinstance(flag.value, float) and not math.isfinite(flag.value):
+            raise _UsageError(f"--{flag.name} (={flag.value}) must be a finite number")
     arguments = remaining[1:]
     if arguments and positional is None:
         raise _UsageError(f"unexpected argument {arguments[0]!r}; every setting is a flag, --help lists them")
@@ -108,21 +135,30 @@ def _at_home(word: str) -> str:
     return f"{flag}{equals}{os.path.expanduser(value)}"
 
 
-def _is_users(error: Exception) -> bool:
-    """True for errors that a user can cause and mend, False for defects of the program."""
+def _users(error: Exception) -> Exception | None:
+    """The error, or the one behind it, where a user can cause and mend it; None for defects of the program."""
     if isinstance(error, (flags.Error, app.UsageError, _UsageError, OSError)):
-        return True
+        return error
     # Not before: `--help` and mistaken flags need not wait for the library, and an error of the library has loaded it.
     from gpdiff_jax.errors import InputError, is_disk_full, is_out_of_memory
-    from gpdiff_jax.hosts import is_lost_host
+    from gpdiff_jax.hosts import check_devices, is_lost_host
 
-    return isinstance(error, InputError) or is_lost_host(error) or is_disk_full(error) or is_out_of_memory(error)
+    if isinstance(error, InputError) or is_lost_host(error) or is_disk_full(error) or is_out_of_memory(error):
+        return error
+    try:
+        # Whatever JAX raised where it was first used says nothing of why there is no device.
+        check_devices()
+    except InputError as behind:
+        return behind
+    return None
 
 
 def _memory_line(error: BaseException) -> str:
     progress = sys.modules.get("gpdiff_jax.training.progress")
     stage = progress.failed_stage(error) if progress is not None else None
     smaller = next((words for name, words in _SMALLER.items() if (stage or "").startswith(name)), _SMALLER[""])
+    if not all(word.strip(",")[2:] in flags.FLAGS for word in smaller.split() if word.startswith("--")):
+        smaller = "close other programs, or take a machine with more memory"
     where = f" in stage {stage}" if stage else ""
     return f"out of memory{where} ({' '.join(str(error).split())[:160]}); {smaller}"
 
@@ -156,7 +192,8 @@ def _one_line(error: Exception) -> str:
     if is_disk_full(error):
         place = error.filename if isinstance(error, OSError) and error.filename is not None else None
         where = f" ({place})" if place is not None else f" ({text[:160]})"
-        return f"no space left on device{where}; free some, or name an --out_dir elsewhere"
+        elsewhere = "name an --out_dir elsewhere" if "out_dir" in flags.FLAGS else "write elsewhere"
+        return f"no space left on device{where}; free some, or {elsewhere}"
     if is_out_of_memory(error):
         return _memory_line(error)
     if isinstance(error, OSError) and error.strerror:

@@ -21,11 +21,15 @@ _PAGE = flags.DEFINE_string("page", None, "Page to write too, NAME.html: a map, 
 _AT = flags.DEFINE_string("at", None, "Local time of now, e.g. 2024-05-03T17:00; nothing later is read.")
 _ADAPT = flags.DEFINE_bool("adapt", False, "Fine-tune the generated parameters on the support days (few-shot).")
 _SAMPLES = flags.DEFINE_integer(
-    "samples", None, "Parameter sets per region; default 5, of very large cities fewer.", lower_bound=1
+    "samples",
+    None,
+    "Parameter sets per region; default 5, of very large cities fewer.",
+    lower_bound=1,
+    upper_bound=1000,
 )
 _CHANNEL = flags.DEFINE_string("channel", "first", "Channel of the city to forecast.")
 _MODEL = flags.DEFINE_string("model", None, "File of the generator's model, where it is not built in.")
-_SEED = flags.DEFINE_integer("seed", 0, "Random seed.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Random seed.", lower_bound=0, upper_bound=2**31 - 1)
 _ANY_KIND = flags.DEFINE_bool("any_kind", False, "Take a city of another kind than the generator's.")
 _MISSING_ABOVE = flags.DEFINE_float("missing_above", None, "Readings above this value are missing, e.g. fill values.")
 
@@ -50,6 +54,8 @@ def main(argv: list[str]) -> None:
         # Before anything is worked out, or written.
         if path is not None and not path.absolute().parent.is_dir():
             raise gpd.InputError(f"{path} cannot be written, its folder does not exist; make it or name another")
+        if path is not None and path.is_dir():
+            raise gpd.InputError(f"{path} is a folder; name a file")
     at = None if _AT.value is None else local_moment(_AT.value, "at")
     gpd.use_every_core()
     gpd.enable_compilation_cache()

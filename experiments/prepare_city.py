@@ -8,8 +8,6 @@ data sets are read too: HDF5 frames and adjacency pickles of DCRNN, .npy and .np
 times (--start), SciPy's sparse matrices, and LibCity's .dyna, .rel and .geo files.
 """
 
-import pathlib
-
 from absl import flags
 
 from experiments import command_line
@@ -53,10 +51,17 @@ def main(argv: list[str]) -> None:
     from gpdiff_jax import ingest
     from gpdiff_jax.cities import save_city
     from gpdiff_jax.errors import InputError
+    from gpdiff_jax.files import user_path
 
-    out, columns = pathlib.Path(_OUT_FILE.value).expanduser(), _COLUMNS.value
+    out, columns = user_path(_OUT_FILE.value), _COLUMNS.value
     if out.suffix != ".npz":
         raise InputError(f"--out_file (={out}) is no city file; name it {out.stem}.npz")
+    if out.is_dir():
+        raise InputError(f"--out_file (={out}) is a folder; name a file in it, as {out / 'my_city.npz'}")
+    for flag in (_READINGS, _EDGES, _MATRIX, _SITES):
+        given = None if flag.value is None else user_path(flag.value)
+        if given is not None and given.exists() and out.exists() and given.samefile(out):
+            raise InputError(f"--out_file (={out}) is --{flag.name}, which it would overwrite; name another file")
     if columns is not None and len(columns) != 3:
         raise InputError(f"--columns (={','.join(columns)}) must name three columns: of region, time and reading")
     city, facts = ingest.city_from_tables(

@@ -20,7 +20,7 @@ _DAYS = flags.DEFINE_integer("days", 28, "Days of each series.", lower_bound=2, 
 _INTERVAL = flags.DEFINE_integer(
     "interval_minutes", 60, "Minutes per step; must divide 60.", lower_bound=1, upper_bound=60
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the draws.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the draws.", lower_bound=0, upper_bound=2**31 - 1)
 
 
 def main(argv: list[str]) -> None:

@@ -52,6 +52,13 @@ def check_above_zero(values: Mapping[str, Any]) -> None:
             raise InputError(f"`{name}` must be above 0, got {value}")
 
 
+def check_finite(values: Mapping[str, Any]) -> None:
+    """Raises `InputError` where a value is infinite or no number; None passes, for what is not given."""
+    for name, value in values.items():
+        if value is not None and not abs(value) < float("inf"):
+            raise InputError(f"`{name}` must be a finite number, got {value}")
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether an exception says that the disk is full, also where a writer wraps the system's message in its own."""
     return os.strerror(errno.ENOSPC).lower() in str(error).lower()

@@ -46,6 +46,14 @@ DAMAGE = (
 _WAYS = {zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "LZMA"}
 
 
+def user_path(name: str | os.PathLike[str]) -> pathlib.Path:
+    """A path as a user writes it, in which ~ is a home folder; raises `InputError` where whose is not known."""
+    try:
+        return pathlib.Path(name).expanduser()
+    except RuntimeError:
+        raise InputError(f"{str(name)!r} begins with a home folder that is not known; write the whole path") from None
+
+
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
     """Writes a file, whole or not at all; one that is there is replaced. Of several hosts the first writes.
 

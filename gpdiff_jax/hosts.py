@@ -9,6 +9,8 @@ take the same turns. A process that is not part of such a job is the first host 
 import os
 import sys
 
+from gpdiff_jax.errors import InputError
+
 
 def num_hosts() -> int:
     """Hosts of the job."""
@@ -19,6 +21,18 @@ def num_hosts() -> int:
 def host_number() -> int:
     """The number of this host, 0 for the first."""
     return 0 if num_hosts() == 1 else sys.modules["jax"].process_index()
+
+
+def check_devices() -> None:
+    """Raises `InputError` where JAX cannot use the devices that it is told to use, before anything else fails by it."""
+    jax = sys.modules.get("jax")
+    try:
+        _ = jax is None or jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        told = os.environ.get("JAX_PLATFORMS")
+        where = f"that JAX_PLATFORMS (={told}) names" if told else "of this machine"
+        reason = " ".join(str(error).split())[:160] or "no such platform in this installation of JAX"
+        raise InputError(f"JAX cannot use the devices {where} ({reason}); unset JAX_PLATFORMS, or mend JAX") from error
 
 
 def is_first() -> bool:

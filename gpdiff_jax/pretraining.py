@@ -15,6 +15,7 @@ from gpdiff_jax.cities.city import MINUTES_PER_DAY
 from gpdiff_jax.diffusion.denoiser_training import train_denoiser
 from gpdiff_jax.diffusion.training import PretrainConfig, ZooLatents, held_out_regions
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import user_path
 from gpdiff_jax.folder_lock import locked_folder
 from gpdiff_jax.hosts import is_first
 from gpdiff_jax.hypernetwork import Hypernetwork
@@ -206,7 +207,7 @@ def pretrain(
         raise InputError("the zoo and the source cities name different regions; harvest again from these cities")
     if zoo.prompts.names != sources.prompts.names:
         raise InputError("the prompts of the zoo and of the sources have other parts; attach sources `with_prompts`")
-    place = None if folder is None else pathlib.Path(folder).expanduser().absolute()
+    place = None if folder is None else user_path(folder).absolute()
     if place is not None and is_first():
         place.parent.mkdir(parents=True, exist_ok=True)
     with locked_folder(place, outside=True):

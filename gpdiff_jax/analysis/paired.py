@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from gpdiff_jax.analysis.summary import read_metrics, summarize_runs
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import user_path
 
 _OF_CHANNEL = ("channel", "unit")
 
@@ -62,7 +63,7 @@ def paired_differences(run_dirs: Sequence[str | os.PathLike[str]], reference: st
         raise InputError(
             "the runs simulate other cities for every seed, whose regions are not the same; give one of them"
         )
-    tables = [_errors(pathlib.Path(run_dir).expanduser()) for run_dir in run_dirs]
+    tables = [_errors(user_path(run_dir)) for run_dir in run_dirs]
     for run_dir, table in zip(run_dirs, tables, strict=True):
         if reference not in table:
             held = ", ".join(sorted(table)) or "none"

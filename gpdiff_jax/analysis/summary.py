@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.files import read_json
+from gpdiff_jax.files import read_json, user_path
 
 METRICS = (
     "mae_mean",
@@ -66,7 +66,7 @@ def read_metrics(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       InputError: no such folder, no such file, no JSON, or not what `transfer` writes.
     """
-    run_dir = pathlib.Path(run_dir).expanduser()
+    run_dir = user_path(run_dir)
     path = run_dir / "metrics.json"
     if not run_dir.is_dir():
         raise InputError(f"run folder {str(run_dir)!r} does not exist; give output folders of experiments.transfer")

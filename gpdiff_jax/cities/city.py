@@ -163,7 +163,7 @@ def check_city(city: City, *, judge_extremes: bool = True) -> City:
       6
     """
     if NAME_PATTERN.fullmatch(city.name) is None:
-        raise InputError(f"`name` (={city.name!r}) of a city must be letters, digits and _.:- only; rename it")
+        raise InputError(f"`name` (={city.name!r}) of a city must be letters A to Z, digits and _.:- only; rename it")
     try:
         _check_readings(city)
         _check_names(city)
@@ -182,6 +182,8 @@ def _check_array(name: str, array: np.ndarray | None, dtype: type, shape: tuple[
     if not isinstance(array, np.ndarray) or array.dtype != np.dtype(dtype):
         found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise InputError(f"`{name}` (of type {found}) must be a numpy array of {np.dtype(dtype)}; convert it")
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputError(f"`{name}` is a masked array, whose mask would be lost; give `{name}.filled(np.nan)`")
     fits = len(shape) == array.ndim and all(
         want is None or want == have for want, have in zip(shape, array.shape, strict=True)
     )

@@ -11,8 +11,8 @@ import numpy as np
 
 from gpdiff_jax.cities.calendar import local_moment
 from gpdiff_jax.cities.city import City, check_city, edges_of
-from gpdiff_jax.errors import InputError
-from gpdiff_jax.files import DAMAGE, check_members, read_member, write_npz
+from gpdiff_jax.errors import InputError, check_finite
+from gpdiff_jax.files import DAMAGE, check_members, read_member, user_path, write_npz
 
 _REQUIRED = ("values", "adjacency", "interval_minutes", "start", "feature_names", "node_ids", "city", "kind")
 _OPTIONAL = ("latitude", "longitude", "poi", "poi_names")
@@ -34,13 +34,15 @@ def load_city(path: str | os.PathLike[str], *, missing_above: float | int | None
       The checked city.
 
     Raises:
-      InputError: the file is missing, damaged, too large, holds pickled objects, or breaks a rule of `check_city`.
+      InputError: the file is missing, damaged, too large, holds pickled objects, or breaks a rule of `check_city`; or
+        `missing_above` is no finite number.
 
     Example:
       >>> import gpdiff_jax as gpd
       >>> city = gpd.load_city("data/bay.npz")  # doctest: +SKIP
     """
-    path = pathlib.Path(path).expanduser()
+    path = user_path(path)
+    check_finite({"missing_above": missing_above})
     try:
         city = _city_from_arrays(path.stem, _read_arrays(path), missing_above)
         return check_city(city, judge_extremes=missing_above is None)
@@ -65,7 +67,7 @@ def save_city(path: str | os.PathLike[str], city: City) -> None:
       >>> gpd.save_city("data/bay.npz", city)  # doctest: +SKIP
     """
     check_city(city, judge_extremes=False)
-    path = pathlib.Path(path).expanduser()
+    path = user_path(path)
     arrays = {
         "values": city.values,
         "adjacency": city.adjacency(),
@@ -108,7 +110,7 @@ def find_cities(
       >>> import gpdiff_jax as gpd
       >>> bay, york = gpd.find_cities("data", ["bay", "york"])  # doctest: +SKIP
     """
-    folder = pathlib.Path(data_dir).expanduser()
+    folder = user_path(data_dir)
     if not folder.is_dir():
         raise InputError(f"`data_dir` (={folder}) is not a folder; give the folder that holds the city files")
     available = sorted(path.stem for path in folder.glob("*.npz"))

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Shaped
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.extremes import most_usual
 from gpdiff_jax.cities.resample import combine_bins, first_whole_bin
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, check_finite
 
 _MINUTE = np.timedelta64(1, "m")
 
@@ -32,8 +32,10 @@ class RecentReadings:
             far beyond all that was read.
 
         Raises:
-          InputError: the start of the city is unknown, or the interval is no multiple of its own.
+          InputError: the start of the city is unknown, the interval is no multiple of its own, or `missing_above` is no
+            finite number.
         """
+        check_finite({"missing_above": missing_above})
         if city.start is None:
             raise InputError(
                 f"city {city.name!r} has no start, so what was read last is unknown; give the city its start"
@@ -153,6 +155,8 @@ class RecentReadings:
         except (TypeError, ValueError, UserWarning) as error:
             raise InputError(f"`times` are no local times ({error}); give datetime64 of the city's clocks") from None
         try:
+            if isinstance(readings, np.ma.MaskedArray):
+                readings = np.ma.filled(readings.astype(np.float32), np.nan)
             values = np.asarray(readings, np.float32)
         except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"`readings` are no numbers ({error}); mark a missing reading as NaN") from None

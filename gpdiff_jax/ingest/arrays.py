@@ -254,7 +254,11 @@ def _read_sparse(path: pathlib.Path) -> np.ndarray:
 
 def _table_matrix(path: pathlib.Path) -> Float[np.ndarray, "X Y"]:
     table = read_table(path, header=False)
-    return numbers(table, list(table.frame.columns))
+    try:
+        return numbers(table, list(table.frame.columns))
+    except InputError as error:
+        more = "a matrix in CSV has numbers alone, no names: its rows and columns are the regions in their order"
+        raise InputError(f"{error}; {more}") from None
 
 
 def _timed_series(path: pathlib.Path, time_zone: str | None) -> Series:

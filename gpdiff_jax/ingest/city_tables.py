@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from gpdiff_jax.cities import City
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import user_path
 from gpdiff_jax.ingest.arrays import ARRAY_FILES, read_series, series_grid
 from gpdiff_jax.ingest.graph import NEIGHBOURS, Sites, nearest_sites, read_edges, read_matrix, read_sites
 from gpdiff_jax.ingest.readings import LONG, read_rows
@@ -56,7 +57,7 @@ def read_grid(path: _Path, *, counts: bool, config: ReadingsConfig = ReadingsCon
     Raises:
       InputError: see `read_rows`, `read_series`, `grid`; or the configuration speaks of what the file has not.
     """
-    path = pathlib.Path(path).expanduser()
+    path = user_path(path)
     if path.suffix in ARRAY_FILES or config.start is not None:
         _check_unused(path, "has no such columns", columns=config.columns, time_format=config.time_format)
         series = read_series(path, channel=config.channel or 0, time_zone=config.time_zone)
@@ -122,11 +123,11 @@ def read_graph(
         raise InputError(f"`neighbours` (={neighbours}) is of `sites` alone, and edges or a matrix are given; drop one")
     if distances is not None and edges is None and matrix is None:
         raise InputError(f"`distances` (={distances}) is of `edges` or `matrix`, and neither is given; leave it out")
-    places = None if sites is None else read_sites(pathlib.Path(sites).expanduser(), ids)
+    places = None if sites is None else read_sites(user_path(sites), ids)
     if edges is not None:
-        return read_edges(pathlib.Path(edges).expanduser(), ids, distances=distances), places
+        return read_edges(user_path(edges), ids, distances=distances), places
     if matrix is not None:
-        return read_matrix(pathlib.Path(matrix).expanduser(), ids, distances=bool(distances)), places
+        return read_matrix(user_path(matrix), ids, distances=bool(distances)), places
     assert places is not None
     return nearest_sites(places, NEIGHBOURS if neighbours is None else neighbours), places
 
@@ -198,7 +199,7 @@ def _separators(*files: tuple[_Path | None, bool]) -> tuple[tuple[str, str], ...
     """A line on the files that are separated otherwise than by commas; each comes with whether it has a header."""
     found = []
     for given, header in files:
-        path = None if given is None else pathlib.Path(given).expanduser()
+        path = None if given is None else user_path(given)
         if path is not None and path.suffix not in _NO_TEXT:
             separator = separator_of(path, header=header)
             if separator != ",":

@@ -66,6 +66,7 @@ def local_times(
         _refuse_missing(column, text.isna() | (text == ""), source)
         if time_format is not None:
             time_format = re.sub(r"Z$", "%z", time_format)
+            _check_names_days(time_format, source)
             aware = np.full(len(text), "%z" in time_format)
         else:
             text, order = iso_times(text, source)
@@ -130,6 +131,19 @@ def check_time_zone(time_zone: str | None) -> str | None:
                 f"`time_zone` (={time_zone!r}) is unknown; name one of the IANA database, e.g. Europe/Berlin"
             ) from None
     return time_zone
+
+
+def _check_names_days(time_format: str, source: Source) -> None:
+    """Raises `InputError` where a format leaves out the year, the month or the day, which then would be made up."""
+    day = pd.Timestamp("2023-11-28T22:33:44", tz="UTC")
+    try:
+        again = pd.to_datetime(day.strftime(time_format), format=time_format, utc=True)
+    except (ValueError, TypeError, re.error):
+        return  # which is said of the times themselves
+    if again.date() != day.date():
+        raise source.error(
+            f"`time_format` (={time_format!r}) does not tell year, month and day; write the times with all of them"
+        )
 
 
 def _read(text: pd.Series, time_format: str | None, shown: pd.Series, source: Source, *, utc: bool) -> pd.DatetimeIndex:

@@ -40,7 +40,7 @@ def read_edges(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool | No
       The weights, row = from, column = to.
 
     Raises:
-      InputError: columns that lack, a number that is none, an edge that is listed twice, or none between the regions.
+      InputError: columns or numbers that lack, an edge that is listed twice, or none between the regions.
     """
     table = read_table(path)
     frame = table.frame.rename(columns={"origin_id": "from", "destination_id": "to"})
@@ -58,12 +58,18 @@ def read_edges(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool | No
     number = {name: index for index, name in enumerate(ids)}
     ends = [names_in(column_of(table, name)).map(number) for name in columns]
     weights = numbers(table, [third])[:, 0]
-    kept = np.asarray(ends[0].notna() & ends[1].notna() & np.isfinite(weights) & (ends[0] != ends[1]), bool)
+    known = np.asarray(ends[0].notna() & ends[1].notna(), bool)
+    kept = known & np.asarray((ends[0] != ends[1]).fillna(False), bool)
+    if known.any() and not kept.any():
+        raise InputError(f"{path} links regions of the city with themselves alone; give edges between two of them")
     if not kept.any():
         raise InputError(
             f"{path} has no edge between two regions of the city; its first is from {frame['from'].iloc[0]!r}, and the "
             f"first region is {ids[0]!r}; write ids as the readings have them"
         )
+    if np.isnan(weights[kept]).any():
+        row = table.source.row(np.flatnonzero(kept & np.isnan(weights))[0])
+        raise table.source.error(f"an edge has no {third} (row {row}); write one, or leave the edge out")
     rows, cols = (np.asarray(end[kept], np.int64) for end in ends)
     pairs = rows * len(ids) + cols
     unique, first = np.unique(pairs, return_index=True)

@@ -1,7 +1,6 @@
 """In: a file of a table of readings, long or wide. Out: its rows, with their regions and local times."""
 
 import os
-import pathlib
 import re
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from gpdiff_jax.files import user_path
 from gpdiff_jax.ingest.clock import LocalTimes, local_times, repeated_for
 from gpdiff_jax.ingest.table_file import UNNAMED, Source, TableFile, column_of, name_of, names_in, numbers, read_table
 
@@ -61,7 +61,7 @@ def read_rows(
     Raises:
       InputError: a file that cannot be read, a table of neither form, a reading that is no number, a time that is none.
     """
-    path = pathlib.Path(path).expanduser()
+    path = user_path(path)
     columns = (name_of(columns[0]), name_of(columns[1]), name_of(columns[2]))
     table = read_table(path)
     if path.suffix == ".dyna":

@@ -79,7 +79,9 @@ def read_table(path: pathlib.Path, *, header: bool = True) -> TableFile:
         if path.suffix == ".parquet":
             separator = None
             table = read_parquet(path)
-            if not isinstance(table.index, pd.RangeIndex):
+            if isinstance(table.index, pd.MultiIndex):
+                table = table.reset_index()
+            elif not isinstance(table.index, pd.RangeIndex):
                 table = table.reset_index(names=table.index.name or "ds")
         else:
             separator = separator_of(path, header=header)

@@ -20,6 +20,7 @@ _BYTES = 4096  # of the begin of a file, in which its first line is looked at
 _BYTES_OF_A_CELL = 8
 _CELL_ENDS = (b",", b";", b"\t", b"\n")
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
+_ZIPPED = b"PK\x03\x04"
 _SEPARATOR_LINE = re.compile(r'\ufeff?"?sep=(.)"? *(?:[\r\n]|$)', re.IGNORECASE)  # as Excel reads one
 _TAR = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)$", re.IGNORECASE)
 _WRONG = (*DAMAGE, OSError, pd.errors.ParserError)
@@ -44,6 +45,9 @@ def check_file(path: pathlib.Path) -> None:
         try:
             with zipfile.ZipFile(path) as archive:
                 check_members(archive, path)
+                files = [name for name in archive.namelist() if not name.endswith("/")]
+                if len(files) != 1 or len(files) != len(archive.namelist()):
+                    raise InputError(f"{path} holds {len(files)} files and folders; unpack it, and give the table")
         except (*DAMAGE, OSError) as error:
             raise error if isinstance(error, InputError) else unreadable(path, error) from None
 
@@ -66,6 +70,8 @@ def text_form(path: pathlib.Path) -> TextForm:
             head: Any = opened.handle.read(_BYTES)
     except _WRONG as error:
         raise unreadable(path, error) from None
+    if head.startswith(_ZIPPED):
+        raise InputError(f'{path} is a workbook or a zip archive; save its table as "CSV UTF-8", or unpack it')
     encoding = "utf-16" if head.startswith(_UTF_16) else "utf-8-sig"
     if encoding != "utf-16" and b"\0" in head:
         raise _not_utf8(path, 0)

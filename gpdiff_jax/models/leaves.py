@@ -29,6 +29,7 @@ def check_leaves(params: Params) -> list[tuple[tuple[str, ...], Any]]:
             raise InputError(
                 f"parameter {'/'.join(path)!r} is {leaf.dtype} of shape {tuple(leaf.shape)}; "
                 "a model to harvest needs float32 parameters with at least one entry each"
+                + ("; unset JAX_ENABLE_X64" if jax.config.read("jax_enable_x64") else "")
             )
     return named
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import user_path
 from gpdiff_jax.models.anomaly import forecast_anomalies
 from gpdiff_jax.models.leaves import check_leaves
 from gpdiff_jax.models.protocol import Model, ModelSizes, abstract_inputs, abstract_params, batched_inputs
@@ -71,7 +72,7 @@ def read_model_file(path: str | os.PathLike[str]) -> ModelFile:
       InputError: there is no such file, it fails, or it registers none or several models; the registry is then as it
         was.
     """
-    path = pathlib.Path(path).expanduser().resolve()
+    path = user_path(path).resolve()
     if not path.is_file():
         raise InputError(f"no model file at {str(path)!r}; --model takes one of {', '.join(model_names())}, or a file")
     digest, held = hashlib.sha256(path.read_bytes()).hexdigest(), _FILES.get(path)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.files import read_json
+from gpdiff_jax.files import read_json, user_path
 from gpdiff_jax.report import markup
 from gpdiff_jax.report.document import write_page
 from gpdiff_jax.report.markup import escape
@@ -108,7 +108,7 @@ def render_diagnostics(run_dir: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
       InputError: diagnostics.json is absent or broken.
     """
-    run_dir = pathlib.Path(run_dir).expanduser()
+    run_dir = user_path(run_dir)
     path = run_dir / "diagnostics.json"
     try:
         content = read_json(path)

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gpdiff_jax.files import user_path
 from gpdiff_jax.report import markup, sections
 from gpdiff_jax.report.document import write_page
 from gpdiff_jax.report.markup import escape, method_label
@@ -32,7 +33,7 @@ _COLUMNS = (
 
 def write_report(run_dir: str | os.PathLike[str]) -> pathlib.Path:
     """See `gpdiff_jax.report.render_report`."""
-    run_dir = pathlib.Path(run_dir).expanduser()
+    run_dir = user_path(run_dir)
     results = read_results(run_dir)
     parts = [_header(results), _methods(results), *sections.all_sections(results), _settings(results)]
     return write_page(run_dir / "report.html", f"{results.metrics['target']} – forecast transfer report", parts)

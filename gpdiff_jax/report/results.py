@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from gpdiff_jax.analysis.metrics import REGION_COLUMNS
 from gpdiff_jax.analysis.summary import read_metrics
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.files import DAMAGE, read_json, read_npz
+from gpdiff_jax.files import DAMAGE, read_json, read_npz, user_path
 from gpdiff_jax.training.progress import read_log
 
 
@@ -68,7 +68,7 @@ def read_results(run_dir: str | os.PathLike[str]) -> Results:
     Raises:
       InputError: metrics.json is absent or broken.
     """
-    run_dir = pathlib.Path(run_dir).expanduser()
+    run_dir = user_path(run_dir)
     metrics = read_metrics(run_dir)
     parts: dict[str, Any] = {}
     problems = {}

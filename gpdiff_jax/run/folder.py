@@ -14,7 +14,7 @@ import jax
 from gpdiff_jax.cities import City
 from gpdiff_jax.cities.digest import city_digest
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.files import read_json, write_json
+from gpdiff_jax.files import read_json, user_path, write_json
 from gpdiff_jax.folder_lock import lock_folder, unlock_folder
 from gpdiff_jax.run.settings import Settings
 from gpdiff_jax.training.exchange import ask_first, check_agreed
@@ -38,7 +38,7 @@ def claim_folder(name: str | os.PathLike[str], mark: str, what: str) -> pathlib.
     Raises:
       InputError: the path is a file, cannot be written, holds something else, or another process writes into it.
     """
-    folder = pathlib.Path(name).expanduser().absolute()
+    folder = user_path(name).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         entries = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]

@@ -5,7 +5,6 @@ After GPDiff (Yuan et al., ICLR 2024, arXiv 2402.11922); every stage can be aske
 
 import hashlib
 import os
-import pathlib
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from gpdiff_jax.cities.overlap import find_overlap
 from gpdiff_jax.data.target import Target
 from gpdiff_jax.diffusion.conditioning import check_conditioning
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import user_path
 from gpdiff_jax.folder_lock import refuse_if_locked, unlock_folder
 from gpdiff_jax.hosts import is_first
 from gpdiff_jax.models.protocol import abstract_params, model_text
@@ -75,7 +75,7 @@ class Run(Stages):
             or is too short, too coarse or empty for the settings; another process writes into the folder, or it holds
             something else; or hosts of one job read different things.
         """
-        place = pathlib.Path(folder).expanduser().absolute()
+        place = user_path(folder).absolute()
         ask_first(lambda: refuse_if_locked(place))
         whole = _cities(settings) if cities is None else _as_named(cities, settings)
         chosen = [select_channels(resample(city, settings.interval_minutes), settings.channels) for city in whole]

@@ -15,6 +15,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from gpdiff_jax.errors import InputError, is_out_of_memory
+from gpdiff_jax.files import user_path
 from gpdiff_jax.hosts import is_first
 from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.exchange import ask_first
@@ -62,7 +63,7 @@ class TrainingCheckpoints:
           folder: of this training alone.
           identity: what the training is; checkpoints of another are refused.
         """
-        self._folder, self._identity = pathlib.Path(folder).expanduser().absolute(), identity
+        self._folder, self._identity = user_path(folder).absolute(), identity
         self._pending: Any = None
         if is_first():
             self._folder.mkdir(parents=True, exist_ok=True)

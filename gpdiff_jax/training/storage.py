@@ -12,7 +12,8 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from gpdiff_jax.errors import InputError, is_disk_full, is_out_of_memory
-from gpdiff_jax.hosts import is_first
+from gpdiff_jax.files import user_path
+from gpdiff_jax.hosts import check_devices, is_first
 from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.training.orbax_calls import calling_orbax
@@ -114,6 +115,7 @@ def _load(folder: pathlib.Path, version: int, what: str) -> tuple[dict, dict]:
         near = what.replace(" ", "_")
         hint = f"did you mean {str(place / near)!r}?" if near in within or (place / near).is_dir() else _ELSEWHERE
         raise InputError(f"{str(place)!r} is no {what}: {found}; {hint}")
+    check_devices()  # an error of theirs is no damage
     try:
         with calling_orbax():
             metadata = ocp.metadata(place)
@@ -144,4 +146,4 @@ _AGAIN = "use a copy of it; in the folder of a run, move it away, and the run ma
 
 def _absolute(folder: pathlib.Path) -> Any:
     # Typed loosely: orbax's own PathLike does not admit pathlib's Path, which it takes.
-    return pathlib.Path(folder).expanduser().resolve()
+    return user_path(folder).resolve()

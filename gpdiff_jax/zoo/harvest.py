@@ -19,6 +19,7 @@ from jaxtyping import Int
 from gpdiff_jax.data.region_graphs import trim_graphs
 from gpdiff_jax.data.sources import SourceRegion, Sources
 from gpdiff_jax.errors import InputError, NotFiniteError, is_out_of_memory
+from gpdiff_jax.files import user_path
 from gpdiff_jax.hosts import num_hosts
 from gpdiff_jax.models.protocol import Model, ModelSizes, model_text
 from gpdiff_jax.prompts.sources import PromptedSources
@@ -282,11 +283,11 @@ def harvest_zoo(
     plan = plan_chunks(sources, chunk, config.steps * config.seeds * config.data_windows)
     mine = fingerprint(model, sources, pooled, config, plan, key=key)
     check_agreed({"settings or data of the harvest": mine})
-    if folder is not None and is_filled(pathlib.Path(folder).expanduser()):
+    if folder is not None and is_filled(user_path(folder)):
         return load_zoo(folder, sources, of=mine)
     results: dict[int, HarvestedRegion] = {}
     if folder is not None:
-        folder, found = pathlib.Path(folder).expanduser(), []
+        folder, found = user_path(folder), []
         for index in sorted(finished_chunks(folder)):
             result, facts = load_chunk(folder, index)
             results[index] = result._replace(params={})  # what lies on disk need not stay in memory

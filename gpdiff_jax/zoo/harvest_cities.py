@@ -12,6 +12,7 @@ from gpdiff_jax.cities.digest import city_digest
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.sources import Sources, prepare_sources
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import user_path
 from gpdiff_jax.folder_lock import locked_folder
 from gpdiff_jax.hosts import is_first
 from gpdiff_jax.models.protocol import Model, abstract_params, model_text
@@ -82,7 +83,7 @@ def harvest_cities(
     for city, spans in zip(cities, sources.spans, strict=True):
         check_parts(prompts, city, spans[0])
     forecaster = make_model(model, sources.sizes)
-    place = None if folder is None else pathlib.Path(folder).expanduser().absolute()
+    place = None if folder is None else user_path(folder).absolute()
     if place is not None and is_first():
         place.mkdir(parents=True, exist_ok=True)
     with locked_folder(place):

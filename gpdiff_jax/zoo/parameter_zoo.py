@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import user_path
 from gpdiff_jax.hosts import is_first
 from gpdiff_jax.models.protocol import abstract_params
 from gpdiff_jax.models.registry import make_model, model_names
@@ -245,7 +246,7 @@ def load_zoo(
       >>> import gpdiff_jax as gpd
       >>> zoo = gpd.load_zoo("runs/hangzhou/zoo")  # doctest: +SKIP
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = user_path(folder)
     if not ask_first(folder.is_dir):
         raise InputError(f"no zoo at {str(folder)!r}; name the folder that holds one")
     arrays, facts = load_arrays(folder / _INDEX, _FORMAT, "index of the zoo")

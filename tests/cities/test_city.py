@@ -159,6 +159,11 @@ def test_edges_list_the_adjacency_row_by_row():
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
+        (
+            "values",
+            np.ma.masked_greater(np.ones((48, 3, 1), np.float32), 0.5),
+            r"`values` is a masked array, whose mask would be lost; give `values.filled\(np.nan\)`",
+        ),
         ("interval_minutes", np.int64(60), r"`interval_minutes` \(=60, of type int64\) must be an int; convert it"),
         ("node_ids", ["a", "b", "c"], r"`node_ids` \(of type list\) must be a tuple of names; convert it by tuple"),
     ],

@@ -238,6 +238,16 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, simulated_cities):
     assert load_city("~/crowd_0.npz").node_ids == find_cities("~", ["crowd_0"])[0].node_ids
 
 
+def test_what_no_limit_can_be_and_homes_that_nobody_has_are_one_line(tmp_path):
+    save_city(tmp_path / "town.npz", _CITY)
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(InputError, match=rf"`missing_above` must be a finite number, got {value}"):
+            load_city(tmp_path / "town.npz", missing_above=value)
+    for use in (load_city, lambda path: save_city(path, _CITY), lambda path: find_cities(path, ["town"])):
+        with pytest.raises(InputError, match=r"'~no-such-user/town\.npz' begins with a home folder that is not known"):
+            use("~no-such-user/town.npz")
+
+
 def test_missing_files_and_folders_are_said(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         load_city(tmp_path / "none.npz")

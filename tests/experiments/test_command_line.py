@@ -28,6 +28,7 @@ from experiments import command_line
 
 _ACTION = flags.DEFINE_string("action", "print", "What to do.")
 _SEED = flags.DEFINE_integer("seed", 0, "The seed of\\n  every draw.", lower_bound=0)
+_RATE = flags.DEFINE_float("rate", 1.0, "How fast.", lower_bound=0.0)
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "How to print.")
 
 
@@ -67,7 +68,7 @@ if __name__ == "__main__":
 '''
 
 
-_FREE = "free some, or name an --out_dir elsewhere"
+_FREE = "free some, or write elsewhere"
 
 
 @pytest.fixture(name="script")
@@ -102,6 +103,11 @@ def _run(command: list[str], *words: str) -> subprocess.CompletedProcess[str]:
         (["--verbostiy=1"], "error: unknown flag --verbostiy; --help lists the flags"),
         (["--seed=-1"], "error: flag --seed=-1: -1 is not a non-negative integer; --help lists the flags"),
         (["--seed=x"], "error: flag --seed=x: invalid literal for int() with base 10: 'x'; --help lists the flags"),
+        (["--action="], "error: --action is empty; give a value, or leave the flag out"),
+        (["--rate=nan"], "error: --rate (=nan) must be a finite number"),
+        (["--rate", "1e400"], "error: --rate (=inf) must be a finite number"),
+        (["--flagfile=/dev/zero"], "error: unknown flag --flagfile; give every setting by a flag of its own"),
+        (["--flagfile", "x"], "error: unknown flag --flagfile; give every setting by a flag of its own"),
         (["stray"], "error: unexpected argument 'stray'; every setting is a flag, --help lists them"),
         (["--action=input_error"], "error: `seed` (=7) must be even; choose 8"),
         (["--action=disk_full"], f"error: no space left on device (/runs/x); {_FREE}"),
@@ -112,12 +118,12 @@ def _run(command: list[str], *words: str) -> subprocess.CompletedProcess[str]:
         (
             ["--action=memory"],
             "error: out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 17592186044416 bytes. many lines); "
-            "give fewer --sources, a longer --interval_minutes, or a smaller --preset",
+            "close other programs, or take a machine with more memory",
         ),
         (
             ["--action=host_memory"],
             "error: out of memory (Unable to allocate 8.00 TiB for an array); "
-            "give fewer --sources, a longer --interval_minutes, or a smaller --preset",
+            "close other programs, or take a machine with more memory",
         ),
         (["--action=missing"], "error: no such file or directory (/no/such/folder/file)"),
     ],
@@ -189,6 +195,17 @@ def test_signals_clean_up_and_end_with_their_codes(script, number, code, line):
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, stdout, stderr) == (code, "cleaned up\n", line + "\n")
+
+
+def test_a_stream_that_cannot_take_what_is_said_ends_no_command_that_has_done_its_work(script):
+    command = " ".join([*script("[FILE ...]"), "😀"])
+    closed = subprocess.run(f"{command} >&- 2>&-", shell=True, env=_environment())
+    assert closed.returncode == 0
+    narrow = _environment() | {"PYTHONIOENCODING": "ascii"}
+    said = subprocess.run(command, shell=True, env=narrow, capture_output=True, text=True)
+    assert (said.returncode, said.stdout) == (0, "arguments ['\\U0001f600'] format text\n")
+    full = subprocess.run(f"{command} >/dev/full", shell=True, env=_environment(), capture_output=True, text=True)
+    assert full.returncode == 2 and full.stderr.startswith("error: ") and full.stderr.count("\n") == 1
 
 
 def test_gone_reader_is_quiet(script):

@@ -81,6 +81,29 @@ def test_times_that_cannot_be_read_are_named(texts, options, message):
         local_times(pd.Series(texts, name="ds", dtype="string"), **options)
 
 
+@pytest.mark.parametrize(
+    ("text", "time_format"),
+    [
+        ("08/03 00:00", "%d/%m %H:%M"),
+        ("12:30", "%H:%M"),
+        ("065 12", "%j %H"),
+        ("2024-03", "%Y-%m"),
+        ("2024 12:30 +0100", "%Y %H:%M %z"),
+    ],
+)
+def test_a_format_that_leaves_a_day_open_is_refused_or_its_year_would_be_1900(text, time_format):
+    with pytest.raises(InputError, match=r"`time_format` \(='%.*\) does not tell year, month and day; write the times"):
+        local_times(_column(text), time_format=time_format)
+
+
+@pytest.mark.parametrize(
+    ("text", "time_format"),
+    [("2024-065", "%Y-%j"), ("5 Mar 24", "%d %b %y"), ("Tue 05.03.2024", "%a %d.%m.%Y")],
+)
+def test_a_format_may_tell_the_day_in_any_way(text, time_format):
+    np.testing.assert_array_equal(local_times(_column(text), time_format=time_format).wall, _walls("2024-03-05T00:00"))
+
+
 def test_numbers_are_no_times():
     with pytest.raises(InputError, match=r"time \(=1704067200\) in column 'ds' is a number; write ISO times"):
         local_times(pd.Series([1704067200], name="ds"))

@@ -65,6 +65,13 @@ def test_all_that_pandas_reads_is_read(tmp_path):
     np.testing.assert_array_equal(read["pm2.5"], [1, 2, 3, 4])
 
 
+def test_a_frame_by_region_and_time_is_a_long_table(tmp_path):
+    frame = pd.DataFrame({"unique_id": list("aab"), "ds": pd.to_datetime(["2024-05-01"] * 3), "y": [1.0, 2.0, 3.0]})
+    frame.set_index(["unique_id", "ds"]).to_parquet(tmp_path / "x.parquet")
+    read = read_table(tmp_path / "x.parquet").frame
+    assert list(read.columns) == ["unique_id", "ds", "y"] and list(read["unique_id"]) == list("aab")
+
+
 @pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY", "PLAIN"])
 def test_text_in_every_encoding_is_read(tmp_path, encoding):
     encodings = {"ds": encoding, "y": "PLAIN"}

@@ -108,6 +108,13 @@ def test_archives_that_are_no_table_are_refused(tmp_path):
         archive.add(__file__, "x.csv")
     with pytest.raises(InputError, match=r"x\.csv\.tar\.bz2 is a tar archive; unpack it"):
         read_table(tmp_path / "x.csv.tar.bz2")
+    for name in ("mac.zip", "book.xlsx", "book.csv"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("x.csv", "a,b\n1,2\n")
+            archive.writestr("__MACOSX/._x.csv", b"")
+        said = r"mac\.zip holds 2 files and folders; unpack" if name == "mac.zip" else "is a workbook or a zip archive"
+        with pytest.raises(InputError, match=said):
+            read_table(tmp_path / name)
     with zipfile.ZipFile(tmp_path / "x.csv.zip", "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("x.csv", "a,b\n1,2\n")
     with pytest.raises(InputError, match=r"x\.csv\.zip is packed by bzip2; pack it by deflate"):

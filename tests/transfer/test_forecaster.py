@@ -213,6 +213,17 @@ def test_above_a_limit_readings_are_missing(city):
     np.testing.assert_array_equal(recent.last_days()[-1], row[0])
 
 
+def test_what_a_mask_hides_is_no_reading(city):
+    recent, masked = (RecentReadings(_first(city, 130), 60, 5) for _ in range(2))
+    row = np.full((1, city.num_nodes), 3, np.float32)
+    hidden = np.arange(city.num_nodes)[None] % 2 == 0
+    masked.add([masked.end], np.ma.masked_array(row, hidden))
+    recent.add([recent.end], np.where(hidden, np.nan, row))
+    np.testing.assert_array_equal(masked.last_days(), recent.last_days())
+    with pytest.raises(InputError, match="`missing_above` must be a finite number, got nan"):
+        RecentReadings(_first(city, 130), 60, 5, missing_above=float("nan"))
+
+
 def test_a_speed_of_zero_is_no_reading(city):
     short = _first(city, 72)
     roads = dataclasses.replace(short, kind="speed", values=np.maximum(short.values, 1))

@@ -4,7 +4,6 @@ Also the split of a graph's triples into those that an embedding learns from and
 """
 
 import os
-import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.files import user_path
 from gpdiff_jax.prompts.urban_graph.knowledge_graph import KnowledgeGraph, Named
 from gpdiff_jax.typing import Key
 
@@ -30,7 +30,7 @@ def write_triples(path: str | os.PathLike[str], graph: KnowledgeGraph) -> None:
     """
     lines = "".join(f"{head}\t{relation}\t{tail}\n" for head, relation, tail in graph.named_triples())
     try:
-        pathlib.Path(path).expanduser().write_bytes(lines.encode())
+        user_path(path).write_bytes(lines.encode())
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); choose a folder that exists") from None
 
@@ -55,7 +55,7 @@ def read_triples(
     allowed = graph.relations if relations is None else tuple(relations)
     entities = set(graph.entities)
     try:
-        text = pathlib.Path(path).expanduser().read_bytes().decode("utf-8-sig")
+        text = user_path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError as error:

@@ -116,9 +116,15 @@ def test_the_command_writes_a_city_or_says_in_one_line_why_not(city, tables):
             "30 minutes apart, and `interval_minutes` (=45) is no multiple",
         ),
         (("--edges=long.csv",), "edges need from and to, and weight"),
-        (("--sites=sites.csv", "--readings=town.npz"), "--out_file (=town.npz) is --readings, which it would overwrite"),
+        (
+            ("--sites=sites.csv", "--readings=town.npz"),
+            "--out_file (=town.npz) is --readings, which it would overwrite",
+        ),
         (("--matrix=./town.npz",), "--out_file (=town.npz) is --matrix, which it would overwrite"),
-        (("--sites=sites.csv", "--out_file=here.npz"), "--out_file (=here.npz) is a folder; name a file in it, as here.npz"),
+        (
+            ("--sites=sites.csv", "--out_file=here.npz"),
+            "--out_file (=here.npz) is a folder; name a file in it, as here.npz",
+        ),
         ((), "nothing says what links the regions; give `sites` (--sites), `edges`"),
         (("--edges=a.csv", "--matrix=b.npy"), "both `edges` (=a.csv) and `matrix` (=b.npy) link the regions"),
         (("--sites=sites.csv", "--distances"), "`distances` (=True) is of `edges` or `matrix`, and neither is given"),

@@ -83,6 +83,20 @@ def test_memory_that_runs_out_says_nothing_of_a_folder(tmp_path, monkeypatch):
         load_arrays(tmp_path / "made", 3, "thing")
 
 
+def test_devices_that_are_not_there_say_nothing_of_a_folder(tmp_path, monkeypatch):
+    save_arrays(tmp_path / "made", _ARRAYS, _FACTS)
+    monkeypatch.setenv("JAX_PLATFORMS", "xyz")
+    for error, reason in (
+        (RuntimeError("Unable to\ninitialize"), "Unable to initialize"),
+        (AssertionError(), "no such"),
+    ):
+        monkeypatch.setattr(jax, "devices", lambda error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(
+            InputError, match=rf"JAX cannot use the devices .* \(=xyz\) names \({reason}.*; unset JAX_PL"
+        ):
+            load_arrays(tmp_path / "made", 3, "thing")
+
+
 def test_a_full_disk_is_the_systems_own_error_with_the_place(tmp_path, monkeypatch):
     def save(place, arrays, **options):
         raise ValueError("RESOURCE_EXHAUSTED: Error writing: OS error 28 No space left on device\nmany\nlines")

@@ -2,9 +2,12 @@
 Out: exceptions whose message is one clear line, naming the thing, its value and the remedy.
 """
 
+import dataclasses
 import errno
 import os
 import re
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,9 +36,23 @@ class NotFiniteError(InputError, FloatingPointError):
     """Report a training that left the numbers: its learning rate is a user's to lower."""
 
 
-def named(config: object, *names: str) -> dict[str, Any]:
-    """The values of some fields of a configuration, by their names, for the checks below."""
-    return {name: getattr(config, name) for name in names}
+def check_types(config: Any) -> None:
+    """Raises `InputError` where a field of a dataclass that is to hold a number holds something else, as text."""
+    for field in dataclasses.fields(config):
+        kinds = set(typing.get_args(field.type)) if isinstance(field.type, types.UnionType) else {field.type}
+        if not kinds <= {int, float, types.NoneType}:
+            continue
+        value = getattr(config, field.name)
+        right: Any = tuple(kinds | ({int} if float in kinds else set()))  # whole numbers are numbers
+        if isinstance(value, bool) or not isinstance(value, right):
+            wanted, found = "a number" if float in kinds else "an int", type(value).__name__
+            raise InputError(f"`{field.name}` (={value!r}, of type {found}) must be {wanted}; convert it")
+
+
+def named(config: Any, *names: str) -> dict[str, Any]:
+    """The values of some fields of a configuration, or of all, by name, for the checks below; see `check_types`."""
+    check_types(config)
+    return {name: getattr(config, name) for name in names or (field.name for field in dataclasses.fields(config))}
 
 
 def check_at_least(least: int, values: Mapping[str, Any]) -> None:

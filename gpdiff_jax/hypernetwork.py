@@ -90,6 +90,10 @@ class Hypernetwork:
     directions: Params | None = None  # of the zoo, leaves [n, ...], along which parameters are fine-tuned
     residuals: Float[Array | np.ndarray, "P X"] | None = None  # of the sources, see `zoo.residuals.source_residuals`
 
+    def __repr__(self) -> str:
+        """What it is, without its numbers."""
+        return f"<Hypernetwork {self.summary()}>"
+
     @property
     def model(self) -> Model:
         """The forecaster whose parameters are generated."""

@@ -28,6 +28,11 @@ class RegionParameters:
     directions: Params | None = None  # of the zoo, leaves [n, ...], along which they can be fine-tuned
     residuals: Float[Array | np.ndarray, "P X"] | None = None  # of the sources, see `zoo.residuals.source_residuals`
 
+    def __repr__(self) -> str:
+        """What they are, without their numbers."""
+        shape = getattr(next(iter(jax.tree.leaves(self.params)), None), "shape", ("?", "?"))
+        return f"<RegionParameters of model {self.model!r}: {shape[0]} samples x {shape[1]} regions>"
+
 
 def model_of(parameters: RegionParameters, sizes: ModelSizes) -> Model:
     """The model that parameters are for.

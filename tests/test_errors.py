@@ -1,6 +1,11 @@
 """In: what a file fills with words without end. Out: a message that is one line, and not a long one."""
 
-from gpdiff_jax.errors import InputError
+import dataclasses
+
+import numpy as np
+import pytest
+
+from gpdiff_jax.errors import InputError, check_finite, check_types, named
 
 
 def test_a_message_is_a_line_that_is_cut_where_it_is_long():
@@ -12,3 +17,46 @@ def test_a_message_is_a_line_that_is_cut_where_it_is_long():
     path = str(InputError(whole))
     assert path.startswith("leaf x/x/") and len(path) < 1500
     assert path.endswith(f"x/ is none; make it again ({len(whole)} characters)")
+
+
+@dataclasses.dataclass
+class _Config:
+    days: int = 3
+    rate: float = 0.1
+    most: int | None = None
+    part: float | None = None
+    name: str = "x"
+    pair: tuple[int, int] = (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"days": 3.5}, r"`days` \(=3\.5, of type float\) must be an int"),
+        ({"days": "3"}, r"`days` \(='3', of type str\) must be an int"),
+        ({"days": np.int64(3)}, r"`days` \(=np\.int64\(3\), of type int64\) must be an int"),
+        ({"days": True}, r"`days` \(=True, of type bool\) must be an int"),
+        ({"days": None}, r"`days` \(=None, of type NoneType\) must be an int"),
+        ({"rate": "fast"}, r"`rate` \(='fast', of type str\) must be a number"),
+        ({"rate": None}, r"`rate` \(=None, of type NoneType\) must be a number"),
+        ({"most": 2.0}, r"`most` \(=2\.0, of type float\) must be an int"),
+        ({"part": "half"}, r"`part` \(='half', of type str\) must be a number"),
+    ],
+)
+def test_numbers_of_another_type_are_named(changes, words):
+    with pytest.raises(InputError, match=rf"^{words}; convert it$"):
+        named(_Config(**changes), "days")
+
+
+def test_numbers_of_their_type_pass():
+    for changes in ({}, {"rate": 1}, {"most": 5}, {"part": 1}, {"part": np.float64(0.5)}, {"pair": "other"}):
+        check_types(_Config(**changes))
+    assert named(_Config(), "rate", "most") == {"rate": 0.1, "most": None}
+    assert named(_Config()) == dataclasses.asdict(_Config())
+
+
+def test_what_is_not_finite_is_named():
+    check_finite({"a": None, "b": 1.0, "c": -3})
+    for value in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(InputError, match=rf"`b` must be a finite number, got {value}"):
+            check_finite({"a": 1, "b": value})

@@ -47,6 +47,14 @@ def test_the_five_lines_forecast_every_test_window_in_the_datas_units(made, simu
     assert (np.nanmean(np.abs(forecast - truth), axis=(0, 2)) < np.nanmean(np.abs(truth), axis=(0, 2))).all()
 
 
+def test_what_is_printed_of_a_zoo_a_generator_and_parameters_is_a_line(made, simulated_cities):
+    zoo, hypernetwork, parameters, _ = made
+    assert repr(zoo).startswith("<ParameterZoo of model ") and " regions x " in repr(zoo) and "crowd_0" in repr(zoo)
+    assert repr(hypernetwork).startswith("<Hypernetwork {") and '"interval_minutes": 60' in repr(hypernetwork)
+    assert f": 2 samples x {simulated_cities[-1].num_nodes} regions>" in repr(parameters)
+    assert all(len(repr(thing)) < 1000 for thing in (zoo, hypernetwork, parameters))
+
+
 def test_the_zoo_holds_every_source_region_and_its_own_gain(made, simulated_cities):
     zoo, hypernetwork, params, _ = made
     assert zoo.num_regions == sum(city.num_nodes for city in simulated_cities[:-1]) == 16

@@ -15,7 +15,7 @@ from gpdiff_jax.analysis.prediction import ALL_PARTS, parts_of_prompts
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.data.sources import city_weights
-from gpdiff_jax.errors import check_at_least
+from gpdiff_jax.errors import check_at_least, named
 from gpdiff_jax.prompts.encoders import PromptEncoder, columns_of_parts, plain_encoder
 from gpdiff_jax.prompts.prompt import Prompts, fit_prompt_scaler, region_prompts, scale_prompts
 from gpdiff_jax.prompts.statistics import temporal_statistics
@@ -35,7 +35,7 @@ class InspectionConfig:
     pairs: int = 6
 
     def __post_init__(self) -> None:
-        check_at_least(1, dataclasses.asdict(self))
+        check_at_least(1, named(self))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

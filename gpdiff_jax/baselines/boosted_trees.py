@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from gpdiff_jax.data.sources import SourceRegion, Sources, city_weights
 from gpdiff_jax.data.target import Target, region_windows
 from gpdiff_jax.data.windows import draw_windows
-from gpdiff_jax.errors import InputError, check_above_zero
+from gpdiff_jax.errors import InputError, check_above_zero, named
 from gpdiff_jax.models.anomaly import profile_and_deviation
 from gpdiff_jax.models.graphs import centre_weights
 from gpdiff_jax.models.protocol import ModelSizes, Window
@@ -45,7 +45,7 @@ class BoostedTreesConfig:
     patience: int = 40
 
     def __post_init__(self) -> None:
-        check_above_zero(dataclasses.asdict(self))
+        check_above_zero(named(self))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from gpdiff_jax.data.sources import Sources
 from gpdiff_jax.data.target import Target
 from gpdiff_jax.data.windows import choose_variants, gather_draw, reserved_steps
-from gpdiff_jax.errors import InputError, check_above_zero
+from gpdiff_jax.errors import InputError, check_above_zero, named
 from gpdiff_jax.models.loss import batch_forecast, huber_sums
 from gpdiff_jax.models.protocol import Model, Window, model_text
 from gpdiff_jax.training.loop import train
@@ -48,7 +48,7 @@ class MetaConfig:
     inner_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        check_above_zero(dataclasses.asdict(self))
+        check_above_zero(named(self))
 
     @classmethod
     def beside(cls, pooled: PooledConfig) -> "MetaConfig":

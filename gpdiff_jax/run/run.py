@@ -129,6 +129,8 @@ class Run(Stages):
                 f"the target {self.settings.target!r} is of kind {target.kind} and the sources are of kind "
                 f"{', '.join(kinds)}: what they teach may not hold there"
             )
+        elif "speed" in kinds and len(kinds) > 1:
+            lines.append(f"the sources are of kinds {', '.join(kinds)}: one model is trained on speeds and on counts")
         if not has_lightgbm() and set(self.settings.methods) >= set(choose_methods(("default",))):
             lines.append(f"boosted_trees is left out of the methods: LightGBM cannot be imported; {INSTALL}")
         for city in whole:

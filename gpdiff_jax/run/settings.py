@@ -15,7 +15,7 @@ from gpdiff_jax.diffusion.conditioning import check_conditioning
 from gpdiff_jax.diffusion.denoiser import DenoiserConfig
 from gpdiff_jax.diffusion.samplers import check_sampler
 from gpdiff_jax.diffusion.training import PretrainConfig
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, check_types
 from gpdiff_jax.hypernetwork import GenerateConfig
 from gpdiff_jax.models import read_model_file
 from gpdiff_jax.prompts.encoders import SPATIAL_OF_PART, PromptConfig
@@ -122,6 +122,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", choose_methods(self.methods))
+        check_types(self)
         if not 0 <= self.seed < 2**31:
             raise InputError(f"`seed` must be at least 0 and below 2 ** 31, got {self.seed}")
         named = {"data_dir": self.data_dir, "sources": self.sources, "target": self.target}

@@ -183,7 +183,8 @@ def _finite_means(
         if progress and good:
             progress(done + good, means)
         raise NotFiniteError(
-            f"the {name}'s loss or its gradient is not finite at step {done + good + 1}; lower its learning rate"
+            f"the {name}'s loss or its gradient is not finite at step {done + good + 1}; "
+            + ("see what the model makes of its inputs" if done + good == 0 else "lower its learning rate")
         )
     return means
 

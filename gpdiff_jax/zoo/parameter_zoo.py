@@ -95,6 +95,12 @@ class ParameterZoo:
     city_index: Int[np.ndarray, " R"]
     sources: PromptedSources | None = None  # what it was harvested from; not saved
 
+    def __repr__(self) -> str:
+        """What it is, without its numbers."""
+        regions, vectors = self.validation_mae.shape
+        cities = ", ".join(dict.fromkeys(name.split("/", 1)[0] for name in self.names))
+        return f"<ParameterZoo of model {self.model!r}: {regions} regions x {vectors} vectors, of {cities}>"
+
     @property
     def num_regions(self) -> int:
         """R."""

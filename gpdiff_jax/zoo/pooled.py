@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from gpdiff_jax.data.series import SeriesBank
 from gpdiff_jax.data.sources import SourceRegion, Sources, city_weights
 from gpdiff_jax.data.windows import StartTable, draw_windows, gather_source
-from gpdiff_jax.errors import check_above_zero
+from gpdiff_jax.errors import check_above_zero, named
 from gpdiff_jax.models.loss import batch_forecast, huber_sums, masked_absolute
 from gpdiff_jax.models.protocol import Model, ModelSizes, Window, model_text
 from gpdiff_jax.training.loop import VALIDATION, steps_between_evaluations, train
@@ -38,7 +38,7 @@ class PooledConfig:
     evaluations: int = 20
 
     def __post_init__(self) -> None:
-        check_above_zero(dataclasses.asdict(self))
+        check_above_zero(named(self))
 
 
 def validation_error(

@@ -69,8 +69,12 @@ class HarvestConfig:
             raise InputError(
                 f"`steps` of a region (={self.steps}) must be a multiple of `evaluate_every` (={self.evaluate_every}), "
                 f"after which each snapshot is taken, and at least that times `snapshots` (={self.snapshots}), "
-                f"{self.snapshots * self.evaluate_every}; change one of them"
+                f"{self.snapshots * self.evaluate_every}; take {self._nearest_steps()} (--region_steps)"
             )
+
+    def _nearest_steps(self) -> int:
+        """The least number of steps that goes, from the one that does not."""
+        return max(-(-self.steps // self.evaluate_every), self.snapshots) * self.evaluate_every
 
     @property
     def vectors(self) -> int:

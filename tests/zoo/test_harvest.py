@@ -345,7 +345,8 @@ def test_what_suits_the_device_is_measured(sources, pooled, harvested):
         ({"init": "zero"}, "`init` must be one of pooled, shared, random, got 'zero'"),
         ({"steps": 0}, "`steps` must be above 0, got 0"),
         ({"averaging": 1.0}, r"`averaging` must be in \[0, 1\), got 1.0"),
-        ({"snapshots": 9}, r"`steps` of a region \(=24\) must be .*`snapshots` \(=9\), 54; change"),
+        ({"snapshots": 9}, r"`steps` of a region \(=24\) must be .*`snapshots` \(=9\), 54; take 54 \(--region_steps\)"),
+        ({"steps": 26}, r"`steps` of a region \(=26\) must be .*; take 30 \(--region_steps\)"),
     ],
 )
 def test_a_configuration_out_of_range_is_refused(values, words):

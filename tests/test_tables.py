@@ -76,6 +76,16 @@ def test_a_table_has_a_row_for_every_method_and_a_column_for_every_target(finish
         write_tables(page, tables)
 
 
+def test_a_figure_is_drawn_of_lines_and_its_help_needs_none(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.harvest_figure"]
+    lines = "benchmarks/results/harvest_amd_epyc_2_cores.jsonl"
+    assert subprocess.run([*command, "--help"], capture_output=True, check=True).stdout
+    subprocess.run([*command, lines, str(tmp_path / "x.svg")], check=True)
+    assert (tmp_path / "x.svg").read_text().startswith("<?xml")
+    one = subprocess.run([*command, lines], capture_output=True, text=True)
+    assert (one.returncode, one.stderr) == (2, "error: got 1 files; name two, that of JSON lines and the figure\n")
+
+
 def test_without_a_minute_the_tables_are_made_of_what_is_there_and_no_run_begins(finished, tmp_path):
     folder = tmp_path / "results" / "hangzhou_metro-four-profile-0"
     folder.mkdir(parents=True)

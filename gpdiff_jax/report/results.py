@@ -123,13 +123,17 @@ def _numbers(arrays: Mapping[str, np.ndarray], name: str, axes: int) -> np.ndarr
     return held
 
 
+# What forecasts.npz holds beside forecasts.
+_ABOUT = ("truth", "window_start", "node_ids", "protocol", "unit", "horizon_minutes")
+
+
 def _read_forecasts(path: pathlib.Path) -> Forecasts:
     arrays = read_npz(path)
     truth = arrays["truth"]
     starts, nodes = arrays["window_start"], arrays["node_ids"]
     if truth.ndim != 3 or starts.shape != truth.shape[:1] or nodes.shape != truth.shape[1:2]:
         raise InputError(f"truth {truth.shape}, window_start {starts.shape} and node_ids {nodes.shape} do not fit")
-    methods = [name for name in arrays if name not in ("truth", "window_start", "node_ids", "protocol")]
+    methods = [name for name in arrays if name not in _ABOUT]
     for name in ("truth", *methods):
         if _numbers(arrays, name, 3).shape != truth.shape:
             raise InputError(f"{name} {arrays[name].shape} and truth {truth.shape} do not fit")

@@ -12,14 +12,14 @@ from gpdiff_jax.hosts import is_first
 from gpdiff_jax.pretraining import best_tokens
 from gpdiff_jax.report import render_report
 from gpdiff_jax.run.methods import held_methods, method_forecast, training_stages
-from gpdiff_jax.run.settings import METHODS
+from gpdiff_jax.run.settings import METHODS, Settings
 from gpdiff_jax.run.stages import Stages
 from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, window_start_names
 from gpdiff_jax.vectors import principal_axes
 from gpdiff_jax.zoo.tokens import to_tokens
 
-_GENERATED = ("gpdiff_zero_shot", "gpdiff_few_shot")
+_GENERATED = ("gpdiff_zero_shot", "gpdiff_few_shot", "gpdiff_posterior_few_shot")
 _SILENT_NOTE = "no visible reading: generated from its neighbours' statistics"
 PAPER_NOTE = (
     "the paper's protocol, not leak-free: scaled by the whole series, and what is chosen is chosen on the test; for "
@@ -101,7 +101,7 @@ def _describe(run: Stages) -> dict[str, Any]:
         "target": settings.target or city.name,
         "target_kind": city.kind,
         "unit": _unit(run),
-        "horizon_minutes": [settings.interval_minutes * step for step in range(1, settings.data.horizon + 1)],
+        "horizon_minutes": _horizon_minutes(settings),
         "seed": settings.seed,
         "covariates": settings.data.covariates,
         "support_days": settings.data.support_days,
@@ -115,6 +115,11 @@ def _describe(run: Stages) -> dict[str, Any]:
             for node_id in _region_names(run, city, target.silent)
         ],
     }
+
+
+def _horizon_minutes(settings: Settings) -> list[int]:
+    """When the steps of a forecast end, after its last reading."""
+    return [settings.interval_minutes * step for step in range(1, settings.data.horizon + 1)]
 
 
 def _note(run: Stages, silent: bool) -> str:
@@ -168,6 +173,8 @@ def _forecast_arrays(run: Stages, results: dict[str, list[MethodForecast]], trut
         "node_ids": np.asarray([name for city in run.target_cities for name in _region_names(run, city)]),
         "truth": truth,
         "protocol": np.asarray(run.settings.data.protocol),
+        "unit": np.asarray([city.unit for city in run.target_cities for _ in city.node_ids]),
+        "horizon_minutes": np.asarray(_horizon_minutes(run.settings)),
     }
     for method in _GENERATED:
         parts = results.get(method, [])

@@ -79,7 +79,7 @@ def test_a_run_without_gpdiff_among_its_methods_has_its_tables_and_its_page(fini
     assert list(few["methods"]) == ["historical_average", "last_value"]
     assert few["methods"]["last_value"]["mae"] == content["methods"]["last_value"]["mae"]
     with np.load(tmp_path / "run" / "forecasts.npz") as held:
-        assert set(held.files) == {"window_start", "node_ids", "truth", "protocol"}
+        assert set(held.files) == {"window_start", "node_ids", "truth", "protocol", "unit", "horizon_minutes"}
     assert "GPDiff has no result" in (tmp_path / "run" / "report.html").read_text()
 
 

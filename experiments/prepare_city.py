@@ -14,7 +14,13 @@ from experiments import command_line
 
 _READINGS = flags.DEFINE_string("readings", None, "Readings: a CSV or Parquet table, or an array file.", required=True)
 _OUT_FILE = flags.DEFINE_string("out_file", None, "City file to write, NAME.npz.", required=True)
-_KIND = flags.DEFINE_enum("kind", None, ["crowd", "flow", "speed"], "What the city measures.", required=True)
+_KIND = flags.DEFINE_enum(
+    "kind",
+    None,
+    ["crowd", "flow", "speed", "stock"],
+    "What the city measures; a stock is what is there, as parked cars.",
+    required=True,
+)
 _EDGES = flags.DEFINE_string("edges", None, "Table with from, to and weight or, with --distances, distance.")
 _SITES = flags.DEFINE_string("sites", None, "Table with unique_id, latitude, longitude; links the nearest regions.")
 _MATRIX = flags.DEFINE_string("matrix", None, "Matrix of weights between all regions: .npy, .npz, .pkl or .csv.")
@@ -26,7 +32,9 @@ _START = flags.DEFINE_string(
     "start", None, "Local time of the first step of a file without times, e.g. 2018-01-01T00:00, or unknown."
 )
 _CHANNEL = flags.DEFINE_integer("channel", None, "Which quantity of an array [T, N, C]; default 0.", lower_bound=0)
-_QUANTITY = flags.DEFINE_string("quantity", None, "What is read; default visitors, vehicles or speed_kmh, by --kind.")
+_QUANTITY = flags.DEFINE_string(
+    "quantity", None, "What is read; default visitors, vehicles, speed_kmh or available, by --kind."
+)
 _INTERVAL = flags.DEFINE_integer(
     "interval_minutes", None, "Interval of the city; default that of the table.", lower_bound=1, upper_bound=1440
 )

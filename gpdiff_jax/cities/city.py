@@ -15,7 +15,8 @@ from gpdiff_jax.cities.distances import is_distance_matrix
 from gpdiff_jax.cities.extremes import find_extreme
 from gpdiff_jax.errors import InputError
 
-KINDS = ("speed", "flow", "crowd")
+KINDS = ("speed", "flow", "crowd", "stock")
+AVERAGED = ("speed", "stock")  # of which a longer interval holds the mean; of the others the sum
 MINUTES_PER_DAY = 1440
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_.:-]+")
 
@@ -42,7 +43,7 @@ class City:
     """
 
     name: str  # stem of the file, letters, digits and _.:-
-    kind: str  # "speed", "flow" or "crowd"; flow and crowd are counts per interval
+    kind: str  # of `KINDS`; flow and crowd are counts per interval, a stock is what is there, as parked cars
     values: np.ndarray  # float32 [T, N, C], NaN = missing
     senders: np.ndarray  # int32 [edges]
     receivers: np.ndarray  # int32 [edges]
@@ -79,13 +80,13 @@ class City:
 
     @property
     def unit(self) -> str:
-        """Unit of the readings, e.g. "km/h" or "entries per 60 min"."""
+        """Unit of the readings, e.g. "km/h", "entries per 60 min" or, of a stock, "cars parked"."""
         if self.kind == "speed":
             units = [_speed_unit(name) or "speed units" for name in self.feature_names]
             return ", ".join(dict.fromkeys(units))
         # A file may name its channel "vehicles_per_5min"; after resampling only the first part still holds.
         quantities = [name.partition("_per_")[0].replace("_", " ") for name in self.feature_names]
-        return f"{', '.join(quantities)} per {self.interval_minutes} min"
+        return ", ".join(quantities) + ("" if self.kind == "stock" else f" per {self.interval_minutes} min")
 
     def region_ids(self) -> UInt32[np.ndarray, " N"]:
         """Return uint32 ids of the regions, which depend on the names of the city and of the node alone."""

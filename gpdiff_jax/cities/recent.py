@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
-from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.city import AVERAGED, City
 from gpdiff_jax.cities.extremes import most_usual
 from gpdiff_jax.cities.resample import combine_bins, first_whole_bin
 from gpdiff_jax.errors import InputError, check_finite
@@ -42,7 +42,7 @@ class RecentReadings:
             )
         skipped = first_whole_bin(city, interval_minutes)
         self.node_ids = city.node_ids
-        self._name, self._speed, self._missing_above = city.name, city.kind == "speed", missing_above
+        self._name, self._kind, self._missing_above = city.name, city.kind, missing_above
         self._own = np.timedelta64(city.interval_minutes, "m")
         self._bin = np.timedelta64(interval_minutes, "m")
         self._factor = interval_minutes // city.interval_minutes
@@ -80,7 +80,7 @@ class RecentReadings:
         self._most = self._most if most is None else most
 
     def _most_of(self, readings: Float[np.ndarray, "T N"]) -> Float[np.ndarray, " N"] | None:
-        return most_usual(readings, speed=self._speed)
+        return most_usual(readings, speed=self._kind == "speed")
 
     def add(
         self, times: Shaped[np.ndarray, " T"] | Sequence[np.datetime64], readings: Float[np.ndarray, "T N"]
@@ -124,7 +124,7 @@ class RecentReadings:
         changed = np.flatnonzero(self._changed)
         if len(changed):
             grouped = self._readings.reshape(self._bins + 1, self._factor, -1, 1)[changed]
-            self._binned[changed] = combine_bins(grouped, average=self._speed)[:, :, 0]
+            self._binned[changed] = combine_bins(grouped, average=self._kind in AVERAGED)[:, :, 0]
             self._changed[changed] = False
         held = np.full((self._bins, len(self.node_ids)), np.nan, np.float32)
         known = self._binned[late : self._bins + min(late, 1)]
@@ -191,7 +191,7 @@ class RecentReadings:
             (np.isinf(values), "is infinite; mark a missing reading as NaN"),
             (values < 0, "is negative; mark a missing reading as NaN"),
         ]
-        if self._speed:
+        if self._kind == "speed":
             wrong.append((values == 0, "is a speed of zero; zero means missing there: mark it as NaN"))
         if self._most is not None and self._missing_above is None:
             beyond = (

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from gpdiff_jax.cities.city import City, check_city, check_interval
+from gpdiff_jax.cities.city import AVERAGED, City, check_city, check_interval
 from gpdiff_jax.errors import InputError
 
 
@@ -24,7 +24,7 @@ class PartialBins(NamedTuple):
         """The same for people to read, of a city of a kind; None where every bin was observed whole or not at all."""
         if not (self.missing or self.completed):
             return None
-        scaled = "" if kind == "speed" else ", their counts scaled to the full bin"
+        scaled = "" if kind in AVERAGED else ", their counts scaled to the full bin"
         return (
             f"of {self.total} readings of {interval_minutes} minutes, {self.missing} were observed for less than half "
             f"and are missing, {self.completed} for less than all{scaled}"
@@ -32,7 +32,7 @@ class PartialBins(NamedTuple):
 
 
 def resample(city: City, interval_minutes: int, *, keep_silent: bool = False) -> City:
-    """Bring a city to a longer interval: sums of counts, means of speeds, over the observed readings of a bin.
+    """Bring a city to a longer interval: sums of counts, means of others, over the observed readings of a bin.
 
     Bins lie on the local clock, so the steps before the first whole bin and after the last one are dropped; a series
     of unknown start is binned from its first step. A bin that was observed for less than half is missing. Of one that
@@ -60,7 +60,7 @@ def resample(city: City, interval_minutes: int, *, keep_silent: bool = False) ->
     grouped, start = _grouped(city, interval_minutes)
     if grouped.shape[1] == 1:
         return city
-    values = combine_bins(grouped, average=city.kind == "speed")
+    values = combine_bins(grouped, average=city.kind in AVERAGED)
     never = np.isnan(values).all(axis=0) & ~np.isnan(grouped).all(axis=(0, 1))
     if never.any() and not keep_silent:
         node, channel = (int(index) for index in np.argwhere(never)[0])

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gpdiff_jax.cities import City
+from gpdiff_jax.cities.city import AVERAGED
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import user_path
 from gpdiff_jax.ingest.arrays import ARRAY_FILES, read_series, series_grid
@@ -19,7 +20,7 @@ from gpdiff_jax.ingest.table_file import separator_of
 from gpdiff_jax.ingest.text_file import SEPARATORS
 
 _Path = str | os.PathLike[str]
-_QUANTITIES = {"crowd": "visitors", "flow": "vehicles", "speed": "speed_kmh"}
+_QUANTITIES = {"crowd": "visitors", "flow": "vehicles", "speed": "speed_kmh", "stock": "available"}
 UNKNOWN = "unknown"
 _NO_TEXT = (*ARRAY_FILES, ".parquet", ".pkl", ".pickle")
 
@@ -152,8 +153,8 @@ def city_from_tables(
     Args:
       readings: see `read_grid`.
       name: of the city, letters, digits and _.:-.
-      kind: "crowd", "flow" or "speed"; the first two are counts per interval.
-      quantity: what is read; None for visitors, vehicles or speed_kmh, by the kind.
+      kind: "crowd" or "flow", counts per interval; "speed"; or "stock", what is there at a time, as parked cars.
+      quantity: what is read; None for visitors, vehicles, speed_kmh or available, by the kind.
       edges: see `read_graph`.
       matrix: see `read_graph`.
       sites: see `read_graph`.
@@ -175,7 +176,7 @@ def city_from_tables(
     """
     if kind not in _QUANTITIES:
         raise InputError(f"`kind` must be one of {', '.join(_QUANTITIES)}, got {kind!r}")
-    found = read_grid(readings, counts=kind != "speed", config=config)
+    found = read_grid(readings, counts=kind not in AVERAGED, config=config)
     adjacency, places = read_graph(
         found.ids, edges=edges, matrix=matrix, sites=sites, distances=distances, neighbours=neighbours
     )

@@ -56,7 +56,7 @@ def table_city(
       grid: the readings.
       adjacency: weights between the regions, row = from, column = to.
       name: of the city, letters, digits and _.:-.
-      kind: "speed", "flow" or "crowd".
+      kind: "speed", "stock", "flow" or "crowd".
       quantity: what is read, as "entries" or "speed_kmh".
       interval_minutes: to which the city is brought; None keeps that of the tables.
       zero_is_missing: whether a reading of 0 is none, as it always is of a speed.

@@ -15,6 +15,7 @@ from gpdiff_jax.analysis.diagnostics import DiagnosticsConfig
 from gpdiff_jax.analysis.prediction import ParameterPrediction
 from gpdiff_jax.baselines.boosted_trees import INSTALL, has_lightgbm, import_lightgbm
 from gpdiff_jax.cities import City, check_city, find_cities, partial_bins, resample, select_channels, simulate_cities
+from gpdiff_jax.cities.city import AVERAGED
 from gpdiff_jax.cities.overlap import find_overlap
 from gpdiff_jax.data.target import Target
 from gpdiff_jax.diffusion.conditioning import check_conditioning
@@ -129,8 +130,8 @@ class Run(Stages):
                 f"the target {self.settings.target!r} is of kind {target.kind} and the sources are of kind "
                 f"{', '.join(kinds)}: what they teach may not hold there"
             )
-        elif "speed" in kinds and len(kinds) > 1:
-            lines.append(f"the sources are of kinds {', '.join(kinds)}: one model is trained on speeds and on counts")
+        elif len(kinds) > 1 and {*kinds} & {*AVERAGED}:
+            lines.append(f"the sources are of kinds {', '.join(kinds)}: one model is trained on all of them")
         if not has_lightgbm() and set(self.settings.methods) >= set(choose_methods(("default",))):
             lines.append(f"boosted_trees is left out of the methods: LightGBM cannot be imported; {INSTALL}")
         for city in whole:

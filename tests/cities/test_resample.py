@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gpdiff_jax.cities import City, partial_bins, resample, select_channels
+from gpdiff_jax.cities.recent import RecentReadings
 from gpdiff_jax.errors import InputError
 
 _NAN = float("nan")
@@ -46,6 +47,16 @@ def test_counts_add_up_and_speeds_average_over_the_observed_readings():
     assert partial_bins(_city(values), 15) == (0, 0, 28)
     assert counts.interval_minutes == 60 and counts.values.dtype == np.float32
     assert counts.unit == "in flow per 60 min"
+
+
+def test_stocks_average_too_and_a_stock_of_none_is_a_reading():
+    parked = resample(_city(_two_regions(0, 0, _NAN, 6, 0, 0, 0, 0), kind="stock"), 60)
+    np.testing.assert_array_equal(parked.values[:, 0, 0], [2, 0])
+    assert parked.unit == "in flow"
+    recent = RecentReadings(_city(_two_regions(0, 0, 0, 6), kind="stock", start="2024-05-01T00:00"), 60, 1)
+    recent.add([np.datetime64("2024-05-01T01:00", "m")], np.array([[4.0, 0.0]], np.float32))
+    recent.add(np.datetime64("2024-05-01T01:15", "m") + 15 * np.arange(3), np.full((3, 2), 8, np.float32))
+    np.testing.assert_array_equal(recent.last_days()[-2:], [[1.5, 1], [7, 6]])
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,16 @@ def test_zeros_fill_values_and_silent_regions(city):
     assert np.isnan(kept.values[3, 2, 0])
 
 
+def test_a_stock_is_averaged_where_counts_add_up(city, tables):
+    kinds = {kind: {"name": "x", "kind": kind, "sites": tables / "sites.csv"} for kind in ("crowd", "stock")}
+    hourly = ingest.ReadingsConfig(interval_minutes=60)
+    counts, parked = (ingest.city_from_tables(tables / "long.csv", config=hourly, **kinds[kind])[0] for kind in kinds)
+    whole = np.isfinite(city.values).all(axis=1)[:, 0].reshape(-1, 2).all(axis=1)
+    assert whole.any()
+    np.testing.assert_allclose(parked.values[whole], counts.values[whole] / 2, rtol=1e-6)
+    assert (parked.kind, parked.unit, counts.unit) == ("stock", "available", "visitors per 60 min")
+
+
 def _prepare(tables, *words):
     command = [sys.executable, "-m", "experiments.prepare_city", *words]
     return subprocess.run(command, cwd=tables, capture_output=True, text=True, timeout=120, check=False)

@@ -93,8 +93,12 @@ def prepare_sources(
       The regions of all cities, in order; those without a reading in their training span are left out.
 
     Raises:
-      InputError: see `build_bank`, `region_graphs`, `split_source`.
+      InputError: two cities of one name, whose regions would draw the same; see `build_bank`, `region_graphs`,
+        `split_source`.
     """
+    names = [city.name for city in cities]
+    if again := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"two source cities are called {again!r}; give every city once, by a name of its own")
     windows: Any = {"history": config.history, "horizon": config.horizon}
     starts, validation, validated, spans, scale_spans, kept = [], [], [], [], [], []
     splits: list[SourceSplit] = []

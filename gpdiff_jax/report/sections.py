@@ -98,7 +98,11 @@ def _weeks(results: Results) -> str:
         f"{escape(track.words)}{' Weekends are shaded.' if track.weekend_days else ''}</p>",
         markup.keys(
             [("ink", "truth"), ("few-shot", method_label(method))]
-            + ([("band", "two standard deviations of the samples")] if method in forecasts.spreads else [])
+            + (
+                [("band", "two standard deviations between the samples, no interval for the truth")]
+                if method in forecasts.spreads
+                else []
+            )
         ),
     ]
     for number, (title, quantile) in enumerate(_QUANTILES):

@@ -179,6 +179,8 @@ def test_cities_that_show_nothing_where_it_counts_are_refused(simulated_cities):
     support = prepare_target(city, _DATA).split.support
     with pytest.raises(InputError, match="has no reading in its visible span"):
         prepare_target(_silenced(city, support.start, support.stop, every), _DATA)
+    with pytest.raises(InputError, match=f"two source cities are called '{simulated_cities[0].name}'; give every city"):
+        prepare_sources([simulated_cities[0], simulated_cities[1], simulated_cities[0]], _DATA, key=jax.random.key(0))
     with pytest.raises(InputError, match="`cities` is empty"):
         prepare_sources([], _DATA, key=jax.random.key(0))
 

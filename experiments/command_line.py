@@ -11,12 +11,14 @@ import re
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
 _HELP_WORDS = ("--help", "-help", "-h", "-?", "--helpshort")
 _OUR_PACKAGES = ("experiments.", "benchmarks.")
+_JAX_BACKENDS = "jax._src.xla_bridge"
 _EXIT_ERROR = 2
 _EXIT_INTERRUPTED = 128 + signal.SIGINT
 _EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -55,8 +57,7 @@ def run(main: Callable[[list[str]], object], *, positional: str | None = None) -
     except KeyboardInterrupt:
         _end("interrupted", _EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # The interpreter flushes standard output once more at its end and would complain again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(_EXIT_BROKEN_PIPE)
     except Exception as error:
         if (known := _users(error)) is None:
@@ -69,8 +70,8 @@ def _mend_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -86,8 +87,7 @@ def _run_and_flush(main: Callable[[list[str]], object], argv: list[str]) -> obje
     except BrokenPipeError:
         raise
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the interpreter's end
-        raise _UsageError(f"standard output cannot be written ({error.strerror}); the work itself is done") from error
+        raise _UsageError(f"standard output cannot be written ({error.strerror})") from error
     return status
 
 
@@ -104,17 +104,27 @@ def _end(line: str, exit_code: int) -> None:
         print(f"host {hosts.host_number()}: {line}", file=sys.stderr, flush=True)
         hosts.leave(exit_code)
     print(line, file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
     sys.exit(exit_code)
+
+
+def _drop_output() -> None:
+    """The interpreter flushes standard output once more at its end, and would complain again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parse(argv: Sequence[str], positional: str | None) -> list[str]:
     words = list(argv[1:])
-    if any(word in _HELP_WORDS for word in words[: words.index("--") if "--" in words else None]):
+    before = words[: words.index("--") if "--" in words else None]
+    if any(word in _HELP_WORDS for word in before):
         print(_help_text(positional))
         sys.stdout.flush()
         sys.exit(0)
-    if files := [word for word in words if re.match(r"--?flagfile(=|$)", word)]:
-        raise _UsageError(f"unknown flag {files[0].partition('=')[0]}; give every setting by a flag of its own")
+    if any(re.match(r"--?flagfile(=|$)", word) for word in before):
+        raise _UsageError("--flagfile is not taken; give every setting by a flag of its own")
     remaining = flags.FLAGS([argv[0], *map(_at_home, words)])
     for flag in _our_flags():
         if flag.present and flag.value == "":
@@ -145,32 +155,34 @@ def _users(error: Exception) -> Exception | None:
 
     if isinstance(error, InputError) or is_lost_host(error) or is_disk_full(error) or is_out_of_memory(error):
         return error
-    try:
-        # Whatever JAX raised where it was first used says nothing of why there is no device.
-        check_devices()
-    except InputError as behind:
-        return behind
+    if any(frame.f_globals.get("__name__") == _JAX_BACKENDS for frame, _ in traceback.walk_tb(error.__traceback__)):
+        try:
+            # What JAX raised where it first looked for a device may say nothing of why there is none.
+            check_devices()
+        except InputError as behind:
+            return behind
     return None
 
 
 def _memory_line(error: BaseException) -> str:
     progress = sys.modules.get("gpdiff_jax.training.progress")
     stage = progress.failed_stage(error) if progress is not None else None
-    smaller = next((words for name, words in _SMALLER.items() if (stage or "").startswith(name)), _SMALLER[""])
-    if not all(word.strip(",")[2:] in flags.FLAGS for word in smaller.split() if word.startswith("--")):
-        smaller = "close other programs, or take a machine with more memory"
+    choices = next(found for name, found in _SMALLER.items() if (stage or "").startswith(name))
+    given = [f"{how} --{flag}" for flag, how in choices.items() if flag in flags.FLAGS]
+    *first, last = given or ["close other programs, or take a machine with more memory"]
+    smaller = ("give " if given else "") + ", ".join([*first, f"or {last}"] if first else [last])
     where = f" in stage {stage}" if stage else ""
     return f"out of memory{where} ({' '.join(str(error).split())[:160]}); {smaller}"
 
 
 # What to make smaller, by the stage in which memory ran out.
 _SMALLER = {
-    "harvest": "give a smaller --regions_per_batch, or a smaller --preset",
-    "pretrain": "give a larger --accumulate, or a smaller --preset",
-    "mlp": "give a larger --accumulate, or a smaller --preset",
-    "generate": "give fewer --samples",
-    "adapt": "give a smaller --regions_per_batch, or fewer --samples",
-    "": "give fewer --sources, a longer --interval_minutes, or a smaller --preset",
+    "harvest": {"regions_per_batch": "a smaller", "preset": "a smaller"},
+    "pretrain": {"accumulate": "a larger", "preset": "a smaller"},
+    "mlp": {"accumulate": "a larger", "preset": "a smaller"},
+    "generate": {"samples": "fewer"},
+    "adapt": {"regions_per_batch": "a smaller", "samples": "fewer"},
+    "": {"sources": "fewer", "interval_minutes": "a longer", "preset": "a smaller"},
 }
 
 

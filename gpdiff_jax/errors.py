@@ -37,12 +37,15 @@ class NotFiniteError(InputError, FloatingPointError):
 
 
 def check_types(config: Any) -> None:
-    """Raises `InputError` where a field of a dataclass that is to hold a number holds something else, as text."""
+    """Brings the numbers of a dataclass to Python's own; raises `InputError` where a field holds something else."""
     for field in dataclasses.fields(config):
         kinds = set(typing.get_args(field.type)) if isinstance(field.type, types.UnionType) else {field.type}
         if not kinds <= {int, float, types.NoneType}:
             continue
         value = getattr(config, field.name)
+        if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a scalar of NumPy or JAX
+            value = value.item()
+            object.__setattr__(config, field.name, value)
         right: Any = tuple(kinds | ({int} if float in kinds else set()))  # whole numbers are numbers
         if isinstance(value, bool) or not isinstance(value, right):
             wanted, found = "a number" if float in kinds else "an int", type(value).__name__
@@ -67,13 +70,6 @@ def check_above_zero(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if not value > 0:
             raise InputError(f"`{name}` must be above 0, got {value}")
-
-
-def check_finite(values: Mapping[str, Any]) -> None:
-    """Raises `InputError` where a value is infinite or no number; None passes, for what is not given."""
-    for name, value in values.items():
-        if value is not None and not abs(value) < float("inf"):
-            raise InputError(f"`{name}` must be a finite number, got {value}")
 
 
 def is_disk_full(error: BaseException) -> bool:

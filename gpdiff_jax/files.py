@@ -146,7 +146,7 @@ def open_plain(path: pathlib.Path, flags: int) -> int:
 
 
 def _not_plain(path: pathlib.Path) -> InputError:
-    return InputError(f"{str(path)!r} is a link, a pipe or a folder, where a file of this program is to lie; remove it")
+    return InputError(f"{str(path)!r} is a link, a pipe or a folder, where a file is to lie; move it away")
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

@@ -37,6 +37,7 @@ from gpdiff_jax.zoo.residuals import source_residuals
 from gpdiff_jax.zoo.tokens import TokenLayout, make_layout, to_tokens
 
 _DIRECTIONS = 64  # of the zoo that a generator keeps
+_BLOCK = 64  # rows, of which more are filled up to a multiple
 _MOST_VECTORS = 2048  # that the statistics of the codec are made from
 
 
@@ -57,7 +58,7 @@ def _tokens(layout: TokenLayout, params: Params) -> Float[np.ndarray, "X L W"]:
 def _in_few_sizes(function: Callable[[Params], jax.Array], params: Params) -> np.ndarray:
     """What a compiled function says of rows, filled up to few numbers of rows: parts of any size share programs."""
     count = len(jax.tree.leaves(params)[0])
-    size = padded_size(count, 8)
+    size = padded_size(count, 8) if count < _BLOCK else -(-count // _BLOCK) * _BLOCK
     if size == count:
         return np.asarray(function(params))
     filled = np.minimum(np.arange(size), count - 1)

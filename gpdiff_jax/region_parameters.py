@@ -30,8 +30,9 @@ class RegionParameters:
 
     def __repr__(self) -> str:
         """What they are, without their numbers."""
-        shape = getattr(next(iter(jax.tree.leaves(self.params)), None), "shape", ("?", "?"))
-        return f"<RegionParameters of model {self.model!r}: {shape[0]} samples x {shape[1]} regions>"
+        shape = getattr(next(iter(jax.tree.leaves(self.params)), None), "shape", ())
+        size = f"{shape[0]} samples x {shape[1]} regions" if len(shape) > 1 else "no regions"
+        return f"<RegionParameters of model {self.model!r}: {size}>"
 
 
 def model_of(parameters: RegionParameters, sizes: ModelSizes) -> Model:

@@ -120,6 +120,6 @@ def test_what_is_no_lock_is_neither_written_nor_waited_for(tmp_path, what):
         "folder": path.mkdir,
     }[what]()
     for call in (lock_folder, refuse_if_locked):
-        with pytest.raises(InputError, match=r"run/.lock' is a link, a pipe or a folder, where .*; remove it"):
+        with pytest.raises(InputError, match=r"run/.lock' is a link, a pipe or a folder, where .*; move it away"):
             call(path.parent)
     assert precious.read_text() == "mine" and not (tmp_path / "new").exists()

@@ -52,6 +52,7 @@ def test_what_is_printed_of_a_zoo_a_generator_and_parameters_is_a_line(made, sim
     assert repr(zoo).startswith("<ParameterZoo of model ") and " regions x " in repr(zoo) and "crowd_0" in repr(zoo)
     assert repr(hypernetwork).startswith("<Hypernetwork {") and '"interval_minutes": 60' in repr(hypernetwork)
     assert f": 2 samples x {simulated_cities[-1].num_nodes} regions>" in repr(parameters)
+    assert "no regions" in repr(parameters.replace(params={}))
     assert all(len(repr(thing)) < 1000 for thing in (zoo, hypernetwork, parameters))
 
 

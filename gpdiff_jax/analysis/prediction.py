@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.baselines.ridge import PENALTIES, apply_ridge, choose_penalty, solve_ridge
 from gpdiff_jax.data.sources import SourceRegion, Sources, city_weights
-from gpdiff_jax.errors import InputError, check_at_least
+from gpdiff_jax.errors import InputError, check_at_least, check_types
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.models.registry import make_model
 from gpdiff_jax.prompts.encoders import columns_of_parts
@@ -40,6 +40,7 @@ class PredictionConfig:
     most_components: int = 32
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0 < self.variance <= 1:
             raise InputError(f"`variance` must be above 0 and at most 1, got {self.variance}")
         check_at_least(1, {"most_components": self.most_components})

@@ -11,7 +11,7 @@ import numpy as np
 
 from gpdiff_jax.cities.calendar import local_moment
 from gpdiff_jax.cities.city import City, check_city, edges_of
-from gpdiff_jax.errors import InputError, check_finite
+from gpdiff_jax.errors import InputError, check_at_least
 from gpdiff_jax.files import DAMAGE, check_members, read_member, user_path, write_npz
 
 _REQUIRED = ("values", "adjacency", "interval_minutes", "start", "feature_names", "node_ids", "city", "kind")
@@ -35,14 +35,14 @@ def load_city(path: str | os.PathLike[str], *, missing_above: float | int | None
 
     Raises:
       InputError: the file is missing, damaged, too large, holds pickled objects, or breaks a rule of `check_city`; or
-        `missing_above` is no finite number.
+        `missing_above` is below 0.
 
     Example:
       >>> import gpdiff_jax as gpd
       >>> city = gpd.load_city("data/bay.npz")  # doctest: +SKIP
     """
     path = user_path(path)
-    check_finite({"missing_above": missing_above})
+    check_at_least(0, {"missing_above": missing_above})
     try:
         city = _city_from_arrays(path.stem, _read_arrays(path), missing_above)
         return check_city(city, judge_extremes=missing_above is None)

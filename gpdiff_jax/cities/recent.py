@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Shaped
 from gpdiff_jax.cities.city import AVERAGED, City
 from gpdiff_jax.cities.extremes import most_usual
 from gpdiff_jax.cities.resample import combine_bins, first_whole_bin
-from gpdiff_jax.errors import InputError, check_finite
+from gpdiff_jax.errors import InputError, check_at_least
 
 _MINUTE = np.timedelta64(1, "m")
 
@@ -32,10 +32,10 @@ class RecentReadings:
             far beyond all that was read.
 
         Raises:
-          InputError: the start of the city is unknown, the interval is no multiple of its own, or `missing_above` is no
-            finite number.
+          InputError: the start of the city is unknown, the interval is no multiple of its own, or `missing_above` is
+            below 0.
         """
-        check_finite({"missing_above": missing_above})
+        check_at_least(0, {"missing_above": missing_above})
         if city.start is None:
             raise InputError(
                 f"city {city.name!r} has no start, so what was read last is unknown; give the city its start"

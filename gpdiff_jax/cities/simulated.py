@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from gpdiff_jax.cities.city import City, check_city, edges_of
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, check_types
 
 FUNCTIONS = ("residential", "office", "leisure", "transit")
 
@@ -73,6 +73,7 @@ class SimulationConfig:
     closing_share: float = 0.25  # share of the crowd cities whose service closes at night, on top of the lost readings
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, low, high in (("cities", 1, 1000), ("regions", 2, 1000), ("days", 2, 3660)):
             value = getattr(self, name)
             if not low <= value <= high:

@@ -257,8 +257,9 @@ def _table_matrix(path: pathlib.Path) -> Float[np.ndarray, "X Y"]:
     try:
         return numbers(table, list(table.frame.columns))
     except InputError as error:
-        more = "a matrix in CSV has numbers alone, no names: its rows and columns are the regions in their order"
-        raise InputError(f"{error}; {more}") from None
+        named = "(row 1, " in str(error) or "column '0')" in str(error)
+        more = "; a matrix in CSV has numbers alone, no names: its rows and columns are the regions in their order"
+        raise InputError(f"{error}{more if named else ''}") from None
 
 
 def _timed_series(path: pathlib.Path, time_zone: str | None) -> Series:

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 
 from gpdiff_jax.cities import City, PartialBins, check_city, partial_bins, resample
 from gpdiff_jax.cities.city import edges_of
-from gpdiff_jax.errors import check_finite
+from gpdiff_jax.errors import check_at_least
 from gpdiff_jax.ingest.graph import Sites
 from gpdiff_jax.ingest.steps import Grid
 
@@ -70,7 +70,7 @@ def table_city(
     Raises:
       InputError: no reading is left, or the city breaks a rule of `check_city`.
     """
-    check_finite({"missing_above": missing_above})
+    check_at_least(0, {"missing_above": missing_above})
     values, zeros_missing, above = grid.values, zero_is_missing or kind == "speed", None
     zeros = _share_of_zeros(values)
     if zeros_missing:

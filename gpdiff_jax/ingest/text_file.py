@@ -45,9 +45,9 @@ def check_file(path: pathlib.Path) -> None:
         try:
             with zipfile.ZipFile(path) as archive:
                 check_members(archive, path)
-                files = [name for name in archive.namelist() if not name.endswith("/")]
-                if len(files) != 1 or len(files) != len(archive.namelist()):
-                    raise InputError(f"{path} holds {len(files)} files and folders; unpack it, and give the table")
+                names = archive.namelist()
+                if len(names) != 1 or names[0].endswith("/"):
+                    raise InputError(f"{path} holds {len(names)} files and folders; unpack it, and give the table")
         except (*DAMAGE, OSError) as error:
             raise error if isinstance(error, InputError) else unreadable(path, error) from None
 

@@ -1,6 +1,5 @@
 """In: a run and the name of a method. Out: the method's test forecasts, made once and kept in the run's folder."""
 
-import itertools
 import pathlib
 import sys
 from typing import Any
@@ -76,22 +75,31 @@ def held_methods(run: Stages) -> list[str]:
     """
 
     def held() -> list[str]:
-        for name, channel in itertools.product(METHODS, range(len(run.targets))):
-            drop_damaged(run, channel, name)
-        return [name for name in METHODS if all(forecast_path(run, c, name).exists() for c in range(len(run.targets)))]
+        channels = range(len(run.targets))
+        return [name for name in METHODS if all([_held(run, channel, name) is not None for channel in channels])]
 
     return ask_first(held)
 
 
-def drop_damaged(run: Stages, channel: int, method: str) -> None:
-    """Names a file of forecasts that is damaged or another's on standard error, and removes it: it is made again."""
+def _held(run: Stages, channel: int, method: str) -> MethodForecast | None:
+    """What the folder holds of a method; None where that is nothing, damaged (which is removed) or not its own."""
     path = forecast_path(run, channel, method)
-    if path.exists():
-        try:
-            _read(run, channel, method)
-        except InputError as error:
-            print(f"{error}; it is made again", file=sys.stderr)
-            path.unlink()
+    if not path.exists():
+        return None
+    try:
+        fields = read_npz(path)
+        if not {"forecast", "seconds"} <= fields.keys():
+            raise InputError(f"{str(path)!r} is damaged (it holds no forecast)")
+    except InputError as error:
+        print(f"{error}; it is made again where it is asked for", file=sys.stderr)
+        path.unlink()
+        return None
+    # Versions before this one did not say whose forecasts they are.
+    if str(fields.get("made_of", made_of := _made_of(run, channel, method))) != made_of:
+        print(f"{str(path)!r} holds forecasts of another method or another run, which are not taken", file=sys.stderr)
+        return None
+    scalars = {name: fields[name].item() for name in _SCALARS if name in fields}
+    return MethodForecast(fields["forecast"], fields.get("spread"), curves=fields.get("curves"), **scalars)
 
 
 def method_forecast(run: Stages, channel: int, method: str) -> MethodForecast:
@@ -103,13 +111,10 @@ def method_forecast(run: Stages, channel: int, method: str) -> MethodForecast:
       method: one of `METHODS`.
 
     Returns:
-      The forecasts.
-
-    Raises:
-      InputError: the folder holds them, but damaged; `held_methods` clears that up.
+      The forecasts. A file that is damaged, or of another method or run, is named on standard error and made again.
     """
     path = forecast_path(run, channel, method)
-    held = ask_first(lambda: _read(run, channel, method)._asdict() if path.exists() else None)
+    held = ask_first(lambda: None if (made := _held(run, channel, method)) is None else made._asdict())
     if held is not None:
         return MethodForecast(**held)
     result = _make_forecast(run, channel, method)
@@ -123,17 +128,6 @@ def method_forecast(run: Stages, channel: int, method: str) -> MethodForecast:
 def _made_of(run: Stages, channel: int, method: str) -> str:
     """By what the forecasts of a method are known: its name, and the settings and readings of the run."""
     return digest_of(f"{method} of channel {channel} of {run.identity}", {})
-
-
-def _read(run: Stages, channel: int, method: str) -> MethodForecast:
-    path = forecast_path(run, channel, method)
-    fields = read_npz(path)
-    if not {"forecast", "seconds"} <= fields.keys():
-        raise InputError(f"{str(path)!r} is damaged (it holds no forecast)")
-    if str(fields.get("made_of")) != _made_of(run, channel, method):
-        raise InputError(f"{str(path)!r} is of another method, another run or an earlier version")
-    scalars = {name: fields[name].item() for name in _SCALARS if name in fields}
-    return MethodForecast(fields["forecast"], fields.get("spread"), curves=fields.get("curves"), **scalars)
 
 
 def forecast_path(run: Stages, channel: int, method: str) -> pathlib.Path:

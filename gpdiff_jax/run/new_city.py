@@ -134,7 +134,8 @@ def _steps_of_odd_zeros(values: Float[np.ndarray, "T N"], per_day: int) -> Int[n
     usual = np.where(known, earlier, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     expected = np.where(missed, usual, 0.0).sum(axis=0)
     never = ~(missed & (earlier == 0).any(axis=0)).any(axis=0)
-    return np.where(never & (expected >= _EXPECTED), lately, 0)
+    first = np.where(zero.any(axis=0), len(values) - zero.argmax(axis=0), 0)
+    return np.where(never & (expected >= _EXPECTED), first, 0)
 
 
 def _some(which: Bool[np.ndarray, " N"], line: Callable[[int], str]) -> list[str]:

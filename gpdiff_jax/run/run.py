@@ -28,7 +28,7 @@ from gpdiff_jax.models.registry import is_built_in
 from gpdiff_jax.prompts.encoders import SPATIAL_OF_PART, check_parts
 from gpdiff_jax.run.diagnosis import write_diagnosis, write_inspection
 from gpdiff_jax.run.folder import open_run_folder
-from gpdiff_jax.run.methods import drop_damaged, method_forecast
+from gpdiff_jax.run.methods import method_forecast
 from gpdiff_jax.run.results import PAPER_NOTE, evaluate, results_table
 from gpdiff_jax.run.room import measure_rooms
 from gpdiff_jax.run.settings import METHODS, Settings, choose_methods
@@ -174,7 +174,6 @@ class Run(Stages):
         if not 0 <= channel < len(self.target_cities):
             raise InputError(f"`channel` must be at least 0 and below {len(self.target_cities)}, got {channel}")
         self._check_open()
-        ask_first(lambda: drop_damaged(self, channel, method))
         return method_forecast(self, channel, method)
 
     def diagnose(self, config: DiagnosticsConfig | None = None) -> dict[str, Any]:

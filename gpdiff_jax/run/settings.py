@@ -126,6 +126,8 @@ class Settings:
         if not 0 <= self.seed < 2**31:
             raise InputError(f"`seed` must be at least 0 and below 2 ** 31, got {self.seed}")
         named = {"data_dir": self.data_dir, "sources": self.sources, "target": self.target}
+        if self.missing_above is not None and not 0 <= self.missing_above < float("inf"):
+            raise InputError(f"`missing_above` must be at least 0 and finite, got {self.missing_above}")
         for lacking in ("sources", "target"):
             if any(named.values()) and not named[lacking]:
                 raise InputError(f"`{lacking}` is missing, the names of cities; without any, cities are simulated")

@@ -20,11 +20,11 @@ from gpdiff_jax.baselines.boosted_trees import BoostedTrees, boosted_trees
 from gpdiff_jax.baselines.meta_learned import MetaConfig, meta_learn
 from gpdiff_jax.baselines.mlp_hypernetwork import MlpHypernetwork, make_network, mlp_hypernetwork
 from gpdiff_jax.cities import City
-from gpdiff_jax.cities.digest import city_digest
 from gpdiff_jax.data.sources import Sources, prepare_sources
 from gpdiff_jax.data.target import Target, prepare_targets
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import read_json, write_json
+from gpdiff_jax.hosts import is_first
 from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.models import Model, make_model
 from gpdiff_jax.pretraining import LatentSpace, fit_latent_space, pretrain
@@ -66,9 +66,10 @@ class Stages:
 
     @functools.cached_property
     def identity(self) -> str:
-        """By what the run is known: a digest of what it computes, and of the readings and facts of its cities."""
-        cities = [city_digest(city) for city in (*self.source_cities, *self.target_cities)]
-        return digest_of(json.dumps([self.settings.computed(), cities], sort_keys=True), {})
+        """By what the first host knows the run: a digest of the settings and cities that config.json holds."""
+        path = self.folder / "config.json"
+        held = read_json(path) if is_first() and path.exists() else {}
+        return digest_of(json.dumps([held.get("settings"), held.get("cities")], sort_keys=True), {})
 
     def checkpoints(self, name: str) -> pathlib.Path:
         """Where a stage keeps the checkpoints of a training that is not finished."""
@@ -201,7 +202,7 @@ def read_seconds(path: pathlib.Path) -> dict[str, float]:
     if not path.exists():
         return {}
     held = None
-    with contextlib.suppress(InputError):
+    with contextlib.suppress(InputError, IsADirectoryError):
         held = read_json(path)
     if isinstance(held, dict) and all(isinstance(one, (int, float)) for one in held.values()):
         return held

@@ -156,10 +156,11 @@ class LogWriter:
             self._file = open(os.devnull, "w")  # noqa: SIM115
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(open_plain(self._path, os.O_RDWR | os.O_CREAT), "rb+") as file:
-            text = file.read()
-            file.truncate(text.rfind(b"\n") + 1)
-        self._file = self._path.open("a", encoding="utf-8")
+        descriptor = open_plain(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        self._file = os.fdopen(descriptor, "a", encoding="utf-8")
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            file.seek(0)
+            os.ftruncate(descriptor, file.read().rfind(b"\n") + 1)
 
     def write(self, stage: str, step: SupportsInt, **metrics: Any) -> None:
         """Appends one line: the time, the stage, the step and the metrics.

@@ -343,10 +343,10 @@ def adapt(
         side_by_side = rows_side_by_side(config.regions_per_batch)
         how: Any = {"most_windows": config.code_windows, "rows_side_by_side": side_by_side}
         steps, rate = config.shared_steps, config.shared_rate
+        check_tuned_room(params)
         update = city_update(model, target, params, steps=steps, rate=rate, key=key, **how)
         if config.update == "shared":
             return Adapted(add_to_all(params, update), config.shared_rate, config.shared_steps, None, np.zeros((0, 0)))
-        check_tuned_room(params)
         moved = move_along_directions(
             model,
             target,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gpdiff_jax.errors import InputError, check_at_least
+from gpdiff_jax.errors import InputError, check_at_least, check_types
 from gpdiff_jax.zoo.tokens import TokenLayout, check_width, from_tokens, mask_of
 
 NORMALISATIONS = ("layer", "coordinate")
@@ -47,6 +47,7 @@ class CodecConfig:
     space: str = "layers"
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_width(self.token_width)
         if self.space not in SPACES:
             raise InputError(f"`space` must be one of {', '.join(SPACES)}, got {self.space!r}")

@@ -239,6 +239,9 @@ def test_what_is_odd_of_the_last_days_is_said(folder, capsys):
         values[240 - hours :, 3] = 0
         rows = new_city._steps_of_odd_zeros(values[168:, :, 0], 24)
         assert rows[3] == hours * said and not rows[1]
+    # From the first zero on, whatever was not read before it.
+    values[168:, 3], values[200:220, 3], values[220:, 3] = 7, np.nan, 0
+    assert new_city._steps_of_odd_zeros(values[168:, :, 0], 24)[3] == 20
     _generate(folder, "--samples=1", "--channels=entries_per_30min", city="fine.npz", out="half")
     late = "fine: what was read from 2024-01-16T23:00 on is not looked at, for these 60 minutes are not over"
     assert late in capsys.readouterr().err.splitlines()

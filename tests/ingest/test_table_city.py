@@ -120,7 +120,7 @@ def test_the_command_writes_a_city_or_says_in_one_line_why_not(city, tables):
     before = (tables / "town.npz").read_bytes()
     (tables / "here.npz").mkdir()
     for wrong, said in (
-        (("--sites=sites.csv", "--missing_above=-1"), "no region has a reading"),
+        (("--sites=sites.csv", "--missing_above=-1"), "`missing_above` must be at least 0, got -1.0"),
         (
             ("--sites=sites.csv", "--interval_minutes=45"),
             "30 minutes apart, and `interval_minutes` (=45) is no multiple",

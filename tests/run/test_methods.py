@@ -176,37 +176,40 @@ def test_a_damaged_forecast_is_named_and_made_again(finished, data_dir, tmp_path
     else:
         whole[len(whole) // 3] ^= 0xFF
         path.write_bytes(whole[:200] if damage == "cut" else whole)
-    with pytest.raises(InputError, match=r"methods/last_value_0.npz' is damaged"):
-        methods.method_forecast(Run.open(tmp_path / "run", tiny_settings(data_dir)), 0, "last_value")
     capsys.readouterr()
     again = Run.open(tmp_path / "run", tiny_settings(data_dir)).evaluate()
     assert without_seconds(again) == without_seconds(content)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
-    assert "last_value_0.npz' is damaged (" in line and line.endswith("; it is made again")
+    assert "last_value_0.npz' is damaged (" in line and line.endswith("; it is made again where it is asked for")
 
 
 @pytest.mark.parametrize("of", ["another method", "another run", "an earlier version"])
-def test_forecasts_under_a_name_that_is_not_theirs_are_made_again(finished, data_dir, tmp_path, capsys, of):
+def test_forecasts_under_a_name_that_is_not_theirs_are_not_taken(finished, data_dir, tmp_path, capsys, of):
     folder, content = finished
     shutil.copytree(folder, tmp_path / "run")
-    path = tmp_path / "run" / "methods" / "last_value_0.npz"
-    settings = tiny_settings(data_dir)
+    methods_of = tmp_path / "run" / "methods"
+    path, other = methods_of / "last_value_0.npz", methods_of / "historical_average_0.npz"
+    settings = tiny_settings(data_dir, methods=("last_value",))
     if of == "another method":
-        shutil.copy(path.with_name("historical_average_0.npz"), path)
+        shutil.copy(other, path)
+        shutil.copy(methods_of / "pooled_zero_shot_0.npz", other)
     elif of == "another run":
         data = dataclasses.replace(settings.data, support_days=settings.data.support_days + 1)
-        other = dataclasses.replace(settings, data=data, methods=("last_value",))
-        Run.open(tmp_path / "other", other).evaluate()
+        Run.open(tmp_path / "other", dataclasses.replace(settings, data=data)).evaluate()
         shutil.copy(tmp_path / "other" / "methods" / path.name, path)
     else:
         with np.load(path) as held:
             np.savez(path, **{name: held[name] for name in held.files if name != "made_of"})
+    before = other.read_bytes()
     capsys.readouterr()
     again = Run.open(tmp_path / "run", settings).evaluate()
-    assert without_seconds(again) == without_seconds(content)
-    assert "last_value_0.npz' is of another method, another run or an earlier version; it is made again" in (
-        capsys.readouterr().err
-    )
+    assert without_seconds(again)["methods"]["last_value"] == without_seconds(content)["methods"]["last_value"]
+    said = [line for line in capsys.readouterr().err.splitlines() if "not taken" in line]
+    # What nobody asked for stays where it lies, and is no result of this run; of earlier versions all is taken.
+    assert other.read_bytes() == before
+    assert ("historical_average" in again["methods"]) == (of != "another method")
+    assert bool(said) == (of != "an earlier version")
+    assert all("_0.npz' holds forecasts of another method or another run, which are not taken" in line for line in said)
 
 
 def test_a_forecast_that_cannot_be_read_for_now_is_not_called_damaged(finished, data_dir, tmp_path, monkeypatch):

@@ -220,7 +220,7 @@ def test_what_a_mask_hides_is_no_reading(city):
     masked.add([masked.end], np.ma.masked_array(row, hidden))
     recent.add([recent.end], np.where(hidden, np.nan, row))
     np.testing.assert_array_equal(masked.last_days(), recent.last_days())
-    with pytest.raises(InputError, match="`missing_above` must be a finite number, got nan"):
+    with pytest.raises(InputError, match="`missing_above` must be at least 0, got nan"):
         RecentReadings(_first(city, 130), 60, 5, missing_above=float("nan"))
 
 

@@ -178,7 +178,7 @@ def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(whole, data_dir, 
         _, said = process.communicate(timeout=120)
         assert process.returncode == 2 and "Traceback" not in said, said[-3000:]
         assert said.splitlines()[-1].startswith("error: no space left on device")
-        assert "name an --out_dir elsewhere" in said
+        assert "free some, or write elsewhere" in said
     small_disk("remount,size=400m")
     _assert_ends_well(_started(folder, data_dir))
     _assert_same(folder, whole)

@@ -55,7 +55,7 @@ def _arrays(place: pathlib.Path):
     """What a stage left."""
     if place.suffix == ".npz":
         with np.load(place) as held:
-            return {name: held[name] for name in held.files if name != "seconds"}
+            return {name: held[name] for name in held.files if name not in ("seconds", "made_of")}
     if place.name == "zoo":
         zoo = load_zoo(place)
         return zoo.params, zoo.validation_mae

@@ -1,7 +1,9 @@
 """In: a run and the name of a method. Out: the method's test forecasts, made once and kept in the run's folder."""
 
+import contextlib
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import read_npz, write_npz
 from gpdiff_jax.hosts import is_first
 from gpdiff_jax.prompts.prompt import Prompts
+from gpdiff_jax.run.outside import check_outside_name
 from gpdiff_jax.run.settings import METHODS
 from gpdiff_jax.run.stages import Stages, generate_key
 from gpdiff_jax.training.digest import digest_of
@@ -57,10 +60,10 @@ def training_stages(method: str, adapt: AdaptConfig) -> tuple[str, ...]:
     """The stages that a method needs before it looks at the target, by the names that they are logged under.
 
     Args:
-      method: one of `METHODS`.
+      method: one of `METHODS`, or the name of forecasts of another program, which need none.
       adapt: how it is fine-tuned: updates in codes need the zoo.
     """
-    if method in _RULES:
+    if method in _RULES or method not in METHODS:
         return ()
     family = family_of(method)
     if family == "pooled" and method.endswith("_few_shot") and adapt.update == "codes":
@@ -69,16 +72,45 @@ def training_stages(method: str, adapt: AdaptConfig) -> tuple[str, ...]:
 
 
 def held_methods(run: Stages) -> list[str]:
-    """The methods whose forecasts the folder of a run holds for every channel, in the order of `METHODS`.
+    """The methods whose forecasts the folder of a run holds for every channel: of `METHODS`, then of other programs.
 
     A file that is damaged is named on standard error and removed, so that it is made again.
     """
 
     def held() -> list[str]:
         channels = range(len(run.targets))
-        return [name for name in METHODS if all([_held(run, channel, name) is not None for channel in channels])]
+        names = [*METHODS, *_outside_names(run.folder)]
+        return [name for name in names if all([_held(run, channel, name) is not None for channel in channels])]
 
     return ask_first(held)
+
+
+def _outside_names(folder: pathlib.Path) -> list[str]:
+    """Names of forecasts that other programs made, as far as files are called by them."""
+    found = []
+    for path in sorted((folder / "methods").glob("*_0.npz")):
+        name = path.name.removesuffix("_0.npz")
+        if name not in METHODS:
+            with contextlib.suppress(InputError):
+                check_outside_name(name)
+                found.append(name)
+    return found
+
+
+def keep_outside(run: Stages, name: str, forecasts: Sequence[np.ndarray]) -> None:
+    """Keeps forecasts of another program in a run's folder, in the place of those that go by the same name.
+
+    Args:
+      run: the run.
+      name: of the forecasts.
+      forecasts: [S, R, P] per channel, see `outside.in_order_of_run`.
+
+    Raises:
+      InputError: forecasts cannot go by that name.
+    """
+    check_outside_name(name)
+    for channel, values in enumerate(forecasts):
+        _keep(run, channel, name, MethodForecast(values, None, float("nan")))
 
 
 def _held(run: Stages, channel: int, method: str) -> MethodForecast | None:
@@ -91,7 +123,8 @@ def _held(run: Stages, channel: int, method: str) -> MethodForecast | None:
         if not {"forecast", "seconds"} <= fields.keys():
             raise InputError(f"{str(path)!r} is damaged (it holds no forecast)")
     except InputError as error:
-        print(f"{error}; it is made again where it is asked for", file=sys.stderr)
+        remedy = "it is made again where it is asked for" if method in METHODS else "add the forecasts again"
+        print(f"{error}; {remedy}", file=sys.stderr)
         path.unlink()
         return None
     # Versions before this one did not say whose forecasts they are.
@@ -113,16 +146,20 @@ def method_forecast(run: Stages, channel: int, method: str) -> MethodForecast:
     Returns:
       The forecasts. A file that is damaged, or of another method or run, is named on standard error and made again.
     """
-    path = forecast_path(run, channel, method)
     held = ask_first(lambda: None if (made := _held(run, channel, method)) is None else made._asdict())
     if held is not None:
         return MethodForecast(**held)
     result = _make_forecast(run, channel, method)
+    _keep(run, channel, method, result)
+    return result
+
+
+def _keep(run: Stages, channel: int, method: str, made: MethodForecast) -> None:
+    path = forecast_path(run, channel, method)
     if is_first():
         path.parent.mkdir(exist_ok=True)
-    fields = {name: np.asarray(value) for name, value in result._asdict().items() if value is not None}
+    fields = {name: np.asarray(value) for name, value in made._asdict().items() if value is not None}
     write_npz(path, fields | {"made_of": np.asarray(_made_of(run, channel, method))})
-    return result
 
 
 def _made_of(run: Stages, channel: int, method: str) -> str:

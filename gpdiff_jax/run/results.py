@@ -6,12 +6,12 @@ import jax
 import numpy as np
 
 from gpdiff_jax.analysis.metrics import REGION_COLUMNS, method_entry, region_rows
-from gpdiff_jax.cities.city import City
 from gpdiff_jax.files import write_csv, write_json, write_npz
 from gpdiff_jax.hosts import is_first
 from gpdiff_jax.pretraining import best_tokens
 from gpdiff_jax.report import render_report
 from gpdiff_jax.run.methods import held_methods, method_forecast, training_stages
+from gpdiff_jax.run.outside import region_names
 from gpdiff_jax.run.settings import METHODS, Settings
 from gpdiff_jax.run.stages import Stages
 from gpdiff_jax.training.exchange import ask_first
@@ -39,16 +39,20 @@ def evaluate(run: Stages) -> dict[str, Any]:
       What metrics.json holds.
     """
     channels = range(len(run.targets))
-    chosen = {*run.settings.methods, *held_methods(run)}
-    methods = [method for method in METHODS if method in chosen]
+    held = held_methods(run)
+    methods = [method for method in METHODS if method in {*run.settings.methods, *held}]
+    methods += [method for method in held if method not in METHODS]
     results = {method: [method_forecast(run, channel, method) for channel in channels] for method in methods}
     truths = [observed_truth(city, target) for city, target in zip(run.target_cities, run.targets, strict=True)]
     weekend = truths[0][1]
     truth = np.concatenate([values for values, _ in truths], axis=1)
     content = _describe(run)
     seconds = run.seconds
+    # What other programs took is not known.
     training = {
         method: sum((seconds.get(name, 0.0) for name in training_stages(method, run.settings.adapt)), start=0.0)
+        if method in METHODS
+        else None
         for method in results
     }
     scales = _channel_scales(run, truths)
@@ -112,7 +116,7 @@ def _describe(run: Stages) -> dict[str, Any]:
         "silent_regions": [
             node_id
             for city, target in zip(run.target_cities, run.targets, strict=True)
-            for node_id in _region_names(run, city, target.silent)
+            for node_id in region_names(run, city, target.silent)
         ],
     }
 
@@ -145,15 +149,8 @@ def _channel_scales(run: Stages, truths: list[tuple[np.ndarray, Any]]) -> list[f
     return [float(np.nanmean(np.abs(values))) or 1.0 for values, _ in truths]
 
 
-def _region_names(run: Stages, city: City, nodes: Any = None) -> list[str]:
-    """Ids of nodes, with their channel where there are several."""
-    chosen = range(city.num_nodes) if nodes is None else nodes
-    suffix = f":{city.feature_names[0]}" if len(run.target_cities) > 1 else ""
-    return [f"{city.node_ids[node]}{suffix}" for node in chosen]
-
-
 def _entry(
-    parts: list[MethodForecast], truth: np.ndarray, weekend: np.ndarray | None, training_seconds: float
+    parts: list[MethodForecast], truth: np.ndarray, weekend: np.ndarray | None, training_seconds: float | None
 ) -> dict[str, Any]:
     # Of several channels, each is tuned on its own.
     tuned = parts[0]._asdict() if len(parts) == 1 else {}
@@ -170,7 +167,7 @@ def _entry(
 def _forecast_arrays(run: Stages, results: dict[str, list[MethodForecast]], truth: np.ndarray) -> dict[str, np.ndarray]:
     arrays = {
         "window_start": np.asarray(window_start_names(run.target_cities[0], run.targets[0])),
-        "node_ids": np.asarray([name for city in run.target_cities for name in _region_names(run, city)]),
+        "node_ids": np.asarray([name for city in run.target_cities for name in region_names(run, city)]),
         "truth": truth,
         "protocol": np.asarray(run.settings.data.protocol),
         "unit": np.asarray([city.unit for city in run.target_cities for _ in city.node_ids]),
@@ -226,7 +223,8 @@ def results_table(content: dict[str, Any]) -> str:
     for name, entry in ranked:
         cells = [entry[column] for column in ("mae_mean", "rmse_mean", "mae_weekday", "mae_weekend")]
         words = ["-" if cell is None else format(cell, ".4g") for cell in cells]
-        words += [format(entry[column], ".1f") for column in ("seconds", "training_seconds")]
+        spent = [entry[column] for column in ("seconds", "training_seconds")]
+        words += ["-" if seconds is None else format(seconds, ".1f") for seconds in spent]
         lines.append(f"{name:30s} " + " ".join(f"{word:>10s}" for word in words))
     first, last = content["horizon_minutes"][0], content["horizon_minutes"][-1]
     ahead = f"{first} to {last}" if first < last else f"{last}"

@@ -28,7 +28,8 @@ from gpdiff_jax.models.registry import is_built_in
 from gpdiff_jax.prompts.encoders import SPATIAL_OF_PART, check_parts
 from gpdiff_jax.run.diagnosis import write_diagnosis, write_inspection
 from gpdiff_jax.run.folder import open_run_folder
-from gpdiff_jax.run.methods import method_forecast
+from gpdiff_jax.run.methods import held_methods, keep_outside, method_forecast
+from gpdiff_jax.run.outside import check_outside_name, in_order_of_run
 from gpdiff_jax.run.results import PAPER_NOTE, evaluate, results_table
 from gpdiff_jax.run.room import measure_rooms
 from gpdiff_jax.run.settings import METHODS, Settings, choose_methods
@@ -159,7 +160,7 @@ class Run(Stages):
         """The test forecasts of one method; made once and kept in the folder.
 
         Args:
-          method: one of `gpdiff_jax.run.settings.METHODS`.
+          method: one of `gpdiff_jax.run.settings.METHODS`, or the name of forecasts that were added.
           channel: index of the target's channel.
 
         Returns:
@@ -168,13 +169,38 @@ class Run(Stages):
         Raises:
           InputError: there is no such method or channel.
         """
-        if method not in METHODS:
+        if method not in METHODS and method not in held_methods(self):
             choose_methods((method,))  # names the nearest
             raise InputError(f"`method` is one method, got {method!r}; `evaluate` makes those of the settings")
         if not 0 <= channel < len(self.target_cities):
             raise InputError(f"`channel` must be at least 0 and below {len(self.target_cities)}, got {channel}")
         self._check_open()
         return method_forecast(self, channel, method)
+
+    def add_forecasts(self, name: str, forecast: np.ndarray, *, window_start: Any = None, node_ids: Any = None) -> None:
+        """Keeps forecasts of another program among the run's own, to be judged and reported as these are.
+
+        Args:
+          name: by which they stand in tables, of small letters, digits and underscores; what stood there under it is
+            replaced.
+          forecast: [S, R, P] in the unit of the data, the regions of one channel after those of another, as in the
+            run's forecasts.npz.
+          window_start: [S] local times of the first step that each window forecasts, `datetime64` or ISO 8601, by
+            which windows are found, in any order and among others; None where they are those of forecasts.npz.
+          node_ids: [R] names of the regions, by which these are found; None where they are those of forecasts.npz.
+
+        Raises:
+          InputError: they are not in the form above, lack a window or a region that the run judges, or are not finite
+            where a reading is to be forecast.
+
+        Example:
+          >>> with gpd.Run.open("runs/hangzhou", settings) as run:  # doctest: +SKIP
+          ...     run.add_forecasts("dcrnn", forecast, window_start=times)
+          ...     print(run.table())
+        """
+        self._check_open()
+        check_outside_name(name)
+        keep_outside(self, name, in_order_of_run(self, name, forecast, window_start, node_ids))
 
     def diagnose(self, config: DiagnosticsConfig | None = None) -> dict[str, Any]:
         """Measures whether the generator generates; writes diagnostics.json and diagnostics.html.

@@ -46,7 +46,7 @@ from gpdiff_jax.models.anomaly import OTHER_KIND
 from gpdiff_jax.models.loss import huber_sums
 from gpdiff_jax.models.protocol import ModelSizes
 from gpdiff_jax.prompts.sources import with_prompts
-from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.evaluate import few_shot, observed_truth, zero_shot
 from gpdiff_jax.typing import Params
 from gpdiff_jax.zoo import pooled as pooled_training

@@ -36,7 +36,7 @@ from gpdiff_jax.data.windows import window_starts
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models import Model, make_model
 from gpdiff_jax.prompts.sources import with_prompts
-from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.evaluate import few_shot, observed_truth, zero_shot
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo.directions import zoo_directions
@@ -104,7 +104,9 @@ def _adaptations() -> dict[str, AdaptConfig]:
         raise InputError(f"--code_rates and --shared_steps (={asked}) must be numbers, as 1,3") from error
     more = {"code_steps": given.code_steps, "directions": given.directions}
     codes = {f"codes_{rate:g}": AdaptConfig(code_rate=rate, shared_steps=0, **more) for rate in rates}
-    return codes | {f"shared_{count}": AdaptConfig(update="shared", shared_steps=count) for count in steps}
+    return codes | {
+        f"shared_{count}": AdaptConfig(update="shared", shared_steps=count, shared_folds=0) for count in steps
+    }
 
 
 def _directions(model: Model, sources: Sources, cities: list[City], pooled: Params, *, key: Key) -> Params:

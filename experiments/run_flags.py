@@ -29,7 +29,7 @@ from gpdiff_jax.run.settings import METHODS, PRESETS, Settings, choose_methods
 from gpdiff_jax.training.compilation_cache import enable_compilation_cache
 from gpdiff_jax.training.exchange import connect
 from gpdiff_jax.training.parallel import use_every_core
-from gpdiff_jax.transfer.adapt import UPDATES
+from gpdiff_jax.transfer.adapt_config import UPDATES
 from gpdiff_jax.transfer.posterior import PosteriorConfig
 from gpdiff_jax.zoo.codec import NORMALISATIONS, SPACES
 
@@ -116,7 +116,14 @@ flags.DEFINE_enum(
     "always does; codes if not given, in the paper preset own",
 )
 flags.DEFINE_integer("code_steps", None, "steps of fine-tuning in codes; the preset's if not given", 1, 10_000)
-flags.DEFINE_integer("shared_steps", None, "steps of the shared update; the preset's if not given", 0, 10_000)
+flags.DEFINE_integer(
+    "shared_steps",
+    None,
+    "most steps of the shared update, of which as many are taken as forecast support days best that are left out in "
+    "turn; the preset's if not given",
+    0,
+    10_000,
+)
 flags.DEFINE_integer("adapt_steps", None, "most steps of fine-tuning all weights; the preset's if not given", 1)
 flags.DEFINE_float(
     "posterior_rate",

@@ -41,7 +41,7 @@ from gpdiff_jax.training.caches import clear_caches
 from gpdiff_jax.training.compilation_cache import enable_compilation_cache
 from gpdiff_jax.training.exchange import connect as connect_hosts
 from gpdiff_jax.training.parallel import use_every_core
-from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.forecaster import Forecaster, forecast_next
 from gpdiff_jax.transfer.forecasts import forecast
 from gpdiff_jax.transfer.new_city import (

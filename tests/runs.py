@@ -10,7 +10,7 @@ from gpdiff_jax.diffusion.training import PretrainConfig
 from gpdiff_jax.hypernetwork import GenerateConfig
 from gpdiff_jax.prompts.encoders import PromptConfig
 from gpdiff_jax.run.settings import Settings
-from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.zoo.codec import CodecConfig
 from gpdiff_jax.zoo.pooled import PooledConfig
 from gpdiff_jax.zoo.region_training import HarvestConfig

@@ -30,7 +30,7 @@ from gpdiff_jax.prompts.prompt import PromptScaler, region_prompts
 from gpdiff_jax.prompts.sources import fit_encoder, with_prompts
 from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
-from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.evaluate import few_shot, zero_shot
 from gpdiff_jax.zoo.codec import fit_codec
 from gpdiff_jax.zoo.pooled import initial_params
@@ -39,7 +39,7 @@ from gpdiff_jax.zoo.tokens import make_layout, to_tokens
 _DATA = DataConfig(covariates="profile", support_days=3, max_neighbours=3, variants=3)
 _ADAPT = AdaptConfig(update="own", learning_rates=(1e-3, 1e-2), steps=8, evaluate_every=4, batch=16)
 _CODES = AdaptConfig(directions=3, code_steps=2, code_rate=0.5, code_windows=20)
-_SHARED = AdaptConfig(update="shared", shared_steps=2, shared_rate=1e-2)
+_SHARED = AdaptConfig(update="shared", shared_steps=2, shared_rates=(1e-2,))
 _LATER = 40  # a later test window
 _PROMPTS = PromptConfig(
     parts=PARTS,

@@ -20,7 +20,7 @@ from gpdiff_jax.errors import InputError
 from gpdiff_jax.prompts.prompt import region_prompts, target_prompts
 from gpdiff_jax.run.results import PAPER_NOTE, results_table
 from gpdiff_jax.run.settings import Settings
-from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from tests.runs import tiny_settings
 
 _WINDOW: Any = {"history": 12, "horizon": 6}

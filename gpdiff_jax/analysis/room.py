@@ -25,7 +25,7 @@ from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.prompts.prompt import region_prompts
 from gpdiff_jax.prompts.sources import with_prompts
-from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.evaluate import few_shot, observed_truth, zero_shot
 from gpdiff_jax.transfer.posterior import PosteriorConfig, posterior_shot
 from gpdiff_jax.typing import Key, Params

@@ -24,7 +24,7 @@ from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.training.progress import LogWriter, stage
 from gpdiff_jax.training.stopwatch import stopwatch
-from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.evaluate import MethodForecast, few_shot, sampled_forecast, zero_shot
 from gpdiff_jax.transfer.posterior import posterior_shot
 from gpdiff_jax.typing import Key, Params, RegionGraph

@@ -21,7 +21,7 @@ from gpdiff_jax.models import read_model_file
 from gpdiff_jax.prompts.encoders import SPATIAL_OF_PART, PromptConfig
 from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
-from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.posterior import PosteriorConfig
 from gpdiff_jax.zoo.codec import CodecConfig
 from gpdiff_jax.zoo.pooled import PooledConfig

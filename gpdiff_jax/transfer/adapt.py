@@ -5,9 +5,7 @@ else each tunes all its weights, with learning rate and number of steps that are
 rule. Rows are spread over all local devices.
 """
 
-import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,66 +16,17 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.data.target import Target, region_windows
-from gpdiff_jax.errors import InputError, check_above_zero, check_at_least, named
+from gpdiff_jax.errors import InputError
 from gpdiff_jax.models.loss import masked_huber
 from gpdiff_jax.models.protocol import Model, Window
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.optimisers import clipped_adam
 from gpdiff_jax.training.parallel import ShardedRows, rows_side_by_side
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.codes import move_along_directions
 from gpdiff_jax.transfer.damped import in_data_units, on_seen_kinds, target_forecast
-from gpdiff_jax.transfer.shared import add_to_all, check_tuned_room, city_update
+from gpdiff_jax.transfer.shared import add_to_all, check_tuned_room, shared_update
 from gpdiff_jax.typing import Key, Params, RegionGraph
-
-UPDATES = ("codes", "shared", "own")
-
-
-@dataclasses.dataclass(frozen=True)
-class AdaptConfig:
-    """How starts are fine-tuned.
-
-    `update` is "shared", `shared_steps` gradient steps of length `shared_rate` in all weights, the same for all regions
-    of the city; "codes", after these `code_steps` of length `code_rate` along the first `directions` of the zoo, half
-    of every gradient the region's own and half its city's mean; or "own", all weights of every region on its own, for
-    which the rest is. The first two see all support days, and their numbers were chosen on cities that are no targets
-    (docs/experiments.md, sections 27, 39 and 40). With `refit`, the chosen learning rate and number of steps are used
-    once more on all support days. With `one_standard_error`, the least fine-tuning within one standard error of the
-    best is chosen (see `choose_adaptation`); without it, which suits random initial parameters, the best. Where the
-    support is too short to choose on, parameters stay as they are, or, with `blind_learning_rate`, which suits random
-    ones too, take all steps at that rate. `regions_per_batch` rows are tuned side by side, each a region with all its
-    samples or one of them; None takes what suits the device (`parallel.rows_side_by_side`). With `seen_kinds_only`,
-    fine-tuned parameters forecast kinds of day that the support shows, and the initial ones the others (see
-    `damped.on_seen_kinds`); random ones have nothing to say of those. The validation day judges the fine-tuned
-    parameters themselves, whatever its kind.
-    """
-
-    update: str = "codes"
-    directions: int = 32
-    code_steps: int = 12
-    code_rate: float = 1.0
-    code_windows: int = 128
-    shared_steps: int = 5
-    shared_rate: float = 0.1
-    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    steps: int = 120
-    evaluate_every: int = 10
-    batch: int = 64
-    refit: bool = True
-    one_standard_error: bool = True
-    blind_learning_rate: float | None = None
-    regions_per_batch: int | None = None
-    seen_kinds_only: bool = True
-
-    def __post_init__(self) -> None:
-        if self.update not in UPDATES:
-            raise InputError(f"`update` must be one of {', '.join(UPDATES)}, got {self.update!r}")
-        check_above_zero(named(self, "directions", "code_steps", "code_rate", "code_windows", "shared_rate"))
-        check_at_least(0, named(self, "shared_steps"))
-        blind = () if self.blind_learning_rate is None else (self.blind_learning_rate,)
-        if not self.learning_rates or not all(0 < rate < math.inf for rate in (*self.learning_rates, *blind)):
-            rates = f"{self.learning_rates}, {self.blind_learning_rate}"
-            raise InputError(f"`learning_rates` and `blind_learning_rate` must be numbers above 0, got {rates}")
-        check_at_least(1, named(self, "steps", "evaluate_every", "batch", "regions_per_batch"))
 
 
 class Adapted(NamedTuple):
@@ -340,13 +289,10 @@ def adapt(
     if config.update == "codes" and directions is None:
         raise InputError("updates in codes need the directions of a zoo; tune all weights by `update='own'`")
     if config.update in ("shared", "codes"):
-        side_by_side = rows_side_by_side(config.regions_per_batch)
-        how: Any = {"most_windows": config.code_windows, "rows_side_by_side": side_by_side}
-        steps, rate = config.shared_steps, config.shared_rate
         check_tuned_room(params)
-        update = city_update(model, target, params, steps=steps, rate=rate, key=key, **how)
+        update, steps, rate = shared_update(model, config, target, params, key=key)
         if config.update == "shared":
-            return Adapted(add_to_all(params, update), config.shared_rate, config.shared_steps, None, np.zeros((0, 0)))
+            return Adapted(add_to_all(params, update), rate, steps, None, np.zeros((0, 0)))
         moved = move_along_directions(
             model,
             target,
@@ -354,8 +300,9 @@ def adapt(
             jax.tree.map(lambda leaf: leaf[: config.directions], directions),
             steps=config.code_steps,
             rate=config.code_rate,
+            most_windows=config.code_windows,
+            rows_side_by_side=rows_side_by_side(config.regions_per_batch),
             update=update,
-            **how,
         )
         return Adapted(moved, config.code_rate, config.code_steps, None, np.zeros((0, 0)))
 

@@ -13,7 +13,8 @@ from gpdiff_jax.data.target import Target
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.training.memory import check_room
 from gpdiff_jax.training.stopwatch import stopwatch
-from gpdiff_jax.transfer.adapt import AdaptConfig, adapt, forecast_rows
+from gpdiff_jax.transfer.adapt import adapt, forecast_rows
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.typing import Key, Params
 
 

@@ -26,7 +26,8 @@ from gpdiff_jax.models.registry import make_model
 from gpdiff_jax.region_parameters import RegionParameters, check_regions, model_of
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.parallel import PlacedRows, ShardedRows, place_rows
-from gpdiff_jax.transfer.adapt import AdaptConfig, adapt
+from gpdiff_jax.transfer.adapt import adapt
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.codes import share_of_windows
 from gpdiff_jax.transfer.damped import in_data_units, on_seen_kinds, target_forecast
 from gpdiff_jax.transfer.next_hours import (
@@ -161,8 +162,8 @@ class Forecaster:
                     windows = _filled(windows, min(1 << (len(windows) - 1).bit_length(), most), newest[0])
                     # What fills them up says nothing of how much was read.
                     share = share_of_windows(target)
-                    rates = {"code_rate": config.code_rate * share, "shared_rate": config.shared_rate * share}
-                    config = dataclasses.replace(config, **rates)
+                    shared_rates = tuple(rate * share for rate in config.shared_rates)
+                    config = dataclasses.replace(config, code_rate=config.code_rate * share, shared_rates=shared_rates)
                 target = dataclasses.replace(fixed, support_starts=jax.device_put(windows))
             known = {"key": self._key, "directions": parameters.directions}
             tuned = adapt(model, config, target, parameters.params, **known)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.data.target import prepare_target
 from gpdiff_jax.region_parameters import RegionParameters, check_regions, model_of
-from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.evaluate import few_shot, zero_shot
 from gpdiff_jax.typing import Key
 

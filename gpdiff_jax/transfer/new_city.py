@@ -22,7 +22,7 @@ from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.region_parameters import RegionParameters, check_regions
 from gpdiff_jax.training.storage import load_arrays, save_arrays
 from gpdiff_jax.training.stored_form import building, check_arrays, check_facts, form_of, leaves_of, to_device
-from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, step_names, window_start_names
 from gpdiff_jax.transfer.next_hours import (
     days_of,

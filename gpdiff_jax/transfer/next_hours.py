@@ -14,7 +14,7 @@ from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.target import Target
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.region_parameters import RegionParameters, model_of
-from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.evaluate import MethodForecast, few_shot, zero_shot
 from gpdiff_jax.transfer.quantiles import forecast_quantiles
 from gpdiff_jax.typing import Key

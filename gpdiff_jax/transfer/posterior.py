@@ -28,11 +28,11 @@ from gpdiff_jax.prompts.prompt import Prompts
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.parallel import ShardedRows, rows_side_by_side
 from gpdiff_jax.training.stopwatch import stopwatch
-from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.codes import city_means, share_of_windows, spread_windows
 from gpdiff_jax.transfer.damped import target_forecast
 from gpdiff_jax.transfer.evaluate import MethodForecast, sampled_forecast
-from gpdiff_jax.transfer.shared import add_to_all, check_tuned_room, city_update
+from gpdiff_jax.transfer.shared import add_to_all, check_tuned_room, shared_update
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo.codec import Codec
 
@@ -142,7 +142,8 @@ def posterior_shot(
       key: random key.
       generate: see `draw_posterior`.
       config: see `draw_posterior`.
-      adapt: of which the steps that are shared by the city count, and how many regions are worked on at a time.
+      adapt: of which the steps that are shared by the city count, their number chosen from the prior, and how many
+        regions are worked on at a time.
 
     Returns:
       The forecasts, averaged over the K samples.
@@ -156,9 +157,7 @@ def posterior_shot(
     with stopwatch() as watch:
         how: Any = {"generate": generate, "config": config, "regions_per_batch": adapt.regions_per_batch}
         drawn = draw_posterior(hypernetwork, target, prompts, key=key, any_kind=True, **how)
-        how = {"most_windows": adapt.code_windows, "rows_side_by_side": adapt.regions_per_batch, "key": key}
-        steps, rate = adapt.shared_steps, adapt.shared_rate
-        update = city_update(hypernetwork.model, target, drawn, steps=steps, rate=rate, **how)
+        update, *_ = shared_update(hypernetwork.model, adapt, target, drawn, key=key, blind_params=prior)
         drawn = add_to_all(drawn, update)
         forecast, spread = sampled_forecast(hypernetwork.model, target, drawn, prior)
     return MethodForecast(forecast, spread, watch.seconds)

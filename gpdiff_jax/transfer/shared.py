@@ -4,23 +4,26 @@ What a whole city has in common against its starts is seen in every region's win
 than for what is particular to a region.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.data.target import Target, region_windows
 from gpdiff_jax.models.loss import huber_sums
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.training import parallel
 from gpdiff_jax.training.caches import bounded_cache
-from gpdiff_jax.training.loop import Step, train
+from gpdiff_jax.training.loop import VALIDATION, Evaluate, Step, Trained, train
 from gpdiff_jax.training.memory import bytes_of, check_room
 from gpdiff_jax.training.optimisers import at_rate, clipped_descent
+from gpdiff_jax.training.parallel import DEVICES
 from gpdiff_jax.training.step import LossTerm, Part, make_step, start_training
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.codes import share_of_windows, spread_windows
 from gpdiff_jax.transfer.damped import target_forecast
 from gpdiff_jax.typing import Key, Params
@@ -28,6 +31,8 @@ from gpdiff_jax.vectors import evenly
 
 # Rows, each a region with one of its samples: of one step, and those that steps draw from, which lie on every device.
 _ROWS, _MOST_ROWS = 32, 1024
+# Of these, as many as an update is judged by.
+_JUDGED_ROWS = 64
 
 
 class _Rows(NamedTuple):
@@ -37,6 +42,8 @@ class _Rows(NamedTuple):
     params: Params  # initial ones, leaves [X, ...]
     regions: Int[Array, "*devices X"]  # of the rows
     starts: Int[Array, "*devices B"]  # of the windows
+    trained: Float[Array, "*devices B"]  # 1 for windows that steps are taken on, else 0
+    judged: Float[Array, "*devices B"]  # 1 for windows that the update is judged by, else 0
 
 
 def add_to_all(params: Params, update: Params | None) -> Params:
@@ -62,6 +69,37 @@ def check_tuned_room(params: Params) -> None:
     """Raises `NoRoomError` where others would not fit beside these parameters of a city, leaves [K, R, ...]."""
     samples, regions = jax.tree.leaves(params)[0].shape[:2]
     check_room(bytes_of(params), f"the fine-tuned parameters of {regions} regions, {samples} of each,")
+
+
+def shared_update(
+    model: Model, config: AdaptConfig, target: Target, params: Params, *, key: Key, blind_params: Params | None = None
+) -> tuple[Params | None, int, float]:
+    """The update that all regions of a city share, of as many steps as the configuration says.
+
+    Args:
+      model: the forecaster.
+      config: the choices.
+      target: the city.
+      params: what it is added to, leaves [K, R, ...].
+      key: random key.
+      blind_params: from where steps and rate are chosen, leaves [K, R, ...], where `params` know the support days.
+
+    Returns:
+      Leaves [...], to be added by `add_to_all`, or None; the number of steps, and their rate.
+
+    Raises:
+      NotFiniteError: a loss or its gradient is not finite.
+    """
+    how: Any = {
+        "most_windows": config.code_windows,
+        "rows_side_by_side": config.regions_per_batch,
+        "key": key,
+    }
+    steps, rate = config.shared_steps, config.shared_rates[-1]
+    if config.shared_folds:
+        start, folds = params if blind_params is None else blind_params, config.shared_folds
+        steps, rate = choose_steps(model, target, start, most=steps, rates=config.shared_rates, folds=folds, **how)
+    return city_update(model, target, params, steps=steps, rate=rate, **how), steps, rate
 
 
 def city_update(
@@ -101,26 +139,121 @@ def city_update(
     starts = spread_windows(target, most_windows)
     if len(starts) == 0 or steps == 0:
         return None
+    every, none = np.ones(len(starts), np.float32), np.zeros(len(starts), np.float32)
+    rows = _place_rows(target, params, starts, every, none)
+    length = rate * share_of_windows(target)
+    moved = _descend(model, rows, steps=steps, rate=length, rows_side_by_side=rows_side_by_side, key=key).params
+    return jax.tree.map(np.asarray, moved)
+
+
+def choose_steps(
+    model: Model,
+    target: Target,
+    params: Params,
+    *,
+    most: int,
+    rates: Sequence[float],
+    folds: int = 3,
+    most_windows: int = 128,
+    rows_side_by_side: int | None = None,
+    key: Key,
+) -> tuple[int, float]:
+    """How many steps of `city_update`, and of what length, forecast support days best that they did not see.
+
+    The days are left out in turn, in at most `folds` parts (cross-validation; Stone, "Cross-validatory choice and
+    assessment of statistical predictions", 1974): steps are taken on the windows that forecast none of them, and after
+    each the loss is taken of at most 64 regions on the windows that do.
+
+    Args:
+      model: the forecaster.
+      target: the city.
+      params: initial ones, leaves [K, R, ...], which must know nothing of the support days.
+      most: steps that are looked at.
+      rates: lengths of a step that are looked at.
+      folds: parts that the days are left out in.
+      most_windows: of a region; see `city_update`.
+      rows_side_by_side: regions that a device works on at a time.
+      key: random key of the regions.
+
+    Returns:
+      Steps, 0 to `most`, the fewest of equal ones; and a rate. A support of one day leaves none to judge by: then 0.
+
+    Raises:
+      NotFiniteError: a loss or its gradient is not finite.
+    """
+    starts = spread_windows(target, most_windows)
+    curves, rows = np.zeros((len(rates), most + 1)), None
+    for trained, judged in _parts_left_out(target, starts, folds) if most else ():
+        rows = _place_rows(target, params, starts, trained, judged) if rows is None else rows
+        rows = rows._replace(trained=jax.device_put(trained), judged=jax.device_put(judged))
+        how: Any = {"rows_side_by_side": rows_side_by_side, "key": key, "judge": True}
+        # The loss before the first step is that after one without length.
+        before = _descend(model, rows, steps=1, rate=0.0, **how).validation
+        for curve, rate in zip(curves, rates, strict=True):
+            after = _descend(model, rows, steps=most, rate=rate * share_of_windows(target), **how).validation
+            curve += judged.sum() * np.concatenate([before, after])
+    steps, place = np.unravel_index(curves.T.argmin(), curves.T.shape)
+    return int(steps), rates[int(place)]
+
+
+def _parts_left_out(
+    target: Target, starts: Int[np.ndarray, " B"], folds: int
+) -> Iterator[tuple[Float[np.ndarray, " B"], Float[np.ndarray, " B"]]]:
+    """For every part of the days, the windows that forecast none of them, and those whose forecast begins on one."""
+    ahead = starts + target.bank.history - int(target.support_start)
+    first, last = ahead // target.steps_per_day, (ahead + target.bank.horizon - 1) // target.steps_per_day
+    # What forecasts no support day only fills up the number of windows.
+    days = np.unique(first[(first >= 0) & (first < target.bank.profile.shape[0] // 2)])
+    parts = min(folds, len(days))
+    for part in range(parts if parts > 1 else 0):
+        held = days[part::parts]
+        judged = np.isin(first, held)
+        trained = ~judged & ~np.isin(last, held)
+        if judged.any() and trained.any():
+            yield trained.astype(np.float32), judged.astype(np.float32)
+
+
+def _place_rows(
+    target: Target,
+    params: Params,
+    starts: Int[np.ndarray, " B"],
+    trained: Float[np.ndarray, " B"],
+    judged: Float[np.ndarray, " B"],
+) -> _Rows:
+    """At most so many rows, spread evenly, on the default device."""
     samples = jax.tree.leaves(params)[0].shape[0]
-    chosen = evenly(samples * target.num_regions, _MOST_ROWS)
-    sample, region = np.divmod(chosen, target.num_regions)
+    sample, region = np.divmod(evenly(samples * target.num_regions, _MOST_ROWS), target.num_regions)
     rows = jax.tree.map(lambda leaf: np.asarray(leaf)[sample, region], params)
+    return _Rows(target.bare, *jax.device_put((rows, region.astype(np.int32), starts, trained, judged)))
+
+
+def _descend(
+    model: Model,
+    rows: _Rows,
+    *,
+    steps: int,
+    rate: float,
+    rows_side_by_side: int | None,
+    key: Key,
+    judge: bool = False,
+) -> Trained:
+    """Takes steps from an update of nothing; every one is a call of the same program, however many there are."""
     devices = parallel.training_devices(_ROWS)
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), rows)
-    parts = _parts(len(devices), parallel.rows_side_by_side(rows_side_by_side))
-    step, optimiser = _make_update(model, len(devices), parts)
+    side_by_side = parallel.rows_side_by_side(rows_side_by_side)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), rows.params)
+    step, optimiser = _make_update(model, len(devices), _parts(len(devices), side_by_side))
     state = start_training(nothing, optimiser)
-    moved = train(
+    return train(
         step,
-        state.replace(opt_state=at_rate(state.opt_state, rate * share_of_windows(target))),
-        _Rows(target.bare, *jax.device_put((rows, region.astype(np.int32), starts))),
+        state.replace(opt_state=at_rate(state.opt_state, rate)),
+        rows,
         key=key,
         steps=steps,
-        evaluate_every=steps,
+        evaluate_every=1,
         devices=devices,
         name="update of the city",
-    ).params
-    return jax.tree.map(np.asarray, moved)
+        evaluate=_make_judge(model, len(devices), side_by_side) if judge else None,
+    )
 
 
 def _parts(num_devices: int, side_by_side: int) -> int:
@@ -131,20 +264,53 @@ def _parts(num_devices: int, side_by_side: int) -> int:
     return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= side_by_side)
 
 
+def _sums(
+    model: Model, data: _Rows, params: Params, regions: Int[Array, " X"], chosen: Float[Array, " B"]
+) -> tuple[Float[Array, " X"], Float[Array, " X"]]:
+    """Of every row the sum of the loss on the chosen windows, and the number of readings in it."""
+
+    def of_row(params: Params, region: Int[Array, ""]) -> tuple[jax.Array, jax.Array]:
+        graph, windows = region_windows(data.target, region, data.starts)
+        forecast = target_forecast(model, data.target, params, graph, windows)
+        return huber_sums(forecast, windows.target, windows.mask * chosen[:, None])
+
+    return jax.vmap(of_row)(params, regions)
+
+
 @bounded_cache(16)
 def _make_update(model: Model, num_devices: int, parts: int) -> tuple[Step, optax.GradientTransformation]:
     def sums(update: Params, data: _Rows, part: Part, key: Key) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        target = data.target
         drawn = jax.random.randint(key, (_ROWS,), 0, len(data.regions), dtype=jnp.int32)[part.numbers]
         params = jax.tree.map(lambda leaf, moved: leaf[drawn] + moved[None], data.params, update)
-
-        def of_row(params: Params, region: Int[Array, ""]) -> tuple[jax.Array, jax.Array]:
-            graph, windows = region_windows(target, region, data.starts)
-            return huber_sums(target_forecast(model, target, params, graph, windows), windows.target, windows.mask)
-
-        totals, counts = jax.vmap(of_row)(params, data.regions[drawn])
+        totals, counts = _sums(model, data, params, data.regions[drawn], data.trained)
         return totals.sum(), counts.sum(), {}
 
     optimiser = clipped_descent()
     terms = [LossTerm("train_loss", sums, _ROWS)]
     return make_step(terms, optimiser, num_devices=num_devices, accumulate=parts), optimiser
+
+
+@bounded_cache(16)
+def _make_judge(model: Model, num_devices: int, side_by_side: int) -> Evaluate:
+    """The loss of rows, spread evenly, on the windows that an update is judged by; the devices share them."""
+
+    def judge(update: Params, data: _Rows, key: Key) -> dict[str, jax.Array]:
+        del key
+        rows = evenly(len(data.regions), _JUDGED_ROWS).astype(np.int32)
+        share = -(-len(rows) // num_devices)
+        mine = share * jax.lax.axis_index(DEVICES) + jnp.arange(share, dtype=jnp.int32)
+        chosen = jnp.asarray(rows)[jnp.minimum(mine, len(rows) - 1)]
+
+        def of_row(row: Int[Array, ""]) -> tuple[jax.Array, jax.Array]:
+            params = jax.tree.map(lambda leaf, moved: leaf[row][None] + moved[None], data.params, update)
+            totals, counts = _sums(model, data, params, data.regions[row][None], data.judged)
+            return totals[0], counts[0]
+
+        totals, counts = jax.lax.map(of_row, chosen, batch_size=side_by_side if side_by_side > 1 else None)
+        counted = mine < len(rows)
+        total, count = jax.lax.psum(
+            (jnp.where(counted, totals, 0.0).sum(), jnp.where(counted, counts, 0.0).sum()), DEVICES
+        )
+        return {VALIDATION: total / jnp.maximum(count, 1.0)}
+
+    return judge

@@ -9,7 +9,7 @@ import pytest
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.training import parallel
 from gpdiff_jax.training.parallel import rows_side_by_side, share
-from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.zoo.region_training import HarvestConfig
 
 

@@ -15,7 +15,6 @@ from gpdiff_jax.errors import InputError
 from gpdiff_jax.models import Model
 from gpdiff_jax.prompts.prompt import target_prompts
 from gpdiff_jax.transfer.adapt import (
-    AdaptConfig,
     Adapted,
     adapt,
     choose_adaptation,
@@ -23,6 +22,7 @@ from gpdiff_jax.transfer.adapt import (
     forecast_rows,
     trace_validation,
 )
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.evaluate import few_shot, zero_shot
 
 _DATA = DataConfig(covariates="calendar", support_days=3, max_neighbours=2)

@@ -14,7 +14,8 @@ from gpdiff_jax.errors import InputError
 from gpdiff_jax.models import Model
 from gpdiff_jax.models.loss import batch_forecast, masked_huber
 from gpdiff_jax.training import parallel
-from gpdiff_jax.transfer.adapt import AdaptConfig, adapt
+from gpdiff_jax.transfer.adapt import adapt
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.codes import move_along_directions
 from gpdiff_jax.transfer.shared import add_to_all, city_update
 
@@ -121,10 +122,15 @@ def test_more_devices_change_nothing_and_neither_does_what_fills_them_up(target,
 
 def test_fine_tuning_in_codes_takes_the_leading_directions_and_needs_some(target):
     params = _params(1, 8, seed=0)
-    config = AdaptConfig(directions=1, code_steps=2, code_rate=0.3, code_windows=10)
+    config = AdaptConfig(directions=1, code_steps=2, code_rate=0.3, code_windows=10, shared_folds=0)
     made = adapt(_MODEL, config, target, params, key=jax.random.key(0), directions=_DIRECTIONS)
     first = jax.tree.map(lambda leaf: leaf[:1], _DIRECTIONS)
-    together = {"steps": config.shared_steps, "rate": config.shared_rate, "most_windows": 10, "key": jax.random.key(0)}
+    together = {
+        "steps": config.shared_steps,
+        "rate": config.shared_rates[-1],
+        "most_windows": 10,
+        "key": jax.random.key(0),
+    }
     start = add_to_all(params, city_update(_MODEL, target, params, **together))
     want = move_along_directions(_MODEL, target, start, first, **(_HOW | {"steps": 2, "rate": 0.3}))
     jax.tree.map(np.testing.assert_array_equal, made.params, want)

@@ -19,7 +19,8 @@ from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models.loss import masked_huber
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.training import parallel
-from gpdiff_jax.transfer.adapt import AdaptConfig
+from gpdiff_jax.transfer import shared
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.damped import target_forecast
 from gpdiff_jax.transfer.evaluate import sampled_forecast
 from gpdiff_jax.transfer.posterior import PosteriorConfig, draw_posterior, posterior_shot
@@ -112,18 +113,26 @@ def test_draws_follow_the_support_days_as_by_hand(generator, city, rate, own_sha
         np.testing.assert_allclose(drawn, plain, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_drawn_takes_the_steps_that_its_city_shares(generator, city):
+def test_what_is_drawn_takes_the_steps_that_its_city_shares(generator, city, monkeypatch):
     target, prompts = city
     prior = generator.generate(prompts, key=_KEY, config=_GENERATE).params
     config = PosteriorConfig(rate=_RATE)
-    how = {"key": _KEY, "generate": _GENERATE, "config": config, "adapt": AdaptConfig(shared_steps=2, shared_rate=0.2)}
-    made = posterior_shot(generator, target, prompts, prior, **how)
+    adapt = AdaptConfig(shared_steps=2, shared_rates=(0.2,), shared_folds=0)
+    how = {"key": _KEY, "generate": _GENERATE, "config": config}
+    made = posterior_shot(generator, target, prompts, prior, adapt=adapt, **how)
     drawn = draw_posterior(generator, target, prompts, key=_KEY, generate=_GENERATE, config=config)
     moved = add_to_all(drawn, city_update(generator.model, target, drawn, steps=2, rate=0.2, key=_KEY))
     want, _ = sampled_forecast(generator.model, target, moved, prior)
     np.testing.assert_allclose(made.forecast, want, rtol=1e-4)
     unmoved, _ = sampled_forecast(generator.model, target, drawn, prior)
     assert np.abs(made.forecast - unmoved).max() > 1e-2
+    # How many, and how long, is chosen from the prior, which knows nothing of the support days.
+    asked = []
+    monkeypatch.setattr(shared, "choose_steps", lambda *given, **how: (asked.append(given[2]), (2, 0.2))[1])
+    chosen = posterior_shot(generator, target, prompts, prior, adapt=AdaptConfig(shared_steps=9), **how)
+    np.testing.assert_array_equal(chosen.forecast, made.forecast)
+    (start,) = asked
+    assert start is prior
 
 
 def test_the_error_on_the_support_falls(generator, city):

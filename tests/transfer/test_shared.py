@@ -15,9 +15,10 @@ from gpdiff_jax.models.loss import masked_huber
 from gpdiff_jax.training import memory, parallel
 from gpdiff_jax.training.memory import NoRoomError
 from gpdiff_jax.transfer import shared
-from gpdiff_jax.transfer.adapt import AdaptConfig, adapt
+from gpdiff_jax.transfer.adapt import adapt
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.damped import target_forecast
-from gpdiff_jax.transfer.shared import add_to_all, city_update
+from gpdiff_jax.transfer.shared import add_to_all, choose_steps, city_update
 
 _SHAPES = {"bias": (6,), "kernel": (6, 36)}
 _KEY = jax.random.key(3)
@@ -48,16 +49,18 @@ def _moved(target: Target, params: dict, **how: Any) -> dict:
     return add_to_all(params, city_update(_MODEL, target, params, key=_KEY, **how))
 
 
-def _loss(target: Target, params: dict) -> float:
-    """Mean over all regions and samples of the loss on all support windows."""
+@jax.jit
+def _row_loss(target: Target, params: dict, region: jax.Array, starts: jax.Array) -> jax.Array:
+    graph, windows = region_windows(target, region, starts)
+    return masked_huber(target_forecast(_MODEL, target, params, graph, windows), windows.target, windows.mask)
 
-    @jax.jit
-    def of_row(params, region):
-        graph, windows = region_windows(target, region, target.support_starts)
-        return masked_huber(target_forecast(_MODEL, target, params, graph, windows), windows.target, windows.mask)
 
+def _loss(target: Target, params: dict, starts: Any = None) -> float:
+    """Mean over all regions and samples of the loss on all support windows, or on those given."""
+    seen, windows = target.bare, target.support_starts if starts is None else jax.device_put(starts)
     rows = [jax.tree.map(lambda leaf, k=k, r=r: leaf[k, r], params) for k in range(2) for r in range(8)]
-    return float(np.mean([of_row(row, np.int32(number % 8)) for number, row in enumerate(rows)]))
+    losses = [_row_loss(seen, row, np.int32(number % 8), windows) for number, row in enumerate(rows)]
+    return float(np.mean(losses))
 
 
 def test_every_region_and_sample_gets_the_same_update_and_the_support_is_forecast_better(target):
@@ -102,8 +105,9 @@ def test_parameters_without_room_for_what_they_become_are_refused_before_they_ar
             adapt(_MODEL, config, target, params, key=_KEY, directions=directions)
 
 
-def test_fine_tuning_takes_a_fixed_number_of_steps_and_needs_no_zoo(target):
-    params, config = _starts(1, 8), AdaptConfig(update="shared", shared_steps=2, shared_rate=1e-2)
+def test_without_a_choice_fine_tuning_takes_all_steps_and_needs_no_zoo(target):
+    params = _starts(1, 8)
+    config = AdaptConfig(update="shared", shared_steps=2, shared_rates=(1.0, 1e-2), shared_folds=0)
     made = adapt(_MODEL, config, target, params, key=_KEY)
     want = _moved(target, params, steps=2, rate=1e-2)
     jax.tree.map(np.testing.assert_array_equal, made.params, want)
@@ -140,3 +144,62 @@ def test_a_support_without_a_window_or_no_step_leaves_the_starts_as_they_are(tar
     without = target.replace(support_starts=target.support_starts[:0])
     assert _moved(without, params, steps=2, rate=1e-2) is params
     assert _moved(target, params, steps=0, rate=1e-2) is params
+
+
+def _left_out(target: Target, params: dict, most: int, rate: float) -> np.ndarray:
+    """The loss on days left out one by one, after every number of steps; every day has as many readings to judge by."""
+    starts = np.asarray(target.support_starts)
+    first, last = ((starts + ahead - int(target.support_start)) // 24 for ahead in (12, 17))
+    whole = shared.share_of_windows(target)
+    losses = np.zeros(most + 1)
+    for day in np.unique(first):
+        others = target.replace(support_starts=jax.device_put(starts[(first != day) & (last != day)]))
+        length = rate * whole / shared.share_of_windows(others)
+        judged = starts[first == day]
+        for steps in range(most + 1):
+            losses[steps] += len(judged) * _loss(
+                target, _moved(others, params, steps=steps, rate=length), jax.device_put(judged)
+            )
+    return losses
+
+
+def test_as_many_steps_are_chosen_as_forecast_days_best_that_were_left_out(target):
+    params = _starts(2, 8)
+    by_hand = {rate: _left_out(target, params, 6, rate) for rate in (0.3, 4.0)}
+    assert by_hand[4.0].argmin() in range(1, 6) and by_hand[0.3].argmin() == 6  # one leaps, one creeps
+    for rates in ((0.3,), (4.0,), (0.3, 4.0)):
+        losses = np.stack([by_hand[rate] for rate in rates])
+        steps, rate = choose_steps(_MODEL, target, params, most=6, rates=rates, key=_KEY)
+        assert rate == rates[losses.min(axis=1).argmin()] and steps == by_hand[rate].argmin()
+        config = AdaptConfig(update="shared", shared_steps=6, shared_rates=rates)
+        made = adapt(_MODEL, config, target, params, key=_KEY)
+        assert (made.steps, made.learning_rate) == (steps, rate)
+        jax.tree.map(np.testing.assert_array_equal, made.params, _moved(target, params, steps=steps, rate=rate))
+    # No step at all, where every one does harm.
+    best = _moved(target, params, steps=200, rate=0.05)
+    assert choose_steps(_MODEL, target, best, most=6, rates=(30.0, 60.0), key=_KEY)[0] == 0
+
+
+def test_devices_choose_alike_and_so_do_regions_side_by_side(target, monkeypatch):
+    devices, curves, descend = jax.local_devices(), [], shared._descend
+    monkeypatch.setattr(shared, "_descend", lambda *given, **how: (curves.append(r := descend(*given, **how)), r)[1])
+    for count, side_by_side in ((1, 1), (1, 16), (2, 3)):
+        monkeypatch.setattr(parallel.jax, "local_devices", lambda count=count, **host: devices[:count])
+        choose_steps(_MODEL, target, _starts(1, 8), most=2, rates=(0.1,), rows_side_by_side=side_by_side, key=_KEY)
+    made = np.concatenate([curve.validation for curve in curves]).reshape(3, 3, 3)
+    np.testing.assert_allclose(made, made[[0, 0, 0]], rtol=1e-5)
+    assert len(np.unique(made[0].round(6))) == 9
+
+
+def test_days_are_left_out_in_so_many_parts_and_one_day_leaves_nothing_to_choose_by(simulated_cities, target):
+    starts = np.asarray(target.support_starts)
+    parts = list(shared._parts_left_out(target, starts, 3))
+    assert len(parts) == 3 and len(list(shared._parts_left_out(target, starts, 2))) == 2
+    np.testing.assert_array_equal(sum(judged for _, judged in parts), 1)
+    assert all((trained * judged == 0).all() and trained.sum() > 20 for trained, judged in parts)
+    week = prepare_target(simulated_cities[2], DataConfig(support_days=7, max_neighbours=2))
+    sizes = [judged.sum() for _, judged in shared._parts_left_out(week, np.asarray(week.support_starts), 3)]
+    assert len(sizes) == 3 and sum(sizes) == len(week.support_starts)
+    day = prepare_target(simulated_cities[2], DataConfig(support_days=1, max_neighbours=2))
+    assert list(shared._parts_left_out(day, np.asarray(day.support_starts), 3)) == []
+    assert choose_steps(_MODEL, day, _starts(1, 8), most=6, rates=(0.3,), key=_KEY)[0] == 0

@@ -26,10 +26,13 @@ _FORECASTS = flags.DEFINE_list(
 
 def show(run: Run) -> None:
     """Writes the results and prints the table of methods."""
-    for word in _FORECASTS.value:
-        name, equals, path = word.partition("=")
+    words = [word.partition("=") for word in _FORECASTS.value]
+    for name, equals, path in words:
         if not (equals and path):
-            raise InputError(f"--forecasts names {word!r}; write NAME=FILE.npz, as dcrnn=dcrnn.npz")
+            raise InputError(f"--forecasts names {name + equals!r}; write NAME=FILE.npz, as dcrnn=dcrnn.npz")
+        if [other for other, *_ in words].count(name) > 1:
+            raise InputError(f"--forecasts names {name!r} twice; give every file a name of its own")
+    for name, _, path in words:
         held = ask_first(lambda path=path: read_npz(user_path(path)))
         if "forecast" not in held:
             keys = ", ".join(held) or "nothing"

@@ -39,6 +39,8 @@ class NotFiniteError(InputError, FloatingPointError):
 def check_types(config: Any) -> None:
     """Brings the numbers of a dataclass to Python's own; raises `InputError` where a field holds something else."""
     for field in dataclasses.fields(config):
+        if typing.get_origin(field.type) is tuple and typing.get_args(field.type) == (float, ...):
+            object.__setattr__(config, field.name, _numbers(field.name, getattr(config, field.name)))
         kinds = set(typing.get_args(field.type)) if isinstance(field.type, types.UnionType) else {field.type}
         if not kinds <= {int, float, types.NoneType}:
             continue
@@ -50,6 +52,16 @@ def check_types(config: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, right):
             wanted, found = "a number" if float in kinds else "an int", type(value).__name__
             raise InputError(f"`{field.name}` (={value!r}, of type {found}) must be {wanted}; convert it")
+
+
+def _numbers(name: str, values: Any) -> tuple[float, ...]:
+    """Several numbers as Python's own."""
+    plain = values.tolist() if getattr(values, "ndim", 0) == 1 and hasattr(values, "tolist") else values
+    if isinstance(plain, (list, tuple)):
+        each = [one.item() if getattr(one, "shape", None) == () and hasattr(one, "item") else one for one in plain]
+        if all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in each):
+            return tuple(each)
+    raise InputError(f"`{name}` (={values!r}) must be several numbers, as (0.1,) or (0.03, 0.1)")
 
 
 def named(config: Any, *names: str) -> dict[str, Any]:

@@ -146,6 +146,8 @@ def method_entry(
     learning_rate: float | int | None = None,
     steps: int | None = None,
     validation_mae: float | int | None = None,
+    shared_steps: int | None = None,
+    shared_rate: float | int | None = None,
 ) -> dict[str, Any]:
     """Returns what metrics.json says of one method, ready for JSON.
 
@@ -162,6 +164,8 @@ def method_entry(
       learning_rate: the tuned learning rate, if it has one.
       steps: the tuned number of fine-tuning steps, if it has one.
       validation_mae: its error on the validation days, in the unit of the data, if it was tuned.
+      shared_steps: the steps that all regions of the city share, if it was tuned so.
+      shared_rate: of these, their rate.
 
     Raises:
       InputError: the shapes do not fit.
@@ -177,6 +181,8 @@ def method_entry(
         "learning_rate": _json_number(learning_rate),
         "steps": None if steps is None else int(steps),
         "validation_mae": _json_number(validation_mae),
+        "shared_steps": None if shared_steps is None else int(shared_steps),
+        "shared_rate": _json_number(shared_rate),
     }
 
 

@@ -1,6 +1,5 @@
 """In: a run and the name of a method. Out: the method's test forecasts, made once and kept in the run's folder."""
 
-import contextlib
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from gpdiff_jax.typing import Key, Params, RegionGraph
 from gpdiff_jax.zoo.pooled import broadcast_regions, initial_params, shrink_towards
 
 _RULES = {"historical_average": rules.historical_average, "last_value": rules.last_value}
-_SCALARS = ("seconds", "learning_rate", "steps", "validation_mae")
+_SCALARS = ("seconds", "learning_rate", "steps", "validation_mae", "shared_steps", "shared_rate")
 # Whose starts are the same whatever the target shows.
 _BLIND = ("pooled", "target_only", "zoo_mean", "gaussian_codes")
 # Whose differences from the pooled model are as large as source cities left out in turn bear; those of the other nulls
@@ -79,22 +78,48 @@ def held_methods(run: Stages) -> list[str]:
 
     def held() -> list[str]:
         channels = range(len(run.targets))
-        names = [*METHODS, *_outside_names(run.folder)]
-        return [name for name in names if all([_held(run, channel, name) is not None for channel in channels])]
+        return [name for name in METHODS if all([_held(run, channel, name) is not None for channel in channels])]
+
+    return [*ask_first(held), *outside_names(run)]
+
+
+def outside_names(run: Stages) -> list[str]:
+    """The forecasts of other programs that were added to a run and are held for every channel.
+
+    What else lies among the forecasts is named on standard error, and left where it is: it cannot be made again.
+    """
+
+    def held() -> list[str]:
+        found = []
+        for path in sorted((run.folder / "methods").glob("*_0.npz")):
+            name = path.name.removesuffix("_0.npz")
+            if name in METHODS:
+                continue
+            try:
+                check_outside_name(name)
+                fields = [_read_outside(run, channel, name) for channel in range(len(run.targets))]
+            except InputError as error:
+                print(f"{error}; it is left out of the results", file=sys.stderr)
+                continue
+            found += [name] * all(one is not None for one in fields)
+        return found
 
     return ask_first(held)
 
 
-def _outside_names(folder: pathlib.Path) -> list[str]:
-    """Names of forecasts that other programs made, as far as files are called by them."""
-    found = []
-    for path in sorted((folder / "methods").glob("*_0.npz")):
-        name = path.name.removesuffix("_0.npz")
-        if name not in METHODS:
-            with contextlib.suppress(InputError):
-                check_outside_name(name)
-                found.append(name)
-    return found
+def _read_outside(run: Stages, channel: int, name: str) -> dict[str, np.ndarray] | None:
+    """What was kept of forecasts that were added to this run; None where nothing is.
+
+    Raises:
+      InputError: it is damaged, or was not added to this run.
+    """
+    path = forecast_path(run, channel, name)
+    if not path.exists():
+        return None
+    fields = read_npz(path)
+    if str(fields.get("made_of")) != _made_of(run, channel, name):
+        raise InputError(f"{str(path)!r} was not added to this run (see `evaluate --forecasts`)")
+    return fields
 
 
 def keep_outside(run: Stages, name: str, forecasts: Sequence[np.ndarray]) -> None:
@@ -109,12 +134,17 @@ def keep_outside(run: Stages, name: str, forecasts: Sequence[np.ndarray]) -> Non
       InputError: forecasts cannot go by that name.
     """
     check_outside_name(name)
+    for channel in range(len(forecasts)) if is_first() else ():  # or old ones of a channel could stand beside new ones
+        forecast_path(run, channel, name).unlink(missing_ok=True)
     for channel, values in enumerate(forecasts):
         _keep(run, channel, name, MethodForecast(values, None, float("nan")))
 
 
 def _held(run: Stages, channel: int, method: str) -> MethodForecast | None:
     """What the folder holds of a method; None where that is nothing, damaged (which is removed) or not its own."""
+    if method not in METHODS:
+        fields = _read_outside(run, channel, method)
+        return None if fields is None else MethodForecast(fields["forecast"], None, float("nan"))
     path = forecast_path(run, channel, method)
     if not path.exists():
         return None
@@ -123,8 +153,7 @@ def _held(run: Stages, channel: int, method: str) -> MethodForecast | None:
         if not {"forecast", "seconds"} <= fields.keys():
             raise InputError(f"{str(path)!r} is damaged (it holds no forecast)")
     except InputError as error:
-        remedy = "it is made again where it is asked for" if method in METHODS else "add the forecasts again"
-        print(f"{error}; {remedy}", file=sys.stderr)
+        print(f"{error}; it is made again where it is asked for", file=sys.stderr)
         path.unlink()
         return None
     # Versions before this one did not say whose forecasts they are.

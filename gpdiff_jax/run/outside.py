@@ -1,6 +1,7 @@
 """In: forecasts that another program made, and a run. Out: the same, checked and in the run's order, by channel."""
 
 import re
+import warnings
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from jaxtyping import Float
 
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.errors import InputError
-from gpdiff_jax.run.settings import METHODS
+from gpdiff_jax.run.settings import METHOD_SETS, METHODS
 from gpdiff_jax.run.stages import Stages
 from gpdiff_jax.transfer.evaluate import observed_truth, window_start_names
 
@@ -17,10 +18,10 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")
 
 def check_outside_name(name: str) -> None:
     """Raises `InputError` unless forecasts of another program may go by this name."""
-    if name in METHODS:
-        raise InputError(f"{name!r} is a method of this program; name forecasts of another one otherwise")
     if not _NAME.fullmatch(name):
         raise InputError(f"forecasts cannot be named {name!r}; use at most 60 of a-z, 0-9 and _, a letter first")
+    if name in (*METHODS, *METHOD_SETS) or name.startswith("gpdiff"):
+        raise InputError(f"{name!r} is a name of this program's own methods; name forecasts of another one otherwise")
 
 
 def region_names(run: Stages, city: City, nodes: Any = None) -> list[str]:
@@ -31,7 +32,7 @@ def region_names(run: Stages, city: City, nodes: Any = None) -> list[str]:
 
 
 def in_order_of_run(
-    run: Stages, name: str, forecast: np.ndarray, window_start: Any = None, node_ids: Any = None
+    run: Stages, name: str, forecast: Any, window_start: Any = None, node_ids: Any = None
 ) -> list[Float[np.ndarray, "S R P"]]:
     """Brings forecasts into the order in which a run judges its own.
 
@@ -51,8 +52,8 @@ def in_order_of_run(
       InputError: they do not fit the run, lack a window or a region, or are not finite where a reading is to be
         forecast.
     """
-    values = np.asarray(forecast)
-    if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
+    values = _as_array(name, "numbers", forecast)
+    if values.dtype.kind not in "iuf":
         raise InputError(f"forecasts {name!r} hold {values.dtype}; give real numbers in the unit of the data")
     wanted = [label for city in run.target_cities for label in region_names(run, city)]
     horizon = run.settings.data.horizon
@@ -75,8 +76,10 @@ def in_order_of_run(
         raise InputError(
             f"forecasts {name!r} have shape {values.shape}, which must be {shape}: windows, regions, steps; {hint}"
         )
+    with np.errstate(over="ignore"):  # what float32 cannot hold is not finite, and said so
+        values = values.astype(np.float32)
     values = values if windows is None else values[windows]
-    values = (values if regions is None else values[:, regions]).astype(np.float32)
+    values = values if regions is None else values[:, regions]
     truth = [observed_truth(city, target)[0] for city, target in zip(run.target_cities, run.targets, strict=True)]
     lacking = ~np.isfinite(values) & np.isfinite(np.concatenate(truth, axis=1))
     if lacking.any():
@@ -92,7 +95,7 @@ def _places(name: str, what: str, given: Any, wanted: list[str], read: Any) -> n
     """Where each of the wanted names stands among those given; None where none are."""
     if given is None:
         return None
-    labels = np.asarray(given)
+    labels = _as_array(name, f"names of every {what}", given)
     if labels.ndim != 1:
         raise InputError(f"forecasts {name!r}: the names of every {what} must be a list, got shape {labels.shape}")
     found = {label: place for place, label in enumerate(read(name, labels))}
@@ -108,15 +111,32 @@ def _places(name: str, what: str, given: Any, wanted: list[str], read: Any) -> n
     return np.asarray([found[key] for key in keys])
 
 
+def _as_array(name: str, what: str, given: Any) -> np.ndarray:
+    try:
+        return np.asarray(given)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"forecasts {name!r}: the {what} are no array ({error}); give rows of one length") from None
+
+
 def _words(name: str, labels: np.ndarray) -> list[Any]:
     del name
-    return [str(label) for label in labels]
+    # HDF5 gives bytes.
+    return [label.decode(errors="replace") if isinstance(label, bytes) else str(label) for label in labels]
 
 
 def _as_times(name: str, labels: np.ndarray) -> list[Any]:
     try:
-        return list(labels.astype(str).astype("datetime64[s]"))
-    except ValueError as error:
+        with warnings.catch_warnings():
+            # With an offset from UTC, NumPy would bring it there.
+            warnings.simplefilter("error", UserWarning)
+            if labels.dtype.kind not in "MUSO":
+                raise TypeError(f"they are of type {labels.dtype}")
+            words = labels if labels.dtype.kind == "M" else np.asarray(_words(name, labels))
+            times = words.astype("datetime64[s]")
+        if np.isnat(times).any():
+            raise ValueError(f"number {int(np.argmax(np.isnat(times)))} is unknown")
+        return list(times)
+    except (TypeError, ValueError, UserWarning) as error:
         raise InputError(
             f"forecasts {name!r}: window starts must be local times as 2020-01-31T08:00 ({error})"
         ) from None

@@ -20,6 +20,7 @@ from gpdiff_jax.vectors import principal_axes
 from gpdiff_jax.zoo.tokens import to_tokens
 
 _GENERATED = ("gpdiff_zero_shot", "gpdiff_few_shot", "gpdiff_posterior_few_shot")
+_TUNED = ("learning_rate", "steps", "validation_mae", "shared_steps", "shared_rate")
 _SILENT_NOTE = "no visible reading: generated from its neighbours' statistics"
 PAPER_NOTE = (
     "the paper's protocol, not leak-free: scaled by the whole series, and what is chosen is chosen on the test; for "
@@ -160,7 +161,7 @@ def _entry(
         is_weekend=weekend,
         seconds=sum(part.seconds for part in parts),
         training_seconds=training_seconds,
-        **{name: tuned.get(name) for name in ("learning_rate", "steps", "validation_mae")},
+        **{name: tuned.get(name) for name in _TUNED},
     )
 
 

@@ -28,7 +28,7 @@ from gpdiff_jax.models.registry import is_built_in
 from gpdiff_jax.prompts.encoders import SPATIAL_OF_PART, check_parts
 from gpdiff_jax.run.diagnosis import write_diagnosis, write_inspection
 from gpdiff_jax.run.folder import open_run_folder
-from gpdiff_jax.run.methods import held_methods, keep_outside, method_forecast
+from gpdiff_jax.run.methods import keep_outside, method_forecast, outside_names
 from gpdiff_jax.run.outside import check_outside_name, in_order_of_run
 from gpdiff_jax.run.results import PAPER_NOTE, evaluate, results_table
 from gpdiff_jax.run.room import measure_rooms
@@ -169,15 +169,15 @@ class Run(Stages):
         Raises:
           InputError: there is no such method or channel.
         """
-        if method not in METHODS and method not in held_methods(self):
+        self._check_open()
+        if method not in METHODS and method not in outside_names(self):
             choose_methods((method,))  # names the nearest
             raise InputError(f"`method` is one method, got {method!r}; `evaluate` makes those of the settings")
         if not 0 <= channel < len(self.target_cities):
             raise InputError(f"`channel` must be at least 0 and below {len(self.target_cities)}, got {channel}")
-        self._check_open()
         return method_forecast(self, channel, method)
 
-    def add_forecasts(self, name: str, forecast: np.ndarray, *, window_start: Any = None, node_ids: Any = None) -> None:
+    def add_forecasts(self, name: str, forecast: Any, *, window_start: Any = None, node_ids: Any = None) -> None:
         """Keeps forecasts of another program among the run's own, to be judged and reported as these are.
 
         Args:

@@ -60,6 +60,9 @@ METHODS = (
     "meta_learned_few_shot",
 )
 
+METHOD_SETS = ("default", "all")
+"""Words that stand for several methods."""
+
 # Settings that say how and from where a run is computed; what is missing above a value is in the readings.
 _EXECUTION = (
     ("data_dir",),
@@ -306,7 +309,8 @@ def choose_methods(words: Sequence[str]) -> tuple[str, ...]:
     Raises:
       InputError: it is empty or names something else.
     """
-    sets = {"default": _available(DEFAULT_METHODS), "all": _available(METHODS)} | {name: (name,) for name in METHODS}
+    of_sets = (_available(DEFAULT_METHODS), _available(METHODS))
+    sets = dict(zip(METHOD_SETS, of_sets, strict=True)) | {name: (name,) for name in METHODS}
     if not words:
         raise InputError(f"`methods` is empty; name default, all, or some of {', '.join(METHODS)}")
     for word in words:

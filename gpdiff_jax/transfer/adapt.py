@@ -37,6 +37,8 @@ class Adapted(NamedTuple):
     steps: int
     validation_mae: float | None  # of the city, data units
     curves: np.ndarray  # [rates, evaluations + 1], validation error of the city, data units
+    shared_steps: int | None = None  # that the city shares, and their rate; None where it shares none
+    shared_rate: float | None = None
 
 
 def _scaled_floor(target: Target, graph: RegionGraph) -> jax.Array:
@@ -292,7 +294,7 @@ def adapt(
         check_tuned_room(params)
         update, steps, rate = shared_update(model, config, target, params, key=key)
         if config.update == "shared":
-            return Adapted(add_to_all(params, update), rate, steps, None, np.zeros((0, 0)))
+            return Adapted(add_to_all(params, update), rate, steps, None, np.zeros((0, 0)), steps, rate)
         moved = move_along_directions(
             model,
             target,
@@ -304,7 +306,7 @@ def adapt(
             rows_side_by_side=rows_side_by_side(config.regions_per_batch),
             update=update,
         )
-        return Adapted(moved, config.code_rate, config.code_steps, None, np.zeros((0, 0)))
+        return Adapted(moved, config.code_rate, config.code_steps, None, np.zeros((0, 0)), steps, rate)
 
     def tune(starts: Int[Array, " B"], rate: float, steps: int) -> Params:
         check_tuned_room(params)

@@ -28,6 +28,8 @@ class MethodForecast(NamedTuple):
     steps: int | None = None
     validation_mae: float | None = None
     curves: np.ndarray | None = None  # [rates, evaluations + 1], validation error while tuning
+    shared_steps: int | None = None  # that the city shares, and their rate
+    shared_rate: float | None = None
     quantiles: Float[np.ndarray, "S R P Q"] | None = None  # see `quantiles.forecast_quantiles`; None where not made
 
 
@@ -108,7 +110,8 @@ def few_shot(
         mixed = config.seen_kinds_only and tuned.steps > 0
         forecast, spread = sampled_forecast(model, target, tuned.params, params if mixed else None)
     chosen = tuned.learning_rate, tuned.steps, tuned.validation_mae, tuned.curves
-    return MethodForecast(forecast, spread, watch.seconds, *chosen)
+    shared = tuned.shared_steps, tuned.shared_rate
+    return MethodForecast(forecast, spread, watch.seconds, *chosen, *shared)
 
 
 def observed_truth(city: City, target: Target) -> tuple[Float[np.ndarray, "S R P"], Bool[np.ndarray, "S P"] | None]:

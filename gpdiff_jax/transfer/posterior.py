@@ -157,10 +157,10 @@ def posterior_shot(
     with stopwatch() as watch:
         how: Any = {"generate": generate, "config": config, "regions_per_batch": adapt.regions_per_batch}
         drawn = draw_posterior(hypernetwork, target, prompts, key=key, any_kind=True, **how)
-        update, *_ = shared_update(hypernetwork.model, adapt, target, drawn, key=key, blind_params=prior)
+        update, steps, rate = shared_update(hypernetwork.model, adapt, target, drawn, key=key, blind_params=prior)
         drawn = add_to_all(drawn, update)
         forecast, spread = sampled_forecast(hypernetwork.model, target, drawn, prior)
-    return MethodForecast(forecast, spread, watch.seconds)
+    return MethodForecast(forecast, spread, watch.seconds, shared_steps=steps, shared_rate=rate)
 
 
 @bounded_cache(16)

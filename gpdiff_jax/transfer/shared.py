@@ -4,7 +4,7 @@ What a whole city has in common against its starts is seen in every region's win
 than for what is particular to a region.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.data.target import Target, region_windows
+from gpdiff_jax.errors import NotFiniteError
 from gpdiff_jax.models.loss import huber_sums
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.training import parallel
@@ -73,7 +74,7 @@ def check_tuned_room(params: Params) -> None:
 
 def shared_update(
     model: Model, config: AdaptConfig, target: Target, params: Params, *, key: Key, blind_params: Params | None = None
-) -> tuple[Params | None, int, float]:
+) -> tuple[Params | None, int, float | None]:
     """The update that all regions of a city share, of as many steps as the configuration says.
 
     Args:
@@ -82,10 +83,12 @@ def shared_update(
       target: the city.
       params: what it is added to, leaves [K, R, ...].
       key: random key.
-      blind_params: from where steps and rate are chosen, leaves [K, R, ...], where `params` know the support days.
+      blind_params: from where steps and rate are chosen, leaves [K, R, ...], where `params` were fitted to the support
+        days.
 
     Returns:
-      Leaves [...], to be added by `add_to_all`, or None; the number of steps, and their rate.
+      Leaves [...], to be added by `add_to_all`, or None; and the number of steps with their rate, which is None where
+      there are none.
 
     Raises:
       NotFiniteError: a loss or its gradient is not finite.
@@ -99,7 +102,7 @@ def shared_update(
     if config.shared_folds:
         start, folds = params if blind_params is None else blind_params, config.shared_folds
         steps, rate = choose_steps(model, target, start, most=steps, rates=config.shared_rates, folds=folds, **how)
-    return city_update(model, target, params, steps=steps, rate=rate, **how), steps, rate
+    return city_update(model, target, params, steps=steps, rate=rate, **how), steps, rate if steps else None
 
 
 def city_update(
@@ -162,12 +165,17 @@ def choose_steps(
 
     The days are left out in turn, in at most `folds` parts (cross-validation; Stone, "Cross-validatory choice and
     assessment of statistical predictions", 1974): steps are taken on the windows that forecast none of them, and after
-    each the loss is taken of at most 64 regions on the windows that do.
+    each the loss is taken of at most 64 regions on the windows whose forecast begins on one. A length at which a loss
+    leaves the numbers is not taken.
+
+    What a day left out differs by from the others is in the profile that the others are seen through, with the opposite
+    sign, so steps look worse for it than they are; and starts that are made of prompts know of it what prompts tell.
+    Both make for fewer steps (docs/experiments.md, section 43).
 
     Args:
       model: the forecaster.
       target: the city.
-      params: initial ones, leaves [K, R, ...], which must know nothing of the support days.
+      params: initial ones, leaves [K, R, ...], which must not have been fitted to the support days.
       most: steps that are looked at.
       rates: lengths of a step that are looked at.
       folds: parts that the days are left out in.
@@ -179,19 +187,25 @@ def choose_steps(
       Steps, 0 to `most`, the fewest of equal ones; and a rate. A support of one day leaves none to judge by: then 0.
 
     Raises:
-      NotFiniteError: a loss or its gradient is not finite.
+      NotFiniteError: the loss before the first step, or its gradient, is not finite.
     """
     starts = spread_windows(target, most_windows)
     curves, rows = np.zeros((len(rates), most + 1)), None
     for trained, judged in _parts_left_out(target, starts, folds) if most else ():
         rows = _place_rows(target, params, starts, trained, judged) if rows is None else rows
         rows = rows._replace(trained=jax.device_put(trained), judged=jax.device_put(judged))
+        said: list[dict[str, float]] = []
         how: Any = {"rows_side_by_side": rows_side_by_side, "key": key, "judge": True}
         # The loss before the first step is that after one without length.
-        before = _descend(model, rows, steps=1, rate=0.0, **how).validation
+        before = _descend(
+            model, rows, steps=1, rate=0.0, progress=lambda _, metrics, said=said: said.append(metrics), **how
+        )
         for curve, rate in zip(curves, rates, strict=True):
-            after = _descend(model, rows, steps=most, rate=rate * share_of_windows(target), **how).validation
-            curve += judged.sum() * np.concatenate([before, after])
+            try:
+                after = _descend(model, rows, steps=most, rate=rate * share_of_windows(target), **how).validation
+            except NotFiniteError:
+                after = np.full(most, np.inf)
+            curve += said[0]["readings"] * np.concatenate([before.validation, after])
     steps, place = np.unravel_index(curves.T.argmin(), curves.T.shape)
     return int(steps), rates[int(place)]
 
@@ -236,6 +250,7 @@ def _descend(
     rows_side_by_side: int | None,
     key: Key,
     judge: bool = False,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Trained:
     """Takes steps from an update of nothing; every one is a call of the same program, however many there are."""
     devices = parallel.training_devices(_ROWS)
@@ -253,6 +268,7 @@ def _descend(
         devices=devices,
         name="update of the city",
         evaluate=_make_judge(model, len(devices), side_by_side) if judge else None,
+        progress=progress,
     )
 
 
@@ -311,6 +327,6 @@ def _make_judge(model: Model, num_devices: int, side_by_side: int) -> Evaluate:
         total, count = jax.lax.psum(
             (jnp.where(counted, totals, 0.0).sum(), jnp.where(counted, counts, 0.0).sum()), DEVICES
         )
-        return {VALIDATION: total / jnp.maximum(count, 1.0)}
+        return {VALIDATION: total / jnp.maximum(count, 1.0), "readings": count}
 
     return judge

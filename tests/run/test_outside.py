@@ -13,6 +13,7 @@ from gpdiff_jax import InputError, Run
 from gpdiff_jax.analysis.paired import paired_differences
 from gpdiff_jax.analysis.summary import summarize_runs
 from gpdiff_jax.run.outside import in_order_of_run
+from gpdiff_jax.run.settings import METHODS
 from tests.commands import run_here
 from tests.runs import tiny_settings, without_seconds
 
@@ -38,13 +39,14 @@ def test_forecasts_of_another_program_are_a_row_of_every_table(run, finished, he
         "mine",
         np.pad(forecast[windows][:, regions], ((0, 1), (0, 1), (0, 0)), constant_values=np.nan),
         window_start=[*held["window_start"][windows].astype("datetime64[m]"), np.datetime64("1999-01-01T00:00")],
-        node_ids=[*held["node_ids"][regions], "elsewhere"],
+        node_ids=np.char.encode([*held["node_ids"][regions], "elsewhere"]),  # as HDF5 gives them
     )
     content = run.evaluate()
     mine = content["methods"].pop("mine")
     assert without_seconds(content) == without_seconds(finished[1])
-    same = {**finished[1]["methods"]["gpdiff_few_shot"], "learning_rate": None, "steps": None, "validation_mae": None}
-    assert mine == {**same, "seconds": None, "training_seconds": None}
+    # How they were made is not known.
+    how = ("seconds", "training_seconds", "learning_rate", "steps", "validation_mae", "shared_steps", "shared_rate")
+    assert mine == {**finished[1]["methods"]["gpdiff_few_shot"], **dict.fromkeys(how)}
     np.testing.assert_array_equal(run.forecast("mine").forecast, forecast)
     (row,) = [line.split() for line in run.table().splitlines() if line.startswith("mine ")]
     assert row[-2:] == ["-", "-"]
@@ -84,6 +86,15 @@ _MISTAKES = (
     (lambda f, w, n: {"forecast": f[:, 1:], "node_ids": n[1:]}, "lack 1 of the 8 regions"),
     (lambda f, w, n: {"forecast": f, "node_ids": [*n[:-1], n[0]]}, "name a region twice"),
     (lambda f, w, n: {"forecast": f, "window_start": n}, "must be local times as 2020-01-31T08:00"),
+    # With an offset they would be other hours, all of which may be there.
+    (lambda f, w, n: {"forecast": f, "window_start": [f"{t}+02:00" for t in w]}, "must be local times"),
+    (lambda f, w, n: {"forecast": f, "window_start": [f"{t}Z" for t in w]}, "must be local times"),
+    (lambda f, w, n: {"forecast": f, "window_start": w.astype("datetime64[s]").astype(int)}, "of type int64"),
+    (lambda f, w, n: {"forecast": f, "window_start": ["NaT", *w[1:]]}, "number 0 is unknown"),
+    (lambda f, w, n: {"forecast": [[1.0], [1.0, 2.0]]}, "the numbers are no array"),
+    (lambda f, w, n: {"forecast": f, "node_ids": [["a"], "b"]}, "the names of every region are no array"),
+    (lambda f, w, n: {"forecast": f.astype(float) + 1e39}, "are not finite in"),
+    (lambda f, w, n: {"forecast": f.astype("timedelta64[s]")}, "hold timedelta64"),
     (lambda f, w, n: {"forecast": f, "window_start": w[:, None]}, "must be a list, got shape"),
 )
 
@@ -92,7 +103,7 @@ def test_what_does_not_fit_the_run_is_refused_and_nothing_is_kept(run, held):
     for make, words in _MISTAKES:
         with pytest.raises(InputError, match=words):
             run.add_forecasts("mine", **make(held["gpdiff_few_shot"], held["window_start"], held["node_ids"]))
-    for name in ("gpdiff_few_shot", "Mine", "../mine", "", "a" * 61):
+    for name in ("gpdiff_few_shot", "gpdiff_of_mine", "all", "Mine", "../mine", "", "a" * 61):
         with pytest.raises(InputError, match="name"):
             run.add_forecasts(name, held["truth"])
     assert not [path for path in run.folder.glob("methods/*") if "mine" in path.name.lower()]
@@ -106,7 +117,7 @@ def test_forecasts_of_another_run_are_not_taken(run, held, data_dir, tmp_path, c
         other.evaluate()
         shutil.copy(run.folder / "methods" / "mine_0.npz", other.folder / "methods")
         assert "mine" not in other.evaluate()["methods"]
-        assert "another run, which are not taken" in capsys.readouterr().err
+        assert "mine_0.npz' was not added to this run" in capsys.readouterr().err
         with pytest.raises(InputError, match="'mine', which is no method"):
             other.forecast("mine")
 
@@ -128,9 +139,29 @@ def test_the_command_takes_files(held, data_dir, tmp_path):
     assert [line.split()[0] for line in done.stdout.splitlines()[1:3]] == ["again", "mine"]
     mistakes = {
         "none": "--forecasts names 'none'; write NAME=FILE.npz",
+        "two=mine.npz,two=other.npz": "--forecasts names 'two' twice",
         "key=other.npz": "other.npz holds prediction; store the forecasts under `forecast`",
         "gone=gone.npz": "gone.npz",
     }
     for word, said in mistakes.items():
         refused = evaluate(word)
         assert refused.returncode == 2 and said in refused.stderr.splitlines()[-1], refused.stderr
+
+
+def test_what_lies_among_the_forecasts_unasked_is_named_and_left(run, held, capsys):
+    folder, files = run.folder / "methods", {}
+    run.add_forecasts("mine", held["truth"])
+    np.savez(folder / "copied_0.npz", forecast=held["truth"], seconds=1.0)
+    np.savez(folder / "short_0.npz", forecast=held["truth"][:3])
+    (folder / "Notes_0.npz").write_text("mine")
+    damaged = (folder / "mine_0.npz").read_bytes()[:-40]
+    (folder / "broken_0.npz").write_bytes(damaged)
+    for name in ("copied_0.npz", "short_0.npz", "Notes_0.npz", "broken_0.npz"):
+        files[name] = (folder / name).read_bytes()
+    capsys.readouterr()
+    assert [name for name in run.evaluate()["methods"] if name not in METHODS] == ["mine"]
+    said = capsys.readouterr().err
+    assert said.count("was not added to this run") == 2 and said.count("is damaged") == 1 and "'Notes'" in said
+    assert {name: (folder / name).read_bytes() for name in files} == files
+    with pytest.raises(InputError, match="'copied', which is no method"):
+        run.forecast("copied")

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 
 from gpdiff_jax.analysis.metrics import REGION_COLUMNS, method_entry, region_rows
+from gpdiff_jax.cities.city import City
+from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.files import write_csv, write_json, write_npz
 from gpdiff_jax.hosts import is_first
 from gpdiff_jax.pretraining import best_tokens
@@ -15,7 +17,7 @@ from gpdiff_jax.run.outside import region_names
 from gpdiff_jax.run.settings import METHODS, Settings
 from gpdiff_jax.run.stages import Stages
 from gpdiff_jax.training.exchange import ask_first
-from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, window_start_names
+from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, step_names, window_start_names
 from gpdiff_jax.vectors import principal_axes
 from gpdiff_jax.zoo.tokens import to_tokens
 
@@ -110,6 +112,8 @@ def _describe(run: Stages) -> dict[str, Any]:
         "seed": settings.seed,
         "covariates": settings.data.covariates,
         "support_days": settings.data.support_days,
+        "support": _ends(city, run.targets[0].split.support),
+        "test": _ends(city, run.targets[0].split.test),
         "sources": [source.name for source in run.source_cities],
         "protocol": settings.data.protocol,
         "regions": sum(target.num_regions for target in run.targets),
@@ -120,6 +124,11 @@ def _describe(run: Stages) -> dict[str, Any]:
             for node_id in region_names(run, city, target.silent)
         ],
     }
+
+
+def _ends(city: City, span: Span) -> list[str]:
+    """Local begin of the first interval of a span, and end of its last."""
+    return step_names(city, np.asarray([span.start, span.stop]))
 
 
 def _horizon_minutes(settings: Settings) -> list[int]:

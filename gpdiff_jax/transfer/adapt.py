@@ -273,14 +273,15 @@ def adapt(
       params: initial ones, leaves [K, R, ...].
       key: random key.
       directions: of the zoo, leaves [n, ...], which updates in codes need; see `zoo.directions`.
-      choice_params: initial parameters of the choice of rate and steps, leaves [K, R, ...], made as `params` but of the
-        adaptation days alone: what is chosen on the validation day must not know it. None where `params` know nothing
-        of the support days.
+      choice_params: where all weights are tuned, initial parameters of the choice of rate and steps, leaves
+        [K, R, ...], made as `params` but of the adaptation days alone: what is chosen on the validation day must not
+        know it. None where `params` know nothing of the support days.
       progress: called with (learning rates tried, metrics).
 
     Returns:
-      The fine-tuned parameters. Where rate and steps are chosen, zero steps are among the choices; with a single
-      support day, which leaves nothing to adapt on, they come back as they were.
+      The fine-tuned parameters. Where rate and steps are chosen, zero steps are among the choices. A single support
+      day leaves nothing to choose by: then no steps are shared, and where all weights are tuned, they come back as
+      they were.
 
     Raises:
       InputError: there are no directions to update in codes.

@@ -90,8 +90,8 @@ def few_shot(
     Args:
       model: the forecaster.
       target: the city.
-      params: starts, leaves [K, R, ...]. Learning rate and steps are chosen for the mean of the samples' forecasts,
-        then every sample is fine-tuned with them.
+      params: starts, leaves [K, R, ...]. Where all weights are tuned, learning rate and steps are chosen for the mean
+        of the samples' forecasts, then every sample is fine-tuned with them.
       config: the choices, the same for every method.
       key: random key.
       directions: of the zoo, for updates in codes: see `adapt`.

@@ -54,6 +54,8 @@ def test_metrics_hold_every_method_with_finite_errors(finished):
         "seed": 0,
         "covariates": "profile",
         "support_days": 3,
+        "support": ["2024-01-13T19:00", "2024-01-16T19:00"],
+        "test": ["2024-01-16T19:00", "2024-01-21T00:00"],
         "sources": ["crowd_0", "crowd_1"],
         "protocol": "leak-free",
         "regions": 8,

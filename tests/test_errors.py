@@ -29,6 +29,7 @@ class _Config:
     part: float | None = None
     name: str = "x"
     pair: tuple[int, int] = (1, 2)
+    rates: tuple[float, ...] = (0.1, 1)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,18 @@ class _Config:
 def test_numbers_of_another_type_are_named(changes, words):
     with pytest.raises(InputError, match=rf"^{words}; convert it$"):
         named(_Config(**changes), "days")
+
+
+@pytest.mark.parametrize("rates", [0.1, "0.1", ("a",), (True,), None, np.zeros((2, 2)), (np.zeros(2),)])
+def test_what_is_not_several_numbers_is_named(rates):
+    with pytest.raises(InputError, match=r"^`rates` \(=.*\) must be several numbers, as \(0\.1,\) or \(0\.03, 0\.1\)$"):
+        named(_Config(rates=rates), "days")
+
+
+@pytest.mark.parametrize("rates", [(1, 0.5), [1, 0.5], np.asarray([1, 0.5]), (np.int64(1), jnp.float32(0.5))])
+def test_several_numbers_become_pythons_own(rates):
+    made = _Config(rates=rates)
+    assert named(made, "rates") == {"rates": (1, 0.5)} and all(type(one) in (int, float) for one in made.rates)
 
 
 def test_numbers_of_their_type_pass():

@@ -60,7 +60,7 @@ def _numbers(name: str, values: Any) -> tuple[float, ...]:
     if isinstance(plain, (list, tuple)):
         each = [one.item() if getattr(one, "shape", None) == () and hasattr(one, "item") else one for one in plain]
         if all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in each):
-            return tuple(each)
+            return tuple(map(float, each))
     raise InputError(f"`{name}` (={values!r}) must be several numbers, as (0.1,) or (0.03, 0.1)")
 
 

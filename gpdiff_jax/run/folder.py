@@ -122,7 +122,7 @@ def _check_same(held: dict[str, Any], content: dict[str, Any], name: str) -> Non
     if held.get("format") != _FORMAT:
         raise InputError(f"folder {name!r} holds a run of another version of this program; name another folder")
     if held["settings"] != content["settings"]:
-        setting = next(_differences(held["settings"], content["settings"]))
+        setting = next(differences(held["settings"], content["settings"]))
         raise InputError(f"folder {name!r} holds a run with other settings ({setting}); name another folder")
     for city, digest in content["cities"].items():
         if held["cities"].get(city) != digest:
@@ -151,10 +151,10 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _differences(held: Any, wanted: Any, path: str = "") -> Iterator[str]:
-    """Names every setting that differs, as "adapt.steps 120, now 60"."""
+def differences(held: Any, wanted: Any, path: str = "") -> Iterator[str]:
+    """Names every place where two JSON values differ, as "adapt.steps 120, now 60"."""
     if isinstance(held, dict) and isinstance(wanted, dict):
         for key in sorted(held.keys() | wanted.keys()):
-            yield from _differences(held.get(key), wanted.get(key), f"{path}.{key}" if path else key)
+            yield from differences(held.get(key), wanted.get(key), f"{path}.{key}" if path else key)
     elif held != wanted:
         yield f"{path} {held}, now {wanted}"

@@ -31,6 +31,7 @@ from gpdiff_jax.pretraining import LatentSpace, fit_latent_space, pretrain
 from gpdiff_jax.prompts.encoders import PromptEncoder, plain_encoder
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.prompts.sources import PromptedSources, attach_prompts, fit_encoder, with_prompts
+from gpdiff_jax.run.provenance import check_stage, note_stage
 from gpdiff_jax.run.settings import Settings
 from gpdiff_jax.training.checkpoints import checkpoints_beside, checkpoints_of, drop_checkpoints
 from gpdiff_jax.training.digest import digest_of
@@ -82,10 +83,16 @@ class Stages:
     def keep(self, name: str, arrays: dict, facts: dict[str, Any] | None = None) -> None:
         """Writes what a stage made, and removes the checkpoints of its training."""
         save_arrays(self.folder / name, arrays, {"format": _FORMAT, **(facts or {})})
+        note_stage(self.folder, name)
         drop_checkpoints(self.checkpoints(name))
 
     def read(self, name: str, what: str) -> tuple[dict, dict]:
-        """Reads what `keep` wrote: arrays and facts; and removes the checkpoints, if a kill came before that."""
+        """Reads what `keep` wrote: arrays and facts; and removes the checkpoints, if a kill came before that.
+
+        Raises:
+          InputError: it is damaged, or another run's.
+        """
+        check_stage(self.folder, name)
         held = load_arrays(self.folder / name, _FORMAT, what)
         drop_checkpoints(self.checkpoints(name))
         return held
@@ -311,7 +318,8 @@ def _trees_stage(run: Stages) -> BoostedTrees:
 
 def _harvest_stage(run: Stages) -> ParameterZoo:
     folder = run.folder / "zoo"
-    if ask_first(folder.is_dir):
+    if run.has("zoo"):
+        check_stage(run.folder, "zoo")
         return load_zoo(folder, run.prompted)
     pooled, sources = run.pooled, run.prompted
     alone = sources.unvalidated
@@ -324,18 +332,23 @@ def _harvest_stage(run: Stages) -> ParameterZoo:
         )
     with _logged(run, "harvest", sources.num_regions) as report:
         config, key = run.settings.harvest, run.key("harvest")
-        return harvest_zoo(run.model, sources, pooled, config, key=key, folder=folder, progress=report)
+        zoo = harvest_zoo(run.model, sources, pooled, config, key=key, folder=folder, progress=report)
+    note_stage(run.folder, "zoo")
+    return zoo
 
 
 def _pretrain_stage(run: Stages) -> Hypernetwork:
     folder = run.folder / "hypernetwork"
-    if ask_first(folder.is_dir):
+    if run.has("hypernetwork"):
+        check_stage(run.folder, "hypernetwork")
         held = Hypernetwork.load(folder)
         drop_checkpoints(checkpoints_beside(folder))
         return held
     zoo, config = run.zoo, run.settings.pretrain
     with _logged(run, "pretrain", config.steps) as report:
-        return pretrain(zoo, key=run.key("pretrain"), config=config, folder=folder, progress=report)
+        made = pretrain(zoo, key=run.key("pretrain"), config=config, folder=folder, progress=report)
+    note_stage(run.folder, "hypernetwork")
+    return made
 
 
 def _mlp_stage(run: Stages, member: int) -> MlpHypernetwork:

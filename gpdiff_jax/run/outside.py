@@ -113,6 +113,8 @@ def _places(name: str, what: str, given: Any, wanted: list[str], read: Any) -> n
 
 def _as_array(name: str, what: str, given: Any) -> np.ndarray:
     try:
+        if isinstance(given, np.ma.MaskedArray) and given.dtype.kind in "iuf":
+            return np.ma.filled(given.astype(np.float64), np.nan)
         return np.asarray(given)
     except (TypeError, ValueError) as error:
         raise InputError(f"forecasts {name!r}: the {what} are no array ({error}); give rows of one length") from None

@@ -81,6 +81,7 @@ _MISTAKES = (
         r"must be .* windows, regions, steps; swap the last two",
     ),
     (lambda f, w, n: {"forecast": f[1:]}, r"which must be \(\d+, 8, \d+\): windows, regions, steps"),
+    (lambda f, w, n: {"forecast": np.ma.masked_less(f, np.inf)}, r"not finite in \d+ places"),
     (lambda f, w, n: {"forecast": f * np.nan}, r"not finite in \d+ places .* window of 20\d\d-.*, region '"),
     (lambda f, w, n: {"forecast": f.astype(str)}, "hold <U32; give real numbers"),
     (lambda f, w, n: {"forecast": f[1:], "window_start": w[1:]}, r"lack 1 of the \d+ windows .* first '20"),

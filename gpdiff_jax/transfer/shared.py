@@ -200,6 +200,8 @@ def choose_steps(
         before = _descend(
             model, rows, steps=1, rate=0.0, progress=lambda _, metrics, said=said: said.append(metrics), **how
         )
+        if not said[0]["readings"]:
+            continue  # a part of which nothing was read says nothing
         for curve, rate in zip(curves, rates, strict=True):
             try:
                 after = _descend(model, rows, steps=most, rate=rate * share_of_windows(target), **how).validation

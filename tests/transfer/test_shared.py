@@ -177,6 +177,13 @@ def test_as_many_steps_are_chosen_as_forecast_days_best_that_were_left_out(targe
         jax.tree.map(np.testing.assert_array_equal, made.params, _moved(target, params, steps=steps, rate=rate))
     # A length at which the loss leaves the numbers is none to take.
     assert choose_steps(_MODEL, target, params, most=6, rates=(0.3, 1e38), key=_KEY) == (by_hand[0.3].argmin(), 0.3)
+    # Neither is it where nothing was read of a part of the days.
+    observed = np.array(target.bank.observed).reshape(8, -1)
+    observed[:, 211:235] = 0
+    bank = target.bank.replace(observed=jax.device_put(observed.reshape(-1)))
+    unread = target.replace(bank=bank)
+    chosen = choose_steps(_MODEL, unread, params, most=6, rates=(0.3,), key=_KEY)
+    assert choose_steps(_MODEL, unread, params, most=6, rates=(0.3, 1e38), key=_KEY) == chosen
     # No step at all, where every one does harm.
     best = _moved(target, params, steps=200, rate=0.05)
     assert choose_steps(_MODEL, target, best, most=6, rates=(30.0, 60.0), key=_KEY)[0] == 0

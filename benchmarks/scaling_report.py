@@ -48,7 +48,7 @@ CITIES = Growth(
     ("regions", "days"),
     ("fixed", "per region", "per reading of a region", "per pair of regions"),
     lambda line: (1.0, line["regions"], line["regions"] * line["days"] * _HOURS, _pairs(line)),
-    ("regions_250", "regions_500", "regions_1000", "regions_2000", "regions_4000", "days_28", "days_56", "days_112"),
+    (*(f"regions_{count}" for count in (250, 500, 1000, 2000, 4000, 8000)), "days_28", "days_56", "days_112"),
 )
 TOKENS = Growth(
     ("width",),

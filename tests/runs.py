@@ -42,7 +42,7 @@ def tiny_settings(data_dir: pathlib.Path, **change) -> Settings:
         ),
         trees=BoostedTreesConfig(trees=4, leaves=4, windows=4),
         generate=GenerateConfig(samples=2, steps=3),
-        adapt=AdaptConfig(learning_rates=(1e-3,), steps=4, evaluate_every=2, batch=16),
+        adapt=AdaptConfig(shared_steps=3, learning_rates=(1e-3,), steps=4, evaluate_every=2, batch=16),
         target_only=AdaptConfig(update="own", learning_rates=(3e-3,), steps=4, evaluate_every=2, batch=16),
     )
     return dataclasses.replace(settings, **change)

@@ -38,7 +38,7 @@ from gpdiff_jax.zoo.tokens import make_layout, to_tokens
 
 _DATA = DataConfig(covariates="profile", support_days=3, max_neighbours=3, variants=3)
 _ADAPT = AdaptConfig(update="own", learning_rates=(1e-3, 1e-2), steps=8, evaluate_every=4, batch=16)
-_CODES = AdaptConfig(directions=3, code_steps=2, code_rate=0.5, code_windows=20)
+_CODES = AdaptConfig(directions=3, code_steps=2, code_rate=0.5, code_windows=20, shared_steps=3)
 _SHARED = AdaptConfig(update="shared", shared_steps=2, shared_rates=(1e-2,))
 _LATER = 40  # a later test window
 _PROMPTS = PromptConfig(

@@ -19,7 +19,7 @@ _LAW = (3.0, 2e-3, 5e-7, 0.0)
 def _lines():
     lines = []
     for stage, metric in itertools.product(STAGES, ("time", "memory")):
-        sizes = [(f"regions_{count}", count, 28) for count in (250, 500, 1000, 2000, 8000)]
+        sizes = [(f"regions_{count}", count, 28) for count in (250, 500, 1000, 2000, 16000)]
         if stage not in ("pretrain", "generate"):
             sizes += [(f"days_{days}", 200, days) for days in (28, 56, 112, 448)]
         for case, regions, days in sizes:
@@ -52,7 +52,7 @@ def test_the_costs_are_found_from_the_small_cases_alone():
             line["value"] *= 10  # and so must not count
     model = fit(CITIES, lines)
     np.testing.assert_allclose(model.costs, _LAW, rtol=1e-6, atol=1e-12)
-    large = next(line for line in lines if line["case"] == "regions_8000")
+    large = next(line for line in lines if line["case"] == "regions_16000")
     assert model.predict(large) == pytest.approx(large["value"] / 10)
 
 
@@ -82,8 +82,8 @@ def test_the_document_holds_what_was_predicted_and_what_was_gained(tmp_path):
     text = path.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| harvest | 3 | 2 | 0.5 | 0 | 3 | 2.1e+03 | 5.4e+02 | 0 |" in text
-    large = float(np.dot(_LAW, (1, 8000, 8000 * 28 * 24, 0)))
-    assert f"| regions 8000 | {' | '.join([f'{large:.3g} (+0 %)'] * 12)} |" in text
+    large = float(np.dot(_LAW, (1, 16000, 16000 * 28 * 24, 0)))
+    assert f"| regions 16000 | {' | '.join([f'{large:.3g} (+0 %)'] * 12)} |" in text
     assert "regions 2000" not in text and "| 286 tokens | 193 (+0 %)" in text
     assert "| strong | 2 devices | 4.0 (2.00) | 4.0 (2.00) | 4.0 (2.00) |" in text
     assert "| weak | 2 hosts | 8.0 (2.00) |" in text
@@ -94,7 +94,7 @@ def test_the_document_is_made_of_what_there_is(tmp_path):
     path = tmp_path / "scaling.md"
     path.write_text("<!-- tables -->\n<!-- end of tables -->\n")
     write_report([line for line in _lines() if line["case"].startswith(("regions", "days"))], path)
-    assert "| regions 8000 |" in path.read_text() and "tokens" not in path.read_text()
+    assert "| regions 16000 |" in path.read_text() and "tokens" not in path.read_text()
     assert sorted(one.name for one in tmp_path.iterdir()) == ["scaling.md", "scaling_growth.svg"]
 
 
@@ -103,13 +103,13 @@ def test_of_a_case_that_did_not_end_the_document_says_so(tmp_path):
     path.write_text("<!-- tables -->\n<!-- end of tables -->\n")
     lines = _lines()
     for line in lines:
-        if line["case"] in ("regions_8000", "devices_2_strong"):
+        if line["case"] in ("regions_16000", "devices_2_strong"):
             line["unfinished"] = "takes too long"
     lines = [line for line in lines if "unfinished" not in line or line["stage"] in ("sources", SPREAD[0])]
     write_report(lines, path)
     text = path.read_text()
-    large = float(np.dot(_LAW, (1, 8000, 8000 * 28 * 24, 0)))
-    assert f"| regions 8000, unfinished | {large:.3g} (+0 %) |  |  | {large:.3g} (+0 %) |  |  |" in text
+    large = float(np.dot(_LAW, (1, 16000, 16000 * 28 * 24, 0)))
+    assert f"| regions 16000, unfinished | {large:.3g} (+0 %) |  |  | {large:.3g} (+0 %) |  |  |" in text
     assert "| days 448 |" in text
     assert "| strong | 1 device |" in text and "| strong | 2 devices |" not in text and "| weak | 2 devices |" in text
 

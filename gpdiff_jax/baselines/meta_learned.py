@@ -128,7 +128,7 @@ def adapt_meta_learned(model: Model, target: Target, params: Params, config: Met
     Returns:
       Parameters, leaves [K, R, ...].
     """
-    update = city_update(model, target, params, steps=config.inner_steps, rate=config.inner_rate, key=key)
+    update = city_update(model, target, params, steps=config.inner_steps, rate=config.inner_rate, plain=True, key=key)
     return add_to_all(params, update)
 
 

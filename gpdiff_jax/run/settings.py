@@ -245,14 +245,14 @@ _SIZES: dict[str, dict[str, Any]] = {
             denoiser=DenoiserConfig(width=32, layers=1), steps=40, batch=8, windows=4, evaluations=2
         ),
         "generate": GenerateConfig(samples=2, steps=5),
-        "adapt": AdaptConfig(learning_rates=(1e-3,), steps=20),
+        "adapt": AdaptConfig(shared_steps=4, learning_rates=(1e-3,), steps=20),
         "target_only": _from_random_weights(learning_rates=(3e-3,), steps=40, evaluate_every=10),
     },
     "demo": {
         "pooled": PooledConfig(steps=500, evaluations=10),
         "harvest": HarvestConfig(steps=160),
         "pretrain": PretrainConfig(denoiser=DenoiserConfig(width=64, layers=2), steps=500, evaluations=10),
-        "adapt": AdaptConfig(steps=80),
+        "adapt": AdaptConfig(shared_steps=40, steps=80),
         "target_only": _from_random_weights(steps=160),
     },
     "small": {},

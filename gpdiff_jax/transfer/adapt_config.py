@@ -12,13 +12,13 @@ UPDATES = ("codes", "shared", "own")
 class AdaptConfig:
     """How starts are fine-tuned.
 
-    `update` is "shared", at most `shared_steps` gradient steps in all weights, the same for all regions of the city: as
-    many, and of that length of `shared_rates`, as forecast support days best that were left out, in turn and in
-    `shared_folds` parts (0: all steps, of the last length; see `shared.choose_steps`); "codes", after these
+    `update` is "shared", at most `shared_steps` of Adam in all weights, the same for all regions of the city: as many,
+    and at that learning rate of `shared_rates`, as forecast support days best that were left out, in turn and in
+    `shared_folds` parts (0: all steps, at the last rate; see `shared.choose_steps`); "codes", after these
     `code_steps` of length `code_rate` along the first `directions` of the zoo, half of every gradient the region's own
     and half its city's mean; or "own", all weights of every region on its own, for which the rest is. The first two see
-    all support days, and their numbers were chosen on cities that are no targets (docs/experiments.md, sections 27, 39,
-    40 and 43). With `refit`, the chosen learning rate and number of steps are used once more on all support days. With
+    all support days, and their numbers were chosen on cities that are no targets (docs/experiments.md, sections 27, 39
+    and 45). With `refit`, the chosen learning rate and number of steps are used once more on all support days. With
     `one_standard_error`, the least fine-tuning within one standard error of the best is chosen (see
     `adapt.choose_adaptation`); without it, which suits random initial parameters, the best. Where the support is too
     short to choose on, parameters stay as they are, or, with `blind_learning_rate`, which suits random ones too, take
@@ -34,8 +34,8 @@ class AdaptConfig:
     code_steps: int = 12
     code_rate: float = 1.0
     code_windows: int = 128
-    shared_steps: int = 12
-    shared_rates: tuple[float, ...] = (0.03, 0.1)
+    shared_steps: int = 100
+    shared_rates: tuple[float, ...] = (3e-4,)
     shared_folds: int = 3
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     steps: int = 120

@@ -21,7 +21,7 @@ from gpdiff_jax.training import parallel
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.loop import VALIDATION, Evaluate, Step, Trained, train
 from gpdiff_jax.training.memory import bytes_of, check_room
-from gpdiff_jax.training.optimisers import at_rate, clipped_descent
+from gpdiff_jax.training.optimisers import at_rate, clipped_descent, rated_adam
 from gpdiff_jax.training.parallel import DEVICES
 from gpdiff_jax.training.step import LossTerm, Part, make_step, start_training
 from gpdiff_jax.transfer.adapt_config import AdaptConfig
@@ -32,8 +32,10 @@ from gpdiff_jax.vectors import evenly
 
 # Rows, each a region with one of its samples: of one step, and those that steps draw from, which lie on every device.
 _ROWS, _MOST_ROWS = 32, 1024
-# Of these, as many as an update is judged by.
-_JUDGED_ROWS = 64
+# Of these, as many as an update is judged by, and how often at most.
+_JUDGED_ROWS, _JUDGED_TIMES = 64, 20
+# Numbers of steps whose losses differ by no more do alike (docs/experiments.md, section 45).
+_ALIKE = 0.02
 
 
 class _Rows(NamedTuple):
@@ -99,10 +101,12 @@ def shared_update(
         "key": key,
     }
     steps, rate = config.shared_steps, config.shared_rates[-1]
+    stride = _stride(steps)
     if config.shared_folds:
         start, folds = params if blind_params is None else blind_params, config.shared_folds
         steps, rate = choose_steps(model, target, start, most=steps, rates=config.shared_rates, folds=folds, **how)
-    return city_update(model, target, params, steps=steps, rate=rate, **how), steps, rate if steps else None
+    update = city_update(model, target, params, steps=steps, rate=rate, stride=stride, **how)
+    return update, steps, rate if steps else None
 
 
 def city_update(
@@ -114,23 +118,27 @@ def city_update(
     rate: float,
     most_windows: int = 128,
     rows_side_by_side: int | None = None,
+    stride: int = 1,
+    plain: bool = False,
     key: Key,
 ) -> Params | None:
     """Trains one vector on the support days of a city, to be added to the parameters of all its regions and samples.
 
-    A step is one of gradient descent, its gradient clipped to a length of 1, on the mean Huber loss of random regions
-    on their support windows, each seen through the days that it does not forecast. Every region and sample is as
-    likely, up to 1024; of more, so many are looked at, spread evenly. Where the support holds fewer windows than
-    days that were read throughout, steps are shorter by as much, as in `codes`.
+    A step is one of `rated_adam` on the mean Huber loss of random regions on their support windows, each seen through
+    the days that it does not forecast. Every region and sample is as likely, up to 1024; of more, so many are looked
+    at, spread evenly. Where the support holds fewer windows than days that were read throughout, steps are shorter by
+    as much, as in `codes`.
 
     Args:
       model: the forecaster.
       target: the city.
       params: initial ones, leaves [K, R, ...].
       steps: number of steps.
-      rate: length of a step, of a gradient of length 1.
+      rate: the learning rate.
       most_windows: of a region in every step, spread evenly over the support.
       rows_side_by_side: regions that a device differentiates at a time; None for what suits it.
+      stride: steps of one call of a compiled program.
+      plain: take steps of `clipped_descent`.
       key: random key of the regions.
 
     Returns:
@@ -145,8 +153,14 @@ def city_update(
     every, none = np.ones(len(starts), np.float32), np.zeros(len(starts), np.float32)
     rows = _place_rows(target, params, starts, every, none)
     length = rate * share_of_windows(target)
-    moved = _descend(model, rows, steps=steps, rate=length, rows_side_by_side=rows_side_by_side, key=key).params
+    how: Any = {"stride": stride, "rows_side_by_side": rows_side_by_side, "plain": plain, "key": key}
+    moved = _descend(model, rows, steps=steps, rate=length, **how).params
     return jax.tree.map(np.asarray, moved)
+
+
+def _stride(most: int) -> int:
+    """Steps from one judgement to the next, of so many steps at most."""
+    return max(1, most // _JUDGED_TIMES)
 
 
 def choose_steps(
@@ -164,52 +178,58 @@ def choose_steps(
     """How many steps of `city_update`, and of what length, forecast support days best that they did not see.
 
     The days are left out in turn, in at most `folds` parts (cross-validation; Stone, "Cross-validatory choice and
-    assessment of statistical predictions", 1974): steps are taken on the windows that forecast none of them, and after
-    each the loss is taken of at most 64 regions on the windows whose forecast begins on one. A length at which a loss
-    leaves the numbers is not taken.
+    assessment of statistical predictions", 1974): steps are taken on the windows that forecast none of them, and up to
+    20 times on the way the loss is taken of at most 64 regions on the windows whose forecast begins on one. A rate at
+    which a loss leaves the numbers is not taken.
 
     What a day left out differs by from the others is in the profile that the others are seen through, with the opposite
-    sign, so steps look worse for it than they are; and starts that are made of prompts know of it what prompts tell.
-    Both make for fewer steps (docs/experiments.md, section 43).
+    sign, so steps look worse for it than they are; and starts that are made of prompts know of it what prompts tell
+    (docs/experiments.md, section 43). So the most steps are taken whose loss is within 2 % of the least.
 
     Args:
       model: the forecaster.
       target: the city.
       params: initial ones, leaves [K, R, ...], which must not have been fitted to the support days.
       most: steps that are looked at.
-      rates: lengths of a step that are looked at.
+      rates: learning rates that are looked at.
       folds: parts that the days are left out in.
       most_windows: of a region; see `city_update`.
       rows_side_by_side: regions that a device works on at a time.
       key: random key of the regions.
 
     Returns:
-      Steps, 0 to `most`, the fewest of equal ones; and a rate. A support of one day leaves none to judge by: then 0.
+      Steps, 0 to `most`, and a rate. A support of one day leaves none to judge by: then 0.
 
     Raises:
       NotFiniteError: the loss before the first step, or its gradient, is not finite.
     """
     starts = spread_windows(target, most_windows)
-    curves, rows = np.zeros((len(rates), most + 1)), None
+    stride = _stride(most)
+    counts = np.minimum(stride * np.arange(-(-most // stride) + 1), most)
+    curves, rows, readings = np.zeros((len(rates), len(counts))), None, 0.0
     for trained, judged in _parts_left_out(target, starts, folds) if most else ():
         rows = _place_rows(target, params, starts, trained, judged) if rows is None else rows
         rows = rows._replace(trained=jax.device_put(trained), judged=jax.device_put(judged))
         said: list[dict[str, float]] = []
-        how: Any = {"rows_side_by_side": rows_side_by_side, "key": key, "judge": True}
-        # The loss before the first step is that after one without length.
+        how: Any = {"stride": stride, "rows_side_by_side": rows_side_by_side, "key": key, "judge": True}
+        # The loss before the first step is that after some without length.
         before = _descend(
-            model, rows, steps=1, rate=0.0, progress=lambda _, metrics, said=said: said.append(metrics), **how
+            model, rows, steps=stride, rate=0.0, progress=lambda _, metrics, said=said: said.append(metrics), **how
         )
         if not said[0]["readings"]:
             continue  # a part of which nothing was read says nothing
+        readings += said[0]["readings"]
         for curve, rate in zip(curves, rates, strict=True):
             try:
                 after = _descend(model, rows, steps=most, rate=rate * share_of_windows(target), **how).validation
             except NotFiniteError:
-                after = np.full(most, np.inf)
+                after = np.full(len(counts) - 1, np.inf)
             curve += said[0]["readings"] * np.concatenate([before.validation, after])
-    steps, place = np.unravel_index(curves.T.argmin(), curves.T.shape)
-    return int(steps), rates[int(place)]
+    if not readings:
+        return 0, rates[0]
+    alike = curves <= (1 + _ALIKE) * curves.min()
+    chosen = int(np.flatnonzero(alike.any(axis=0))[-1])
+    return int(counts[chosen]), rates[int(curves[:, chosen].argmin())]
 
 
 def _parts_left_out(
@@ -249,16 +269,18 @@ def _descend(
     *,
     steps: int,
     rate: float,
+    stride: int,
     rows_side_by_side: int | None,
     key: Key,
+    plain: bool = False,
     judge: bool = False,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Trained:
-    """Takes steps from an update of nothing; every one is a call of the same program, however many there are."""
+    """Takes steps from an update of nothing; every stride is a call of the same program, however many there are."""
     devices = parallel.training_devices(_ROWS)
     side_by_side = parallel.rows_side_by_side(rows_side_by_side)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), rows.params)
-    step, optimiser = _make_update(model, len(devices), _parts(len(devices), side_by_side))
+    step, optimiser = _make_update(model, len(devices), _parts(len(devices), side_by_side), plain)
     state = start_training(nothing, optimiser)
     return train(
         step,
@@ -266,7 +288,7 @@ def _descend(
         rows,
         key=key,
         steps=steps,
-        evaluate_every=1,
+        evaluate_every=stride,
         devices=devices,
         name="update of the city",
         evaluate=_make_judge(model, len(devices), side_by_side) if judge else None,
@@ -296,14 +318,14 @@ def _sums(
 
 
 @bounded_cache(16)
-def _make_update(model: Model, num_devices: int, parts: int) -> tuple[Step, optax.GradientTransformation]:
+def _make_update(model: Model, num_devices: int, parts: int, plain: bool) -> tuple[Step, optax.GradientTransformation]:
     def sums(update: Params, data: _Rows, part: Part, key: Key) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         drawn = jax.random.randint(key, (_ROWS,), 0, len(data.regions), dtype=jnp.int32)[part.numbers]
         params = jax.tree.map(lambda leaf, moved: leaf[drawn] + moved[None], data.params, update)
         totals, counts = _sums(model, data, params, data.regions[drawn], data.trained)
         return totals.sum(), counts.sum(), {}
 
-    optimiser = clipped_descent()
+    optimiser = clipped_descent() if plain else rated_adam()
     terms = [LossTerm("train_loss", sums, _ROWS)]
     return make_step(terms, optimiser, num_devices=num_devices, accumulate=parts), optimiser
 

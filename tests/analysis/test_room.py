@@ -30,7 +30,7 @@ _CONFIG = RoomConfig(
     harvest=dataclasses.replace(_HARVEST, steps=160, evaluate_every=40, learning_rate=3e-3),
     city=PooledConfig(steps=40, regions=4, windows=4, evaluations=2),
     generate=gpd.GenerateConfig(samples=2, steps=3),
-    adapt=gpd.AdaptConfig(code_steps=2),
+    adapt=gpd.AdaptConfig(code_steps=2, shared_steps=3),
 )
 
 

@@ -35,11 +35,11 @@ def _first(city: City, hours: int) -> City:
     return dataclasses.replace(city, values=np.array(city.values[:hours]))
 
 
-_CODES = gpd.AdaptConfig(code_steps=2, code_rate=0.3, directions=2)
+_CODES = gpd.AdaptConfig(code_steps=2, code_rate=0.3, directions=2, shared_steps=3)
 
 
 @pytest.mark.parametrize(("hours", "gap"), [(24, 0), (31, 0), (60, 0), (72, 0), (72, 30), (130, 0)])
-@pytest.mark.parametrize("adapt", [None, _CODES, gpd.AdaptConfig(update="shared")])
+@pytest.mark.parametrize("adapt", [None, _CODES, gpd.AdaptConfig(update="shared", shared_steps=3)])
 def test_forecasts_are_those_of_a_target_whose_last_window_they_are(city, hours, gap, adapt):
     parameters, short = _parameters(city), _first(city, hours)
     short.values[:, 4] = np.nan  # a region without a reading

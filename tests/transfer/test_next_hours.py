@@ -43,7 +43,7 @@ def test_the_next_hours_are_the_window_after_the_last_reading(city):
     np.testing.assert_array_equal(made.times, city.start + (cut.num_steps + np.arange(6)) * np.timedelta64(60, "m"))
 
 
-@pytest.mark.parametrize("adapt", [None, gpd.AdaptConfig(code_steps=2, code_rate=0.3, directions=2)])
+@pytest.mark.parametrize("adapt", [None, gpd.AdaptConfig(code_steps=2, directions=2, shared_steps=3)])
 def test_what_is_read_after_now_changes_no_bit(city, adapt):
     parameters, now = _parameters(city), city.start + np.timedelta64(100, "h")
     values = np.array(city.values)

@@ -160,7 +160,7 @@ def city_update(
 
 def _stride(most: int) -> int:
     """Steps from one judgement to the next, of so many steps at most."""
-    return max(1, most // _JUDGED_TIMES)
+    return max(1, -(-most // _JUDGED_TIMES))
 
 
 def choose_steps(

@@ -175,7 +175,7 @@ def choose_steps(
     rows_side_by_side: int | None = None,
     key: Key,
 ) -> tuple[int, float]:
-    """How many steps of `city_update`, and of what length, forecast support days best that they did not see.
+    """How many steps of `city_update`, and at what rate, forecast support days best that they did not see.
 
     The days are left out in turn, in at most `folds` parts (cross-validation; Stone, "Cross-validatory choice and
     assessment of statistical predictions", 1974): steps are taken on the windows that forecast none of them, and up to

@@ -208,14 +208,14 @@ def _gain(one: float, several: float, count: int, part: str) -> float:
 
 
 def _spread(lines: Sequence[Line], kind: str, part: str) -> dict[int, dict[str, float]]:
-    """Seconds by number and stage."""
+    """Seconds by number, the least first, and stage."""
     found: dict[int, dict[str, float]] = {}
     for line in lines:
         words = line["case"].split("_")
         finished = line["metric"] == "time" and "unfinished" not in line
         if finished and words[0] == kind and words[2:] == [part]:
             found.setdefault(int(words[1]), {})[line["stage"]] = line["value"]
-    return found
+    return dict(sorted(found.items()))
 
 
 def _draw_growth(lines: Sequence[Line], growths: Sequence[Growth], path: pathlib.Path) -> None:

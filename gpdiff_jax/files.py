@@ -75,13 +75,21 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)  # mkstemp makes files that only their owner may read
+            os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
             os.replace(name, path)  # while it is locked
     except BaseException:
         pathlib.Path(name).unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    """The permissions that new files of this process lack."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    umask = os.umask(0)  # asked in no other way elsewhere; files that other threads make meanwhile lack none
+    os.umask(umask)
+    return umask
 
 
 def _locked_partial(path: pathlib.Path) -> tuple[int, str]:
@@ -99,9 +107,13 @@ def _remove_leftovers(path: pathlib.Path) -> None:
     with contextlib.suppress(PermissionError):  # a folder may be written and not listed
         for left in path.parent.iterdir():
             if name.fullmatch(left.name):
-                with contextlib.suppress(FileNotFoundError, PermissionError), left.open("rb") as file:
-                    if _lock(file.fileno()):
-                        left.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError, PermissionError, InputError):
+                    handle = open_plain(left, os.O_RDONLY)
+                    try:
+                        if _lock(handle):
+                            left.unlink(missing_ok=True)
+                    finally:
+                        os.close(handle)
 
 
 def _lock(handle: int) -> bool:

@@ -47,11 +47,12 @@ def best_tokens(zoo: ParameterZoo, layout: TokenLayout) -> Float[np.ndarray, "R 
     check_room(4 * math.prod(shape), f"the tokens of {zoo.num_regions} regions")
     tokens = np.zeros(shape, np.float32)
     for rows, params in zoo.vectors.parts():
-        tokens[rows] = _tokens(layout, jax.tree.map(lambda leaf: leaf[:, 0], params))
+        tokens[rows] = tokens_of(layout, jax.tree.map(lambda leaf: leaf[:, 0], params))
     return tokens
 
 
-def _tokens(layout: TokenLayout, params: Params) -> Float[np.ndarray, "X L W"]:
+def tokens_of(layout: TokenLayout, params: Params) -> Float[np.ndarray, "X L W"]:
+    """Tokens of parameter vectors, leaves [X, ...], unscaled."""
     return _in_few_sizes(partial(_write_tokens, layout), params)
 
 
@@ -84,7 +85,7 @@ def _sample_tokens(
         here = np.flatnonzero(place_of_row[chosen // vectors] >= 0)
         if len(here):
             at = place_of_row[chosen[here] // vectors], chosen[here] % vectors
-            tokens[here] = _tokens(layout, jax.tree.map(lambda leaf, at=at: leaf[at], params))
+            tokens[here] = tokens_of(layout, jax.tree.map(lambda leaf, at=at: leaf[at], params))
     return tokens, probabilities[chosen // vectors]
 
 
@@ -133,7 +134,7 @@ def fit_latent_space(zoo: ParameterZoo, config: PretrainConfig, *, key: Key) -> 
     held_out = held_out_regions(zoo.sources, config.held_out_share, key=jax.random.split(key)[0])
     probabilities = region_probabilities(zoo.city_index, held_out)
     tokens, weights = _sample_tokens(zoo, layout, probabilities)
-    pooled = _tokens(layout, jax.tree.map(lambda leaf: np.asarray(leaf)[None], zoo.pooled))[0]
+    pooled = tokens_of(layout, jax.tree.map(lambda leaf: np.asarray(leaf)[None], zoo.pooled))[0]
     kept = config.codec
     codec = fit_codec(layout, pooled, tokens, weights, kept.components, kept.normalisation, kept.space)
     return LatentSpace(codec, fit_prompt_scaler(zoo.prompts, zoo.city_index), held_out, probabilities)

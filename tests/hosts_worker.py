@@ -25,7 +25,14 @@ from gpdiff_jax.training import exchange, parallel
 from gpdiff_jax.training.compilation_cache import enable_compilation_cache
 from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.loop import VALIDATION, train
-from gpdiff_jax.training.parallel import DEVICES, ShardedRows, map_chunks, place_rows, training_devices
+from gpdiff_jax.training.parallel import (
+    DEVICES,
+    ShardedRows,
+    is_counted,
+    map_chunks,
+    place_rows,
+    training_devices,
+)
 from gpdiff_jax.training.step import LossTerm, make_step, start_training
 from tests.runs import tiny_settings
 
@@ -91,6 +98,7 @@ def parts(folder: pathlib.Path) -> dict:
         "same": _refusal(lambda: exchange.check_agreed({"cities": [1, 2]})),
         "large": [len(content) for content in exchange.exchange(bytes(3000 * (number + 1)))],
         "rows": spread(rows).read(),
+        "joint": ShardedRows(_apart, shared, joint=True)(rows).read(),
         "two": spread({"x": rows["x"][:2]}).read(),
         "parts": _in_parts(spread),
         "placed": spread(placed).read(),
@@ -108,6 +116,12 @@ def _in_parts(spread: ShardedRows) -> dict:
     with mock.patch.object(parallel, "free_bytes", lambda device=None: free):
         made = spread.map({"x": np.arange(3000, dtype=np.float32)})
     return {"y": made["y"][::100], "all": digest_of("", made)}  # a long line is cut by what others print
+
+
+def _apart(shared, rows):
+    """How far rows are from the mean of all."""
+    x, counted = rows["x"], is_counted(len(rows["x"]), 7)
+    return x - shared["w"] * jax.lax.psum(jnp.where(counted, x, 0.0).sum(), DEVICES) / 7.0
 
 
 def _wide(shared, rows):
@@ -144,7 +158,13 @@ STAGES = {
     "generated": lambda run: run.generated,
 } | {
     f"methods/{method}_0.npz": lambda run, method=method: method_forecast(run, 0, method)
-    for method in ("target_only", "gpdiff_zero_shot", "gpdiff_few_shot", "gpdiff_posterior_few_shot")
+    for method in (
+        "target_only",
+        "gpdiff_zero_shot",
+        "pooled_few_shot",
+        "gpdiff_few_shot",
+        "gpdiff_posterior_few_shot",
+    )
 }
 
 

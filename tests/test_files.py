@@ -42,6 +42,21 @@ def test_what_a_killed_writer_left_goes_when_that_file_is_written_and_no_other(t
     assert sorted(tmp_path.iterdir()) == sorted([path, left_of_other])
 
 
+def test_a_pipe_that_is_named_as_what_a_writer_leaves_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / ".made.npz.abc.partial")
+    write_atomically(tmp_path / "made.npz", b"content")
+    assert (tmp_path / "made.npz").read_bytes() == b"content"
+
+
+def test_a_file_has_the_permissions_that_the_process_gives(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "made.npz", b"content")
+    finally:
+        assert os.umask(before) == 0o027
+    assert (tmp_path / "made.npz").stat().st_mode & 0o777 == 0o640
+
+
 def test_who_loses_its_file_before_it_is_locked_takes_another(tmp_path, monkeypatch):
     made, make = [], tempfile.mkstemp
 
@@ -75,6 +90,17 @@ def test_a_sparse_matrix_without_end_is_refused(tmp_path):
     np.savez_compressed(path, allow_pickle=False, **words, indptr=np.zeros(count + 1, np.int32))
     with pytest.raises(InputError, match=r"adj.npz takes 67055.2 GiB, more than the \d+\.\d GiB of memory"):
         read_matrix_file(path)
+
+
+_WRAPPED = np.array([0, 3_000_000_000, 10], np.uint32)
+
+
+@pytest.mark.parametrize("ends", [_WRAPPED, np.array([-1, 4, 9]), np.array([0, 5, 9.9])])
+def test_a_sparse_matrix_whose_rows_end_before_they_begin_is_refused_unmade(tmp_path, ends):
+    words = {"format": np.array("csr"), "shape": np.array([2, 2]), "data": np.ones(10)}
+    np.savez(tmp_path / "adj.npz", allow_pickle=False, **words, indices=np.zeros(10, np.int32), indptr=ends)
+    with pytest.raises(InputError, match=r"adj.npz is a damaged sparse matrix"):
+        read_matrix_file(tmp_path / "adj.npz")
 
 
 @pytest.mark.parametrize("way", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

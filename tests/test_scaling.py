@@ -29,7 +29,7 @@ def _lines():
         tokens = 36638 // width
         value = 1.0 + 0.1 * tokens + 0.002 * tokens**2
         lines.append(_line(f"width_{width}", "pretrain", metric, value, regions=100, days=28, tokens=tokens))
-    for (kind, part), count, stage in itertools.product(SPREAD_CASES, (1, 2), SPREAD):
+    for (kind, part), count, stage in itertools.product(SPREAD_CASES, (2, 1), SPREAD):
         seconds = 8.0 if part == "weak" else 8.0 / count
         lines.append(_line(f"{kind}_{count}_{part}", stage, "time", seconds, regions=128, days=28))
     return lines
@@ -87,6 +87,7 @@ def test_the_document_holds_what_was_predicted_and_what_was_gained(tmp_path):
     assert "regions 2000" not in text and "| 286 tokens | 193 (+0 %)" in text
     assert "| strong | 2 devices | 4.0 (2.00) | 4.0 (2.00) | 4.0 (2.00) |" in text
     assert "| weak | 2 hosts | 8.0 (2.00) |" in text
+    assert text.index("| weak | 1 host |") < text.index("| weak | 2 hosts |")
     assert all((tmp_path / f"scaling_{name}.svg").read_text().startswith("<?xml") for name in ("growth", "devices"))
 
 

@@ -21,10 +21,13 @@ from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.pretraining import encode_vectors
 from gpdiff_jax.prompts.prompt import Prompts, scale_prompts
 from gpdiff_jax.typing import Key, Params
-from gpdiff_jax.vectors import squared_distances
+from gpdiff_jax.vectors import evenly, squared_distances
 from gpdiff_jax.zoo.codec import Codec
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo
 from gpdiff_jax.zoo.tokens import to_tokens
+
+_ROWS = 2048  # regions of which all pairs are looked at
+_ENTRIES = 2**24  # distances that are held at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,17 +197,20 @@ def nearest_distance(
       [X]; exactly 0 for a copy.
     """
     flat = training.reshape(-1, training.shape[-1]).astype(np.float64)
-    rows = latents.astype(np.float64)
-    squared = squared_distances(rows, flat)
-    if left_out is not None:
-        region = np.repeat(np.arange(len(training)), training.shape[1])
-        squared = np.where(region[None, :] == left_out[:, None], np.inf, squared)
-    # The product above finds the nearest; only the difference itself is free of cancellation.
-    return np.linalg.norm(rows - flat[squared.argmin(axis=1)], axis=1)
+    region, found = np.repeat(np.arange(len(training)), training.shape[1]), np.zeros(len(latents))
+    part = max(1, _ENTRIES // len(flat))
+    for first in range(0, len(latents), part):
+        rows = latents[first : first + part].astype(np.float64)
+        squared = squared_distances(rows, flat)
+        if left_out is not None:
+            squared = np.where(region[None, :] == left_out[first : first + part, None], np.inf, squared)
+        # The product above finds the nearest; only the difference itself is free of cancellation.
+        found[first : first + part] = np.linalg.norm(rows - flat[squared.argmin(axis=1)], axis=1)
+    return found
 
 
 def pairwise_correlation(one: Float[np.ndarray, "R E"], other: Float[np.ndarray, "R Y"]) -> float | None:
-    """Correlation of the distances between all pairs of regions in two descriptions of them.
+    """Correlation of the distances between all pairs of regions in two descriptions of them, of 2048 regions at most.
 
     Mantel, "The Detection of Disease Clustering and a Generalized Regression Approach", 1967.
 
@@ -215,8 +221,9 @@ def pairwise_correlation(one: Float[np.ndarray, "R E"], other: Float[np.ndarray,
     Returns:
       Between -1 and 1; None where the distances of either do not vary.
     """
-    upper = np.triu_indices(len(one), 1)
-    first, second = (_pairwise(rows.astype(np.float64))[upper] for rows in (one, other))
+    some = evenly(len(one), _ROWS)
+    upper = np.triu_indices(len(some), 1)
+    first, second = (_pairwise(rows[some].astype(np.float64))[upper] for rows in (one, other))
     if len(upper[0]) < 2 or min(_variation(first), _variation(second)) < 1e-6:
         return None
     return float(np.corrcoef(first, second)[0, 1])

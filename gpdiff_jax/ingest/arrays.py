@@ -236,8 +236,9 @@ def _read_sparse(path: pathlib.Path) -> np.ndarray:
         if layout not in ("csr", "csc"):
             raise InputError(f"{path} holds a sparse matrix in the layout {layout!r}; save it as csr or csc")
         major, minor = (rows, columns) if layout == "csr" else (columns, rows)
-        counts, at, data = np.diff(arrays["indptr"]), arrays["indices"], arrays["data"]
-        fits = len(counts) == major and (counts >= 0).all() and len(at) == len(data) == arrays["indptr"][-1]
+        ends, at, data = arrays["indptr"].astype(np.int64, casting="same_kind"), arrays["indices"], arrays["data"]
+        counts = np.diff(ends)
+        fits = len(counts) == major and (counts >= 0).all() and ends[0] == 0 and len(at) == len(data) == ends[-1]
         if not fits or data.dtype.kind not in "fiub" or (at < 0).any():
             raise ValueError("its parts do not fit")
         check_unpacked(path, 8 * major * minor)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from gpdiff_jax.cities.distances import is_distance_matrix
 from gpdiff_jax.errors import InputError, check_at_least
+from gpdiff_jax.host_memory import check_unpacked
 from gpdiff_jax.ingest.arrays import read_matrix_file
 from gpdiff_jax.ingest.table_file import TableFile, column_of, names_in, numbers, read_table
 
@@ -40,7 +41,8 @@ def read_edges(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool | No
       The weights, row = from, column = to.
 
     Raises:
-      InputError: columns or numbers that lack, an edge that is listed twice, or none between the regions.
+      InputError: columns or numbers that lack, an edge that is listed twice, none between the regions, or more regions
+        than there is memory for weights between all.
     """
     table = read_table(path)
     frame = table.frame.rename(columns={"origin_id": "from", "destination_id": "to"})
@@ -88,6 +90,7 @@ def read_edges(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool | No
             f"{path} has the weight {weights[heaviest]:g} (row {table.source.row(heaviest)}), which is above 1; say by "
             "--distances that it is a distance, or divide weights by the largest"
         )
+    check_unpacked(path, (8 + 8 if distances else 8 + 4) * len(ids) ** 2)
     matrix = np.full((len(ids), len(ids)), np.nan if distances else 0.0)
     matrix[rows, cols] = weights[kept]
     return gaussian_kernel(matrix) if distances else matrix.astype(np.float32)
@@ -108,6 +111,7 @@ def read_matrix(path: pathlib.Path, ids: tuple[str, ...], *, distances: bool = F
       InputError: another shape, other regions, or what looks like distances and is not said to be.
     """
     matrix, names = read_matrix_file(path)
+    check_unpacked(path, matrix.nbytes)  # beside it, as it is without its diagonal
     if names is not None:
         row_of = {name: row for row, name in enumerate(names)}
         absent = [name for name in ids if name not in row_of]
@@ -254,9 +258,11 @@ def nearest_sites(sites: Sites, neighbours: int = NEIGHBOURS) -> Float[np.ndarra
       float32 weights; none is 0 that stands for a link.
 
     Raises:
-      InputError: `neighbours` is below 1.
+      InputError: `neighbours` is below 1, or there are more regions than there is memory for distances between all.
     """
     check_at_least(1, {"neighbours": neighbours})
+    count = len(sites.latitude)
+    check_unpacked(f"a table of the distances between {count} regions", 4 * 8 * count**2)  # and what they are made of
     distance = great_circle_km(sites)
     count = min(neighbours, len(distance) - 1)
     if count < 1:

@@ -148,7 +148,7 @@ def load_plain_pickle(path: pathlib.Path) -> Any:
     try:
         # Files of Python 2 hold text in its old form.
         content = path.read_bytes()
-        _check_places(content)
+        _check_parts(content)
         return _finished(Plain(io.BytesIO(content), encoding="latin1").load(), {})
     except InputError:
         raise
@@ -160,11 +160,52 @@ def load_plain_pickle(path: pathlib.Path) -> Any:
         ) from None
 
 
-def _check_places(content: bytes) -> None:
-    """Raises `_Forged` where a thing is to be remembered at a place for which memory would be taken without end."""
+_MOST_PARTS = 10**6
+_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def _check_parts(content: bytes) -> None:
+    """Raises `_Forged` where a thing is remembered at a place for which memory, or a tuple hashed for which time, would
+    be taken without end: a tuple of which each part holds another twice takes as much as if none were shared.
+
+    The stack of the unpickler is followed, of each thing on it the parts of which its hash is made.
+    """
+    stack: list[int | None] = []  # None is a mark
+    memo: dict[Any, int | None] = {}
+    most = max(_MOST_PARTS, len(content))
     for code, place, _ in pickletools.genops(content):
         if code.name in ("PUT", "LONG_BINPUT") and place is not None and place > len(content):
             raise _Forged(f"place {place} of {len(content)} bytes")
+        if code.name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif code.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[place] = stack[-1]
+        elif code.name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo.get(place, 1))
+        elif code.name == "DUP":
+            stack.append(stack[-1])
+        else:
+            taken = _taken(code, stack)
+            if code.name == "TUPLE" or code.name in _TUPLES:
+                parts = 1 + sum(part or 0 for part in taken)
+                if parts > most:
+                    raise _Forged(f"a tuple of more than {most} parts in {len(content)} bytes")
+                stack.append(parts)
+            else:
+                stack += [None if kind is pickletools.markobject else 1 for kind in code.stack_after]
+
+
+def _taken(code: pickletools.OpcodeInfo, stack: list[int | None]) -> list[int | None]:
+    """Takes from the stack what an operation takes."""
+    taken: list[int | None] = []
+    single = len(code.stack_before)
+    if pickletools.markobject in code.stack_before:
+        while (part := stack.pop()) is not None:
+            taken.append(part)
+        single = code.stack_before.index(pickletools.markobject)
+    for _ in range(single):
+        taken.append(stack.pop())
+    return taken
 
 
 def _finished(held: Any, made: dict[int, Any]) -> Any:

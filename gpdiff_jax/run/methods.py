@@ -119,7 +119,21 @@ def _read_outside(run: Stages, channel: int, name: str) -> dict[str, np.ndarray]
     fields = read_npz(path)
     if str(fields.get("made_of")) != _made_of(run, channel, name):
         raise InputError(f"{str(path)!r} was not added to this run (see `evaluate --forecasts`)")
+    _check_form(run, channel, fields, path)
     return fields
+
+
+def _check_form(run: Stages, channel: int, fields: dict[str, np.ndarray], path: pathlib.Path) -> None:
+    """Raises `InputError` where arrays are not those of a method's forecasts."""
+    target = run.targets[channel]
+    shape = len(np.asarray(target.test_starts)), target.num_regions, run.settings.data.horizon
+    numbers = [name for name in ("forecast", "spread", *_SCALARS) if name in fields]
+    if not {"forecast", "seconds"} <= fields.keys():
+        raise InputError(f"{str(path)!r} is damaged (it holds no forecast)")
+    for name in numbers:
+        wanted, held = () if name in _SCALARS else shape, fields[name]
+        if held.shape != wanted or held.dtype.kind not in "fiu":
+            raise InputError(f"{str(path)!r} is damaged ({name} is {held.dtype} {held.shape}, not numbers {wanted})")
 
 
 def keep_outside(run: Stages, name: str, forecasts: Sequence[np.ndarray]) -> None:
@@ -150,8 +164,7 @@ def _held(run: Stages, channel: int, method: str) -> MethodForecast | None:
         return None
     try:
         fields = read_npz(path)
-        if not {"forecast", "seconds"} <= fields.keys():
-            raise InputError(f"{str(path)!r} is damaged (it holds no forecast)")
+        _check_form(run, channel, fields, path)
     except InputError as error:
         print(f"{error}; it is made again where it is asked for", file=sys.stderr)
         path.unlink()

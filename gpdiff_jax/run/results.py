@@ -4,13 +4,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from gpdiff_jax.analysis.metrics import REGION_COLUMNS, method_entry, region_rows
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.splits import Span
 from gpdiff_jax.files import write_csv, write_json, write_npz
 from gpdiff_jax.hosts import is_first
-from gpdiff_jax.pretraining import best_tokens
+from gpdiff_jax.pretraining import tokens_of
 from gpdiff_jax.report import render_report
 from gpdiff_jax.run.methods import held_methods, method_forecast, training_stages
 from gpdiff_jax.run.outside import region_names
@@ -18,10 +19,11 @@ from gpdiff_jax.run.settings import METHODS, Settings
 from gpdiff_jax.run.stages import Stages
 from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, step_names, window_start_names
-from gpdiff_jax.vectors import principal_axes
-from gpdiff_jax.zoo.tokens import to_tokens
+from gpdiff_jax.typing import Params
+from gpdiff_jax.vectors import evenly, principal_axes
 
 _GENERATED = ("gpdiff_zero_shot", "gpdiff_few_shot", "gpdiff_posterior_few_shot")
+_ROWS = 1024  # vectors that the principal axes are made of, and that are looked at at a time
 _TUNED = ("learning_rate", "steps", "validation_mae", "shared_steps", "shared_rate")
 _SILENT_NOTE = "no visible reading: generated from its neighbours' statistics"
 PAPER_NOTE = (
@@ -209,18 +211,33 @@ def _report_arrays(run: Stages) -> dict[str, np.ndarray]:
 
 
 def _projections(run: Stages) -> dict[str, np.ndarray]:
-    codec = run.hypernetwork.codec
-    layout = codec.layout
+    codec, zoo = run.hypernetwork.codec, run.zoo
     spread, pooled = np.asarray(codec.scale), np.asarray(codec.pooled_tokens)
-    zoo = ((best_tokens(run.zoo, layout) - pooled) / spread).reshape(run.zoo.num_regions, -1)
-    found = principal_axes(zoo)
-    generated = jax.vmap(jax.vmap(lambda params: to_tokens(layout, params)))(run.generated.params[0])
-    drawn = ((np.asarray(generated) - pooled) / spread).reshape(-1, zoo.shape[1])
+
+    def differences(params: Params) -> Float[np.ndarray, "X Y"]:
+        return ((tokens_of(codec.layout, params) - pooled) / spread).reshape(-1, pooled.size)
+
+    def project(params: Params) -> Float[np.ndarray, "X 2"]:
+        cuts = range(0, len(jax.tree.leaves(params)[0]), _ROWS)
+        parts = (jax.tree.map(lambda leaf, first=first: leaf[first : first + _ROWS], params) for first in cuts)
+        return np.concatenate([found.project(differences(part)) for part in parts]).astype(np.float32)
+
+    # A zoo may be larger than memory: its axes are those of some rows, and a part of it is read at a time.
+    of_axes = np.isin(np.arange(zoo.num_regions), evenly(zoo.num_regions, _ROWS))
+    some = [
+        differences(jax.tree.map(lambda leaf, rows=rows: leaf[of_axes[rows], 0], params))
+        for rows, params in zoo.vectors.parts()
+        if of_axes[rows].any()
+    ]
+    found, places = principal_axes(np.concatenate(some)), np.zeros((zoo.num_regions, 2), np.float32)
+    for rows, params in zoo.vectors.parts():
+        places[rows] = project(jax.tree.map(lambda leaf: leaf[:, 0], params))
+    drawn = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), run.generated.params[0])
     return {
-        "zoo_projection": found.project(zoo).astype(np.float32),
-        "zoo_city": np.asarray([name.split("/", 1)[0] for name in run.zoo.names]),
-        "generated_projection": found.project(drawn).astype(np.float32),
-        "pooled_projection": found.project(np.zeros((1, zoo.shape[1]))).astype(np.float32),
+        "zoo_projection": places,
+        "zoo_city": np.asarray([name.split("/", 1)[0] for name in zoo.names]),
+        "generated_projection": project(drawn),
+        "pooled_projection": found.project(np.zeros((1, pooled.size))).astype(np.float32),
         "projection_variance": found.shares,
     }
 

@@ -22,7 +22,7 @@ from gpdiff_jax.diffusion.conditioning import check_conditioning
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import user_path
 from gpdiff_jax.folder_lock import refuse_if_locked, unlock_folder
-from gpdiff_jax.hosts import is_first
+from gpdiff_jax.hosts import is_first, num_hosts
 from gpdiff_jax.models.protocol import abstract_params, model_text
 from gpdiff_jax.models.registry import is_built_in
 from gpdiff_jax.prompts.encoders import SPATIAL_OF_PART, check_parts
@@ -210,8 +210,11 @@ class Run(Stages):
 
         Returns:
           What diagnostics.json holds.
+
+        Raises:
+          InputError: this process is one host of several.
         """
-        self._check_open()
+        self._check_alone()
         return write_diagnosis(self, config or DiagnosticsConfig(generate=self.settings.generate))
 
     def measure_rooms(self) -> dict[str, Any]:
@@ -222,9 +225,9 @@ class Run(Stages):
           source cities, and kept in the folder.
 
         Raises:
-          InputError: the run has one source city alone, or one is too short.
+          InputError: the run has one source city alone, or one is too short; or this process is one host of several.
         """
-        self._check_open()
+        self._check_alone()
         return measure_rooms(self)
 
     def inspect_prompts(self) -> ParameterPrediction | None:
@@ -232,13 +235,21 @@ class Run(Stages):
 
         Returns:
           How well prompts predict the parameters of a source city that is left out; None where there is but one.
+
+        Raises:
+          InputError: this process is one host of several.
         """
-        self._check_open()
+        self._check_alone()
         return write_inspection(self)
 
     def _check_open(self) -> None:
         if not self.is_locked:
             raise InputError(f"the run in {str(self.folder)!r} is closed; open it again by `Run.open`")
+
+    def _check_alone(self) -> None:
+        self._check_open()
+        if num_hosts() > 1:
+            raise InputError("several hosts train, generate and forecast together; for this, open the run on one host")
 
     def close(self) -> None:
         """Lets other processes write into the folder again; a closed run makes nothing more."""

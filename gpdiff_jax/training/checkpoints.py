@@ -38,7 +38,7 @@ def checkpoints_beside(folder: pathlib.Path) -> pathlib.Path:
 
 
 def drop_checkpoints(folder: pathlib.Path) -> None:
-    """Removes the checkpoints of a training whose result is written; of several hosts the first does.
+    """Removes the checkpoints of a training whose result is written, and nothing else; of several hosts the first does.
 
     It is called whenever the result is read, too: the process that wrote it may have been killed before it came here.
 
@@ -47,10 +47,13 @@ def drop_checkpoints(folder: pathlib.Path) -> None:
     """
     if not is_first():
         return
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.parent.name == _FOLDER:
-        with contextlib.suppress(OSError):  # others are there
-            folder.parent.rmdir()
+    with contextlib.suppress(OSError):
+        for entry in folder.iterdir():  # a folder that a user named may hold more
+            if entry.name.isdecimal() or _LEFT.fullmatch(entry.name):
+                shutil.rmtree(entry, ignore_errors=True)
+        folder.rmdir()
+        if folder.parent.name == _FOLDER:
+            folder.parent.rmdir()  # unless others are there
 
 
 class TrainingCheckpoints:

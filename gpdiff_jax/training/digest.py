@@ -16,5 +16,6 @@ def digest_of(words: str, tree: Any) -> str:
             leaf = jax.random.key_data(leaf)
         host = np.ascontiguousarray(leaf)
         digest.update(repr((jax.tree_util.keystr(path), host.shape, str(host.dtype))).encode())
-        digest.update(host.tobytes())
+        if host.nbytes:
+            digest.update(host.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -189,19 +189,37 @@ def gather_rows(rows: Any, count: int) -> Any:
     """
     if num_hosts() == 1:
         return jax.tree.map(lambda leaf: leaf[:count], rows)
-    leaves, tree = jax.tree.flatten(rows)
-    parts = [unpack(content) for content in exchange(pack([np.asarray(leaf) for leaf in leaves]))]
-    return tree.unflatten([np.concatenate(pieces)[:count] for pieces in zip(*parts, strict=True)])
+    return jax.tree.map(lambda leaf: _gathered(np.ascontiguousarray(leaf))[:count], rows)
+
+
+def _gathered(mine: np.ndarray) -> np.ndarray:
+    """Arrays of one shape and type of all hosts, one after another; no more than a piece of them is there twice."""
+    whole = np.empty((num_hosts() * len(mine), *mine.shape[1:]), mine.dtype)
+    places, content = whole.reshape(-1).view(np.uint8).reshape(num_hosts(), -1), mine.reshape(-1).view(np.uint8)
+    for first in range(0, len(content), _piece()):
+        size = min(len(content) - first, _piece())
+        places[:, first : first + size] = _collect(_padded(content[first : first + size], size), "gather")[:, :size]
+    return whole
+
+
+def least_of_hosts(number: int) -> int:
+    """The least number that a host brings; all have to ask."""
+    return number if num_hosts() == 1 else min(int(held) for held in exchange(str(number).encode()))
+
+
+def _piece() -> int:
+    """Bytes of every host that are sent at a time, so that those of all are no more with more hosts."""
+    return max(_LEAST_PIECE, _PIECE // num_hosts())
 
 
 def exchange(content: bytes) -> list[bytes]:
     """Tells every host the bytes of all, in the order of the hosts."""
     lengths = [int.from_bytes(row.tobytes(), "little") for row in _collect(_as_array(len(content)), "gather")]
     pieces: list[list[bytes]] = [[] for _ in lengths]
-    for first in range(0, max(lengths), _PIECE):
-        rows = _collect(_padded(content[first : first + _PIECE], min(max(lengths) - first, _PIECE)), "gather")
+    for first in range(0, max(lengths), _piece()):
+        rows = _collect(_padded(content[first : first + _piece()], min(max(lengths) - first, _piece())), "gather")
         for held, row, length in zip(pieces, rows, lengths, strict=True):
-            held.append(row.tobytes()[: max(0, min(length - first, _PIECE))])
+            held.append(row.tobytes()[: max(0, min(length - first, _piece()))])
     return [b"".join(held) for held in pieces]
 
 
@@ -219,7 +237,7 @@ def _as_array(number: int) -> np.ndarray:
     return np.frombuffer(number.to_bytes(8, "little"), np.uint8)
 
 
-def _padded(content: bytes, size: int) -> np.ndarray:
+def _padded(content: bytes | np.ndarray, size: int) -> np.ndarray:
     """Bytes as an array of one of few lengths, each of which is a program."""
     length = max(_LEAST_PIECE, 1 << (size - 1).bit_length())
     array = np.zeros(length, np.uint8)

@@ -17,8 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpdiff_jax.hosts import num_hosts
 from gpdiff_jax.training.caches import bounded_cache
-from gpdiff_jax.training.exchange import ask_first, gather_rows, least_devices, one_device_each, share_of_rows
-from gpdiff_jax.training.memory import bytes_of, free_bytes
+from gpdiff_jax.training.exchange import gather_rows, least_devices, least_of_hosts, one_device_each, share_of_rows
+from gpdiff_jax.training.memory import bytes_of, check_room, free_bytes
 from gpdiff_jax.typing import Device
 
 _MANY_ROWS = 64
@@ -61,10 +61,16 @@ def training_devices(batch: int, devices: Sequence[Device] | None = None) -> lis
     """
     if devices is not None:
         return list(devices)
-    hosts, most = num_hosts(), least_devices()
-    if jax.local_devices()[0].platform == "cpu" and int(os.environ.get("PJRT_NPROC", "0")) < 2 * most:
-        most = 1
+    hosts, most = num_hosts(), _most_waiting()
     return one_device_each(max((count for count in range(1, most + 1) if batch % (count * hosts) == 0), default=1))
+
+
+def _most_waiting() -> int:
+    """Devices of a host that may wait for those of others, the same number on every host."""
+    most = least_devices()
+    named = os.environ.get("PJRT_NPROC", "")
+    threads = int(named) if named.isdecimal() else 0
+    return least_of_hosts(1 if jax.local_devices()[0].platform == "cpu" and threads < 2 * most else most)
 
 
 def rows_side_by_side(wanted: int | None) -> int:
@@ -175,10 +181,18 @@ class ShardedRows:
 
     The shared values are copied to every device once. A call starts the work and returns at once; reading its result
     waits for it, and for the other hosts, all of which have to make the same calls.
+
+    With `joint`, the function may sum over `DEVICES`, which are then those of all hosts, and `is_counted` says there
+    which of a device's rows count.
     """
 
     def __init__(
-        self, function: Callable[[Any, Any], Any], shared: Any, devices: Sequence[Device] | None = None
+        self,
+        function: Callable[[Any, Any], Any],
+        shared: Any,
+        devices: Sequence[Device] | None = None,
+        *,
+        joint: bool = False,
     ) -> None:
         """Binds what all rows share.
 
@@ -186,10 +200,15 @@ class ShardedRows:
           function: `function(shared, rows) -> result`, pytrees; every leaf of rows and result has X rows on axis 0.
           shared: a pytree of arrays.
           devices: the devices; None for all local ones.
+          joint: whether the function looks at rows of other devices.
         """
-        self.devices = list(jax.local_devices() if devices is None else devices)
+        every = list(jax.local_devices() if devices is None else devices)
+        if joint and num_hosts() > 1:
+            every = one_device_each(_most_waiting())
+        self.devices = [device for device in every if device.process_index == jax.process_index()]
+        self._joint, self._together = joint, len(self.devices) if joint else 1  # rows that a host takes together
         self._shared = share(shared, self.devices)
-        self._mapped = _pmap(function, tuple(self.devices))
+        self._mapped = _pmap(function, tuple(every))
 
     def __call__(self, rows: "Any | PlacedRows") -> "PendingRows":
         """Starts the work on X rows.
@@ -201,9 +220,17 @@ class ShardedRows:
 
         Returns:
           The result to come.
+
+        Raises:
+          NoRoomError: joint rows, which cannot go in parts, would not fit on an accelerator.
         """
-        placed = rows if isinstance(rows, PlacedRows) else place_rows(rows, self.devices)
-        return PendingRows(self._mapped(self._shared, placed.rows), placed.count)
+        if self._joint and not _is_host_memory(self.devices):
+            count = len(jax.tree.leaves(rows)[0])
+            share = -(-count // (len(self.devices) * num_hosts()))
+            what = f"the parameters of {count} regions and samples that are tuned together"
+            check_room(int(share * self._bytes_of_a_row(rows)), what, self.devices[0])
+        placed = rows if isinstance(rows, PlacedRows) else place_rows(rows, self.devices, self._together)
+        return PendingRows(self._mapped(self._shared, placed.rows), placed.count, self._together)
 
     def map(self, rows: Any) -> Any:
         """The results of X rows, a part of the rows at a time where the devices have no room for all.
@@ -225,19 +252,23 @@ class ShardedRows:
         return results
 
     def _rows_at_once(self, rows: Any, count: int) -> int:
-        """How many rows there is room for on the first host, with their results; whole groups of those side by side."""
-        return count if count <= _FEW_ROWS else ask_first(lambda: self._fitting(rows, count))
+        """How many rows there is room for on every host, with their results; whole groups of those side by side."""
+        return count if count <= _FEW_ROWS else least_of_hosts(self._fitting(rows, count))
 
     def _fitting(self, rows: Any, count: int) -> int:
         group = _MANY_ROWS * len(self.devices) * num_hosts()
-        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((len(self.devices), 1, *leaf.shape[1:]), leaf.dtype), rows)
-        taken = bytes_of((one, jax.eval_shape(self._mapped, self._shared, one))) / len(self.devices)
+        taken = self._bytes_of_a_row(rows)
         # What lies on a device comes to the host, too.
         free = [free_bytes(self.devices[0]), free_bytes()]
         room = min((held // _ROOM_FOR for held in free if held is not None), default=None)
         if room is None:
             return count
         return max(group, int(room / taken) // group * group)
+
+    def _bytes_of_a_row(self, rows: Any) -> float:
+        """Bytes of a row and its result."""
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((len(self.devices), 1, *leaf.shape[1:]), leaf.dtype), rows)
+        return bytes_of((one, jax.eval_shape(self._mapped, self._shared, one))) / len(self.devices)
 
 
 def _put(whole: Any, part: Any, first: int, count: int) -> Any:
@@ -259,14 +290,27 @@ class PlacedRows(NamedTuple):
     count: int  # of all hosts, without those that fill up shares
 
 
-def place_rows(rows: Any, devices: Sequence[Device] | None = None) -> PlacedRows:
-    """Puts this host's share of X rows on devices; None for all local ones. See `ShardedRows`."""
+def place_rows(rows: Any, devices: Sequence[Device] | None = None, together: int = 1) -> PlacedRows:
+    """Puts this host's share of X rows on devices, None for all local ones; see `ShardedRows`."""
     devices = list(jax.local_devices() if devices is None else devices)
     count = len(jax.tree.leaves(rows)[0])
-    mine = share_of_rows(count)
+    mine = share_of_rows(count, together)
     share = -(-len(mine) // len(devices))
     filled = mine[np.minimum(np.arange(share * len(devices)), len(mine) - 1)]
     return PlacedRows(_spread(rows, filled, devices), count)
+
+
+def is_counted(here: int, count: int) -> jax.Array:
+    """Which rows of a device of `joint` rows are no repeats that fill it up.
+
+    Args:
+      here: rows of the device.
+      count: X, rows of all.
+
+    Returns:
+      Booleans [here].
+    """
+    return here * jax.lax.axis_index(DEVICES) + jnp.arange(here, dtype=jnp.int32) < count
 
 
 @bounded_cache(32)
@@ -289,14 +333,21 @@ def _spread(rows: Any, chosen: np.ndarray, devices: Sequence[Device]) -> Any:
 class PendingRows:
     """Rows that devices are working on."""
 
-    def __init__(self, result: Any, count: int) -> None:
+    def __init__(self, result: Any, count: int, together: int) -> None:
         """Made by `ShardedRows`."""
-        self._result, self._count = result, count
+        self._result, self._count, self._together = result, count, together
 
     def read(self) -> Any:
         """Waits for the rows and returns them on the host, on every host all of them, leaves [X, ...]."""
-        arrays, mine = jax.tree.map(np.asarray, self._result), len(share_of_rows(self._count))
+        arrays, mine = jax.tree.map(_here, self._result), len(share_of_rows(self._count, self._together))
         return gather_rows(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:mine], arrays), self._count)
+
+
+def _here(leaf: jax.Array) -> np.ndarray:
+    """What lies on the devices of this host."""
+    if leaf.is_fully_addressable:
+        return np.asarray(leaf)
+    return np.concatenate([np.asarray(part.data) for part in leaf.addressable_shards])
 
 
 def map_chunks(

@@ -3,6 +3,7 @@
 import errno
 import functools
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -13,6 +14,7 @@ from orbax.checkpoint import v1 as ocp
 
 from gpdiff_jax.errors import InputError, is_disk_full, is_out_of_memory
 from gpdiff_jax.files import user_path
+from gpdiff_jax.host_memory import check_unpacked
 from gpdiff_jax.hosts import check_devices, is_first
 from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.exchange import ask_first
@@ -123,12 +125,13 @@ def _load(folder: pathlib.Path, version: int, what: str) -> tuple[dict, dict]:
             facts = json.loads(custom["facts"])
             if not isinstance(facts, dict):
                 raise TypeError
+            check_unpacked(f"the {what} at {str(place)!r}", _said_bytes(metadata.metadata))
             arrays = ocp.load(place)
         # Orbax sees damage to what says where the arrays are, but not to the arrays.
         if custom.get("sha256", written := digest_of("", arrays)) != written:
             raise ValueError("not what was written")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, InputError):
             raise
         raise InputError(f"the {what} at {str(place)!r} is damaged ({type(error).__name__}); {_AGAIN}") from error
     if facts.get("format") != version:
@@ -137,6 +140,16 @@ def _load(folder: pathlib.Path, version: int, what: str) -> tuple[dict, dict]:
             "another folder, and make it again there"
         )
     return arrays, facts
+
+
+def _said_bytes(arrays: Any) -> int:
+    """Bytes that arrays take by what is said of them; a chunk is read whole, however little of it there is."""
+    total = 0
+    for leaf in jax.tree.leaves(arrays):
+        if getattr(leaf, "shape", None) is not None:
+            chunk = getattr(getattr(leaf, "storage_metadata", None), "chunk_shape", None) or ()
+            total += max(math.prod(leaf.shape), math.prod(chunk)) * np.dtype(leaf.dtype).itemsize
+    return total
 
 
 _MARK = "_CHECKPOINT_METADATA"  # which orbax writes into every folder of its own

@@ -16,7 +16,7 @@ from gpdiff_jax.data.target import Target, region_windows
 from gpdiff_jax.models.loss import masked_huber
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.training.caches import bounded_cache
-from gpdiff_jax.training.parallel import DEVICES, ShardedRows
+from gpdiff_jax.training.parallel import DEVICES, ShardedRows, is_counted
 from gpdiff_jax.transfer.damped import target_forecast
 from gpdiff_jax.typing import Params
 from gpdiff_jax.vectors import evenly
@@ -64,13 +64,9 @@ def move_along_directions(
     shared = (target.bare, directions, update, starts, np.int32(steps), np.float32(rate))
     rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)
     numbers = np.arange(samples * regions, dtype=np.int32)
-    # Rows that fill up a device would count in the mean.
-    spread = ShardedRows(_make_move(model, samples, rows_side_by_side), shared)
-    missing = -len(numbers) % len(spread.devices)
-    filled = np.minimum(np.arange(len(numbers) + missing), len(numbers) - 1)
-    counts = (np.arange(len(filled)) < len(numbers)).astype(np.float32)
-    moved = spread((jax.tree.map(lambda leaf: leaf[filled], rows), numbers[filled], counts)).read()
-    return jax.tree.map(lambda leaf: leaf[: len(numbers)].reshape(samples, regions, *leaf.shape[1:]), moved)
+    spread = ShardedRows(_make_move(model, samples, rows_side_by_side), shared, joint=True)
+    moved = spread((rows, numbers)).read()
+    return jax.tree.map(lambda leaf: leaf.reshape(samples, regions, *leaf.shape[1:]), moved)
 
 
 def spread_windows(target: Target, most: int) -> Int[np.ndarray, " B"]:
@@ -86,21 +82,20 @@ def share_of_windows(target: Target) -> float:
     return min(1.0, len(target.support_starts) / max(most, 1))
 
 
-def city_means(
-    own: Float[Array, "X n"], sample: Int[Array, " X"], counts: Float[Array, " X"], samples: int
-) -> Float[Array, "X n"]:
-    """Every row's mean over all rows of its sample, on whichever of the `DEVICES` of a pmap they lie.
+def city_means(own: Float[Array, "X n"], sample: Int[Array, " X"], samples: int, regions: int) -> Float[Array, "X n"]:
+    """Every row's mean over all rows of its sample, on whichever of the `DEVICES` of joint `ShardedRows` they lie.
 
     Args:
       own: what is averaged.
-      sample: the sample of every row, of so many.
-      counts: 1, or 0 where a row only fills up a device.
+      sample: the sample of every row.
       samples: K.
+      regions: R, rows of a sample. A row that only fills up a device is not counted.
 
     Returns:
       The mean that each row takes part in.
     """
-    member = jax.nn.one_hot(sample, samples, dtype=counts.dtype) * counts[:, None]
+    counted = is_counted(len(sample), samples * regions)
+    member = jax.nn.one_hot(sample, samples, dtype=own.dtype) * counted[:, None].astype(own.dtype)
     means = jax.lax.psum(member.T @ own, DEVICES) / jax.lax.psum(member.sum(axis=0), DEVICES)[:, None]
     return means[sample]
 
@@ -120,7 +115,7 @@ def _make_move(model: Model, samples: int, side_by_side: int) -> Callable[[tuple
         return masked_huber(forecast, windows.target, windows.mask)
 
     def move(shared: tuple, rows: tuple) -> Params:
-        (target, directions, update, _, steps, rate), (starts, numbers, counts) = shared, rows
+        (target, directions, update, _, steps, rate), (starts, numbers) = shared, rows
         regions, sample = numbers % target.num_regions, numbers // target.num_regions
 
         def gradient(row: tuple) -> Float[Array, " n"]:
@@ -129,7 +124,7 @@ def _make_move(model: Model, samples: int, side_by_side: int) -> Callable[[tuple
 
         def step(_: Int[Array, ""], z: Float[Array, "X n"]) -> Float[Array, "X n"]:
             own = jax.lax.map(gradient, (starts, regions, z), batch_size=batch_size)
-            return z - rate * 0.5 * (own + city_means(own, sample, counts, samples))
+            return z - rate * 0.5 * (own + city_means(own, sample, samples, target.num_regions))
 
         z = jnp.zeros((len(numbers), jax.tree.leaves(directions)[0].shape[0]), rate.dtype)
         z = jax.lax.fori_loop(0, steps, step, z)

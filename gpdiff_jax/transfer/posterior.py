@@ -111,13 +111,9 @@ def draw_posterior(
     numbers = np.arange(generate.samples * regions, dtype=np.int32)
     how = (generate.samples, generate.sampler, generate.steps, generate.guidance, generate.shrinkage)
     network, batch = cast(Hashable, hypernetwork.denoiser), rows_side_by_side(regions_per_batch)
-    spread = ShardedRows(_make_draw(hypernetwork.model, network, *how, batch), shared)
-    # Rows that fill up a device would count in the mean.
-    filled = np.minimum(np.arange(len(numbers) + -len(numbers) % len(spread.devices)), len(numbers) - 1)
-    counts = (np.arange(len(filled)) < len(numbers)).astype(np.float32)
-    rows = jax.tree.map(lambda leaf: np.asarray(leaf)[filled], draws)
-    drawn = spread((rows, numbers[filled], counts)).read()
-    return jax.tree.map(lambda leaf: leaf[: len(numbers)].reshape(-1, regions, *leaf.shape[1:]), drawn)
+    spread = ShardedRows(_make_draw(hypernetwork.model, network, *how, batch), shared, joint=True)
+    drawn = spread((draws, numbers)).read()
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, regions, *leaf.shape[1:]), drawn)
 
 
 def posterior_shot(
@@ -182,8 +178,8 @@ def _make_draw(
         forecast = target_forecast(model, target, codec.params(latent, shrinkage), graph, windows)
         return masked_huber(forecast, windows.target, windows.mask)
 
-    def draw(shared: tuple, rows: tuple[Draws, Int[Array, " X"], Float[Array, " X"]]) -> Params:
-        (target, variables, codec, key, _, rate, own_share), (draws, numbers, counts) = shared, rows
+    def draw(shared: tuple, rows: tuple[Draws, Int[Array, " X"]]) -> Params:
+        (target, variables, codec, key, _, rate, own_share), (draws, numbers) = shared, rows
         assert isinstance(codec, Codec)
         regions, batch_size = numbers % target.num_regions, side_by_side if side_by_side > 1 else None
 
@@ -193,7 +189,7 @@ def _make_draw(
         def steer(x0: Float[Array, "X Z D"]) -> Float[Array, "X Z D"]:
             own = jax.lax.map(gradient, (x0, regions), batch_size=batch_size)
             flat = own.reshape(len(numbers), -1)
-            of_city = city_means(flat, numbers // target.num_regions, counts, samples).reshape(own.shape)
+            of_city = city_means(flat, numbers // target.num_regions, samples, target.num_regions).reshape(own.shape)
             return x0 - rate * (own_share * own + (1.0 - own_share) * of_city)
 
         how: Any = {"sampler": sampler, "steps": steps, "guidance": guidance, "side_by_side": _DRAWS_SIDE_BY_SIDE}

@@ -53,7 +53,9 @@ def test_white_noise_has_full_rank_and_equal_codes_have_none():
     assert effective_rank(columns * [4.0, 4.0, 1.0]) == pytest.approx(np.exp(entropy))
 
 
-def test_copies_of_the_zoo_are_at_distance_zero_and_others_where_a_loop_finds_them():
+@pytest.mark.parametrize("entries", [2**24, 30])
+def test_copies_of_the_zoo_are_at_distance_zero_and_others_where_a_loop_finds_them(monkeypatch, entries):
+    monkeypatch.setattr("gpdiff_jax.analysis.diagnostics._ENTRIES", entries)
     rng = np.random.default_rng(0)
     training = rng.normal(size=(7, 2, 5)).astype(np.float32)
     assert (nearest_distance(training[3:5, 1], training) == 0).all()
@@ -65,7 +67,7 @@ def test_copies_of_the_zoo_are_at_distance_zero_and_others_where_a_loop_finds_th
         assert nearest_distance(latents, training, left_out)[i] == pytest.approx(np.delete(gaps, left_out[i], 0).min())
 
 
-def test_pairwise_distances_correlate_as_their_loop_says():
+def test_pairwise_distances_correlate_as_their_loop_says(monkeypatch):
     rng = np.random.default_rng(0)
     prompts, latents = rng.normal(size=(9, 3)), rng.normal(size=(9, 4))
     pairs = [(i, j) for i in range(9) for j in range(i)]
@@ -75,6 +77,9 @@ def test_pairwise_distances_correlate_as_their_loop_says():
     assert pairwise_correlation(prompts, turned) == pytest.approx(1)
     assert pairwise_correlation(prompts, np.ones((9, 4))) is None
     assert pairwise_correlation(prompts[:2], latents[:2]) is None
+    monkeypatch.setattr("gpdiff_jax.analysis.diagnostics._ROWS", 5)
+    some = slice(0, 9, 2)
+    assert pairwise_correlation(prompts, latents) == pairwise_correlation(prompts[some], latents[some])
 
 
 def test_memorised_collapsed_and_faithful_codes_are_told_apart():

@@ -28,6 +28,7 @@ from gpdiff_jax.hypernetwork import Hypernetwork
 from gpdiff_jax.prompts.encoders import PromptConfig
 from gpdiff_jax.prompts.temporal.autoencoder import TemporalConfig
 from gpdiff_jax.prompts.urban_graph.embedding_training import EmbeddingConfig
+from gpdiff_jax.run import results
 from gpdiff_jax.run.results import results_table
 from gpdiff_jax.run.room import room_table
 from gpdiff_jax.run.settings import DEFAULT_METHODS
@@ -111,6 +112,26 @@ def test_every_other_file_of_a_run_is_there_and_readable(finished):
         assert held["zoo_projection"].shape == (16, 2) and held["generated_projection"].shape == (16, 2)
         assert set(held["zoo_city"].tolist()) == {"crowd_0", "crowd_1"} and held["latitude"].shape == (8,)
         assert all(np.isfinite(held[name]).all() for name in held.files if held[name].dtype.kind == "f")
+
+
+def test_the_projections_of_a_zoo_that_is_read_in_parts_are_those_of_its_whole(finished, data_dir, monkeypatch):
+    with Run.open(finished[0], tiny_settings(data_dir)) as run:
+        monkeypatch.setattr(results, "_ROWS", 16)
+        whole = results._projections(run)
+        parts = run.zoo.vectors.parts
+        cut = [np.arange(start, start + 4) for start in (4, 12, 0, 8)]
+
+        def four_at_a_time(own):
+            ((rows, params),) = parts()
+            for some in cut:
+                yield rows[some], jax.tree.map(lambda leaf, some=some: leaf[some], params)
+
+        monkeypatch.setattr(type(run.zoo.vectors), "parts", four_at_a_time)
+        for name, array in results._projections(run).items():
+            if name != "zoo_city":
+                np.testing.assert_allclose(array, whole[name], rtol=1e-4, atol=1e-4, err_msg=name)
+        monkeypatch.setattr(results, "_ROWS", 8)
+        assert results._projections(run)["zoo_projection"].shape == whole["zoo_projection"].shape
 
 
 def test_the_table_ranks_all_methods(finished):

@@ -115,6 +115,16 @@ def test_a_pickle_that_holds_one_thing_a_billion_times_is_read_in_no_time(tmp_pa
         load_plain_pickle(_pickle(pickle.dumps(endless), tmp_path))
 
 
+@pytest.mark.parametrize("key", [b"2\x86" * 60, b"q\x00h\x00\x86" * 60, b"q\x00(h\x00h\x00t" * 60])
+def test_a_small_pickle_whose_key_is_hashed_without_end_is_refused(tmp_path, key):
+    (tmp_path / "plain").mkdir()
+    plain = pickle.dumps({("a", (1, "b")): [frozenset([(2, 3)]), {(4,): np.ones(2)}], (): None})
+    found = load_plain_pickle(_pickle(plain, tmp_path / "plain"))
+    assert found["a", (1, "b")][0] == {(2, 3)} and found["a", (1, "b")][1][4,].tolist() == [1, 1] and found[()] is None
+    with pytest.raises(gpd.InputError, match=r"made.pkl is a damaged pickle \(_Forged: a tuple of more than 1000000"):
+        load_plain_pickle(_pickle(b"})" + key + b"Ns.", tmp_path))
+
+
 def test_a_small_pickle_of_a_matrix_without_end_is_refused_before_it_is_made(tmp_path):
     row = [0.0] * 1000
     with pytest.raises(gpd.InputError, match=r"made.pkl holds list in row 1; a matrix of numbers"):

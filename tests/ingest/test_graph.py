@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from gpdiff_jax import host_memory
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.ingest.graph import (
     Sites,
@@ -55,6 +56,17 @@ def test_the_nearest_sites_are_linked_both_ways():
     poles = great_circle_km(Sites(np.array([90.0, -90.0]), np.array([0.0, 77.0])))
     np.testing.assert_allclose(poles[0, 1], np.pi * 6371.0088, rtol=1e-6)
     assert (nearest_sites(Sites(np.zeros(3), np.zeros(3))) > 0).sum() == 6  # all at one place
+
+
+def test_weights_between_more_regions_than_there_is_memory_for_are_refused_unmade(tmp_path, monkeypatch):
+    monkeypatch.setattr(host_memory, "host_bytes", lambda: 2**20)
+    ids = tuple(f"r{number}" for number in range(400))
+    for third in ("weight", "distance"):
+        path = _write(tmp_path, f"from,to,{third}\nr0,r1,0.5\n")
+        with pytest.raises(InputError, match=r"table.csv takes 2 MiB, more than the 1 MiB of memory"):
+            read_edges(path, ids, distances=third == "distance")
+    with pytest.raises(InputError, match="a table of the distances between 400 regions takes 5 MiB, more than"):
+        nearest_sites(Sites(np.zeros(400), np.arange(400.0) / 10))
 
 
 def test_sites_come_in_the_order_of_the_regions(tmp_path):

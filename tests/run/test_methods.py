@@ -165,7 +165,7 @@ def test_what_is_chosen_on_the_validation_day_starts_from_prompts_that_do_not_kn
     chex.assert_trees_all_equal(drawn, starts["gpdiff_few_shot"][1])
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "foreign"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "foreign", "of another shape", "of two clocks"])
 def test_a_damaged_forecast_is_named_and_made_again(finished, data_dir, tmp_path, capsys, damage):
     folder, content = finished
     shutil.copytree(folder, tmp_path / "run")
@@ -173,6 +173,12 @@ def test_a_damaged_forecast_is_named_and_made_again(finished, data_dir, tmp_path
     whole = bytearray(path.read_bytes())
     if damage == "foreign":
         np.savez(path, other=np.zeros(3))
+    elif damage.startswith("of"):
+        with np.load(path) as held:
+            arrays = dict(held)
+        shape = damage == "of another shape"
+        changed = {"forecast": arrays["forecast"][:, :, :1]} if shape else {"seconds": np.zeros(2)}
+        np.savez(path, allow_pickle=False, **(arrays | changed))
     else:
         whole[len(whole) // 3] ^= 0xFF
         path.write_bytes(whole[:200] if damage == "cut" else whole)

@@ -22,7 +22,7 @@ def _cities(data_dir) -> list[gpd.City]:
     return [gpd.load_city(data_dir / f"crowd_{k}.npz") for k in range(3)]
 
 
-def test_cities_from_memory_are_those_of_the_files(finished, data_dir, tmp_path):
+def test_cities_from_memory_are_those_of_the_files(finished, data_dir, tmp_path, monkeypatch):
     folder, content = finished
     shutil.copytree(folder, tmp_path / "run")
     settings = dataclasses.replace(tiny_settings(data_dir), data_dir=None)
@@ -40,6 +40,10 @@ def test_cities_from_memory_are_those_of_the_files(finished, data_dir, tmp_path)
         for method, channel, words in mistakes:
             with pytest.raises(gpd.InputError, match=words):
                 run.forecast(method, channel)
+        monkeypatch.setattr("gpdiff_jax.run.run.num_hosts", lambda: 2)
+        for alone in (run.diagnose, run.inspect_prompts, run.measure_rooms):
+            with pytest.raises(gpd.InputError, match="for this, open the run on one host"):
+                alone()
     for closed in (run.evaluate, run.diagnose, run.inspect_prompts, lambda: run.forecast("last_value")):
         with pytest.raises(gpd.InputError, match=r"the run in .* is closed; open it again"):
             closed()

@@ -25,13 +25,14 @@ TOLERANCE = {
     "generated": 0.0,
     "methods/target_only_0.npz": 0.0,
     "methods/gpdiff_zero_shot_0.npz": 0.0,
+    "methods/pooled_few_shot_0.npz": 1e-5,
     "methods/gpdiff_few_shot_0.npz": 1e-5,
     "methods/gpdiff_posterior_few_shot_0.npz": 1e-5,
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("hosts", "devices"), [(1, 1), (1, 4), (2, 1)])
+@pytest.mark.parametrize(("hosts", "devices"), [(1, 1), (1, 4), (2, 1), (2, 3)])
 def test_the_stages_of_the_default_methods_are_the_same_on_any_number_of_devices_and_hosts(
     finished, data_dir, tmp_path, hosts, devices
 ):

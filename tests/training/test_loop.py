@@ -13,6 +13,7 @@ import pytest
 
 from gpdiff_jax.errors import InputError, NotFiniteError
 from gpdiff_jax.training import loop
+from gpdiff_jax.training.checkpoints import drop_checkpoints
 from gpdiff_jax.training.loop import VALIDATION, Trained, compile_steps, steps_between_evaluations, train
 from gpdiff_jax.training.parallel import DEVICES, replicate
 from gpdiff_jax.training.step import LossTerm, make_step, start_training
@@ -238,6 +239,19 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bits(data, tmp_path, co
     again = _train(data, count=count, averaging=0.9, checkpoints=folder, progress=_until(0))
     np.testing.assert_array_equal(again.params["w"], made.params["w"])
     assert sorted(int(path.name) for path in folder.iterdir()) == [10, 15, 20]
+
+
+def test_only_checkpoints_are_dropped(data, tmp_path):
+    for folder in (tmp_path / "model.checkpoints", tmp_path / "checkpoints" / "stage"):
+        _train(data, checkpoints=folder)
+        (folder / "8.removed").mkdir()
+        (folder / "mine.txt").write_text("of somebody")
+        drop_checkpoints(folder)
+        assert [entry.name for entry in folder.iterdir()] == ["mine.txt"]
+        (folder / "mine.txt").unlink()
+        drop_checkpoints(folder)
+    assert list(tmp_path.iterdir()) == []
+    drop_checkpoints(tmp_path / "absent")
 
 
 def test_checkpoints_of_another_training_and_damaged_ones_are_refused(data, tmp_path):

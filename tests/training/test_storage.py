@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from gpdiff_jax import host_memory
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.training.storage import load_arrays, save_arrays
 
@@ -80,6 +81,14 @@ def test_memory_that_runs_out_says_nothing_of_a_folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr("gpdiff_jax.training.storage.ocp.load", load)
     with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        load_arrays(tmp_path / "made", 3, "thing")
+
+
+def test_a_folder_that_says_it_holds_more_than_memory_is_refused_unread(tmp_path, monkeypatch):
+    save_arrays(tmp_path / "made", {"a": np.zeros((512, 1024), np.float32)}, _FACTS)
+    monkeypatch.setattr(host_memory, "host_bytes", lambda: 2**20)
+    monkeypatch.setattr("gpdiff_jax.training.storage.ocp.load", None)
+    with pytest.raises(InputError, match=r"the thing at '.*made' takes 2 MiB, more than the 1 MiB of memory"):
         load_arrays(tmp_path / "made", 3, "thing")
 
 

@@ -19,6 +19,7 @@ import tests.tiny  # noqa: F401  registers its model
 from experiments import command_line
 from gpdiff_jax import hosts
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.hypernetwork import GenerateConfig
 from gpdiff_jax.run.methods import method_forecast
 from gpdiff_jax.run.run import Run
 from gpdiff_jax.training import exchange, parallel
@@ -34,6 +35,10 @@ from gpdiff_jax.training.parallel import (
     training_devices,
 )
 from gpdiff_jax.training.step import LossTerm, make_step, start_training
+from gpdiff_jax.transfer.codes import move_along_directions
+from gpdiff_jax.transfer.posterior import PosteriorConfig, draw_posterior
+from gpdiff_jax.typing import Params
+from gpdiff_jax.zoo.pooled import broadcast_regions
 from tests.runs import tiny_settings
 
 _OPTIMISER = optax.sgd(0.1)
@@ -83,7 +88,7 @@ def parts(folder: pathlib.Path) -> dict:
     shared = {"w": np.float32(3.0)}
     rows = {"x": np.arange(7, dtype=np.float32)}
     spread, placed = ShardedRows(_wide, shared), place_rows(rows)
-    lines = map_chunks(_wide, shared, rows, size=2)
+    lines, (room, in_parts) = map_chunks(_wide, shared, rows, size=2), _in_parts(spread)
 
     def missing() -> None:
         raise InputError("no such thing")
@@ -100,7 +105,9 @@ def parts(folder: pathlib.Path) -> dict:
         "rows": spread(rows).read(),
         "joint": ShardedRows(_apart, shared, joint=True)(rows).read(),
         "two": spread({"x": rows["x"][:2]}).read(),
-        "parts": _in_parts(spread),
+        "room": room,
+        "parts": in_parts,
+        "pieces": _in_pieces(),
         "placed": spread(placed).read(),
         "chunks": lines,
         "even": _trained(8, folder / "even"),
@@ -110,12 +117,21 @@ def parts(folder: pathlib.Path) -> dict:
     }
 
 
-def _in_parts(spread: ShardedRows) -> dict:
+def _in_parts(spread: ShardedRows) -> tuple[dict, dict]:
     """What 3000 rows give where there is room for some only, less on this host than on the first."""
-    free = 4 * 1000 * 36 // (hosts.host_number() + 1)
+    free, rows = 4 * 1000 * 36 // (hosts.host_number() + 1), {"x": np.arange(3000, dtype=np.float32)}
     with mock.patch.object(parallel, "free_bytes", lambda device=None: free):
-        made = spread.map({"x": np.arange(3000, dtype=np.float32)})
-    return {"y": made["y"][::100], "all": digest_of("", made)}  # a long line is cut by what others print
+        made = spread.map(rows)
+        room = {"own": spread._fitting(rows, 3000), "room": spread._rows_at_once(rows, 3000)}
+    return room, {"y": made["y"][::100], "all": digest_of("", made)}  # a long line is cut by what others print
+
+
+def _in_pieces() -> str:
+    """What 7 rows are that are told in several pieces, the last of them a part of one."""
+    mine = exchange.share_of_rows(7)
+    rows = {"wide": np.arange(7000, dtype=np.float32).reshape(7, 1000)[mine], "is": (mine % 2 == 0)[:, None]}
+    with mock.patch.object(exchange, "_PIECE", 2**12):
+        return digest_of("", exchange.gather_rows(rows, 7))
 
 
 def _apart(shared, rows):
@@ -138,15 +154,37 @@ def whole(folder: pathlib.Path) -> dict:
 
 def stages(folder: pathlib.Path) -> dict:
     """Makes every stage of the finished run beside the folder again, each of what the stages before it left there."""
-    for part, make in STAGES.items():
+    made = {}
+    for part, make in [*STAGES.items(), ("together", together)]:
         place = folder / part.replace("/", "-")
         if hosts.is_first():
             shutil.copytree(folder.parent / "finished", place)
-            (shutil.rmtree if (place / part).is_dir() else os.unlink)(place / part)
+            if part in STAGES:
+                (shutil.rmtree if (place / part).is_dir() else os.unlink)(place / part)
         exchange.ask_first(lambda: None)  # not before it is there
         with Run.open(place, tiny_settings(folder.parent / "cities", methods=("default",))) as run:
-            make(run)
-    return {}
+            made[part] = make(run)
+    return made["together"]
+
+
+def together(run: Run) -> dict:
+    """How far the regions of the target go, one sample of each, by steps long enough to tell whose mean it is."""
+    target, one = run.targets[0], GenerateConfig(samples=1, steps=3)
+    start = jax.tree.map(np.asarray, broadcast_regions(run.pooled, target.num_regions))
+    how = {"steps": 5, "rate": 1.0, "most_windows": 16, "rows_side_by_side": 1}
+    far = jax.tree.map(lambda leaf: 30.0 * leaf, run.hypernetwork.directions)
+    moved = move_along_directions(run.model, target, start, far, **how)
+    given = run.hypernetwork, target, run.target_prompts[0]
+    plain, drawn = (
+        draw_posterior(*given, key=jax.random.key(7), generate=one, config=PosteriorConfig(rate=rate))
+        for rate in (0.0, 3e4)
+    )
+    return {"codes": _apart_by_region(start, moved), "posterior": _apart_by_region(plain, drawn)}
+
+
+def _apart_by_region(one: Params, other: Params) -> list[float]:
+    parts = jax.tree.map(lambda a, b: np.square(a - b, dtype=np.float64).reshape(*a.shape[:2], -1).sum(-1), one, other)
+    return np.sqrt(sum(jax.tree.leaves(parts)))[0].tolist()
 
 
 STAGES = {

@@ -91,6 +91,15 @@ def test_the_document_holds_what_was_predicted_and_what_was_gained(tmp_path):
     assert all((tmp_path / f"scaling_{name}.svg").read_text().startswith("<?xml") for name in ("growth", "devices"))
 
 
+def test_the_document_holds_the_tables_of_what_was_measured(tmp_path):
+    root = pathlib.Path(__file__).resolve().parents[1]
+    text = (root / "docs" / "scaling.md").read_text()
+    (tmp_path / "scaling.md").write_text(text)
+    results = (root / "benchmarks" / "results" / "scaling_amd_epyc.jsonl").read_text().splitlines()
+    write_report([json.loads(line) for line in results], tmp_path / "scaling.md")
+    assert (tmp_path / "scaling.md").read_text() == text
+
+
 def test_the_document_is_made_of_what_there_is(tmp_path):
     path = tmp_path / "scaling.md"
     path.write_text("<!-- tables -->\n<!-- end of tables -->\n")

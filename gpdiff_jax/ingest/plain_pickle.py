@@ -9,7 +9,7 @@ import pathlib
 import pickle
 import pickletools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,10 +100,33 @@ def _no_bytes() -> bytes:
     return b""
 
 
+def _set(items: Iterable[Any] = ()) -> set:
+    return {_checked_key(item) for item in items}
+
+
+def _frozenset(items: Iterable[Any] = ()) -> frozenset:
+    return frozenset(_set(items))
+
+
+def _ordered(pairs: Iterable[Any] = ()) -> dict:
+    return {_checked_key(name): value for name, value in pairs}
+
+
+def _checked_key(key: Any) -> Any:
+    """The key, if it is soon hashed; see `_check_parts`."""
+    parts, held = 0, [key]
+    while held:
+        part, parts = held.pop(), parts + 1
+        if parts > _MOST_PARTS:
+            raise _Forged(f"a key of more than {_MOST_PARTS} parts")
+        held += part if isinstance(part, (tuple, frozenset)) else ()
+    return key
+
+
 # What pickles of arrays and containers name, in numpy 1 and 2 and as Python 2 wrote it, and what stands for it here.
 _STAND_INS: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _StandIn(_encode),
-    ("collections", "OrderedDict"): dict,
+    ("collections", "OrderedDict"): _StandIn(_ordered),
     ("numpy", "dtype"): _StandIn(_Dtype),
     ("numpy", "ndarray"): "ndarray",
 }
@@ -116,8 +139,8 @@ for _core in ("numpy._core", "numpy.core"):
 for _builtins in ("builtins", "__builtin__"):
     _STAND_INS |= {
         (_builtins, "bytes"): _StandIn(_no_bytes),
-        (_builtins, "set"): set,
-        (_builtins, "frozenset"): frozenset,
+        (_builtins, "set"): _StandIn(_set),
+        (_builtins, "frozenset"): _StandIn(_frozenset),
     }
 
 
@@ -160,52 +183,74 @@ def load_plain_pickle(path: pathlib.Path) -> Any:
         ) from None
 
 
-_MOST_PARTS = 10**6
-_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_MOST_PARTS = 64  # of a key of a dict, or of what a set holds
+# By the name of an operation what it takes from the stack: so many things, after all down to a mark; and leaves there.
+_EFFECTS = {
+    code.name: (
+        [*code.stack_before, pickletools.markobject].index(pickletools.markobject),
+        pickletools.markobject in code.stack_before,
+        [None if kind is pickletools.markobject else 1 for kind in code.stack_after],
+    )
+    for code in pickletools.opcodes
+}
+_OPERATIONS = {code.code.encode("latin1"): code for code in pickletools.opcodes}
+_TUPLES = ("EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "TUPLE", "FROZENSET")
 
 
 def _check_parts(content: bytes) -> None:
-    """Raises `_Forged` where a thing is remembered at a place for which memory, or a tuple hashed for which time, would
-    be taken without end: a tuple of which each part holds another twice takes as much as if none were shared.
+    """Raises `_Forged` where a thing is remembered at a place for which memory would be taken without end, or a key is
+    hashed for which time would be, or which is too deep: a tuple that holds another twice, which holds another twice,
+    takes as much time as if none were shared.
 
-    The stack of the unpickler is followed, of each thing on it the parts of which its hash is made.
+    The stack of the unpickler is followed; of each thing on it is known of how many parts its hash is made.
     """
     stack: list[int | None] = []  # None is a mark
     memo: dict[Any, int | None] = {}
-    most = max(_MOST_PARTS, len(content))
-    for code, place, _ in pickletools.genops(content):
-        if code.name in ("PUT", "LONG_BINPUT") and place is not None and place > len(content):
+    for name, place in _operations(content):
+        if name in ("PUT", "LONG_BINPUT") and place > len(content):
             raise _Forged(f"place {place} of {len(content)} bytes")
-        if code.name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-        elif code.name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            memo[place] = stack[-1]
-        elif code.name in ("GET", "BINGET", "LONG_BINGET"):
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if name == "MEMOIZE" else place] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(memo.get(place, 1))
-        elif code.name == "DUP":
+        elif name == "DUP":
             stack.append(stack[-1])
         else:
-            taken = _taken(code, stack)
-            if code.name == "TUPLE" or code.name in _TUPLES:
-                parts = 1 + sum(part or 0 for part in taken)
-                if parts > most:
-                    raise _Forged(f"a tuple of more than {most} parts in {len(content)} bytes")
-                stack.append(parts)
-            else:
-                stack += [None if kind is pickletools.markobject else 1 for kind in code.stack_after]
+            count, marked, left = _EFFECTS[name]
+            parts = []
+            while marked and (part := stack.pop()) is not None:
+                parts.append(part)
+            parts = parts[::-1] + [stack.pop() for _ in range(count)]
+            if any(part is not None and part > _MOST_PARTS for part in _hashed(name, parts)):
+                raise _Forged(f"a key of more than {_MOST_PARTS} parts")
+            stack += [min(1 + sum(filter(None, parts)), _MOST_PARTS + 1)] if name in _TUPLES else left
 
 
-def _taken(code: pickletools.OpcodeInfo, stack: list[int | None]) -> list[int | None]:
-    """Takes from the stack what an operation takes."""
-    taken: list[int | None] = []
-    single = len(code.stack_before)
-    if pickletools.markobject in code.stack_before:
-        while (part := stack.pop()) is not None:
-            taken.append(part)
-        single = code.stack_before.index(pickletools.markobject)
-    for _ in range(single):
-        taken.append(stack.pop())
-    return taken
+def _operations(content: bytes) -> Iterator[tuple[str, Any]]:
+    """The operations of a pickle and what they are given; not text of Python 2, which may be in any encoding."""
+    file = io.BytesIO(content)
+    while code := file.read(1):
+        operation = _OPERATIONS.get(code)
+        if operation is None:
+            raise _Forged(f"an operation {code!r}")
+        given: Any = None
+        if operation.name == "STRING":
+            file.readline()
+        elif operation.arg is not None:
+            given = operation.arg.reader(file)
+        yield operation.name, given
+        if operation.name == "STOP":
+            return
+    raise _Forged("no end")
+
+
+def _hashed(name: str, parts: Sequence[int | None]) -> Sequence[int | None]:
+    """Of what an operation takes, those that are hashed."""
+    if name in ("ADDITEMS", "FROZENSET"):
+        return parts
+    if name in ("SETITEMS", "DICT"):
+        return parts[::2]
+    return parts[1:2] if name == "SETITEM" else ()  # behind the value, which lies above it
 
 
 def _finished(held: Any, made: dict[int, Any]) -> Any:

@@ -20,7 +20,7 @@ from gpdiff_jax.hosts import is_first
 from gpdiff_jax.training.digest import digest_of
 from gpdiff_jax.training.exchange import ask_first
 from gpdiff_jax.training.orbax_calls import calling_orbax
-from gpdiff_jax.training.storage import raise_if_full
+from gpdiff_jax.training.storage import MARK, raise_if_full
 
 _FOLDER = "checkpoints"
 _KEPT = 3
@@ -49,7 +49,9 @@ def drop_checkpoints(folder: pathlib.Path) -> None:
         return
     with contextlib.suppress(OSError):
         for entry in folder.iterdir():  # a folder that a user named may hold more
-            if entry.name.isdecimal() or _LEFT.fullmatch(entry.name):
+            if entry.name.isdecimal() and (entry / MARK).is_file():
+                _remove(entry)
+            elif _LEFT.fullmatch(entry.name):
                 shutil.rmtree(entry, ignore_errors=True)
         folder.rmdir()
         if folder.parent.name == _FOLDER:
@@ -139,6 +141,9 @@ class TrainingCheckpoints:
             raise_if_full(error, self._folder)
             raise
         for step in self._steps()[:-_KEPT]:
-            # By another name first: a kill must not leave a part of it that looks like a checkpoint.
-            old = (self._folder / str(step)).rename(self._folder / f"{step}.removed")
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(self._folder / str(step))
+
+
+def _remove(checkpoint: pathlib.Path) -> None:
+    """Removes it, by another name first: a kill must not leave a part of it that looks like a checkpoint."""
+    shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.removed")), ignore_errors=True)

@@ -209,7 +209,7 @@ def least_of_hosts(number: int) -> int:
 
 def _piece() -> int:
     """Bytes of every host that are sent at a time, so that those of all are no more with more hosts."""
-    return max(_LEAST_PIECE, _PIECE // num_hosts())
+    return max(_LEAST_PIECE, 1 << ((_PIECE // num_hosts()).bit_length() - 1))
 
 
 def exchange(content: bytes) -> list[bytes]:

@@ -110,8 +110,8 @@ def _load(folder: pathlib.Path, version: int, what: str) -> tuple[dict, dict]:
     place = _absolute(folder)
     if not place.is_dir():
         raise InputError(f"no {what} at {str(place)!r}; name the folder that holds one")
-    if not (place / _MARK).is_file():
-        within = sorted(entry.name for entry in place.iterdir() if (entry / _MARK).is_file())
+    if not (place / MARK).is_file():
+        within = sorted(entry.name for entry in place.iterdir() if (entry / MARK).is_file())
         held = sorted(entry.name for entry in place.iterdir() if not entry.name.startswith("."))
         found = f"it holds {', '.join(held[:3])}" + (", ..." if len(held) > 3 else "") if held else "it is empty"
         near = what.replace(" ", "_")
@@ -152,7 +152,7 @@ def _said_bytes(arrays: Any) -> int:
     return total
 
 
-_MARK = "_CHECKPOINT_METADATA"  # which orbax writes into every folder of its own
+MARK = "_CHECKPOINT_METADATA"  # which orbax writes into every folder of its own
 _ELSEWHERE = "name the folder that holds one"
 _AGAIN = "use a copy of it; in the folder of a run, move it away, and the run makes it again"
 

@@ -1,5 +1,6 @@
 """In: broken and hostile files. Out: readers read them, or say in one line why not; some that they failed on."""
 
+import collections
 import pathlib
 import pickle
 import random
@@ -115,14 +116,41 @@ def test_a_pickle_that_holds_one_thing_a_billion_times_is_read_in_no_time(tmp_pa
         load_plain_pickle(_pickle(pickle.dumps(endless), tmp_path))
 
 
-@pytest.mark.parametrize("key", [b"2\x86" * 60, b"q\x00h\x00\x86" * 60, b"q\x00(h\x00h\x00t" * 60])
-def test_a_small_pickle_whose_key_is_hashed_without_end_is_refused(tmp_path, key):
-    (tmp_path / "plain").mkdir()
-    plain = pickle.dumps({("a", (1, "b")): [frozenset([(2, 3)]), {(4,): np.ones(2)}], (): None})
-    found = load_plain_pickle(_pickle(plain, tmp_path / "plain"))
-    assert found["a", (1, "b")][0] == {(2, 3)} and found["a", (1, "b")][1][4,].tolist() == [1, 1] and found[()] is None
-    with pytest.raises(gpd.InputError, match=r"made.pkl is a damaged pickle \(_Forged: a tuple of more than 1000000"):
-        load_plain_pickle(_pickle(b"})" + key + b"Ns.", tmp_path))
+_TWICE = b"2\x86" * 60  # a tuple of which each part holds the next twice
+_KEYS = {
+    "of tuples": b"})" + _TWICE + b"Ns.",
+    "of remembered tuples": b"})" + b"q\x00h\x00\x86" * 60 + b"Ns.",
+    "among others": b"}(" + b"NN)" + _TWICE + b"Nu.",
+    "within tuples of any length": b"})" + b"q\x00(h\x00h\x00t" * 60 + b"Ns.",
+    "very deep": b"})" + b"\x85" * 200_000 + b"Ns.",
+    "of a set": b"\x8f()" + _TWICE + b"\x90.",
+    "of a frozen set": b"()" + _TWICE + b"\x91.",
+    "of nested frozen sets": b"})" + b"q\x00(h\x00h\x00\x85\x91" * 60 + b"Ns.",
+    "of a set that is called": b"cbuiltins\nset\n(]()" + _TWICE + b"etR.",
+    "of an ordered dict that is called": b"ccollections\nOrderedDict\n(](](" + b")" + _TWICE + b"NeetR.",
+}
+
+
+@pytest.mark.parametrize("name", _KEYS)
+def test_a_small_pickle_whose_key_is_hashed_without_end_is_refused(tmp_path, name):
+    with pytest.raises(gpd.InputError, match=r"made.pkl is a damaged pickle \(_Forged: a key of more than 64 parts"):
+        load_plain_pickle(_pickle(_KEYS[name], tmp_path))
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_pickle_with_keys_of_some_parts_and_long_tuples_is_read(tmp_path, protocol):
+    row = tuple(map(float, range(2000)))
+    sets = [frozenset([(2, 3)]), {1, "a"}, collections.OrderedDict([("b", 1), ("a", 2)])]
+    plain = {("a", (1, "b")): sets, (): {(4,): np.ones(2)}, "rows": (row,) * 1000, np.int64(3): {}}
+    found = load_plain_pickle(_pickle(pickle.dumps(plain, protocol), tmp_path))
+    assert found["a", (1, "b")] == sets and list(found["a", (1, "b")][2]) == ["b", "a"] and found[3] == {}
+    assert found[()][4,].tolist() == [1, 1] and found["rows"] == plain["rows"]
+
+
+def test_numbers_as_python_2_wrote_them_in_text(tmp_path):
+    dtype = b"cnumpy\ndtype\n(S'f8'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntb"
+    number = b"cnumpy.core.multiarray\nscalar\n(" + dtype + rb"S'\x9a\x99\x99\x99\x99\x99\xb9?'" + b"\ntR."
+    assert load_plain_pickle(_pickle(number, tmp_path)) == 0.1
 
 
 def test_a_small_pickle_of_a_matrix_without_end_is_refused_before_it_is_made(tmp_path):

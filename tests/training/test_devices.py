@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from gpdiff_jax.hypernetwork import Hypernetwork
+from gpdiff_jax.run.run import Run
 from gpdiff_jax.training.storage import load_arrays
 from gpdiff_jax.zoo.parameter_zoo import load_zoo
-from tests.hosts_worker import STAGES
+from tests.hosts_worker import STAGES, together
+from tests.runs import tiny_settings
 from tests.training.test_hosts import ended, start
 
 # The largest difference of an array, as a part of its largest entry, or of its method's largest forecast, as
@@ -39,7 +41,7 @@ def test_the_stages_of_the_default_methods_are_the_same_on_any_number_of_devices
     assert jax.local_device_count() == 2, "what it is compared with"
     (tmp_path / "cities").symlink_to(data_dir)
     shutil.copytree(finished[0], tmp_path / "finished")
-    ended(start(hosts, tmp_path / "again", f"stages:{devices}"))
+    apart = ended(start(hosts, tmp_path / "again", f"stages:{devices}"))
     assert TOLERANCE.keys() == STAGES.keys()
     for part, tolerance in TOLERANCE.items():
         made = _arrays(tmp_path / "again" / part.replace("/", "-") / part)
@@ -50,6 +52,14 @@ def test_the_stages_of_the_default_methods_are_the_same_on_any_number_of_devices
             scale = wanted["forecast"] if part.startswith("methods/") else other
             largest = np.abs(np.asarray(scale, np.float64)).max(initial=0.0)
             np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * largest, err_msg=part)
+
+    shutil.copytree(finished[0], tmp_path / "here")
+    with Run.open(tmp_path / "here", tiny_settings(data_dir, methods=("default",))) as run:
+        here = together(run)
+    for name, distances in here.items():
+        assert min(distances) > 1e-3, name  # far enough to tell the mean of all from that of some
+        for one in apart:
+            np.testing.assert_allclose(one[name], distances, rtol=1e-3, err_msg=name)
 
 
 def _arrays(place: pathlib.Path):

@@ -56,7 +56,9 @@ def test_two_hosts_make_what_one_makes(tmp_path):
     assert first["other"] == second["other"]
     assert first["other"].startswith("host 1 has other numbers than host 0; give every host the same command")
     assert first["large"] == second["large"] == [3000, 6000]
-    for name in ("rows", "joint", "two", "parts", "placed", "chunks"):  # bit by bit
+    # As many at a time as fit on the host that has the least.
+    assert first["room"]["room"] == second["room"]["room"] == second["room"]["own"] < first["room"]["own"]
+    for name in ("rows", "joint", "two", "parts", "pieces", "placed", "chunks"):  # bit by bit
         assert first[name] == second[name] == alone[name], name
     assert alone["two"]["y"] == [0.0, 3.0] and alone["parts"]["y"] == [3.0 * x for x in range(0, 3000, 100)]
     assert alone["joint"] == [x - 9.0 for x in range(7)]

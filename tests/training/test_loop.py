@@ -246,9 +246,11 @@ def test_only_checkpoints_are_dropped(data, tmp_path):
         _train(data, checkpoints=folder)
         (folder / "8.removed").mkdir()
         (folder / "mine.txt").write_text("of somebody")
+        (folder / "2024").mkdir()
         drop_checkpoints(folder)
-        assert [entry.name for entry in folder.iterdir()] == ["mine.txt"]
+        assert sorted(entry.name for entry in folder.iterdir()) == ["2024", "mine.txt"]
         (folder / "mine.txt").unlink()
+        (folder / "2024").rmdir()
         drop_checkpoints(folder)
     assert list(tmp_path.iterdir()) == []
     drop_checkpoints(tmp_path / "absent")

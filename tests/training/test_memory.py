@@ -106,6 +106,16 @@ def test_rows_for_which_there_is_no_room_are_worked_on_in_parts_with_the_same_re
     assert len(sizes) > 2 and max(sizes) <= 512 and sum(sizes) == count
 
 
+def test_joint_rows_that_do_not_fit_on_an_accelerator_are_refused(system, monkeypatch):
+    monkeypatch.setattr(parallel, "_is_host_memory", lambda devices: False)
+    rows, spread = {"x": np.ones((3001, 96), np.float32)}, ShardedRows(_work, jnp.float32(3), joint=True)
+    assert spread(rows).read()["row"].shape == (3001, 96)
+    # A row and its result are 193 numbers; each of the two devices gets 1501.
+    (system / "meminfo").write_text(f"MemAvailable: {1501 * 193 * 4 // 1024} kB\n")
+    with pytest.raises(NoRoomError, match="of 3001 regions and samples that are tuned together would take 1 MiB"):
+        spread(rows)
+
+
 def test_chunks_are_read_while_others_are_in_work(monkeypatch):
     """So that not the results of all lie on a device."""
     alive, most, rows = 0, 0, np.arange(640, dtype=np.float32)[:, None]

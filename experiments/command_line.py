@@ -3,6 +3,7 @@ Out: the process's end: its exit code and, on any error that a user can cause, o
 """
 
 import difflib
+import errno
 import io
 import logging as standard_logging
 import math
@@ -16,6 +17,9 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
+_REMEDIES = dict.fromkeys(
+    (errno.EACCES, errno.EPERM, errno.EROFS), "; give this process the permission, or name another place"
+) | {errno.ENOENT: "; name a place that exists"}
 _HELP_WORDS = ("--help", "-help", "-h", "-?", "--helpshort")
 _OUR_PACKAGES = ("experiments.", "benchmarks.")
 _JAX_BACKENDS = "jax._src.xla_bridge"
@@ -200,7 +204,7 @@ def _one_line(error: Exception) -> str:
     from gpdiff_jax.hosts import is_lost_host
 
     if not isinstance(error, InputError) and is_lost_host(error):
-        return f"another host of this job has ended, its own message says why; start all again to go on ({text[:120]})"
+        return f"another host of this job has ended, its last line says why; start all again to go on ({text[:120]})"
     if is_disk_full(error):
         place = error.filename if isinstance(error, OSError) and error.filename is not None else None
         where = f" ({place})" if place is not None else f" ({text[:160]})"
@@ -210,7 +214,8 @@ def _one_line(error: Exception) -> str:
         return _memory_line(error)
     if isinstance(error, OSError) and error.strerror:
         where = f" ({error.filename})" if error.filename is not None else ""
-        return f"{error.strerror[0].lower()}{error.strerror[1:]}{where}"
+        remedy = _REMEDIES.get(error.errno or 0, "") if error.filename is not None else ""
+        return f"{error.strerror[0].lower()}{error.strerror[1:]}{where}{remedy}"
     return text or type(error).__name__
 
 

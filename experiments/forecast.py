@@ -42,7 +42,14 @@ def main(argv: list[str]) -> None:
 
     import gpdiff_jax as gpd
     from gpdiff_jax.cities.calendar import local_moment
-    from gpdiff_jax.run.new_city import forecast_table, load_generator, notes_of, print_notes, samples_that_fit
+    from gpdiff_jax.run.new_city import (
+        forecast_table,
+        load_generator,
+        notes_above,
+        notes_of,
+        print_notes,
+        samples_that_fit,
+    )
     from gpdiff_jax.run.next_table import check_table_name, write_next
 
     out = pathlib.Path(_OUT_FILE.value)
@@ -62,7 +69,7 @@ def main(argv: list[str]) -> None:
     hypernetwork, _ = load_generator(_HYPERNETWORK.value, _MODEL.value)
     city = gpd.load_city(_CITY.value, missing_above=_MISSING_ABOVE.value)
     new_city = gpd.prepare_new_city(city, hypernetwork, channels=_CHANNEL.value, at=at, any_kind=_ANY_KIND.value)
-    notes = notes_of(city, new_city)
+    notes = [*notes_above(_CITY.value, _MISSING_ABOVE.value), *notes_of(city, new_city)]
     print_notes(notes)
     config = gpd.GenerateConfig(samples=_SAMPLES.value or samples_that_fit(hypernetwork, new_city.city.num_nodes))
     key = jax.random.key(_SEED.value)

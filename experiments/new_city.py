@@ -12,7 +12,14 @@ from absl import flags
 
 from gpdiff_jax import GenerateConfig, InputError, forecast_new_city, load_city, prepare_new_city
 from gpdiff_jax.run.folder import claim_folder
-from gpdiff_jax.run.new_city import forecast_table, load_generator, notes_of, print_notes, write_forecasts
+from gpdiff_jax.run.new_city import (
+    forecast_table,
+    load_generator,
+    notes_above,
+    notes_of,
+    print_notes,
+    write_forecasts,
+)
 from gpdiff_jax.training.compilation_cache import enable_compilation_cache
 from gpdiff_jax.training.parallel import use_every_core
 
@@ -91,7 +98,7 @@ def new_city_main() -> None:
     folder = claim_folder(
         values.out_dir if values["out_dir"].present else f"runs/{city.name}", "generate.json", "forecasts"
     )
-    print_notes(notes_of(city, new_city))
+    print_notes([*notes_above(values.city, values.missing_above), *notes_of(city, new_city)])
     parameters = hypernetwork.generate(new_city.prompts, key=jax.random.key(values.seed), config=config, any_kind=True)
     made = forecast_new_city(parameters, new_city)
     write_forecasts(

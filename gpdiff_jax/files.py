@@ -95,7 +95,10 @@ def _umask() -> int:
 def _locked_partial(path: pathlib.Path) -> tuple[int, str]:
     """A new file beside another, and its name; locked for as long as it is open, where the file system has locks."""
     while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        try:
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        except OSError as error:  # of a name that nobody gave
+            raise OSError(error.errno, error.strerror, str(path)) from error
         if not _lock(handle) or _is_there(handle, name):
             return handle, name
         os.close(handle)  # another process took it for a leftover before it was locked

@@ -1,5 +1,6 @@
 """In: a process killed while it writes a file, and archives without end. Out: the file as it was, and one line."""
 
+import errno
 import fcntl
 import os
 import pathlib
@@ -40,6 +41,16 @@ def test_what_a_killed_writer_left_goes_when_that_file_is_written_and_no_other(t
         assert sorted(tmp_path.iterdir()) == sorted([path, living, left_of_other])
     write_atomically(path, b"third")
     assert sorted(tmp_path.iterdir()) == sorted([path, left_of_other])
+
+
+def test_a_place_that_cannot_be_written_is_named_as_it_was_given(tmp_path, monkeypatch):
+    def refused(**words):
+        raise PermissionError(errno.EACCES, "Permission denied", f"{words['dir']}/{words['prefix']}abc")
+
+    monkeypatch.setattr(tempfile, "mkstemp", refused)
+    with pytest.raises(PermissionError) as raised:
+        write_atomically(tmp_path / "made.npz", b"content")
+    assert raised.value.filename == str(tmp_path / "made.npz")
 
 
 def test_a_pipe_that_is_named_as_what_a_writer_leaves_is_not_waited_for(tmp_path):

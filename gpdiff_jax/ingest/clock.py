@@ -13,6 +13,7 @@ from gpdiff_jax.ingest.dates import iso_times
 from gpdiff_jax.ingest.table_file import UNNAMED, Source
 
 _WRITTEN_OFFSET = re.compile(r"\s*(?:Z|[+-]\d{2}(?::?\d{2})?)$")
+_NUMBER = re.compile(r"[-+]?\d{1,3}([.,]\d+)?")
 _OFFSET = re.compile(r"[T ]\d{2}(?::?\d{2}){0,2}(?:[.,]\d+)?" + _WRITTEN_OFFSET.pattern)
 _EARLIEST, _LATEST = np.datetime64("1900-01-01", "s"), np.datetime64("2200-01-01", "s")
 
@@ -63,7 +64,10 @@ def local_times(
         )
     else:
         shown = text = column.astype("string").str.strip()
-        _refuse_missing(column, text.isna() | (text == ""), source)
+        missing = text.isna() | (text == "")
+        if time_format is None:
+            _refuse_number(text, missing, source)
+        _refuse_missing(column, missing, source)
         if time_format is not None:
             time_format = re.sub(r"Z$", "%z", time_format)
             _check_names_days(time_format, source)
@@ -161,6 +165,19 @@ def _read(text: pd.Series, time_format: str | None, shown: pd.Series, source: So
             f"{wanted}, or say by --time_format how they are written, e.g. %d/%m/%Y %H:%M"
         )
     return read
+
+
+def _refuse_number(text: pd.Series, missing: pd.Series, source: Source) -> None:
+    """Raises `InputError` where the first time is a number of so few digits that it is none."""
+    if missing.all():
+        return
+    row = int(np.argmin(missing.to_numpy(bool)))
+    if _NUMBER.fullmatch(text.iloc[row]):
+        raise source.error(
+            f"the time {text.iloc[row]!r} (row {source.row(row)}) in column {text.name!r} is a number; write times as "
+            "2024-01-31T14:00, or say by --time_format how they are written; --columns names region, time and reading "
+            "in this order"
+        )
 
 
 def _refuse_missing(column: pd.Series, missing: pd.Series, source: Source) -> None:

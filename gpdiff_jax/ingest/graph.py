@@ -189,7 +189,7 @@ def read_sites(path: pathlib.Path, ids: tuple[str, ...]) -> Sites:
         table = table._replace(frame=_places(table, path))
     if not set(columns) <= set(table.frame.columns):
         raise InputError(
-            f"{path} has the columns {', '.join(table.frame.columns[:8])}; sites need {', '.join(columns)}"
+            f"{path} has the columns {', '.join(table.frame.columns[:8])}; sites need {', '.join(columns)}; rename them"
         )
     names = names_in(column_of(table, "unique_id"))
     if names.duplicated().any():

@@ -77,7 +77,9 @@ def _time_column(table: TableFile, columns: tuple[str, str, str], time_format: s
     """The column of times of a wide table, which is its first; refuses what looks like a long one."""
     found = ", ".join(table.frame.columns[:8]) + (", ..." if table.frame.shape[1] > 8 else "")
     said = f"the table has the columns {found}"
-    needs = f"a long one needs {', '.join(columns)} (name others by --columns)"
+    absent = [repr(name) for name in columns if name not in table.frame.columns]
+    lacks = "" if len(absent) == len(columns) else f", of which it lacks {', '.join(absent)}"
+    needs = f"a long one needs {', '.join(columns)}{lacks} (name others by --columns)"
     if table.frame.shape[1] < 2:
         raise table.source.error(f"{said}; {needs}, a wide one times and then a column for every region")
     first = str(table.frame.columns[0])

@@ -3,9 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from gpdiff_jax.cities import City, PartialBins, check_city, partial_bins, resample
+from gpdiff_jax.cities.above import told_above
 from gpdiff_jax.cities.city import edges_of
 from gpdiff_jax.errors import check_at_least
 from gpdiff_jax.ingest.graph import Sites
@@ -76,7 +77,8 @@ def table_city(
     if zeros_missing:
         values = np.where(values == 0, np.float32(np.nan), values)
     if missing_above is not None:
-        above = _above(grid, values > missing_above, missing_above)
+        when = {"interval_minutes": grid.interval_minutes, "start": grid.start}
+        above = told_above(values, missing_above, ids=grid.ids, **when)
         values = np.where(values > missing_above, np.float32(np.nan), values)
     kept = np.isfinite(values).any(axis=0)
     if not kept.any():
@@ -147,20 +149,6 @@ def _total(city: City) -> tuple[tuple[str, str], ...]:
 def _share_of_zeros(values: Float[np.ndarray, "..."]) -> float:
     """The share of readings that are 0."""
     return float(np.count_nonzero(values == 0) / max(np.isfinite(values).sum(), 1))
-
-
-def _above(grid: Grid, wrong: Bool[np.ndarray, "T N"], limit: float) -> str:
-    """How many readings are missing since they lie above a value, and the first of them in time."""
-    if not wrong.any():
-        return f"no reading is above {limit:g}"
-    step, region = map(int, np.argwhere(wrong)[0])
-    when = f"step {step}"
-    if grid.start is not None:
-        when = f"{grid.start + np.timedelta64(step * grid.interval_minutes, 'm')}"
-    return (
-        f"{np.count_nonzero(wrong)} readings above {limit:g} are missing, the first {grid.values[step, region]:.7g} of "
-        f"region {grid.ids[region]!r} at {when}"
-    )
 
 
 def fact_lines(facts: TableFacts) -> list[str]:

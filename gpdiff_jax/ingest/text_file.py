@@ -116,6 +116,8 @@ def text_lines(path: pathlib.Path, count: int | None = None) -> list[str]:
 
 def unreadable(path: pathlib.Path, error: Exception) -> InputError:
     """What to say of a file of which reading ended with an error."""
+    if isinstance(error, OSError) and error.strerror:
+        return InputError(f"{path} cannot be read ({error.strerror}); check the file and its permissions")
     reason = " ".join(str(error).split())[:160]
     kind = path.suffix.lstrip(".") or "CSV"
     return InputError(f"{path} cannot be read as {kind} ({type(error).__name__}: {reason}); check the file")

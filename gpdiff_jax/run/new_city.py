@@ -1,5 +1,7 @@
 """In: a new city, its generated parameters and its forecasts. Out: a folder of them, and a table to print."""
 
+import math
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from gpdiff_jax.analysis.metrics import mae
-from gpdiff_jax.cities import City
+from gpdiff_jax.cities import City, load_city
+from gpdiff_jax.cities.above import told_above
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import write_json, write_npz
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
@@ -73,6 +76,15 @@ def notes_of(city: City, new_city: NewCity) -> list[str]:
     made = new_city.city
     lines = partial_bins_note(city, made.interval_minutes) + silence_notes(made, new_city.target)
     return [*lines, *_unfinished_note(city, new_city), *_odd_regions(new_city)]
+
+
+def notes_above(path: str | os.PathLike[str], missing_above: float | None) -> list[str]:
+    """What a user should know of readings of a city file that a value makes missing; nothing where none is given."""
+    if missing_above is None:
+        return []
+    whole = load_city(path, missing_above=math.inf)  # and none of them is judged
+    facts = {"ids": whole.node_ids, "interval_minutes": whole.interval_minutes, "start": whole.start}
+    return [told_above(whole.values, missing_above, **facts)]
 
 
 def print_notes(notes: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import io
 import json
 import socket
@@ -53,6 +54,7 @@ def connect(coordinator: str, num_processes: int | None = None, process_id: int 
         )
     if not auto:
         _check(coordinator, num_processes, process_id)
+        _claim(coordinator, process_id)
     # A last checkpoint on SIGTERM is this program's own work.
     jax.config.update("jax_enable_preemption_service", False)
     given: dict[str, Any] = {} if auto else {"coordinator_address": coordinator}
@@ -63,7 +65,13 @@ def connect(coordinator: str, num_processes: int | None = None, process_id: int 
         )
         sys.excepthook = functools.partial(_end_at_once, sys.excepthook)
     except (RuntimeError, ValueError) as error:
+        _claimed.clear()
         why = " ".join(str(error).split())[:160]
+        if auto:
+            raise InputError(
+                f"`coordinator` is auto, and JAX finds no scheduler that it knows ({why}); give the address of the "
+                "first host, `num_processes` and `process_id`"
+            ) from error
         raise InputError(
             f"the hosts did not find each other by `coordinator` (={coordinator!r}): {why}; start the same command on "
             "every host, with the address of the first and a port that is free there"
@@ -90,6 +98,26 @@ def _check(coordinator: str, num_processes: Any, process_id: Any) -> None:
                     f"port {port} of `coordinator` (={coordinator!r}) is in use here ({error.strerror}); name another "
                     "on every host"
                 ) from error
+
+
+_claimed: list[socket.socket] = []  # open for as long as this process is the host that it says
+
+
+def _claim(coordinator: str, process_id: Any) -> None:
+    """Raises `InputError` where another process of this machine is the same host: it would end the job of both."""
+    if sys.platform != "linux":
+        return  # whose sockets alone go with the process, whatever ends it
+    name = hashlib.sha256(f"{coordinator} {process_id}".encode()).hexdigest()[:32]
+    place = socket.socket(socket.AF_UNIX)
+    try:
+        place.bind(f"\0gpdiff_jax.{name}")
+    except OSError:
+        place.close()
+        raise InputError(
+            f"`process_id` (={process_id}) of the job at `coordinator` (={coordinator!r}) runs here already; "
+            "wait for its end, or end it"
+        ) from None
+    _claimed.append(place)
 
 
 def _wait_for_first(coordinator: str) -> None:

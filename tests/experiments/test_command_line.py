@@ -43,6 +43,8 @@ def main(argv):
         raise ValueError("a defect of the program")
     elif action == "disk_full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/x")
+    elif action == "read_only":
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "/runs/x")
     elif action == "wrapped_disk_full":
         raise RuntimeError("writer: INTERNAL: write failed: No space left on device")
     elif action == "memory":
@@ -111,6 +113,7 @@ def _run(command: list[str], *words: str) -> subprocess.CompletedProcess[str]:
         (["stray"], "error: unexpected argument 'stray'; every setting is a flag, --help lists them"),
         (["--action=input_error"], "error: `seed` (=7) must be even; choose 8"),
         (["--action=disk_full"], f"error: no space left on device (/runs/x); {_FREE}"),
+        (["--action=missing"], "error: no such file or directory (/no/such/folder/file); name a place that exists"),
         (
             ["--action=wrapped_disk_full"],
             f"error: no space left on device (writer: INTERNAL: write failed: No space left on device); {_FREE}",
@@ -125,7 +128,10 @@ def _run(command: list[str], *words: str) -> subprocess.CompletedProcess[str]:
             "error: out of memory (Unable to allocate 8.00 TiB for an array); "
             "close other programs, or take a machine with more memory",
         ),
-        (["--action=missing"], "error: no such file or directory (/no/such/folder/file)"),
+        (
+            ["--action=read_only"],
+            "error: read-only file system (/runs/x); give this process the permission, or name another place",
+        ),
     ],
 )
 def test_users_errors_are_one_line_and_exit_code_2(script, words, expected):

@@ -350,13 +350,24 @@ def test_parameters_of_other_regions_are_refused_and_what_is_no_parameters_too(f
         gpd.load_parameters(folder / "nowhere")
 
 
+def test_what_a_value_makes_missing_is_told(folder):
+    city = gpd.load_city(folder / "whole.npz")
+    limit = float(np.sort(city.values[np.isfinite(city.values)])[-3])
+    (line,) = new_city.notes_above(folder / "whole.npz", limit)
+    step, region, channel = np.argwhere(city.values > limit)[0]
+    when = city.start + np.timedelta64(int(step) * city.interval_minutes, "m")
+    first = f"{city.values[step, region, channel]:.7g} of region '{city.node_ids[region]}' at {when}"
+    assert line == f"2 readings above {limit:g} are missing, the first {first}"
+    assert new_city.notes_above(folder / "whole.npz", None) == []
+
+
 def test_the_next_hours_come_as_a_table_by_another_command(folder, tmp_path):
     words = [f"--hypernetwork={folder / 'made'}", f"--city={folder / 'whole.npz'}", f"--model={folder / 'linear.py'}"]
     command = [sys.executable, "-m", "experiments.forecast", *words, "--samples=3", "--seed=7"]
     how = {"capture_output": True, "text": True, "timeout": 120, "check": False, "cwd": tmp_path}
     environment = {**os.environ, "PYTHONPATH": str(_ROOT), "LC_ALL": "C.UTF-8"}
-    result = subprocess.run([*command, "--at=2024-01-15T12:30"], **how, env=environment)
-    assert (result.returncode, result.stderr) == (0, "")
+    result = subprocess.run([*command, "--at=2024-01-15T12:30", "--missing_above=1e9"], **how, env=environment)
+    assert (result.returncode, result.stderr) == (0, "no reading is above 1e+09\n")
     city, hypernetwork = gpd.load_city(folder / "whole.npz"), gpd.Hypernetwork.load(folder / "made")
     at = np.datetime64("2024-01-15T12:30", "m")
     new = gpd.prepare_new_city(city, hypernetwork, at=at)

@@ -107,6 +107,13 @@ def test_a_format_may_tell_the_day_in_any_way(text, time_format):
 def test_numbers_are_no_times():
     with pytest.raises(InputError, match=r"time \(=1704067200\) in column 'ds' is a number; write ISO times"):
         local_times(pd.Series([1704067200], name="ds"))
+    # Nor where some are missing, in a table whose columns are named in another order.
+    with pytest.raises(
+        InputError, match=r"time '7' \(row 2\) in column 'ds' is a number; .*--columns names region, time"
+    ):
+        local_times(_column("", "7", "12.5", ""))
+    with pytest.raises(InputError, match="row 2 has no time in column 'ds'; give it one"):
+        local_times(_column("2024-05-01T12:00", ""))
 
 
 @pytest.mark.parametrize("texts", [["2024-05-01 12:00:00+02"], ["20240501T120000+0200"], ["2024-05-01T12+02:00"]])

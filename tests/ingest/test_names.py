@@ -29,6 +29,11 @@ def test_a_long_table_of_one_sensor_is_not_taken_for_a_wide_one(tmp_path):
     assert read_rows(_write(tmp_path, text), columns=("Sensor", "Datum", "Wert")).ids == ("17",)
 
 
+def test_the_column_that_a_table_lacks_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"needs Zaehler, Zeit, Zahl, of which it lacks 'Zaehler' \(name others by"):
+        read_rows(_write(tmp_path, "Zähler,Zeit,Zahl\nA,2024-05-01T00:00,3\n"), columns=("Zaehler", "Zeit", "Zahl"))
+
+
 @pytest.mark.parametrize("name", ["Zeit", "Datum/Uhrzeit", "heure"])
 @pytest.mark.parametrize(("form", "first"), [(None, "2024-05-0{} 00:00"), ("%d %b %Y", "0{} May 2024")])
 def test_a_first_column_of_times_may_have_any_name(tmp_path, name, form, first):

@@ -2,12 +2,14 @@
 
 import json
 import pathlib
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +89,7 @@ def test_a_run_of_two_hosts_survives_one_of_them_and_ends_as_that_of_one(finishe
     processes[lost].communicate()
     _, said = processes[1 - lost].communicate(timeout=60)
     assert processes[1 - lost].returncode != 0 and time.monotonic() - killed < 60
-    ours = f"host {1 - lost}: error: another host of this job has ended, its own message says why; start all again"
+    ours = f"host {1 - lost}: error: another host of this job has ended, its last line says why; start all again"
     # Where the first is lost, JAX may end the other before this program does, in its own words.
     assert ours in said or (lost == 0 and "another task died" in said), said[-2000:]
     if lost == 0:
@@ -100,6 +102,19 @@ def test_a_run_of_two_hosts_survives_one_of_them_and_ends_as_that_of_one(finishe
     for name, entry in content["methods"].items():
         for one in made:
             np.testing.assert_allclose(one["methods"][name]["mae"], entry["mae"], rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells a host that it is there twice")
+def test_a_host_that_is_started_twice_is_refused_and_the_job_goes_on(tmp_path):
+    processes = start(2, tmp_path, "parts")
+    words: Any = processes[1].args
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": _ROOT}
+    first, *same = processes[0], processes[1], subprocess.Popen(words, **pipes)
+    ends = [(process.communicate(timeout=300), process.returncode) for process in (first, *same)]
+    assert ends[0][1] == 0, ends[0][0][1][-2000:]
+    (refused,) = [said for (_, said), code in ends[1:] if code == 2]
+    assert sorted(code for _, code in ends) == [0, 0, 2]
+    assert re.search(r"error: `process_id` \(=1\) of the job at `coordinator` .* runs here already; wait", refused)
 
 
 @pytest.mark.slow

@@ -204,7 +204,8 @@ def _one_line(error: Exception) -> str:
     from gpdiff_jax.hosts import is_lost_host
 
     if not isinstance(error, InputError) and is_lost_host(error):
-        return f"another host of this job has ended, its last line says why; start all again to go on ({text[:120]})"
+        why = textwrap.shorten(text, 120, placeholder=" ...")
+        return f"another host of this job has ended, its last line says why; start all again to go on ({why})"
     if is_disk_full(error):
         place = error.filename if isinstance(error, OSError) and error.filename is not None else None
         where = f" ({place})" if place is not None else f" ({text[:160]})"

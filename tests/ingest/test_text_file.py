@@ -1,5 +1,6 @@
 """In: text files as spreadsheets write them. Out: the same city from all, or one line that says how to save them."""
 
+import errno
 import gzip
 import tarfile
 import zipfile
@@ -100,6 +101,21 @@ def test_a_text_larger_than_memory_is_refused_before_it_is_unpacked(tmp_path, mo
     assert read_table(path).frame.shape == (100_000, 2)
     monkeypatch.setattr(host_memory, "host_bytes", lambda: 2**20)
     with pytest.raises(InputError, match=rf"{name} takes (\d MiB, )?more than the 1 MiB of memory that are free"):
+        read_table(path)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "table.csv"
+    path.write_text(_long())
+
+    def refused(*words, **more):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("builtins.open", refused)
+    monkeypatch.setattr("io.open", refused)
+    with pytest.raises(
+        InputError, match=r"table.csv cannot be read \(Permission denied\); check the file and its perm"
+    ):
         read_table(path)
 
 

@@ -23,10 +23,10 @@ def test_parts_of_like_sizes_share_a_program_and_what_fills_them_up_is_cut_off()
     rng = np.random.default_rng(0)
     params = {"kernel": rng.normal(size=(8, 3, 2)).astype(np.float32)}
     layout = make_layout(jax.tree.map(lambda leaf: leaf[0], params), 4)
-    whole = pretraining._tokens(layout, params)
+    whole = pretraining.tokens_of(layout, params)
     with programs_made() as made:
         for count in (5, 7, 8):
-            part = pretraining._tokens(layout, jax.tree.map(lambda leaf, count=count: leaf[:count], params))
+            part = pretraining.tokens_of(layout, jax.tree.map(lambda leaf, count=count: leaf[:count], params))
             np.testing.assert_array_equal(part, whole[:count])
     assert not made
     assert set(params["kernel"][4].ravel()) <= set(whole[4].ravel())

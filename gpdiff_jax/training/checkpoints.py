@@ -47,15 +47,20 @@ def drop_checkpoints(folder: pathlib.Path) -> None:
     """
     if not is_first():
         return
+    own = folder.parent.name == _FOLDER
     with contextlib.suppress(OSError):
-        for entry in folder.iterdir():  # a folder that a user named may hold more
-            if entry.name.isdecimal() and (entry / MARK).is_file():
+        for entry in folder.iterdir():  # one that a user named may hold more
+            if entry.name.isdecimal() and (own or (entry / MARK).is_file()):
                 _remove(entry)
+            elif entry.name.isdecimal():
+                with contextlib.suppress(OSError):  # unless it holds something else
+                    entry.rmdir()
             elif _LEFT.fullmatch(entry.name):
                 shutil.rmtree(entry, ignore_errors=True)
         folder.rmdir()
-        if folder.parent.name == _FOLDER:
-            folder.parent.rmdir()  # unless others are there
+    if own:
+        with contextlib.suppress(OSError):  # others are there
+            folder.parent.rmdir()
 
 
 class TrainingCheckpoints:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 
 import chex
@@ -246,11 +247,14 @@ def test_only_checkpoints_are_dropped(data, tmp_path):
         _train(data, checkpoints=folder)
         (folder / "8.removed").mkdir()
         (folder / "mine.txt").write_text("of somebody")
-        (folder / "2024").mkdir()
+        # In the folder of a run it can be but what is left of a checkpoint.
+        (folder / "2024" / "mine").mkdir(parents=True)
         drop_checkpoints(folder)
-        assert sorted(entry.name for entry in folder.iterdir()) == ["2024", "mine.txt"]
+        years = [] if folder.parent.name == "checkpoints" else ["2024"]
+        assert sorted(entry.name for entry in folder.iterdir()) == [*years, "mine.txt"]
         (folder / "mine.txt").unlink()
-        (folder / "2024").rmdir()
+        for year in years:
+            shutil.rmtree(folder / year)
         drop_checkpoints(folder)
     assert list(tmp_path.iterdir()) == []
     drop_checkpoints(tmp_path / "absent")

@@ -64,9 +64,7 @@ def measured(case: Case, seed: int, *, prepare: bool = False) -> dict[str, Any]:
         [read_city(name) for name in _SOURCES], model=case.model, key=keys[0], folder=folder / "zoo", **how
     )
     city = read_city(given.held_out)
-    # Few-shot in codes alone, as in the results that there are: all of them must be comparable.
-    adapt = dataclasses.replace(settings.adapt, shared_steps=0)
-    room = RoomConfig(stretches=3, harvest=settings.harvest, generate=settings.generate, adapt=adapt)
+    room = RoomConfig(stretches=3, harvest=settings.harvest, generate=settings.generate, adapt=settings.adapt)
     own = _own(folder, city, zoo, room, keys[2])
     if prepare:
         return {}

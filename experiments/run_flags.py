@@ -105,6 +105,19 @@ flags.DEFINE_list(
 )
 flags.DEFINE_integer("samples", None, "parameter sets drawn per region; the preset's if not given", 1, 1000)
 flags.DEFINE_integer("pooled_steps", None, "training steps of the pooled model; the preset's if not given", 1)
+flags.DEFINE_float(
+    "pooled_averaging",
+    None,
+    "decay of the running average of the pooled model's weights, 0 for none; if not given .995 with the calendar alone",
+    0.0,
+)
+flags.DEFINE_float(
+    "pooled_mixing",
+    None,
+    "how much windows of two regions are mixed in the pooled model's training, both parameters of a Beta distribution, "
+    "0 for not at all; if not given .2 with the calendar alone",
+    0.0,
+)
 flags.DEFINE_integer("region_steps", None, "most training steps of a region; the preset's if not given", 1)
 flags.DEFINE_integer("pretrain_steps", None, "training steps of the generator; the preset's if not given", 1)
 flags.DEFINE_enum(
@@ -303,7 +316,12 @@ def settings_from_flags() -> Settings:
             window_days=_days(values.window_days),
         ),
         prompts=_replace(settings.prompts, parts=tuple(values.prompts)),
-        pooled=_replace(settings.pooled, steps=values.pooled_steps),
+        pooled=_replace(
+            settings.pooled,
+            steps=values.pooled_steps,
+            averaging=values.pooled_averaging,
+            mixing=values.pooled_mixing,
+        ),
         harvest=_replace(
             settings.harvest,
             steps=values.region_steps,

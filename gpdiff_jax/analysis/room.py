@@ -62,7 +62,7 @@ class RoomConfig:
     stretches: int = 6
     test_days: int = 7
     harvest: HarvestConfig = HarvestConfig()
-    city: PooledConfig = PooledConfig(steps=400, learning_rate=1e-3)
+    city: PooledConfig = PooledConfig(steps=400, learning_rate=1e-3, averaging=0.0, mixing=0.0)
     generate: GenerateConfig = GenerateConfig()
     adapt: AdaptConfig = AdaptConfig()
     posterior: PosteriorConfig = PosteriorConfig()

@@ -353,6 +353,25 @@ def gather_source(
     return gather_draw(bank, nodes, choose_variants(bank, table, nodes[0], starts, key=key, variant=variant))
 
 
+def mix_windows(windows: Window, others: Window, share: Float[Array, " B"]) -> Window:
+    """Windows between two, what they show and what came after alike ("mixup"; Zhang et al., arXiv 1710.09412).
+
+    Args:
+      windows: leaves [B, ...].
+      others: of the same shapes.
+      share: of the first ones, 0 to 1.
+
+    Returns:
+      The windows; a step of them counts where it was observed in both.
+    """
+
+    def between(one: Float[Array, "B *X"], other: Float[Array, "B *X"]) -> Float[Array, "B *X"]:
+        kept = share.astype(one.dtype).reshape(-1, *(1,) * (one.ndim - 1))
+        return kept * one + (1.0 - kept) * other
+
+    return dataclasses.replace(jax.tree.map(between, windows, others), mask=windows.mask * others.mask)
+
+
 def _gather(bank: SeriesBank, nodes: Int[Array, " N"], draw: WindowDraw) -> Window:
     gather = jax.vmap(gather_window, in_axes=(None, None, 0, 0, 0))
     return gather(bank, nodes, draw.starts, draw.variants, draw.shift)

@@ -259,6 +259,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     # Yuan et al., arXiv 2402.11922, and the code beside it (tsinghua-fib-lab/GPD).
     "paper": {
         "data": DataConfig(covariates="none", support_days=7, scaling="span", near_days=0.0, damping=(1.0, 1.0)),
+        "pooled": PooledConfig(averaging=0.0, mixing=0.0),
         # 30 epochs of some 50 batches.
         "harvest": HarvestConfig(
             init="random",

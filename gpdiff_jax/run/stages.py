@@ -282,10 +282,10 @@ def _prompts_stage(run: Stages) -> PromptedSources:
 
 
 def _pooled_stage(run: Stages, name: str, model: Model, learning_rate: float | None = None) -> Params:
-    """A model trained on all source regions together, at the rate of the settings if none is given."""
+    """A model trained on all source regions together; at a rate that is given, which is a line's, by it alone."""
     config = run.settings.pooled
     if learning_rate is not None:
-        config = dataclasses.replace(config, learning_rate=learning_rate)
+        config = dataclasses.replace(config, learning_rate=learning_rate, averaging=0.0, mixing=0.0)
     if run.has(name):
         return jax.device_put(run.read(name, name)[0])
     with _logged(run, name, config.steps) as report:

@@ -19,6 +19,7 @@ from gpdiff_jax.data.windows import (
     choose_variants,
     draw_windows,
     gather_source,
+    mix_windows,
     part_of,
     random_spans,
     start_table,
@@ -267,3 +268,19 @@ def test_windows_of_an_unseen_kind_of_day_are_real_readings_under_another_days_c
         ]
         assert real and len(shown) == 1
         assert weekend[shown[0] + _HISTORY] == kind and (shown[0] - real[0]) % 6 == 0
+
+
+def test_mixed_windows_lie_between_two_and_count_where_both_were_observed():
+    _, bank, table, _ = _sources()
+    draw = functools.partial(draw_windows, bank, table, batch=5)
+    nodes = [jnp.asarray([node], jnp.int32) for node in (0, 1)]
+    one, other = (draw(nodes=own, key=jax.random.key(number)) for number, own in enumerate(nodes))
+    other = dataclasses.replace(other, mask=other.mask.at[:, 0].set(0.0))
+    share = jnp.asarray([1.0, 0.75, 0.5, 0.25, 0.0])
+    mixed = mix_windows(one, other, share)
+    for name in ("history", "covariates", "target"):
+        first, second, between = (np.asarray(getattr(windows, name)) for windows in (one, other, mixed))
+        for row, kept in enumerate(np.asarray(share)):
+            np.testing.assert_allclose(between[row], kept * first[row] + (1 - kept) * second[row], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(mixed.mask, one.mask * other.mask)
+    assert not mixed.mask[:, 0].any() and mixed.mask[:, 1:].any()

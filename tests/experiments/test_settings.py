@@ -38,6 +38,8 @@ def test_flags_of_the_generator_reach_its_configurations_and_nothing_else():
     assert _settings("--dtype=bfloat16", "--accumulate=4") == alike
     weighed = dataclasses.replace(plain.pretrain, min_snr_gamma=5.0)
     assert _settings("--min_snr_gamma", "5") == dataclasses.replace(plain, pretrain=weighed)
+    pooled = dataclasses.replace(plain.pooled, averaging=0.9, mixing=0.5)
+    assert _settings("--pooled_averaging=.9", "--pooled_mixing=.5") == dataclasses.replace(plain, pooled=pooled)
 
 
 def test_flags_that_are_not_given_leave_a_preset_as_it_is():
@@ -91,6 +93,7 @@ def test_flags_of_the_codes_reach_the_codec(word, width):
     [
         (("--objective", "eps"), "`objective` 'eps' is undefined where schedule 'cosine' ends without signal"),
         (("--min_snr_gamma", "5", "--functional_by_signal"), "together teach nothing where schedule 'cosine' ends"),
+        (("--pooled_averaging", "1"), r"`averaging` of the pooled model must be in \[0, 1\), got 1.0"),
         (("--window_days", "1"), r"--window_days \(=1\) must be two numbers of days, as 1,14"),
         (("--window_days", "3,2"), "`window_days` must be two whole numbers of at least 1 in order, got"),
         (("--accumulate", "3"), r"`accumulate` \(=3\) must divide `batch` \(=8\); change one of them"),

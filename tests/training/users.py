@@ -66,9 +66,10 @@ def _pooled(cities: Sequence[City], sources: Sources, evaluations: int, devices:
     model, optimiser = make_tiny(sources.sizes), clipped_adam(1e-2)
     shapes, rng = abstract_params(model, sources.sizes), np.random.default_rng(0)
     start = jax.tree.map(lambda leaf: (0.1 * rng.normal(size=leaf.shape)).astype(_dtype()), shapes)
+    config = PooledConfig(regions=4, windows=2, averaging=0.9, mixing=0.2)
     return train(
-        make_pooled_step(model, optimiser, PooledConfig(regions=4, windows=2), len(devices)),
-        start_training(start, optimiser),
+        make_pooled_step(model, optimiser, config, len(devices)),
+        start_training(start, optimiser, averaged=True),
         PooledData(_wide(sources), jax.device_put(np.ones(sources.num_regions, np.float32))),
         key=_KEY,
         steps=_STEPS,

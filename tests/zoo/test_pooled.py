@@ -10,6 +10,7 @@ import pytest
 from gpdiff_jax.cities import City, SimulationConfig, simulate_cities
 from gpdiff_jax.data.sources import Sources
 from gpdiff_jax.data.windows import gather_source
+from gpdiff_jax.errors import InputError
 from gpdiff_jax.models import make_model
 from gpdiff_jax.zoo.pooled import PooledConfig, train_pooled, validation_error
 from tests.zoo.linear import prepare
@@ -49,3 +50,63 @@ def test_a_trained_base_beats_the_mean(sources):
     # What is returned is the best that was seen, and both cities count alike in it.
     of_city = [trained[np.asarray(sources.city_index) == city].mean() for city in (0, 1)]
     assert np.mean(of_city) == pytest.approx(best, rel=1e-4) and trained.mean() != pytest.approx(best, rel=1e-3)
+
+
+def test_a_kept_average_is_that_of_the_parameters_on_the_way_at_a_rate_that_stays(sources):
+    model, key = make_model("tiny", sources.sizes), jax.random.key(0)
+
+    def trained(steps: int, **changes: float):
+        config = PooledConfig(steps=steps, regions=4, windows=2, evaluations=1, **changes)
+        # The first step of a cosine has the whole rate.
+        return train_pooled(model, sources, config, key=key, start=start)
+
+    start = jax.tree.map(np.asarray, train_pooled(model, sources, PooledConfig(steps=1, regions=4), key=key))
+    after = trained(1, averaging=0.0)
+    kept = trained(1, averaging=0.995)  # a tenth of a running average is its start after one step
+    for one, moved, mean in zip(*map(jax.tree.leaves, (start, after, kept)), strict=True):
+        np.testing.assert_allclose(mean, one + 0.9 * (moved - one), rtol=0, atol=1e-6)
+    falling, staying = (trained(20, averaging=share) for share in (0.0, 1e-6))
+    far = [
+        sum(float(np.square(one - held).sum()) for one, held in zip(*map(jax.tree.leaves, (made, start)), strict=True))
+        for made in (falling, staying)
+    ]
+    assert far[1] > 1.2 * far[0]
+
+
+def test_windows_are_mixed_with_those_of_another_region(sources):
+    """One region of a step has no other to be mixed with."""
+    model, key = make_model("tiny", sources.sizes), jax.random.key(0)
+
+    def loss(regions: int, mixing: float) -> float:
+        log: list[dict[str, float]] = []
+        config = PooledConfig(steps=1, regions=regions, windows=4, evaluations=1, mixing=mixing)
+        train_pooled(model, sources, config, key=key, progress=lambda done, metrics: log.append(metrics))
+        return log[0]["train_loss"]
+
+    assert loss(1, 0.2) == pytest.approx(loss(1, 0.0), rel=1e-6)
+    assert loss(8, 5.0) < 0.95 * loss(8, 0.0)  # means of two regions scatter less than one
+
+
+def test_averaging_and_mixing_go_by_the_covariates_unless_they_are_given():
+    shares = {
+        covariates: (config.averaging, config.mixing)
+        for covariates in ("none", "calendar", "profile")
+        for config in [PooledConfig().with_covariates(covariates)]
+    }
+    assert shares == {"none": (0.0, 0.0), "calendar": (0.995, 0.2), "profile": (0.0, 0.0)}
+    given = PooledConfig(averaging=0.0, mixing=1.0)
+    assert given.with_covariates("calendar") == given.with_covariates("profile") == given
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"averaging": 1.0}, r"`averaging` of the pooled model must be in \[0, 1\), got 1.0"),
+        ({"mixing": -0.1}, "`mixing` must be at least 0 and finite, got -0.1"),
+        ({"mixing": float("nan")}, "`mixing` must be at least 0 and finite, got nan"),
+        ({"steps": 0}, "`steps` must be above 0, got 0"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        PooledConfig(**changes)

@@ -133,7 +133,7 @@ flags.DEFINE_integer(
     "shared_steps",
     None,
     "most steps of the shared update, of which as many are taken as forecast support days best that are left out in "
-    "turn; the preset's if not given",
+    "turn; the preset's if not given, in small 100, or 400 without a profile",
     0,
     10_000,
 )

@@ -100,7 +100,7 @@ def shared_update(
         "rows_side_by_side": config.regions_per_batch,
         "key": key,
     }
-    steps, rate = config.shared_steps, config.shared_rates[-1]
+    steps, rate = config.most_shared(target.bank.has_profile), config.shared_rates[-1]
     stride = _stride(steps)
     if config.shared_folds:
         start, folds = params if blind_params is None else blind_params, config.shared_folds

@@ -122,7 +122,7 @@ def test_more_devices_change_nothing_and_neither_does_what_fills_them_up(target,
 
 def test_fine_tuning_in_codes_takes_the_leading_directions_and_needs_some(target):
     params = _params(1, 8, seed=0)
-    config = AdaptConfig(directions=1, code_steps=2, code_rate=0.3, code_windows=10, shared_folds=0)
+    config = AdaptConfig(directions=1, code_steps=2, code_rate=0.3, code_windows=10, shared_steps=9, shared_folds=0)
     made = adapt(_MODEL, config, target, params, key=jax.random.key(0), directions=_DIRECTIONS)
     first = jax.tree.map(lambda leaf: leaf[:1], _DIRECTIONS)
     together = {

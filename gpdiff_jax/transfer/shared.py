@@ -32,8 +32,8 @@ from gpdiff_jax.vectors import evenly
 
 # Rows, each a region with one of its samples: of one step, and those that steps draw from, which lie on every device.
 _ROWS, _MOST_ROWS = 32, 1024
-# Of these, as many as an update is judged by, and how often at most.
-_JUDGED_ROWS, _JUDGED_TIMES = 64, 20
+# Of these, as many as an update is judged by; how often at least, where so many steps are taken, and after how many.
+_JUDGED_ROWS, _JUDGED_TIMES, _LONGEST_STRIDE = 64, 20, 5
 # Numbers of steps whose losses differ by no more do alike (docs/experiments.md, section 45).
 _ALIKE = 0.02
 
@@ -160,7 +160,7 @@ def city_update(
 
 def _stride(most: int) -> int:
     """Steps from one judgement to the next, of so many steps at most."""
-    return max(1, -(-most // _JUDGED_TIMES))
+    return min(max(1, -(-most // _JUDGED_TIMES)), _LONGEST_STRIDE)
 
 
 def choose_steps(
@@ -178,9 +178,9 @@ def choose_steps(
     """How many steps of `city_update`, and at what rate, forecast support days best that they did not see.
 
     The days are left out in turn, in at most `folds` parts (cross-validation; Stone, "Cross-validatory choice and
-    assessment of statistical predictions", 1974): steps are taken on the windows that forecast none of them, and up to
-    20 times on the way the loss is taken of at most 64 regions on the windows whose forecast begins on one. A rate at
-    which a loss leaves the numbers is not taken.
+    assessment of statistical predictions", 1974): steps are taken on the windows that forecast none of them, and
+    after every fifth, or of few after every twentieth part, the loss is taken of at most 64 regions on the windows
+    whose forecast begins on one. A rate at which a loss leaves the numbers is not taken.
 
     What a day left out differs by from the others is in the profile that the others are seen through, with the opposite
     sign, so steps look worse for it than they are; and starts that are made of prompts know of it what prompts tell

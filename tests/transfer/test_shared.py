@@ -123,6 +123,19 @@ def test_without_a_profile_more_steps_are_looked_at_unless_their_number_is_given
     assert [AdaptConfig().most_shared(known) for known in (True, False)] == [100, 400]
 
 
+@pytest.mark.parametrize(("most", "stride"), [(6, 1), (40, 2), (100, 5), (400, 5)])
+def test_numbers_of_steps_that_are_judged_lie_no_more_than_five_apart(target, monkeypatch, most, stride):
+    class Stopped(Exception):
+        pass
+
+    def stop(*given, stride, **how):
+        raise Stopped(stride)
+
+    monkeypatch.setattr(shared, "_descend", stop)
+    with pytest.raises(Stopped, match=f"^{stride}$"):
+        choose_steps(_MODEL, target, _starts(1, 8), most=most, rates=(1e-3,), key=_KEY)
+
+
 def test_of_many_rows_only_so_many_are_looked_at(target, monkeypatch):
     monkeypatch.setattr(shared, "_MOST_ROWS", 4)
     params = _starts(2, 8)

@@ -32,7 +32,7 @@ from gpdiff_jax.vectors import evenly
 
 # Rows, each a region with one of its samples: of one step, and those that steps draw from, which lie on every device.
 _ROWS, _MOST_ROWS = 32, 1024
-# Of these, as many as an update is judged by; how often at least, where so many steps are taken, and after how many.
+# Of these, as many as an update is judged by; and that after every twentieth part of the steps, or after five if less.
 _JUDGED_ROWS, _JUDGED_TIMES, _LONGEST_STRIDE = 64, 20, 5
 # Numbers of steps whose losses differ by no more do alike (docs/experiments.md, section 45).
 _ALIKE = 0.02

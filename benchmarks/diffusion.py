@@ -165,8 +165,10 @@ def _our_steps(
     data: TrainingData, config: PretrainConfig, *, functional: bool, devices: list[Any] | None = None
 ) -> _Steps:
     shape, model = data.zoo.x0.shape[2:], make_model("stgcn", data.sources.sizes)
-    mask = jnp.asarray(data.codec.mask()) if functional else jnp.ones(shape)
-    denoiser = Denoiser(config.denoiser, tuple(row % 5 for row in range(shape[0])), shape[1])
+    if functional:
+        mask, denoiser = jnp.asarray(data.codec.mask()), make_denoiser(config.denoiser, data.codec, data.zoo.spatial)
+    else:
+        mask, denoiser = jnp.ones(shape), Denoiser(config.denoiser, tuple(row % 5 for row in range(shape[0])), shape[1])
     # Of 32 bits, so that attention is made of products that can be counted.
     counted = denoiser.clone(config=dataclasses.replace(config.denoiser, dtype="float32"))
 

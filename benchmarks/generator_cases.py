@@ -2,12 +2,14 @@
 
 import json
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpdiff_jax.diffusion.conditioning import STRATEGIES
 
+# Of results that may stand in one table; 2: fine-tuned with the preset's shared steps, memory of the training alone.
+FORMAT = 2
 SHOWN = ("pooled", "generated", "generated_shuffled", "generated_adapted", "generated_posterior", "own")
 
 
@@ -28,13 +30,19 @@ CASES = {
 }
 
 
+def read_result(path: pathlib.Path) -> dict[str, Any] | None:
+    """A result that was measured as others are today; None where there is none."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return found if found.get("format") == FORMAT else None
+
+
 def table(results: pathlib.Path) -> str:
     """What the folder of results holds, as Markdown: means over seeds."""
     heads = ["", *(name.replace("_", " ") for name in SHOWN), "steps a second", "denoiser", "GiB", "seeds"]
     rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     for name in CASES:
-        paths = sorted(results.glob(f"{name}_[0-9]*.json"))
-        found = [json.loads(path.read_text()) for path in paths]
+        read = [read_result(path) for path in sorted(results.glob(f"{name}_[0-9]*.json"))]
+        found = [one for one in read if one is not None]
         if not found:
             continue
         cells = []

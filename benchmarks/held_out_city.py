@@ -10,7 +10,6 @@ With --code_rates, the other cities are harvested too, and their pooled model is
 with --shared_steps, it is fine-tuned by one update for the city.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +21,7 @@ from absl import flags
 from benchmarks.cities import cities_of_flags, held_out_names
 from benchmarks.measuring import print_errors, print_line
 from experiments import command_line
-from gpdiff_jax.baselines.autoregression import LINEAR_RATE, residual_autoregression
+from gpdiff_jax.baselines.autoregression import line_config, residual_autoregression
 from gpdiff_jax.baselines.boosted_trees import BoostedTreesConfig, boosted_trees, forecast_trees
 from gpdiff_jax.baselines.rules import historical_average
 from gpdiff_jax.cities import City
@@ -119,7 +118,7 @@ def _directions(model: Model, sources: Sources, cities: list[City], pooled: Para
 def _rivals(sources: Sources, config: PooledConfig, *, key: Key) -> dict[str, Callable[[Target], np.ndarray]]:
     """Other forecasters of the sources, by name: each makes of a target its forecasts."""
     linear = residual_autoregression(sources.sizes)
-    fitted = train_pooled(linear, sources, dataclasses.replace(config, learning_rate=LINEAR_RATE), key=key)
+    fitted = train_pooled(linear, sources, line_config(config), key=key)
     trees = boosted_trees(sources, BoostedTreesConfig(), key=key)
 
     def autoregression(target: Target) -> np.ndarray:

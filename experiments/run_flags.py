@@ -108,14 +108,15 @@ flags.DEFINE_integer("pooled_steps", None, "training steps of the pooled model; 
 flags.DEFINE_float(
     "pooled_averaging",
     None,
-    "decay of the running average of the pooled model's weights, 0 for none; if not given .995 with the calendar alone",
+    "decay of the running average of the pooled model's weights, 0 for none; the preset's if not given, in all but "
+    "paper .995 with the calendar alone, else 0",
     0.0,
 )
 flags.DEFINE_float(
     "pooled_mixing",
     None,
     "how much windows of two regions are mixed in the pooled model's training, both parameters of a Beta distribution, "
-    "0 for not at all; if not given .2 with the calendar alone",
+    "0 for not at all; the preset's if not given, in all but paper .2 with the calendar alone, else 0",
     0.0,
 )
 flags.DEFINE_integer("region_steps", None, "most training steps of a region; the preset's if not given", 1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.crowd_hourly_card import CITIES
-from benchmarks.generator_cases import CASES, SHOWN, table
+from benchmarks.generator_cases import CASES, FORMAT, SHOWN, read_result, table
 from benchmarks.source_sets import draw, shares, source_names
 from gpdiff_jax.diffusion.conditioning import STRATEGIES
 from gpdiff_jax.errors import InputError
@@ -65,6 +65,7 @@ def test_the_table_has_means_over_seeds_of_what_was_measured(tmp_path):
     assert len({case.objective for case in CASES.values()}) == 3
     for seed, pace in ((0, 10.0), (1, 20.0)):
         found = {
+            "format": FORMAT,
             "error": {name: 50.0 + 10 * seed for name in SHOWN},
             "share": {name: 0.1 + 0.2 * seed if name == "generated" else None for name in SHOWN[1:]},
             "steps_per_second": pace,
@@ -72,6 +73,9 @@ def test_the_table_has_means_over_seeds_of_what_was_measured(tmp_path):
             "peak_memory": 1.5 + seed,
         }
         (tmp_path / f"adaptive_norm_{seed}.json").write_text(json.dumps(found))
+    # What was measured otherwise is no row of this table.
+    (tmp_path / "flow_0.json").write_text(json.dumps(found | {"format": FORMAT - 1}))
+    assert read_result(tmp_path / "flow_0.json") is None and read_result(tmp_path / "x0_0.json") is None
     head, _, row = table(tmp_path).splitlines()
     assert head.startswith("|  | pooled | generated |")
     cells = [cell.strip() for cell in row.strip("|").split("|")]

@@ -4,6 +4,8 @@ Of the region's past and its neighbours', in anomalies where what is to be expec
 residuals from the profile), else in readings. It is fitted on the sources as the pooled model is, by the same loss.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -12,9 +14,15 @@ from gpdiff_jax.models.graphs import centre_weights
 from gpdiff_jax.models.protocol import Model, ModelSizes
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.typing import Key, Params, RegionGraph
+from gpdiff_jax.zoo.pooled import PooledConfig
 
-LINEAR_RATE = 1e-2  # its learning rate
+_LEARNING_RATE = 1e-2
 _READING, _ANOMALY = 0, 2  # among the inputs of a node, see `Window`
+
+
+def line_config(config: PooledConfig) -> PooledConfig:
+    """How a line is trained beside a pooled model: as long, at a rate of its own, neither averaged nor mixed."""
+    return dataclasses.replace(config, learning_rate=_LEARNING_RATE, averaging=0.0, mixing=0.0)
 
 
 @bounded_cache(16)

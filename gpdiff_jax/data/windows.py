@@ -356,6 +356,9 @@ def gather_source(
 def mix_windows(windows: Window, others: Window, share: Float[Array, " B"]) -> Window:
     """Windows between two, what they show and what came after alike ("mixup"; Zhang et al., arXiv 1710.09412).
 
+    Nodes are mixed by their place in the region graph: the centre with the centre, a neighbour with the other's
+    neighbour of that place or, where it has fewer, with what stands in their place, its centre.
+
     Args:
       windows: leaves [B, ...].
       others: of the same shapes.

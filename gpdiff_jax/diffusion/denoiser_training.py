@@ -9,7 +9,13 @@ import numpy as np
 
 from gpdiff_jax.data.sources import Sources
 from gpdiff_jax.diffusion.denoiser import Denoiser, denoise, make_denoiser
-from gpdiff_jax.diffusion.losses import DiffusionBatch, DiffusionLosses, bind_functional, make_diffusion_loss
+from gpdiff_jax.diffusion.losses import (
+    SIDE_BY_SIDE,
+    DiffusionBatch,
+    DiffusionLosses,
+    bind_functional,
+    make_diffusion_loss,
+)
 from gpdiff_jax.diffusion.objectives import Denoised, denoised
 from gpdiff_jax.diffusion.samplers import ddim
 from gpdiff_jax.diffusion.schedules import SCHEDULES
@@ -141,9 +147,13 @@ def make_prediction(denoiser: Denoiser, codec: Codec) -> PredictFn:
         eps = jax.random.normal(key, batch.x0.shape) * mask[None]
 
         def parts(x_t: jax.Array, t: jax.Array) -> Denoised:
-            time = jnp.broadcast_to(t, (size,))
-            prediction = denoise(denoiser, variables, x_t, time, batch.prompt, jnp.ones(size)) * mask[None]
-            return denoised(config.objective, level_at(t), x_t, prediction)
+            rows = x_t, jnp.broadcast_to(t, (size,)), batch.prompt, jnp.ones(size)
+            if size <= SIDE_BY_SIDE:
+                prediction = denoise(denoiser, variables, *rows)
+            else:
+                one = lambda row: denoise(denoiser, variables, *(part[None] for part in row))[0]  # noqa: E731
+                prediction = jax.lax.map(one, rows, batch_size=SIDE_BY_SIDE)
+            return denoised(config.objective, level_at(t), x_t, prediction * mask[None])
 
         return ddim(parts, level_at, eps, steps)
 

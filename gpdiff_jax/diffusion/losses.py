@@ -22,6 +22,8 @@ from gpdiff_jax.zoo.tokens import from_tokens
 
 # Latents are of unit size; one made from eps is divided by the signal, and so of any size where hardly any is left.
 _LARGEST_LATENT = 4.0
+# Examples at a time; a batch of the training is smaller, what is held out of very many regions is not.
+SIDE_BY_SIDE = 256
 
 
 @flax.struct.dataclass
@@ -90,7 +92,8 @@ def functional_losses(
         unseen = draw(windows_per_region // 4 + 1, key=unseen_key, unseen=True)
         return loss + anchor_loss(model, params, anchor, graph, unseen)
 
-    return jax.vmap(one)(x0, batch.region, batch.variant, example_keys(batch, key))
+    rows = x0, batch.region, batch.variant, example_keys(batch, key)
+    return jax.lax.map(lambda row: one(*row), rows, batch_size=SIDE_BY_SIDE)
 
 
 def make_diffusion_loss(

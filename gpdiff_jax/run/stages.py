@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gpdiff_jax.baselines.autoregression import LINEAR_RATE, residual_autoregression
+from gpdiff_jax.baselines.autoregression import line_config, residual_autoregression
 from gpdiff_jax.baselines.boosted_trees import BoostedTrees, boosted_trees
 from gpdiff_jax.baselines.meta_learned import MetaConfig, meta_learn
 from gpdiff_jax.baselines.mlp_hypernetwork import MlpHypernetwork, make_network, mlp_hypernetwork
@@ -44,7 +44,7 @@ from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo.directions import zoo_directions
 from gpdiff_jax.zoo.harvest import harvest_zoo
 from gpdiff_jax.zoo.parameter_zoo import ParameterZoo, load_zoo
-from gpdiff_jax.zoo.pooled import train_pooled
+from gpdiff_jax.zoo.pooled import PooledConfig, train_pooled
 
 _FORMAT = 3
 _MOST_NAMED = 5
@@ -140,7 +140,7 @@ class Stages:
     @functools.cached_property
     def pooled(self) -> Params:
         """The pooled model."""
-        return _pooled_stage(self, "pooled", self.model)
+        return _pooled_stage(self, "pooled", self.model, self.settings.pooled)
 
     @functools.cached_property
     def meta_learned(self) -> Params:
@@ -150,7 +150,8 @@ class Stages:
     @functools.cached_property
     def autoregression(self) -> Params:
         """The linear autoregression, fitted on all source regions."""
-        return _pooled_stage(self, "residual_autoregression", residual_autoregression(self.sources.sizes), LINEAR_RATE)
+        line, config = residual_autoregression(self.sources.sizes), line_config(self.settings.pooled)
+        return _pooled_stage(self, "residual_autoregression", line, config)
 
     @functools.cached_property
     def trees(self) -> BoostedTrees:
@@ -281,11 +282,8 @@ def _prompts_stage(run: Stages) -> PromptedSources:
     return sources
 
 
-def _pooled_stage(run: Stages, name: str, model: Model, learning_rate: float | None = None) -> Params:
-    """A model trained on all source regions together; at a rate that is given, which is a line's, by it alone."""
-    config = run.settings.pooled
-    if learning_rate is not None:
-        config = dataclasses.replace(config, learning_rate=learning_rate, averaging=0.0, mixing=0.0)
+def _pooled_stage(run: Stages, name: str, model: Model, config: PooledConfig) -> Params:
+    """A model trained on all source regions together."""
     if run.has(name):
         return jax.device_put(run.read(name, name)[0])
     with _logged(run, name, config.steps) as report:

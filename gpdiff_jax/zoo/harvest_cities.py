@@ -151,7 +151,8 @@ def _harvest_in(
         kept: Any = {"checkpoints": checkpoints, "progress": reports("pooled")}
         return train_pooled(forecaster, sources, pooled, key=pooled_key, devices=devices, **kept), {}
 
-    start: Params = jax.device_put(stored("pooled", (forecaster.name, pooled), pooled_key, make_pooled)[0])
+    trained_so = pooled.with_covariates(sources.config.covariates)
+    start: Params = jax.device_put(stored("pooled", (forecaster.name, trained_so), pooled_key, make_pooled)[0])
     prompted = with_prompts(sources, cities, encoder)
     place = None if place is None else place / "zoo"
     kept: Any = {"folder": place, "devices": devices, "progress": reports("harvest")}

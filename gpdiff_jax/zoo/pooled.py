@@ -35,9 +35,10 @@ class PooledConfig:
     the parameters over about 1 / (1 - `averaging`) steps, or the last ninth of all where these are fewer, as means of
     weights suit cities better that were not trained on (Izmailov et al., arXiv 1803.05407; Cha et al., arXiv
     2102.08604). 0 keeps none, and the rate falls along a cosine. With `mixing` above 0 the windows of a region are
-    mixed with those of another one, often of another city: see `mix_windows`; the smaller share of the two is that of a
-    draw from Beta(`mixing`, `mixing`). None is what helps in cities that are left out (docs/experiments.md, section
-    48): with the calendar alone averages of .995 and mixing of .2, with other covariates neither.
+    mixed with those of the next one of the step, often of another city: see `mix_windows`; the smaller share of the two
+    is that of a draw from Beta(`mixing`, `mixing`). None goes by the covariates (`with_covariates`): averages of .995
+    and mixing of .2 with the calendar alone, where both were found to help in cities that are left out, and neither
+    with others (docs/experiments.md, section 48).
     """
 
     steps: int = 2000
@@ -52,8 +53,8 @@ class PooledConfig:
         check_above_zero(named(self, "steps", "regions", "windows", "learning_rate", "evaluations"))
         if self.averaging is not None and not 0 <= self.averaging < 1:
             raise InputError(f"`averaging` of the pooled model must be in [0, 1), got {self.averaging}")
-        if self.mixing is not None and not 0 <= self.mixing < float("inf"):
-            raise InputError(f"`mixing` must be at least 0 and finite, got {self.mixing}")
+        if self.mixing and not 1e-6 <= self.mixing <= 1e6:
+            raise InputError(f"`mixing` must be 0, or from 1e-6 to 1e6, got {self.mixing}")
 
     def with_covariates(self, covariates: str) -> "PooledConfig":
         """The configuration with numbers for None, where windows have these covariates."""
@@ -154,7 +155,7 @@ def train_pooled(
     Args:
       model: the forecaster.
       sources: the source regions.
-      config: steps and sizes.
+      config: steps and sizes; None of `averaging` and `mixing` goes by the covariates of the sources.
       key: random key.
       start: parameters to begin with, as a model of other cities; random ones if not given.
       devices: see `parallel.training_devices`; they share the regions of a step.
@@ -209,7 +210,7 @@ def make_pooled_step(
         params: Params, data: PooledData, part: Part, key: Key
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         sources = data.sources
-        region_key, window_key = jax.random.split(key)
+        region_key, window_key, mix_key = jax.random.split(key, 3)
         drawn = jax.random.categorical(region_key, jnp.log(data.probabilities), shape=(config.regions,))
         keys = jax.random.split(window_key, config.regions)
 
@@ -222,10 +223,9 @@ def make_pooled_step(
 
         graphs, windows = draw(part.numbers)
         if config.mixing:
-            partner_key, share_key = jax.random.split(jax.random.fold_in(key, 1))
-            partners = jax.random.permutation(partner_key, config.regions).astype(part.numbers.dtype)
-            share = jax.random.beta(share_key, config.mixing, config.mixing, (config.regions,))[part.numbers]
-            others = draw(partners[part.numbers])[1]
+            share = jax.random.beta(mix_key, config.mixing, config.mixing, (config.regions,))[part.numbers]
+            # The regions of a step are drawn independently, so that the next one is any.
+            others = draw((part.numbers + 1) % config.regions)[1]
             windows = mix_windows(windows, others, jnp.maximum(share, 1.0 - share))
         forecast = jax.vmap(partial(batch_forecast, model), in_axes=(None, 0, 0))(params, graphs, windows)
         return *huber_sums(forecast, windows.target, windows.mask), {}

@@ -6,13 +6,21 @@ import jax
 import numpy as np
 import pytest
 
-from gpdiff_jax.baselines.autoregression import residual_autoregression
+from gpdiff_jax.analysis.room import RoomConfig
+from gpdiff_jax.baselines.autoregression import line_config, residual_autoregression
 from gpdiff_jax.cities import City
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.sources import prepare_sources
 from gpdiff_jax.models.anomaly import LOG_DEVIATION, PROFILE
 from gpdiff_jax.models.protocol import ModelSizes, example_inputs
 from gpdiff_jax.zoo.pooled import PooledConfig, train_pooled
+
+
+def test_a_line_is_trained_at_its_own_rate_and_neither_averaged_nor_mixed():
+    """What a pooled model is trained with, where nothing is given, is for networks."""
+    config = line_config(PooledConfig(steps=7)).with_covariates("calendar")
+    assert config == PooledConfig(steps=7, learning_rate=1e-2, averaging=0.0, mixing=0.0)
+    assert RoomConfig().city.with_covariates("calendar").mixing == 0
 
 
 @pytest.mark.parametrize("anomaly", [False, True])

@@ -13,6 +13,7 @@ import pytest
 from gpdiff_jax.cities import City
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.sources import Sources, prepare_sources
+from gpdiff_jax.diffusion import denoiser_training, losses
 from gpdiff_jax.diffusion.denoiser import Denoiser, DenoiserConfig, denoise, make_denoiser
 from gpdiff_jax.diffusion.denoiser_training import make_denoiser_step, train_denoiser
 from gpdiff_jax.diffusion.training import (
@@ -110,6 +111,17 @@ def test_training_is_the_same_every_time(sources, toy, trained):
     again = _train(sources, toy)
     assert again[1] == trained[1]
     chex.assert_trees_all_equal(again[0], trained[0])
+
+
+def test_many_regions_are_judged_in_parts_that_give_the_same_numbers(sources, toy, monkeypatch):
+    config = dataclasses.replace(_CONFIG, steps=2, evaluations=2)
+    whole = _train(sources, toy, config)[1]
+    assert toy[2].sum() > 2
+    for module in (losses, denoiser_training):
+        monkeypatch.setattr(module, "SIDE_BY_SIDE", 2)
+    parts = _train(sources, toy, config)[1]
+    for one, other in zip(whole, parts, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
 
 
 def test_a_step_that_is_not_finite_is_named_exactly_and_the_steps_before_it_are_reported(sources, toy):

@@ -114,13 +114,16 @@ def test_without_a_choice_fine_tuning_takes_all_steps_and_needs_no_zoo(target):
     assert (made.learning_rate, made.steps, made.validation_mae) == (1e-2, 2, None)
 
 
-def test_without_a_profile_more_steps_are_looked_at_unless_their_number_is_given(target, monkeypatch):
+@pytest.mark.parametrize(("covariates", "most"), [("profile", 100), ("calendar", 400)])
+def test_without_a_profile_more_steps_are_looked_at_unless_their_number_is_given(
+    simulated_cities, monkeypatch, covariates, most
+):
+    target = prepare_target(simulated_cities[2], DataConfig(covariates=covariates, support_days=3, max_neighbours=2))
     asked = []
     monkeypatch.setattr(shared, "choose_steps", lambda *given, most, **how: (asked.append(most), (0, 1e-3))[1])
     for config in (AdaptConfig(), AdaptConfig(shared_steps=7)):
         assert shared.shared_update(_MODEL, config, target, _starts(1, 8), key=_KEY) == (None, 0, None)
-    assert asked == [100 if target.bank.has_profile else 400, 7]
-    assert [AdaptConfig().most_shared(known) for known in (True, False)] == [100, 400]
+    assert asked == [most, 7]
 
 
 @pytest.mark.parametrize(("most", "stride"), [(6, 1), (40, 2), (100, 5), (400, 5)])

@@ -9,9 +9,11 @@ import pytest
 
 from gpdiff_jax.cities import City, SimulationConfig, simulate_cities
 from gpdiff_jax.data.sources import Sources
-from gpdiff_jax.data.windows import gather_source
+from gpdiff_jax.data.windows import gather_source, mix_windows
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models import make_model
+from gpdiff_jax.models.protocol import Window
+from gpdiff_jax.zoo import pooled
 from gpdiff_jax.zoo.pooled import PooledConfig, train_pooled, validation_error
 from tests.zoo.linear import prepare
 
@@ -28,7 +30,7 @@ def test_a_trained_base_beats_the_mean(sources):
     model = make_model("tiny", sources.sizes)
     log: list[tuple[int, dict[str, float]]] = []
     config = PooledConfig(steps=60, regions=8, windows=8, learning_rate=5e-3, evaluations=3)
-    pooled = train_pooled(
+    params = train_pooled(
         model, sources, config, key=jax.random.key(0), progress=lambda done, metrics: log.append((done, metrics))
     )
     assert [done for done, _ in log] == [20, 40, 60]
@@ -45,7 +47,7 @@ def test_a_trained_base_beats_the_mean(sources):
 
         return jax.lax.map(one, sources.regions)
 
-    trained, of_mean = (np.asarray(error) for error in errors(pooled))
+    trained, of_mean = (np.asarray(error) for error in errors(params))
     assert trained.mean() < 0.9 * of_mean.mean()
     # What is returned is the best that was seen, and both cities count alike in it.
     of_city = [trained[np.asarray(sources.city_index) == city].mean() for city in (0, 1)]
@@ -87,6 +89,38 @@ def test_windows_are_mixed_with_those_of_another_region(sources):
     assert loss(8, 5.0) < 0.95 * loss(8, 0.0)  # means of two regions scatter less than one
 
 
+def test_most_of_a_mixed_window_is_its_own_regions_and_the_rest_the_next_ones(sources, monkeypatch):
+    """The region graph is that of the larger share."""
+    seen: list[tuple[np.ndarray, ...]] = []
+
+    def watched(windows: Window, others: Window, share: jax.Array) -> Window:
+        jax.debug.callback(lambda *arrays: seen.append(arrays), windows.target, others.target, share)
+        return mix_windows(windows, others, share)
+
+    monkeypatch.setattr(pooled, "mix_windows", watched)
+    config = PooledConfig(steps=1, regions=6, windows=4, evaluations=1, mixing=0.5)
+    train_pooled(make_model("tiny", sources.sizes), sources, config, key=jax.random.key(0))
+    jax.effects_barrier()
+    windows, others, share = (np.concatenate(parts) for parts in zip(*seen, strict=True))
+    assert share.shape == (6,) and (share >= 0.5).all() and np.ptp(share) > 0.01
+    np.testing.assert_array_equal(others, np.roll(windows, -1, axis=0))
+    assert not np.array_equal(others, windows)
+
+
+def test_what_is_not_given_is_chosen_by_the_covariates_of_the_sources(sources):
+    model = make_model("tiny", sources.sizes)
+
+    def trained(**changes: float) -> list[np.ndarray]:
+        config = PooledConfig(steps=2, regions=4, windows=2, evaluations=1, **changes)
+        return jax.tree.leaves(train_pooled(model, sources, config, key=jax.random.key(0)))
+
+    assert sources.config.covariates == "calendar"
+    chosen, given, neither = trained(), trained(averaging=0.995, mixing=0.2), trained(averaging=0.0, mixing=0.0)
+    for one, other in zip(chosen, given, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert any(not np.array_equal(one, other) for one, other in zip(chosen, neither, strict=True))
+
+
 def test_averaging_and_mixing_go_by_the_covariates_unless_they_are_given():
     shares = {
         covariates: (config.averaging, config.mixing)
@@ -102,8 +136,9 @@ def test_averaging_and_mixing_go_by_the_covariates_unless_they_are_given():
     ("changes", "message"),
     [
         ({"averaging": 1.0}, r"`averaging` of the pooled model must be in \[0, 1\), got 1.0"),
-        ({"mixing": -0.1}, "`mixing` must be at least 0 and finite, got -0.1"),
-        ({"mixing": float("nan")}, "`mixing` must be at least 0 and finite, got nan"),
+        ({"mixing": -0.1}, "`mixing` must be 0, or from 1e-6 to 1e6, got -0.1"),
+        ({"mixing": float("nan")}, "`mixing` must be 0, or from 1e-6 to 1e6, got nan"),
+        ({"mixing": 1e-40}, "`mixing` must be 0, or from 1e-6 to 1e6, got 1e-40"),
         ({"steps": 0}, "`steps` must be above 0, got 0"),
     ],
 )

@@ -1,6 +1,7 @@
 """In: noisy tokens of one region, the time and the region's prompt. Out: what its objective asks for, by default v."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -164,3 +165,10 @@ def denoise(
     """Predictions for a batch of regions."""
     predictions: Any = denoiser.apply({"params": variables}, x_t, t, prompt, prompt_mask)
     return predictions
+
+
+def in_parts(predict: Callable[..., jax.Array], rows: tuple[jax.Array, ...], side_by_side: int | None) -> jax.Array:
+    """What a function says of a batch, leaves [B, ...]: so many rows at a time take less memory; None for all."""
+    if side_by_side is None:
+        return predict(*rows)
+    return jax.lax.map(lambda row: predict(*(part[None] for part in row))[0], rows, batch_size=side_by_side)

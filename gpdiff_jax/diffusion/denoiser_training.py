@@ -2,13 +2,14 @@
 
 import pathlib
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gpdiff_jax.data.sources import Sources
-from gpdiff_jax.diffusion.denoiser import Denoiser, denoise, make_denoiser
+from gpdiff_jax.diffusion.denoiser import Denoiser, denoise, in_parts, make_denoiser
 from gpdiff_jax.diffusion.losses import (
     SIDE_BY_SIDE,
     DiffusionBatch,
@@ -144,15 +145,12 @@ def make_prediction(denoiser: Denoiser, codec: Codec) -> PredictFn:
     def predict_fn(variables: Params, data: TrainingData, batch: DiffusionBatch, key: Key) -> jax.Array:
         del data
         mask, size = jnp.asarray(codec.mask()), batch.region.shape[0]
+        side_by_side = SIDE_BY_SIDE if size > SIDE_BY_SIDE else None
         eps = jax.random.normal(key, batch.x0.shape) * mask[None]
 
         def parts(x_t: jax.Array, t: jax.Array) -> Denoised:
             rows = x_t, jnp.broadcast_to(t, (size,)), batch.prompt, jnp.ones(size)
-            if size <= SIDE_BY_SIDE:
-                prediction = denoise(denoiser, variables, *rows)
-            else:
-                one = lambda row: denoise(denoiser, variables, *(part[None] for part in row))[0]  # noqa: E731
-                prediction = jax.lax.map(one, rows, batch_size=SIDE_BY_SIDE)
+            prediction = in_parts(partial(denoise, denoiser, variables), rows, side_by_side)
             return denoised(config.objective, level_at(t), x_t, prediction * mask[None])
 
         return ddim(parts, level_at, eps, steps)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
-from gpdiff_jax.diffusion.denoiser import Denoiser, denoise
+from gpdiff_jax.diffusion.denoiser import Denoiser, denoise, in_parts
 from gpdiff_jax.diffusion.objectives import Denoised, denoised
 from gpdiff_jax.diffusion.samplers import guided, sample
 from gpdiff_jax.diffusion.schedules import SCHEDULES
@@ -72,11 +72,7 @@ def draw_latents(
 
     def denoise_fn(x_t: jax.Array, t: jax.Array) -> Denoised:
         rows = x_t, jnp.broadcast_to(t, x_t.shape[:1]), draws.prompt, draws.prompt_mask
-        if side_by_side is None:
-            prediction = predict(*rows)
-        else:
-            one = lambda row: predict(*(part[None] for part in row))[0]  # noqa: E731
-            prediction = jax.lax.map(one, rows, batch_size=side_by_side)
+        prediction = in_parts(predict, rows, side_by_side)
         parts = denoised(config.objective, SCHEDULES[config.schedule](t), x_t, prediction * mask[None])
         return parts if steer is None else parts._replace(x0=steer(parts.x0) * mask[None])
 

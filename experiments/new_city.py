@@ -110,7 +110,7 @@ def new_city_main() -> None:
             "hypernetwork": values.hypernetwork and str(pathlib.Path(values.hypernetwork).absolute()),
             "generator": json.loads(hypernetwork.summary()),
             "model_file_sha256": model_digest,
-            "generate": dataclasses.asdict(config),
+            "generate": dataclasses.asdict(config) | {"shrinkage": config.kept(hypernetwork.data.covariates)},
             "seed": values.seed,
         },
     )

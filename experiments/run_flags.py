@@ -164,7 +164,7 @@ flags.DEFINE_float("guidance", 1.0, "0 ignores the prompt, 1 follows it, more ex
 flags.DEFINE_float(
     "shrinkage",
     None,
-    "part of generated differences from the pooled model that is kept; the preset's if not given: half, in paper all",
+    "part of generated differences from the pooled model that is kept; not given, half with profile, else all",
     0.0,
     1.0,
 )

@@ -42,24 +42,37 @@ class GenerateConfig:
     """How parameters are drawn: K samples per region, guidance (0 ignores the prompt, 1 follows it), sampler and steps.
 
     The sampler is one of `samplers.SAMPLERS`; "euler" needs a generator trained along the rectified flow. `shrinkage`
-    is the part of every generated difference from the pooled model that is kept, 0 to 1; the default is chosen on
-    cities left out in turn (docs/experiments.md, 35), and never harmed there.
+    is the part of every generated difference from the pooled model that is kept, 0 to 1. None goes by the covariates of
+    the forecaster (`kept`): half of it with `profile`, else all, as was best in cities that no generator saw
+    (docs/experiments.md, sections 35 and 51).
     """
 
     samples: int = 5
     steps: int = 20
     guidance: float = 1.0
     sampler: str = "ddim"
-    shrinkage: float = 0.5
+    shrinkage: float | None = None
 
     def __post_init__(self) -> None:
         check_at_least(1, named(self, "samples", "steps"))
         if not 0 <= self.guidance <= 10:
             raise InputError(f"`guidance` must be in [0, 10], got {self.guidance}")
-        if not 0 <= self.shrinkage <= 1:
+        if self.shrinkage is not None and not 0 <= self.shrinkage <= 1:
             raise InputError(f"`shrinkage` must be in [0, 1], got {self.shrinkage}")
         if self.sampler not in SAMPLERS:
             raise InputError(f"`sampler` must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
+
+    def kept(self, covariates: str) -> float:
+        """The part of a difference that is kept where the forecaster's windows have these covariates.
+
+        Example:
+          >>> import gpdiff_jax as gpd
+          >>> gpd.GenerateConfig().kept("profile"), gpd.GenerateConfig(shrinkage=0.75).kept("profile")
+          (0.5, 0.75)
+        """
+        if self.shrinkage is not None:
+            return self.shrinkage
+        return 0.5 if covariates == "profile" else 1.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -177,7 +190,7 @@ class Hypernetwork:
           prompts: of R regions, one variant, as `prompts(city, ...)` makes them; of `prompts.null` nothing but the
             regions is used.
           key: random key; a sample's is folded in from its number.
-          config: samples, sampler, steps and guidance.
+          config: samples, sampler, steps, guidance and shrinkage.
           devices: to spread the draws over; None for all local ones.
           any_kind: generate for cities of other kinds than those that the generator was trained on.
 
@@ -190,7 +203,7 @@ class Hypernetwork:
         """
         draws = self.draws(prompts, config.samples, any_kind=any_kind)
         self.check_sampler(config.sampler)
-        how = config.sampler, config.steps, config.guidance, config.shrinkage
+        how = config.sampler, config.steps, config.guidance, config.kept(self.data.covariates)
         draw = _make_draw(cast(Hashable, self.denoiser), *how)
         size = _DRAWS_ON_CPU if jax.default_backend() == "cpu" else _DRAWS
         regions = len(prompts.region_ids)

@@ -329,7 +329,8 @@ def _make_starts(run: Stages, channel: int, family: str, for_choice: bool) -> tu
         else:
             starts = jax.tree.map(lambda leaf: np.asarray(leaf)[None], _by_rule(run, family, prompts))
         if family not in _CHOSEN_BY_CITIES:
-            starts = shrink_towards(run.pooled, starts, run.settings.generate.shrinkage)
+            kept = run.settings.generate.kept(run.settings.data.covariates)
+            starts = shrink_towards(run.pooled, starts, kept)
     return starts, watch.seconds
 
 

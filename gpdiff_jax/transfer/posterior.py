@@ -109,7 +109,8 @@ def draw_posterior(
     )
     regions = target.num_regions
     numbers = np.arange(generate.samples * regions, dtype=np.int32)
-    how = (generate.samples, generate.sampler, generate.steps, generate.guidance, generate.shrinkage)
+    kept = generate.kept(hypernetwork.data.covariates)
+    how = (generate.samples, generate.sampler, generate.steps, generate.guidance, kept)
     network, batch = cast(Hashable, hypernetwork.denoiser), rows_side_by_side(regions_per_batch)
     spread = ShardedRows(_make_draw(hypernetwork.model, network, *how, batch), shared, joint=True)
     drawn = spread((draws, numbers)).read()

@@ -114,6 +114,17 @@ def test_nulls_are_shrunk_as_the_generator_but_for_those_that_choose_by_cities(f
         share = 1.0 if family in ("kernel_average", "ridge_hypernetwork") else 0.25
         assert np.abs(leaves[family, 1.0]).max() > 1e-4
         np.testing.assert_allclose(leaves[family, 0.25], share * leaves[family, 1.0], atol=1e-6)
+    # If nothing is said, as much is kept of them as of a generated difference, by the covariates.
+    for covariates, share in (("profile", 0.5), ("calendar", 1.0)):
+        run.settings = dataclasses.replace(
+            run.settings,
+            data=dataclasses.replace(run.settings.data, covariates=covariates),
+            generate=dataclasses.replace(run.settings.generate, shrinkage=None),
+        )
+        params = methods._make_starts(run, 0, "zoo_mean", False)[0]
+        apart = jax.tree.map(lambda leaf, pooled: np.asarray(leaf) - np.asarray(pooled), params, run.pooled)
+        made = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(apart)])
+        np.testing.assert_allclose(made, share * leaves["zoo_mean", 1.0], atol=1e-6)
 
 
 def test_seconds_hold_what_a_method_needs_and_training_is_told_apart(finished):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpdiff_jax.diffusion.conditioning import STRATEGIES
+from gpdiff_jax.errors import InputError
 
 # Of results that may stand in one table; 2: fine-tuned with the preset's shared steps, memory of the training alone.
 FORMAT = 2
@@ -30,18 +31,26 @@ CASES = {
 }
 
 
-def read_result(path: pathlib.Path) -> dict[str, Any] | None:
-    """A result that was measured as others are today; None where there is none."""
+def read_result(path: pathlib.Path, city: str) -> dict[str, Any] | None:
+    """A result in that city that was measured as others are today; None where there is none.
+
+    Raises:
+      InputError: it is of another city.
+    """
     found = json.loads(path.read_text()) if path.exists() else {}
-    return found if found.get("format") == FORMAT else None
+    if found.get("format") != FORMAT:
+        return None
+    if found["city"] != city:
+        raise InputError(f"{str(path)!r} was measured in {found['city']}, not in {city}; name other --results")
+    return found
 
 
-def table(results: pathlib.Path) -> str:
-    """What the folder of results holds, as Markdown: means over seeds."""
+def table(results: pathlib.Path, city: str) -> str:
+    """What the folder of results holds of a city, as Markdown: means over seeds; see `read_result` for errors."""
     heads = ["", *(name.replace("_", " ") for name in SHOWN), "steps a second", "denoiser", "GiB", "seeds"]
     rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     for name in CASES:
-        read = [read_result(path) for path in sorted(results.glob(f"{name}_[0-9]*.json"))]
+        read = [read_result(path, city) for path in sorted(results.glob(f"{name}_[0-9]*.json"))]
         found = [one for one in read if one is not None]
         if not found:
             continue

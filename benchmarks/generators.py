@@ -28,6 +28,7 @@ from benchmarks.generator_cases import CASES, FORMAT, SHOWN, Case, read_result, 
 from benchmarks.measuring import deadline, device_name, peak_memory, print_line
 from experiments import command_line
 from gpdiff_jax.analysis.room import OwnParameters, RoomConfig, measure_room, own_parameters
+from gpdiff_jax.cities.digest import city_digest
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import write_json
 from gpdiff_jax.run.settings import Settings
@@ -102,7 +103,7 @@ def _own(
     """The city's own parameters, from the pooled model of the zoo; made once of the same."""
     path, sources = folder / "own", zoo.sources
     assert sources is not None
-    how = repr((city.name, zoo.model, sources.config, config.harvest, config.city))
+    how = repr((city_digest(city), zoo.model, sources.config, config.harvest, config.city))
     made_of = digest_of(how, {"pooled": zoo.pooled, "key": key})
     if path.is_dir():
         arrays, facts = load_arrays(path, _OWN_FORMAT, "own parameters")
@@ -122,7 +123,7 @@ def _measure_all(names: list[str], seeds: list[int]) -> None:
     groups: dict[tuple[str, int], list[str]] = {}
     for seed in seeds:
         for name in names:
-            if read_result(results / f"{name}_{seed}.json") is None:
+            if read_result(results / f"{name}_{seed}.json", given.held_out) is None:
                 groups.setdefault((CASES[name].model, seed), []).append(name)
     waiting = list(reversed(groups.items()))
 
@@ -149,7 +150,7 @@ def main(argv: list[str]) -> None:
     del argv
     given, results = flags.FLAGS, pathlib.Path(flags.FLAGS.results)
     if given.table:
-        print(table(results), end="")
+        print(table(results, given.held_out), end="")
         return
     if given.data_dir is None:
         raise InputError("neither --data_dir nor GPDIFF_DATA names the folder of the city files")

@@ -270,6 +270,9 @@ def _identity(zoo: ParameterZoo, config: PretrainConfig, key: Key) -> str:
     """By what a training of the generator is known."""
     config = dataclasses.replace(config, accumulate=1)  # which changes rounding alone
     arrays = (key, zoo.pooled, zoo.prompts.values, zoo.prompts.region_ids, zoo.validation_mae, zoo.city_index)
-    sizes = zoo.sources.sizes if zoo.sources is not None else None
-    text = "" if sizes is None else model_text(make_model(zoo.model, sizes), sizes, zoo.pooled)
-    return digest_of(repr((zoo.model, text, zoo.names, config)), arrays)
+    sources = zoo.sources
+    assert sources is not None
+    text = model_text(make_model(zoo.model, sources.sizes), sources.sizes, zoo.pooled)
+    # The functional loss reads the windows, residuals of the pooled model are kept, and so is how windows were made.
+    arrays = (*arrays, sources.bank, sources.train, sources.regions)
+    return digest_of(repr((zoo.model, text, zoo.names, config, sources.config)), arrays)

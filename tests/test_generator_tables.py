@@ -66,6 +66,7 @@ def test_the_table_has_means_over_seeds_of_what_was_measured(tmp_path):
     for seed, pace in ((0, 10.0), (1, 20.0)):
         found = {
             "format": FORMAT,
+            "city": "bay",
             "error": {name: 50.0 + 10 * seed for name in SHOWN},
             "share": {name: 0.1 + 0.2 * seed if name == "generated" else None for name in SHOWN[1:]},
             "steps_per_second": pace,
@@ -75,9 +76,14 @@ def test_the_table_has_means_over_seeds_of_what_was_measured(tmp_path):
         (tmp_path / f"adaptive_norm_{seed}.json").write_text(json.dumps(found))
     # What was measured otherwise is no row of this table.
     (tmp_path / "flow_0.json").write_text(json.dumps(found | {"format": FORMAT - 1}))
-    assert read_result(tmp_path / "flow_0.json") is None and read_result(tmp_path / "x0_0.json") is None
-    head, _, row = table(tmp_path).splitlines()
+    assert read_result(tmp_path / "flow_0.json", "bay") is None and read_result(tmp_path / "x0_0.json", "bay") is None
+    head, _, row = table(tmp_path, "bay").splitlines()
     assert head.startswith("|  | pooled | generated |")
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:3] == ["adaptive_norm", "55.00", "55.00 (+20 %)"]
     assert cells[-4:] == ["15.0", "123 k", "2.5", "2"]
+    # Nor does it take results in another city for its own, or mix them.
+    with pytest.raises(
+        InputError, match=r"_0\.json' was measured in bay, not in york; name other --res"
+    ):
+        table(tmp_path, "york")

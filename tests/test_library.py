@@ -257,6 +257,11 @@ def test_a_harvest_and_a_generator_that_were_stopped_go_on_in_their_folders(simu
     chex.assert_trees_all_equal(read.variables, hypernetwork.variables)
     with pytest.raises(gpd.InputError, match="holds a generator of another zoo, settings or key"):
         gpd.pretrain(zoo, key=jax.random.key(2), config=_PRETRAIN, folder=place)
+    # What a generator keeps of how windows were made counts too, though no array of the zoo tells it.
+    data = dataclasses.replace(zoo.sources.config, damping=(1.0, 1.0))
+    undamped = dataclasses.replace(zoo, sources=dataclasses.replace(zoo.sources, config=data))
+    with pytest.raises(gpd.InputError, match="holds a generator of another zoo, settings or key"):
+        gpd.pretrain(undamped, key=jax.random.key(1), config=_PRETRAIN, folder=place)
 
 
 def test_what_a_configuration_needs_is_public_too_and_no_function_hides_a_package():

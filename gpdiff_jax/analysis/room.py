@@ -140,7 +140,7 @@ def held_out_targets(city: City, data: DataConfig, config: RoomConfig) -> list[T
     latest = span.stop - length
     # In a short city, stretches of a day each say more than one that is as long as all there is.
     if latest - span.start < (config.stretches - 1) * length // 2:
-        length = max(per_day, len(span) // config.stretches)
+        length = min(max(per_day, len(span) // config.stretches), len(span))
         latest = span.stop - length
     data = dataclasses.replace(data, support_days=config.support_days, window_days=None)
     graphs = region_graphs([city], max_neighbours=data.max_neighbours, pick=data.pick_neighbours, seed=0)

@@ -6,6 +6,7 @@ diffusion, and with it noise levels and the weights of theirs (`min_snr_gamma`, 
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -71,12 +72,12 @@ class MlpHypernetwork:
                 "one; choose it by `prompts.variant(index)`"
             )
         scaled = np.asarray(scale_prompts(prompts, self.space.prompt_scaler))[0]
+        return _decode(self.network, self.variables, self.space.codec, scaled)
 
-        @jax.jit
-        def decode(variables: Params, codec: Codec, scaled: Float[Array, "R E"]) -> Params:
-            return jax.vmap(codec.params)(predict_latents(self.network, variables, scaled, jnp.asarray(codec.mask())))
 
-        return decode(self.variables, self.space.codec, scaled)
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(network: PromptMlp, variables: Params, codec: Codec, scaled: Float[Array, "R E"]) -> Params:
+    return jax.vmap(codec.params)(predict_latents(network, variables, scaled, jnp.asarray(codec.mask())))
 
 
 def make_network(space: LatentSpace, config: PretrainConfig) -> PromptMlp:

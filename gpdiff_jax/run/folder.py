@@ -19,7 +19,7 @@ from gpdiff_jax.folder_lock import lock_folder, unlock_folder
 from gpdiff_jax.run.settings import Settings
 from gpdiff_jax.training.exchange import ask_first, check_agreed
 
-_FORMAT = 10
+_FORMAT = 11
 _AGREED = ("cities", "model_sha256", "versions")
 _PACKAGES = ("gpdiff_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jraph", "numpy")
 

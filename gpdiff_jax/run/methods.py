@@ -1,5 +1,6 @@
 """In: a run and the name of a method. Out: the method's test forecasts, made once and kept in the run's folder."""
 
+import functools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from gpdiff_jax.baselines.meta_learned import MetaConfig, adapt_meta_learned
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import read_npz, write_npz
 from gpdiff_jax.hosts import is_first
+from gpdiff_jax.models.protocol import Model, ModelSizes
 from gpdiff_jax.prompts.prompt import Prompts
 from gpdiff_jax.run.outside import check_outside_name
 from gpdiff_jax.run.settings import METHODS
@@ -348,10 +350,10 @@ def _by_rule(run: Stages, family: str, prompts: Prompts) -> Params:
 
 def _random_starts(run: Stages, channel: int) -> Params:
     target = run.targets[channel]
+    return _draw_starts(run.model, target.sizes, run.key("target_only"), target.region_ids, target.graphs)
 
-    @jax.jit
-    def draw(key: Key, region_ids: jax.Array, graphs: RegionGraph) -> Params:
-        keys = jax.vmap(lambda region: jax.random.fold_in(key, region))(region_ids)
-        return jax.vmap(lambda key: initial_params(run.model, graphs, target.sizes, key=key))(keys)
 
-    return draw(run.key("target_only"), target.region_ids, target.graphs)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _draw_starts(model: Model, sizes: ModelSizes, key: Key, region_ids: jax.Array, graphs: RegionGraph) -> Params:
+    keys = jax.vmap(lambda region: jax.random.fold_in(key, region))(region_ids)
+    return jax.vmap(lambda key: initial_params(model, graphs, sizes, key=key))(keys)

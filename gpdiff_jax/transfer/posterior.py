@@ -134,13 +134,13 @@ def posterior_shot(
       hypernetwork: the generator, trained on other cities.
       target: the city and its support days.
       prompts: of its regions, one variant.
-      prior: what the generator draws with this key from the prompts alone, leaves [K, R, ...]; it forecasts the kinds
-        of day that the support lacks (`damped.on_seen_kinds`).
+      prior: what the generator draws with this key from the prompts alone, leaves [K, R, ...]; with
+        `adapt.seen_kinds_only` it forecasts the kinds of day that the support lacks (`damped.on_seen_kinds`).
       key: random key.
       generate: see `draw_posterior`.
       config: see `draw_posterior`.
-      adapt: of which the steps that are shared by the city count, their number chosen from the prior, and how many
-        regions are worked on at a time.
+      adapt: of which the steps that are shared by the city count, their number chosen from the prior,
+        `seen_kinds_only`, and how many regions are worked on at a time.
 
     Returns:
       The forecasts, averaged over the K samples.
@@ -156,7 +156,8 @@ def posterior_shot(
         drawn = draw_posterior(hypernetwork, target, prompts, key=key, any_kind=True, **how)
         update, steps, rate = shared_update(hypernetwork.model, adapt, target, drawn, key=key, blind_params=prior)
         drawn = add_to_all(drawn, update)
-        forecast, spread = sampled_forecast(hypernetwork.model, target, drawn, prior)
+        before = prior if adapt.seen_kinds_only else None
+        forecast, spread = sampled_forecast(hypernetwork.model, target, drawn, before)
     return MethodForecast(forecast, spread, watch.seconds, shared_steps=steps, shared_rate=rate)
 
 

@@ -88,6 +88,10 @@ def test_supports_lie_right_before_what_is_forecast_in_the_last_fifth(simulated_
     weeks = held_out_targets(tiles, DataConfig(), RoomConfig(stretches=2))
     assert [len(target.split.test) for target in weeks] == [168, 168]
     assert weeks[0].split.test.stop < weeks[1].split.test.start
+    # Of four days the last fifth is less than one, and no stretch leaves it.
+    days = dataclasses.replace(city, values=city.values[: 4 * 24])
+    for target in held_out_targets(days, DataConfig(), RoomConfig()):
+        assert target.split.test.start >= round(0.8 * 96) and target.split.test.stop == 96
     values = np.array(city.values)
     values[boundary - 72 :] = np.nan
     with pytest.raises(InputError, match="city 'crowd_0' shows nothing in its last 20 %; leave it out"):

@@ -119,7 +119,15 @@ def test_many_regions_are_judged_in_parts_that_give_the_same_numbers(sources, to
     assert toy[2].sum() > 2
     for module in (losses, denoiser_training):
         monkeypatch.setattr(module, "SIDE_BY_SIDE", 2)
+    worked, map_rows = [], jax.lax.map
+
+    def spy(function, rows, *, batch_size=None):
+        worked.append((len(jax.tree.leaves(rows)[0]), batch_size))
+        return map_rows(function, rows, batch_size=batch_size)
+
+    monkeypatch.setattr(jax.lax, "map", spy)
     parts = _train(sources, toy, config)[1]
+    assert worked.count((toy[2].sum(), 2)) == 2  # the network and its forecasts
     for one, other in zip(whole, parts, strict=True):
         assert one == pytest.approx(other, rel=1e-5)
 

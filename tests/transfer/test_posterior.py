@@ -145,6 +145,11 @@ def test_what_is_drawn_takes_the_steps_that_its_city_shares(generator, city, mon
     np.testing.assert_allclose(made.forecast, want, rtol=1e-4)
     unmoved, _ = sampled_forecast(generator.model, target, drawn, prior)
     assert np.abs(made.forecast - unmoved).max() > 1e-2
+    # Kinds of day that the support lacks are the prior's, if that is asked for as of every other method.
+    every = dataclasses.replace(adapt, seen_kinds_only=False)
+    of_all = posterior_shot(generator, target, prompts, prior, adapt=every, **how).forecast
+    np.testing.assert_allclose(of_all, sampled_forecast(generator.model, target, moved, None)[0], rtol=1e-4)
+    assert (of_all != made.forecast).any()
     # How many, and how long, is chosen from the prior, which knows nothing of the support days.
     asked = []
     monkeypatch.setattr(shared, "choose_steps", lambda *given, **how: (asked.append(given[2]), (2, 0.2))[1])

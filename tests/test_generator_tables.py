@@ -83,7 +83,5 @@ def test_the_table_has_means_over_seeds_of_what_was_measured(tmp_path):
     assert cells[:3] == ["adaptive_norm", "55.00", "55.00 (+20 %)"]
     assert cells[-4:] == ["15.0", "123 k", "2.5", "2"]
     # Nor does it take results in another city for its own, or mix them.
-    with pytest.raises(
-        InputError, match=r"_0\.json' was measured in bay, not in york; name other --res"
-    ):
+    with pytest.raises(InputError, match=r"_0\.json' was measured in bay, not in york; name other --res"):
         table(tmp_path, "york")

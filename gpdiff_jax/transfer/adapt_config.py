@@ -12,22 +12,23 @@ UPDATES = ("codes", "shared", "own")
 class AdaptConfig:
     """How starts are fine-tuned.
 
-    `update` is "shared", at most `shared_steps` of Adam in all weights, the same for all regions of the city: as
-    many, and at that learning rate of `shared_rates`, as forecast support days best that were left out, in turn and
-    in `shared_folds` parts (0: all steps, at the last rate; see `shared.choose_steps`); "codes", after these
-    `code_steps` of length `code_rate` along the first `directions` of the zoo (all, where it has fewer; a generator
-    keeps at most 64), half of every gradient the region's own and half its city's mean; or "own", all weights of
-    every region on its own, for which the rest is. The first two see all support days, and their numbers were chosen
-    on cities that are no targets (docs/experiments.md, sections 27, 39 and 45). Where windows have no profile, which alone tells a start how a region's days go, starts
-    are further off, and None of `shared_steps` is 400 instead of 100 (section 48). With `refit`, the chosen
-    learning rate and number of steps are used once more on all support days. With `one_standard_error`, the least
-    fine-tuning within one standard error of the best is chosen (see `adapt.choose_adaptation`); without it, which
-    suits random initial parameters, the best. Where the support is too short to choose on, parameters stay as they
-    are, or, with `blind_learning_rate`, which suits random ones too, take all steps at that rate.
-    `regions_per_batch` rows are tuned side by side, each a region with all its samples or one of them; None takes
-    what suits the device (`parallel.rows_side_by_side`). With `seen_kinds_only`, fine-tuned parameters forecast
-    kinds of day that the support shows, and the initial ones the others (see `damped.on_seen_kinds`); random ones
-    have nothing to say of those. The validation day judges the fine-tuned parameters themselves, whatever its kind.
+    `update` is "shared", at most `shared_steps` of Adam in all weights, the same for all regions of the city: as many,
+    and at that learning rate of `shared_rates`, as forecast support days best that were left out, in turn and in
+    `shared_folds` parts (0: all steps, at the last rate; see `shared.choose_steps`); "codes", after these `code_steps`
+    of length `code_rate` along the first `directions` of the zoo (all, where it has fewer; a generator keeps at most
+    64), half of every gradient the region's own and half its city's mean; or "own", all weights of every region on its
+    own, for which the rest is. The first two see all support days, and their numbers were chosen on cities that are no
+    targets (docs/experiments.md, sections 27, 39 and 45). Where windows have no profile, which alone tells a start how
+    a region's days go, starts are further off, and None of `shared_steps` is 400 instead of 100 (section 48). With
+    `refit`, the chosen learning rate and number of steps are used once more on all support days. With
+    `one_standard_error`, the least fine-tuning within one standard error of the best is chosen (see
+    `adapt.choose_adaptation`); without it, which suits random initial parameters, the best. Where the support is too
+    short to choose on, parameters stay as they are, or, with `blind_learning_rate`, which suits random ones too, take
+    all steps at that rate. `regions_per_batch` rows are tuned side by side, each a region with all its samples or one
+    of them; None takes what suits the device (`parallel.rows_side_by_side`). With `seen_kinds_only`, fine-tuned
+    parameters forecast kinds of day that the support shows, and the initial ones the others (see
+    `damped.on_seen_kinds`); random ones have nothing to say of those. The validation day judges the fine-tuned
+    parameters themselves, whatever its kind.
     """
 
     update: str = "codes"

@@ -196,6 +196,9 @@ def _one_line(error: Exception) -> str:
         near = difflib.get_close_matches(error.flagname, [flag.name for flag in _our_flags()], n=1)
         hint = f"did you mean --{near[0]}?" if near else "--help lists the flags"
         return f"unknown flag --{error.flagname}; {hint}"
+    if missing := re.fullmatch(r"flag --(\w+)=None: Flag --\1 must have a value other than None\.", text):
+        choices = getattr(flags.FLAGS[missing[1]].parser, "enum_values", None)
+        return f"--{missing[1]} is missing; give {'one of ' + ', '.join(choices) if choices else 'it a value'}"
     if isinstance(error, flags.Error):
         return f"{text.rstrip('.')}; --help lists the flags"
     if isinstance(error, (app.UsageError, _UsageError)):

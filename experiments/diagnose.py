@@ -31,7 +31,8 @@ def show(run: Run) -> None:
     print(f"size of generated to harvested: {groups['held_out']['rms'] / groups['held_out']['harvested_rms']:.2f}")
     for name, part in content["response"].items():
         unit = "deviations of a region" if name == "held_out" else content["unit"]
-        print(f"{name}: error {_text(part['error'])} {unit}, with shuffled prompts {_text(part['rise'])} % more")
+        where = name if name == "held_out" else f"{name}, on its support days"
+        print(f"{where}: error {_text(part['error'])} {unit}, with shuffled prompts {_text(part['rise'])} % more")
     held = [f"{name} {_text(held_out[name])}" for name in ("pooled", "harvested")]
     print(f"held_out: {', '.join(held)} deviations of a region")
     print(run.folder / "diagnostics.html")

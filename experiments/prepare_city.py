@@ -58,12 +58,18 @@ def main(argv: list[str]) -> None:
     # Not before: `--help` need not wait for the library.
     from gpdiff_jax import ingest
     from gpdiff_jax.cities import save_city
+    from gpdiff_jax.cities.city import NAME_PATTERN
     from gpdiff_jax.errors import InputError
     from gpdiff_jax.files import user_path
 
     out, columns = user_path(_OUT_FILE.value), _COLUMNS.value
     if out.suffix != ".npz":
         raise InputError(f"--out_file (={out}) is no city file; name it {out.stem}.npz")
+    if NAME_PATTERN.fullmatch(out.stem) is None:
+        raise InputError(
+            f"--out_file (={out}) names the city {out.stem!r}, and such a name is letters A to Z, digits and _.:- "
+            "only; name the file otherwise"
+        )
     if out.is_dir():
         raise InputError(f"--out_file (={out}) is a folder; name a file in it, as {out / 'my_city.npz'}")
     for flag in (_READINGS, _EDGES, _MATRIX, _SITES):

@@ -178,20 +178,6 @@ def test_shrinkage_goes_from_the_pooled_model_to_what_is_drawn(zoo, prompts, spa
         GenerateConfig(shrinkage=1.5)
 
 
-@pytest.mark.parametrize(("covariates", "kept"), [("profile", 0.5), ("calendar", 1.0), ("none", 1.0)])
-def test_what_is_kept_of_a_difference_goes_by_the_covariates_of_the_forecaster(zoo, prompts, covariates, kept):
-    generator = _generator(zoo, 5, "joint")
-    generator = dataclasses.replace(generator, data=dataclasses.replace(generator.data, covariates=covariates))
-    made, given = (
-        _leaves(generator, prompts, dataclasses.replace(_GENERATE, shrinkage=shrinkage)) for shrinkage in (None, kept)
-    )
-    other = _leaves(generator, prompts, dataclasses.replace(_GENERATE, shrinkage=1.5 - kept))
-    np.testing.assert_array_equal(made, given)
-    assert (made != other).any()
-    # What is named holds whatever the windows are.
-    assert GenerateConfig(shrinkage=0.75).kept(covariates) == 0.75
-
-
 def test_the_noise_of_a_draw_and_that_of_its_steps_have_keys_of_their_own(hypernetwork, prompts, monkeypatch):
     """The key that is folded with the number of a step draws nothing itself."""
     codec, key = hypernetwork.codec, jax.random.key(2)

@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.recent import RecentReadings, nearly_whole_days
-from gpdiff_jax.cities.resample import resample
 from gpdiff_jax.cities.splits import Span, TargetSplit, split_before
 from gpdiff_jax.data.region_graphs import region_graphs
 from gpdiff_jax.data.series import PER_VARIANT
@@ -32,6 +31,7 @@ from gpdiff_jax.transfer.codes import share_of_windows
 from gpdiff_jax.transfer.damped import in_data_units, on_seen_kinds, target_forecast
 from gpdiff_jax.transfer.next_hours import (
     NextHours,
+    at_interval,
     days_of,
     forecast_target,
     most_days,
@@ -90,8 +90,8 @@ class Forecaster:
         """
         made_for = parameters.city
         minutes = city.interval_minutes if made_for is None else made_for.interval_minutes
-        at_interval = resample(city, minutes, keep_silent=True)
-        check_regions(parameters, at_interval)
+        whole = at_interval(city, minutes)
+        check_regions(parameters, whole)
         # The parameters themselves are kept where they are to be fine-tuned again, else only on the devices.
         shapes: Any = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), parameters.params)
         self._parameters = parameters if adapt is not None else dataclasses.replace(parameters, params=shapes)
@@ -100,7 +100,7 @@ class Forecaster:
         self._most = most_days(parameters.data)
         self._recent = RecentReadings(city, minutes, self._most, missing_above=missing_above)
         # What is known of the city beside its readings.
-        self._city = dataclasses.replace(at_interval, values=at_interval.values[:1].copy(), start=self._recent.end)
+        self._city = dataclasses.replace(whole, values=whole.values[:1].copy(), start=self._recent.end)
         cut: Any = {"max_neighbours": parameters.data.max_neighbours, "pick": parameters.data.pick_neighbours}
         self._graphs = region_graphs([self._city], **cut)
         self._samples = len(jax.tree.leaves(parameters.params)[0])
@@ -308,7 +308,7 @@ def forecast_next(
 
     Raises:
       InputError: the parameters are for another city, or for other regions or another order; less than a day was read;
-        see `resample` and `until`.
+        see `at_interval` and `until`.
       NotFiniteError: fine-tuning left the numbers.
 
     Example:
@@ -320,7 +320,7 @@ def forecast_next(
         # Of arrays whose sizes do not depend on how much was read, so that no length is compiled anew.
         return Forecaster(parameters, read, adapt=adapt, key=key).forecast()
     if parameters.city is not None:
-        read = resample(read, parameters.city.interval_minutes, keep_silent=True)
+        read = at_interval(read, parameters.city.interval_minutes)
     check_regions(parameters, read)
     read = with_whole_days(read, parameters.data)
     data = dataclasses.replace(parameters.data, support_days=days_of(read, parameters.data))

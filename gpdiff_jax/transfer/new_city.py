@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gpdiff_jax.cities.city import City, CityLabel, label_of
-from gpdiff_jax.cities.resample import resample, select_channels
+from gpdiff_jax.cities.resample import select_channels
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.target import Target, split_city
 from gpdiff_jax.errors import InputError, check_at_least
@@ -25,6 +25,7 @@ from gpdiff_jax.training.stored_form import building, check_arrays, check_facts,
 from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.evaluate import MethodForecast, observed_truth, step_names, window_start_names
 from gpdiff_jax.transfer.next_hours import (
+    at_interval,
     days_of,
     forecast_target,
     until,
@@ -133,10 +134,13 @@ def prepare_new_city(
     """
     if hypernetwork.interval_minutes is None:
         raise InputError("the generator does not say at which interval it was trained; pre-train it again and save it")
-    if channels == "each":
-        raise InputError("`channels` is 'each', but a new city is forecast one channel at a time; name one")
+    if channels != "first" and channels not in city.feature_names:
+        raise InputError(
+            f"a new city is forecast one channel at a time, and `channels` (={channels!r}) names none of city "
+            f"{city.name!r}; choose from first, {', '.join(city.feature_names)}"
+        )
     check_at_least(0, {"rolling_days": rolling_days})
-    read = select_channels(resample(city, hypernetwork.interval_minutes, keep_silent=True), channels)[0]
+    read = select_channels(at_interval(city, hypernetwork.interval_minutes), channels)[0]
     hypernetwork.check_city(label_of(read), any_kind=any_kind)
     if at is not None:
         read = until(read, at)

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.cities.recent import nearly_whole_days
+from gpdiff_jax.cities.resample import resample
 from gpdiff_jax.cities.splits import Span, TargetSplit, split_before
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.target import Target
@@ -33,6 +34,20 @@ class NextHours(NamedTuple):
         """The same as the forecasts of a single window."""
         spread, quantiles = (None if part is None else part[None] for part in (self.spread, self.quantiles))
         return MethodForecast(self.forecast[None], spread, 0.0, quantiles=quantiles)
+
+
+def at_interval(city: City, minutes: int) -> City:
+    """A city at the interval that its forecaster was made for, its silent regions too.
+
+    Raises:
+      InputError: its readings are further apart.
+    """
+    if minutes % city.interval_minutes:
+        raise InputError(
+            f"city {city.name!r} has a reading every {city.interval_minutes} minutes, and the generator forecasts "
+            f"every {minutes}; give it readings every {minutes} minutes, or of an interval that divides these"
+        )
+    return resample(city, minutes, keep_silent=True)
 
 
 def days_of(read: City, data: DataConfig, rolling_days: int = 0) -> int:

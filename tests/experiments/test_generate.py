@@ -153,7 +153,8 @@ def test_the_command_forecasts_a_new_city_from_its_end_with_nothing_but_the_fold
     np.testing.assert_allclose(made.spread[0], drawn.std(axis=0), rtol=1e-3, atol=1e-3)
     summary = json.loads((out / "generate.json").read_text())
     assert summary["support"] == ["2024-01-14T00:00", "2024-01-17T00:00"] and summary["support_days"] == 3
-    assert summary["generate"] == dataclasses.asdict(_CONFIG) and summary["mae"] is None
+    kept = _CONFIG.kept(hypernetwork.data.covariates)
+    assert summary["generate"] == dataclasses.asdict(_CONFIG) | {"shrinkage": kept} and summary["mae"] is None
     assert summary["generator"] == json.loads(hypernetwork.summary())
     np.testing.assert_allclose(summary["forecast_mean"], drawn.mean(axis=(0, 1)), rtol=1e-4)
 
@@ -300,9 +301,9 @@ def _format(folder: pathlib.Path) -> int:
             ["--city=short.npz", "--support_days=3"],
             r"\(=3\) is longer than the 2.5 days that city 'short' has before .*; use at most 2",
         ),
-        (["--city=coarse.npz"], "`interval_minutes` .=60. must be a multiple of the 120 minutes of city 'coarse'"),
-        (["--channels=riders"], r"`channels` \(='riders'\) is no channel"),
-        (["--channels=each"], "one channel at a time; name one"),
+        (["--city=coarse.npz"], "city 'coarse' has a reading every 120 minutes, and the generator forecasts every 60;"),
+        (["--channels=riders"], r"`channels` \(='riders'\) names none of city .*; choose from first, visitors"),
+        (["--channels=each"], r"one channel at a time, and `channels` \(='each'\) names none .* first, visitors"),
         (["--support_days=11"], r"\(=11\) is longer than the 10.0 days .* use at most 10"),
         (
             ["--rolling_days=8", "--support_days=3"],

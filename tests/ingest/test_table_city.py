@@ -135,6 +135,7 @@ def test_the_command_writes_a_city_or_says_in_one_line_why_not(city, tables):
             ("--sites=sites.csv", "--out_file=here.npz"),
             "--out_file (=here.npz) is a folder; name a file in it, as here.npz",
         ),
+        (("--sites=sites.csv", "--out_file=köln.npz"), "--out_file (=köln.npz) names the city 'köln', and such a name"),
         ((), "nothing says what links the regions; give `sites` (--sites), `edges`"),
         (("--edges=a.csv", "--matrix=b.npy"), "both `edges` (=a.csv) and `matrix` (=b.npy) link the regions"),
         (("--sites=sites.csv", "--distances"), "`distances` (=True) is of `edges` or `matrix`, and neither is given"),
@@ -145,6 +146,12 @@ def test_the_command_writes_a_city_or_says_in_one_line_why_not(city, tables):
         ended = _prepare(tables, *given, *wrong)
         assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and said in ended.stderr
         assert (tables / "town.npz").read_bytes() == before and not list(tables.glob(".*partial"))
+    for missing, said in (
+        (1, "--kind is missing; give one of crowd, flow, speed, stock"),
+        (0, "--readings is missing"),
+    ):
+        ended = _prepare(tables, *given[:missing], *given[missing + 1 :])
+        assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and said in ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,14 @@ def test_what_is_drawn_takes_the_steps_that_its_city_shares(generator, city, mon
     assert start is prior
 
 
+def test_steps_that_are_far_too_long_leave_latents_that_a_region_may_have(generator, city):
+    how = {"generate": dataclasses.replace(_GENERATE, shrinkage=1.0), "config": PosteriorConfig(rate=1e30)}
+    drawn = draw_posterior(generator, *city, key=_KEY, **how)
+    codec = generator.codec
+    latents = jax.vmap(jax.vmap(lambda params: codec.encode(to_tokens(codec.layout, params))))(drawn)
+    assert 7.9 < np.abs(latents).max() < 8.1
+
+
 def test_the_error_on_the_support_falls(generator, city):
     target, prompts = city
     loss = _loss(generator, target, np.asarray(target.support_starts))

@@ -22,7 +22,7 @@ from gpdiff_jax.zoo.tokens import from_tokens
 
 # Latents are of unit size; one made from eps is divided by the signal, and so of any size where hardly any is left.
 _LARGEST_LATENT = 4.0
-# Examples at a time: as many as a batch of the training, by default; what is held out of very many regions is more.
+# Examples at a time; a batch of the training is mostly smaller, what is held out of very many regions is not.
 SIDE_BY_SIDE = 256
 
 

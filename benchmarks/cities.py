@@ -1,11 +1,20 @@
 """In: the flags of a benchmark that holds cities out. Out: its cities, and the names of those that are held out."""
 
 import os
+import pathlib
 from collections.abc import Sequence
 
 from absl import flags
 
-from gpdiff_jax.cities import City, SimulationConfig, find_cities, resample, select_channels, simulate_cities
+from gpdiff_jax.cities import (
+    City,
+    SimulationConfig,
+    find_cities,
+    load_city,
+    resample,
+    select_channels,
+    simulate_cities,
+)
 from gpdiff_jax.errors import InputError
 
 
@@ -17,6 +26,11 @@ def cities_of_flags() -> list[City]:
     else:
         cities = [select_channels(city, "first")[0] for city in find_cities(folder, flags.FLAGS.cities)]
     return [resample(city, minutes) if minutes else city for city in cities]
+
+
+def hourly_city(name: str) -> City:
+    """A city of --data_dir by the hour, first channel."""
+    return select_channels(resample(load_city(pathlib.Path(flags.FLAGS.data_dir) / f"{name}.npz"), 60), "first")[0]
 
 
 def held_out_names(cities: Sequence[City]) -> list[str]:

@@ -24,6 +24,7 @@ import jax
 from absl import flags
 
 import gpdiff_jax as gpd
+from benchmarks.cities import hourly_city
 from benchmarks.generator_cases import CASES, FORMAT, SHOWN, Case, read_result, table
 from benchmarks.measuring import deadline, device_name, peak_memory, print_line
 from experiments import command_line
@@ -51,12 +52,6 @@ _SOURCES = ("melbourne_pedestrians", "nyc_taxi_zones_2018", "auckland_pedestrian
 _OWN_FORMAT = 2
 
 
-def read_city(name: str) -> gpd.City:
-    """A city of the folder by the hour, first channel."""
-    city = gpd.load_city(pathlib.Path(flags.FLAGS.data_dir) / f"{name}.npz")
-    return gpd.select_channels(gpd.resample(city, 60), "first")[0]
-
-
 def measured(case: Case, seed: int, *, prepare: bool = False) -> dict[str, Any]:
     """Errors of a case's generator in the city that was left out, and what its training took; nothing to prepare."""
     given, settings = flags.FLAGS, Settings.from_preset("demo", model=case.model)
@@ -64,9 +59,9 @@ def measured(case: Case, seed: int, *, prepare: bool = False) -> dict[str, Any]:
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 0), 4)
     how: Any = {"data": settings.data, "pooled": settings.pooled, "config": settings.harvest}
     zoo = gpd.harvest_cities(
-        [read_city(name) for name in _SOURCES], model=case.model, key=keys[0], folder=folder / "zoo", **how
+        [hourly_city(name) for name in _SOURCES], model=case.model, key=keys[0], folder=folder / "zoo", **how
     )
-    city = read_city(given.held_out)
+    city = hourly_city(given.held_out)
     room = RoomConfig(stretches=3, harvest=settings.harvest, generate=settings.generate, adapt=settings.adapt)
     own = _own(folder, city, zoo, room, keys[2])
     if prepare:

@@ -11,7 +11,7 @@ with --shared_steps, it is fine-tuned by one update for the city.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,19 +19,17 @@ import numpy as np
 from absl import flags
 
 from benchmarks.cities import cities_of_flags, held_out_names
+from benchmarks.held_out_stretches import stretches
 from benchmarks.measuring import print_errors, print_line
 from experiments import command_line
 from gpdiff_jax.baselines.autoregression import line_config, residual_autoregression
 from gpdiff_jax.baselines.boosted_trees import BoostedTreesConfig, boosted_trees, forecast_trees
 from gpdiff_jax.baselines.rules import historical_average
 from gpdiff_jax.cities import City
-from gpdiff_jax.cities.splits import Span, split_before
 from gpdiff_jax.data.config import DataConfig
-from gpdiff_jax.data.region_graphs import region_graphs
 from gpdiff_jax.data.series import COVARIATES
 from gpdiff_jax.data.sources import Sources, prepare_sources
-from gpdiff_jax.data.target import Target, split_city
-from gpdiff_jax.data.windows import window_starts
+from gpdiff_jax.data.target import Target
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models import Model, make_model
 from gpdiff_jax.prompts.sources import with_prompts
@@ -64,32 +62,7 @@ flags.DEFINE_list("shared_steps", [], "steps for which the pooled model is fine-
 flags.DEFINE_integer("code_steps", AdaptConfig().code_steps, "steps of that", 1)
 flags.DEFINE_integer("directions", AdaptConfig().directions, "directions of that", 1)
 
-_TEST_DAYS = 7
 _BENCHMARK = "held_out_city"
-
-
-def stretches(city: City, config: DataConfig, count: int) -> Iterator[Target]:
-    """The city after each of several stretches of support days, spread over its series.
-
-    Args:
-      city: a one-channel city.
-      config: support days, windows and graphs.
-      count: how many, as far as the series is long enough; at least one.
-
-    Yields:
-      The stretch, with the windows of the days after it as its test.
-    """
-    windows: Any = {"history": config.history, "horizon": config.horizon}
-    day = city.steps_per_day
-    graphs = region_graphs([city], max_neighbours=config.max_neighbours, pick=config.pick_neighbours, seed=0)
-    first, last = config.support_days * day, city.num_steps - _TEST_DAYS * day
-    for start in sorted(set(np.linspace(first, max(last, first), count).astype(int))):
-        test = Span(int(start), min(int(start) + _TEST_DAYS * day, city.num_steps))
-        split = split_before(test, day, config.support_days, before="a test", name=city.name, history=config.history)
-        starts = window_starts(city, test, reach_back=True, **windows)
-        visible = np.isfinite(city.values[split.support.start : split.support.stop])
-        if len(starts) and visible.any():
-            yield split_city(city, config, split, starts, graphs=graphs)
 
 
 def _adaptations() -> dict[str, AdaptConfig]:

@@ -1,0 +1,158 @@
+"""In: a generator and a stretch of a city that it never saw. Out: what every way of fine-tuning errs there; a table.
+
+A way starts from the pooled model or from generated parameters, and leaves them as they are, adds the update that the
+city shares, or takes steps in codes as well, `48x4` for 48 of length 4; or it draws from the posterior at a rate.
+"""
+
+from collections.abc import Container, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gpdiff_jax.cities import City
+from gpdiff_jax.data.target import Target
+from gpdiff_jax.errors import InputError, NotFiniteError
+from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
+from gpdiff_jax.prompts.prompt import region_prompts
+from gpdiff_jax.training.parallel import rows_side_by_side
+from gpdiff_jax.transfer.adapt_config import AdaptConfig
+from gpdiff_jax.transfer.codes import move_along_directions
+from gpdiff_jax.transfer.evaluate import observed_truth, sampled_forecast
+from gpdiff_jax.transfer.posterior import PosteriorConfig, draw_posterior
+from gpdiff_jax.transfer.shared import add_to_all, choose_steps, city_update
+from gpdiff_jax.typing import Key, Params
+from gpdiff_jax.zoo.pooled import broadcast_regions
+
+# Steps of the shared update in one call of its program.
+_STRIDE = 5
+
+
+class Ways(NamedTuple):
+    """What is measured beside the starts themselves: steps in codes with the length of one, and posterior rates."""
+
+    codes: tuple[tuple[int, float], ...]
+    rates: tuple[float, ...]
+
+    def without(self, known: Container[str]) -> "Ways":
+        """Those that are not among names of `errors_of_ways`."""
+        return Ways(
+            tuple((steps, rate) for steps, rate in self.codes if f"generated codes {steps}x{rate:g}" not in known),
+            tuple(rate for rate in self.rates if f"posterior {rate:g} shared" not in known),
+        )
+
+
+def ways_of(codes: Sequence[str], rates: Sequence[str]) -> Ways:
+    """The ways of words such as 48x4 and 960.
+
+    Raises:
+      InputError: a word is no such number, or no fine-tuning takes it.
+    """
+    try:
+        split = [word.split("x") for word in codes]
+        ways = Ways(tuple((int(steps), float(rate)) for steps, rate in split), tuple(map(float, rates)))
+    except ValueError as error:
+        raise InputError(
+            f"steps in codes (={','.join(codes)}) must be as 48x4, posterior rates (={','.join(rates)}) numbers"
+        ) from error
+    for steps, rate in ways.codes:
+        AdaptConfig(code_steps=steps, code_rate=rate)
+    for rate in ways.rates:
+        PosteriorConfig(rate=rate)
+    return ways
+
+
+def errors_of_ways(
+    generator: Hypernetwork,
+    city: City,
+    target: Target,
+    ways: Ways,
+    *,
+    key: Key,
+    generate: GenerateConfig,
+    adapt: AdaptConfig = AdaptConfig(),
+) -> dict[str, float | None]:
+    """Mean absolute errors of every way in the test windows of a stretch.
+
+    Args:
+      generator: trained without the city.
+      city: one channel.
+      target: of `held_out_stretches.stretches`.
+      ways: what to measure.
+      key: random key.
+      generate: how parameters are drawn.
+      adapt: what the ways share: windows, directions and the update of the city.
+
+    Returns:
+      By way, as "pooled codes 48x4" or "posterior 960 shared", in the unit of the city; None where a way drove
+      parameters until something was not finite.
+    """
+    model, found = generator.model, {}
+    truth, _ = observed_truth(city, target)
+    seen = np.isfinite(truth)
+
+    def note(way: str, params: Params, initial: Params | None = None) -> None:
+        error = np.abs(sampled_forecast(model, target, params, initial)[0] - truth)[seen].mean(dtype=np.float64)
+        found[way] = float(error) if np.isfinite(error) else None
+
+    how: Any = {"most_windows": adapt.code_windows, "rows_side_by_side": adapt.regions_per_batch, "key": key}
+    choice: Any = {
+        "most": adapt.most_shared(target.bank.has_profile),
+        "rates": adapt.shared_rates,
+        "folds": adapt.shared_folds,
+    }
+    directions = jax.tree.map(lambda leaf: leaf[: adapt.directions], generator.directions)
+    prompts = region_prompts(city, [target.split.support], generator.prompt_encoder)
+    generated = generator.generate(prompts, key=key, config=generate, any_kind=True).params
+    pooled = broadcast_regions(generator.pooled, target.num_regions)
+    steps, rate = 0, 0.0
+    for start, params in (("pooled", pooled), ("generated", generated)):
+        note(start, params)
+        # The last of these, chosen from the generated parameters, are also those of the posterior.
+        steps, rate = choose_steps(model, target, params, **choice, **how)
+        update = city_update(model, target, params, steps=steps, rate=rate, stride=_STRIDE, **how)
+        note(f"{start} shared", add_to_all(params, update), params)
+        for count, length in ways.codes:
+            moved = move_along_directions(
+                model,
+                target,
+                params,
+                directions,
+                steps=count,
+                rate=length,
+                most_windows=adapt.code_windows,
+                rows_side_by_side=rows_side_by_side(adapt.regions_per_batch),
+                update=update,
+            )
+            note(f"{start} codes {count}x{length:g}", moved, params)
+    for strength in ways.rates:
+        config = PosteriorConfig(rate=strength)
+        drawn = draw_posterior(generator, target, prompts, key=key, generate=generate, config=config, any_kind=True)
+        note(f"posterior {strength:g}", drawn, generated)
+        try:
+            update = city_update(model, target, drawn, steps=steps, rate=rate, stride=_STRIDE, **how)
+        except NotFiniteError:
+            found[f"posterior {strength:g} shared"] = None
+            continue
+        note(f"posterior {strength:g} shared", add_to_all(drawn, update), generated)
+    return found
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """What every way errs, as a part of what the untuned pooled model does, as Markdown.
+
+    A city's part is the geometric mean over its stretches and seeds, and the last column the mean over cities. A way
+    that is missing, or not finite, in one result of a city has no number there.
+    """
+    by_city: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        by_city.setdefault(result["city"], []).append(result["error"])
+    ways = list(dict.fromkeys(way for errors in by_city.values() for one in errors for way in one))
+    rows = [["", *by_city, "mean"], ["---", *["---:"] * (len(by_city) + 1)]]
+    for way in ways[1:]:
+        parts = [
+            float(np.exp(np.mean([np.log((one.get(way) or np.nan) / one["pooled"]) for one in errors])))
+            for errors in by_city.values()
+        ]
+        rows.append([way, *(f"{part:.3f}" if np.isfinite(part) else "-" for part in (*parts, np.mean(parts)))])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -1,0 +1,86 @@
+"""In: a finished run's generator and a city. Out: what ways of fine-tuning err, as the methods do; their table."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import gpdiff_jax as gpd
+from benchmarks.fine_tuning_cases import Ways, errors_of_ways, table, ways_of
+from benchmarks.held_out_stretches import stretches
+from gpdiff_jax.errors import InputError
+from gpdiff_jax.prompts.prompt import region_prompts
+from gpdiff_jax.transfer.evaluate import few_shot, observed_truth
+from gpdiff_jax.transfer.posterior import PosteriorConfig, posterior_shot
+from gpdiff_jax.zoo.pooled import broadcast_regions
+
+_KEY = jax.random.key(3)
+
+
+def test_ways_err_what_the_methods_of_a_run_do(finished, simulated_cities):
+    generator, city = gpd.Hypernetwork.load(finished[0] / "hypernetwork"), simulated_cities[2]
+    (target,) = stretches(city, generator.data, 1)
+    generate, adapt = gpd.GenerateConfig(samples=2, steps=3), gpd.AdaptConfig(shared_steps=10)
+    found = errors_of_ways(
+        generator, city, target, Ways(((2, 3.0),), (90.0,)), key=_KEY, generate=generate, adapt=adapt
+    )
+    pooled = broadcast_regions(generator.pooled, target.num_regions)
+    prompts = region_prompts(city, [target.split.support], generator.prompt_encoder)
+    generated = generator.generate(prompts, key=_KEY, config=generate, any_kind=True).params
+    truth = observed_truth(city, target)[0]
+
+    def error(made) -> float:
+        return np.nanmean(np.abs(made.forecast - truth), dtype=np.float64)
+
+    for start, params in (("pooled", pooled), ("generated", generated)):
+        for way, update in ((" shared", "shared"), (" codes 2x3", "codes")):
+            config = dataclasses.replace(adapt, update=update, code_steps=2, code_rate=3.0)
+            made = few_shot(generator.model, target, params, config, key=_KEY, directions=generator.directions)
+            assert found[start + way] == pytest.approx(error(made), rel=1e-6)
+            assert found[start + way] != found[start]
+    how = {"key": _KEY, "generate": generate, "config": PosteriorConfig(rate=90.0), "adapt": adapt}
+    made = posterior_shot(generator, target, prompts, generated, **how)
+    assert found["posterior 90 shared"] == pytest.approx(error(made), rel=1e-6)
+    assert found["posterior 90"] not in (found["posterior 90 shared"], found["generated"])
+
+
+def test_ways_are_named_by_words():
+    ways = ways_of(["12x1", "48x0.5"], ["480", "9.5"])
+    assert ways == Ways(((12, 1.0), (48, 0.5)), (480.0, 9.5))
+    known = {"generated codes 12x1": 2.0, "posterior 9.5 shared": None}
+    assert ways.without(known) == Ways(((48, 0.5),), (480.0,))
+    for codes, rates, words in (
+        (["12"], [], r"steps in codes \(=12\) must be as 48x4"),
+        (["12x1"], ["many"], r"posterior rates \(=many\) numbers"),
+        (["0x1"], [], "`code_steps`"),
+        ([], ["-1"], "`rate`"),
+    ):
+        with pytest.raises(InputError, match=words):
+            ways_of(codes, rates)
+
+
+def test_the_table_has_parts_of_the_untuned_pooled_model(tmp_path):
+    results = [
+        {"city": "a", "error": {"pooled": 4.0, "generated": 2.0, "posterior 480": 1.0}},
+        {"city": "a", "error": {"pooled": 4.0, "generated": 4.5, "posterior 480": None}},
+        {"city": "b", "error": {"pooled": 10.0, "generated": 5.0, "posterior 480": 2.5, "posterior 960": 5.0}},
+    ]
+    assert table(results).splitlines() == [
+        "|  | a | b | mean |",
+        "| --- | ---: | ---: | ---: |",
+        "| generated | 0.750 | 0.500 | 0.625 |",
+        "| posterior 480 | - | 0.250 | - |",
+        "| posterior 960 | - | 0.500 | - |",
+    ]
+    for number, one in enumerate(results):
+        (tmp_path / f"none_0_{number}.json").write_text(json.dumps({"format": 1, **one}))
+    (tmp_path / "calendar_0_a.json").write_text(json.dumps({"format": 1, **results[2]}))
+    command = [sys.executable, "-m", "benchmarks.fine_tuning", "--table", f"--results={tmp_path}"]
+    made = subprocess.run([*command, "--covariates=none"], capture_output=True, text=True, check=True)
+    assert made.stdout == table(results)
+    none = subprocess.run([*command, "--covariates=profile"], capture_output=True, text=True)
+    assert none.returncode != 0 and "holds no results with --covariates profile" in none.stderr

@@ -5,10 +5,10 @@
 
 A generator of four cities is trained, preset small. Every city of --cities is forecast for the seven days after
 stretches of three support days that are spread over it: by the pooled model and by generated parameters, as they are,
-after the shared update, and after that and steps in codes, each of --codes as STEPSxRATE; and by draws of the posterior
-at each of --posterior_rates, alone and after the shared update. What `AdaptConfig` and `PosteriorConfig` take by
-themselves was chosen so. What is finished is kept in --results, where a way that is asked for later is added, and
---table prints it as Markdown.
+after the shared update, and after that and steps in codes, each of --codes; and by draws of the posterior at each of
+--posterior_rates, alone and after the shared update. What `AdaptConfig` and `PosteriorConfig` take by themselves was
+chosen so. What is finished is kept in --results, where a way that is asked for later is added, and --table prints it as
+Markdown.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ flags.DEFINE_list(
     "the cities that are forecast",
 )
 flags.DEFINE_integer("stretches", 1, "stretches of support days in a city", 1)
-flags.DEFINE_list("codes", ["12x1", "48x4"], "steps in codes and the length of one, as STEPSxRATE")
+flags.DEFINE_list("codes", ["12x1", "48x4x0.9"], "steps in codes, as STEPSxRATE or STEPSxRATExMOMENTUM")
 flags.DEFINE_list("posterior_rates", ["480", "960"], "rates of the posterior")
 flags.DEFINE_string("out_dir", "runs/fine_tuning", "folder of the generators")
 flags.DEFINE_string("results", "benchmarks/results/fine_tuning", "folder of the results, one file per stretch")

@@ -1,7 +1,8 @@
 """In: a generator and a stretch of a city that it never saw. Out: what every way of fine-tuning errs there; a table.
 
 A way starts from the pooled model or from generated parameters, and leaves them as they are, adds the update that the
-city shares, or takes steps in codes as well, `48x4` for 48 of length 4; or it draws from the posterior at a rate.
+city shares, or takes steps in codes as well, `48x4x0.9` for 48 of length 4 with a momentum of .9 and `12x1` for a dozen
+of length 1 without any; or it draws from the posterior at a rate.
 """
 
 from collections.abc import Container, Sequence
@@ -16,7 +17,7 @@ from gpdiff_jax.errors import InputError, NotFiniteError
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.prompts.prompt import region_prompts
 from gpdiff_jax.training.parallel import rows_side_by_side
-from gpdiff_jax.transfer.adapt_config import AdaptConfig
+from gpdiff_jax.transfer.adapt_config import AdaptConfig, CodeMoves
 from gpdiff_jax.transfer.codes import move_along_directions
 from gpdiff_jax.transfer.evaluate import observed_truth, sampled_forecast
 from gpdiff_jax.transfer.posterior import PosteriorConfig, draw_posterior
@@ -29,34 +30,41 @@ _STRIDE = 5
 
 
 class Ways(NamedTuple):
-    """What is measured beside the starts themselves: steps in codes with the length of one, and posterior rates."""
+    """What is measured beside the starts themselves: steps in codes, and posterior rates."""
 
-    codes: tuple[tuple[int, float], ...]
+    codes: tuple[CodeMoves, ...]
     rates: tuple[float, ...]
 
     def without(self, known: Container[str]) -> "Ways":
         """Those that are not among names of `errors_of_ways`."""
         return Ways(
-            tuple((steps, rate) for steps, rate in self.codes if f"generated codes {steps}x{rate:g}" not in known),
+            tuple(moves for moves in self.codes if f"generated codes {_word(moves)}" not in known),
             tuple(rate for rate in self.rates if f"posterior {rate:g} shared" not in known),
         )
 
 
+def _word(moves: CodeMoves) -> str:
+    words = f"{moves.steps}x{moves.rate:g}"
+    return f"{words}x{moves.momentum:g}" if moves.momentum else words
+
+
 def ways_of(codes: Sequence[str], rates: Sequence[str]) -> Ways:
-    """The ways of words such as 48x4 and 960.
+    """The ways of words such as 48x4 or 48x4x0.9 and 960.
 
     Raises:
       InputError: a word is no such number, or no fine-tuning takes it.
     """
     try:
-        split = [word.split("x") for word in codes]
-        ways = Ways(tuple((int(steps), float(rate)) for steps, rate in split), tuple(map(float, rates)))
+        split = [(*word.split("x"), "0")[:3] for word in codes]
+        moves = tuple(CodeMoves(int(steps), float(rate), float(momentum)) for steps, rate, momentum in split)
+        ways = Ways(moves, tuple(map(float, rates)))
     except ValueError as error:
         raise InputError(
-            f"steps in codes (={','.join(codes)}) must be as 48x4, posterior rates (={','.join(rates)}) numbers"
+            f"steps in codes (={','.join(codes)}) must be as 48x4 or 48x4x0.9, and posterior rates "
+            f"(={','.join(rates)}) numbers"
         ) from error
-    for steps, rate in ways.codes:
-        AdaptConfig(code_steps=steps, code_rate=rate)
+    for one in ways.codes:
+        AdaptConfig(code_steps=one.steps, code_rate=one.rate, code_momentum=one.momentum)
     for rate in ways.rates:
         PosteriorConfig(rate=rate)
     return ways
@@ -112,19 +120,18 @@ def errors_of_ways(
         steps, rate = choose_steps(model, target, params, **choice, **how)
         update = city_update(model, target, params, steps=steps, rate=rate, stride=_STRIDE, **how)
         note(f"{start} shared", add_to_all(params, update), params)
-        for count, length in ways.codes:
+        for moves in ways.codes:
             moved = move_along_directions(
                 model,
                 target,
                 params,
                 directions,
-                steps=count,
-                rate=length,
+                **moves._asdict(),
                 most_windows=adapt.code_windows,
                 rows_side_by_side=rows_side_by_side(adapt.regions_per_batch),
                 update=update,
             )
-            note(f"{start} codes {count}x{length:g}", moved, params)
+            note(f"{start} codes {_word(moves)}", moved, params)
     for strength in ways.rates:
         config = PosteriorConfig(rate=strength)
         drawn = draw_posterior(generator, target, prompts, key=key, generate=generate, config=config, any_kind=True)

@@ -59,7 +59,7 @@ flags.DEFINE_integer("seed", 0, "random seed", 0, 2**31 - 1)
 flags.DEFINE_bool("rivals", False, "also the linear autoregression and boosted trees, fitted on the other cities")
 flags.DEFINE_list("code_rates", [], "rates at which the pooled model is fine-tuned in codes")
 flags.DEFINE_list("shared_steps", [], "steps for which the pooled model is fine-tuned by one update for the city")
-flags.DEFINE_integer("code_steps", AdaptConfig().code_steps, "steps of that", 1)
+flags.DEFINE_integer("code_steps", None, "steps of that; as many as a run takes if not given", 1)
 flags.DEFINE_integer("directions", AdaptConfig().directions, "directions of that", 1)
 
 _BENCHMARK = "held_out_city"

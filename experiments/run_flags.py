@@ -30,7 +30,6 @@ from gpdiff_jax.training.compilation_cache import enable_compilation_cache
 from gpdiff_jax.training.exchange import connect
 from gpdiff_jax.training.parallel import use_every_core
 from gpdiff_jax.transfer.adapt_config import UPDATES
-from gpdiff_jax.transfer.posterior import PosteriorConfig
 from gpdiff_jax.zoo.codec import NORMALISATIONS, SPACES
 
 flags.DEFINE_string("data_dir", None, "folder with one NAME.npz per city; without it, cities are simulated")
@@ -129,7 +128,7 @@ flags.DEFINE_enum(
     "directions in which the sources' regions differ; own, all weights of every region on its own, as target_only "
     "always does; codes if not given, in the paper preset own",
 )
-flags.DEFINE_integer("code_steps", None, "steps of fine-tuning in codes; the preset's if not given", 1, 10_000)
+flags.DEFINE_integer("code_steps", None, "steps in codes; if not given 12, without a profile 48 longer ones", 1, 10_000)
 flags.DEFINE_integer(
     "shared_steps",
     None,
@@ -141,9 +140,9 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("adapt_steps", None, "most steps of fine-tuning all weights; the preset's if not given", 1)
 flags.DEFINE_float(
     "posterior_rate",
-    PosteriorConfig().rate,
+    None,
     "how strongly the draws of gpdiff_posterior_few_shot follow the support days, all steps of the sampler together; 0 "
-    "leaves them to the prompts",
+    "leaves them to the prompts; if not given 480, or 1920 without a profile",
     0.0,
 )
 flags.DEFINE_integer("harvest_seeds", 1, "times that every region is trained, with other batches", 1, 1000)

@@ -14,6 +14,7 @@ from benchmarks.fine_tuning_cases import Ways, errors_of_ways, table, ways_of
 from benchmarks.held_out_stretches import stretches
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.prompts.prompt import region_prompts
+from gpdiff_jax.transfer.adapt_config import CodeMoves
 from gpdiff_jax.transfer.evaluate import few_shot, observed_truth
 from gpdiff_jax.transfer.posterior import PosteriorConfig, posterior_shot
 from gpdiff_jax.zoo.pooled import broadcast_regions
@@ -26,7 +27,7 @@ def test_ways_err_what_the_methods_of_a_run_do(finished, simulated_cities):
     (target,) = stretches(city, generator.data, 1)
     generate, adapt = gpd.GenerateConfig(samples=2, steps=3), gpd.AdaptConfig(shared_steps=10)
     found = errors_of_ways(
-        generator, city, target, Ways(((2, 3.0),), (90.0,)), key=_KEY, generate=generate, adapt=adapt
+        generator, city, target, Ways((CodeMoves(2, 3.0, 0.5),), (90.0,)), key=_KEY, generate=generate, adapt=adapt
     )
     pooled = broadcast_regions(generator.pooled, target.num_regions)
     prompts = region_prompts(city, [target.split.support], generator.prompt_encoder)
@@ -37,8 +38,8 @@ def test_ways_err_what_the_methods_of_a_run_do(finished, simulated_cities):
         return np.nanmean(np.abs(made.forecast - truth), dtype=np.float64)
 
     for start, params in (("pooled", pooled), ("generated", generated)):
-        for way, update in ((" shared", "shared"), (" codes 2x3", "codes")):
-            config = dataclasses.replace(adapt, update=update, code_steps=2, code_rate=3.0)
+        for way, update in ((" shared", "shared"), (" codes 2x3x0.5", "codes")):
+            config = dataclasses.replace(adapt, update=update, code_steps=2, code_rate=3.0, code_momentum=0.5)
             made = few_shot(generator.model, target, params, config, key=_KEY, directions=generator.directions)
             assert found[start + way] == pytest.approx(error(made), rel=1e-6)
             assert found[start + way] != found[start]
@@ -49,14 +50,15 @@ def test_ways_err_what_the_methods_of_a_run_do(finished, simulated_cities):
 
 
 def test_ways_are_named_by_words():
-    ways = ways_of(["12x1", "48x0.5"], ["480", "9.5"])
-    assert ways == Ways(((12, 1.0), (48, 0.5)), (480.0, 9.5))
+    ways = ways_of(["12x1", "48x0.5x0.9"], ["480", "9.5"])
+    assert ways == Ways((CodeMoves(12, 1.0, 0.0), CodeMoves(48, 0.5, 0.9)), (480.0, 9.5))
     known = {"generated codes 12x1": 2.0, "posterior 9.5 shared": None}
-    assert ways.without(known) == Ways(((48, 0.5),), (480.0,))
+    assert ways.without(known) == Ways((CodeMoves(48, 0.5, 0.9),), (480.0,))
     for codes, rates, words in (
-        (["12"], [], r"steps in codes \(=12\) must be as 48x4"),
+        (["12"], [], r"steps in codes \(=12\) must be as 48x4 or 48x4x0.9"),
         (["12x1"], ["many"], r"posterior rates \(=many\) numbers"),
         (["0x1"], [], "`code_steps`"),
+        (["1x1x1"], [], "`code_momentum`"),
         ([], ["-1"], "`rate`"),
     ):
         with pytest.raises(InputError, match=words):

@@ -296,18 +296,18 @@ def adapt(
         update, steps, rate = shared_update(model, config, target, params, key=key)
         if config.update == "shared":
             return Adapted(add_to_all(params, update), rate, steps, None, np.zeros((0, 0)), steps, rate)
+        moves = config.code_moves(target.bank.has_profile)
         moved = move_along_directions(
             model,
             target,
             params,
             jax.tree.map(lambda leaf: leaf[: config.directions], directions),
-            steps=config.code_steps,
-            rate=config.code_rate,
+            **moves._asdict(),
             most_windows=config.code_windows,
             rows_side_by_side=rows_side_by_side(config.regions_per_batch),
             update=update,
         )
-        return Adapted(moved, config.code_rate, config.code_steps, None, np.zeros((0, 0)), steps, rate)
+        return Adapted(moved, moves.rate, moves.steps, None, np.zeros((0, 0)), steps, rate)
 
     def tune(starts: Int[Array, " B"], rate: float, steps: int) -> Params:
         check_tuned_room(params)

@@ -2,10 +2,19 @@
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 from gpdiff_jax.errors import InputError, check_above_zero, check_at_least, named
 
 UPDATES = ("codes", "shared", "own")
+
+
+class CodeMoves(NamedTuple):
+    """Steps in codes: how many, how long, and what part of each the next goes on with."""
+
+    steps: int
+    rate: float
+    momentum: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,11 +24,13 @@ class AdaptConfig:
     `update` is "shared", at most `shared_steps` of Adam in all weights, the same for all regions of the city: as many,
     and at that learning rate of `shared_rates`, as forecast support days best that were left out, in turn and in
     `shared_folds` parts (0: all steps, at the last rate; see `shared.choose_steps`); "codes", after these `code_steps`
-    of length `code_rate` along the first `directions` of the zoo (all, where it has fewer; a generator keeps at most
-    64), half of every gradient the region's own and half its city's mean; or "own", all weights of every region on its
-    own, for which the rest is. The first two see all support days, and their numbers were chosen on cities that are no
-    targets (docs/experiments.md, sections 27, 39 and 45). Where windows have no profile, which alone tells a start how
-    a region's days go, starts are further off, and None of `shared_steps` is 400 instead of 100 (section 48). With
+    of length `code_rate`, each with `code_momentum` of the one before, along the first `directions` of the zoo (all,
+    where it has fewer; a generator keeps at most 64), half of every gradient the region's own and half its city's mean;
+    or "own", all weights of every region on its own, for which the rest is. The first two see all support days, and
+    their numbers were chosen on cities that are no targets (docs/experiments.md, sections 27, 39 and 45). Where windows
+    have no profile, which alone tells a start how a region's days go, starts are further off: None of `shared_steps` is
+    400 instead of 100 (section 48), and None of the steps in codes 48 of length 4 with a momentum of .9 instead of a
+    dozen of length 1 without (section 52). With
     `refit`, the chosen learning rate and number of steps are used once more on all support days. With
     `one_standard_error`, the least fine-tuning within one standard error of the best is chosen (see
     `adapt.choose_adaptation`); without it, which suits random initial parameters, the best. Where the support is too
@@ -33,8 +44,9 @@ class AdaptConfig:
 
     update: str = "codes"
     directions: int = 32
-    code_steps: int = 12
-    code_rate: float = 1.0
+    code_steps: int | None = None
+    code_rate: float | None = None
+    code_momentum: float | None = None
     code_windows: int = 128
     shared_steps: int | None = None
     shared_rates: tuple[float, ...] = (3e-4,)
@@ -52,7 +64,10 @@ class AdaptConfig:
     def __post_init__(self) -> None:
         if self.update not in UPDATES:
             raise InputError(f"`update` must be one of {', '.join(UPDATES)}, got {self.update!r}")
-        check_above_zero(named(self, "directions", "code_steps", "code_rate", "code_windows"))
+        check_above_zero(named(self, "directions", "code_windows"))
+        check_above_zero({} if self.code_rate is None else named(self, "code_rate"))
+        if self.code_momentum is not None and not 0 <= self.code_momentum < 1:
+            raise InputError(f"`code_momentum` must be at least 0 and below 1, got {self.code_momentum}")
         check_at_least(0, named(self, "shared_steps", "shared_folds"))
         if self.shared_folds == 1:
             raise InputError(
@@ -64,8 +79,17 @@ class AdaptConfig:
         if not self.learning_rates or not all(0 < rate < math.inf for rate in (*self.learning_rates, *blind)):
             rates = f"{self.learning_rates}, {self.blind_learning_rate}"
             raise InputError(f"`learning_rates` and `blind_learning_rate` must be numbers above 0, got {rates}")
-        check_at_least(1, named(self, "steps", "evaluate_every", "batch", "regions_per_batch"))
+        check_at_least(1, named(self, "code_steps", "steps", "evaluate_every", "batch", "regions_per_batch"))
 
     def most_shared(self, has_profile: bool) -> int:
         """How many steps a city shares at most, where windows have a profile or none."""
         return (100 if has_profile else 400) if self.shared_steps is None else self.shared_steps
+
+    def code_moves(self, has_profile: bool) -> CodeMoves:
+        """The steps in codes, where windows have a profile or none."""
+        steps, rate, momentum = (12, 1.0, 0.0) if has_profile else (48, 4.0, 0.9)
+        return CodeMoves(
+            steps if self.code_steps is None else self.code_steps,
+            rate if self.code_rate is None else self.code_rate,
+            momentum if self.code_momentum is None else self.code_momentum,
+        )

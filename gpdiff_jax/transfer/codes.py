@@ -30,16 +30,18 @@ def move_along_directions(
     *,
     steps: int,
     rate: float,
+    momentum: float = 0.0,
     most_windows: int,
     rows_side_by_side: int,
     update: Params | None = None,
 ) -> Params:
     """Moves the parameters of every region along the directions, by gradient descent on the support days.
 
-    A region's coordinates z begin at 0 and take steps z - rate (g / 2 + mean of g over the city / 2), where g is the
-    gradient of its mean Huber loss on its support windows, each seen through the days that it does not forecast. Where
-    the support holds fewer windows than days that were read throughout, the steps are shorter by as much: the less was
-    read, the nearer parameters stay to the prior.
+    A region's coordinates z begin at 0 and take steps z + v, with v = momentum v - rate (g / 2 + mean of g over the
+    city / 2), where g is the gradient of its mean Huber loss on its support windows, each seen through the days that it
+    does not forecast (the heavy ball of Polyak, "Some methods of speeding up the convergence of iteration methods",
+    1964). Where the support holds fewer windows than days that were read throughout, the steps are shorter by as much:
+    the less was read, the nearer parameters stay to the prior.
 
     Args:
       model: the forecaster.
@@ -48,6 +50,7 @@ def move_along_directions(
       directions: leaves [n, ...]; see `directions.zoo_directions`.
       steps: number of steps.
       rate: length of a step.
+      momentum: part of the step before that a step goes on with, in [0, 1).
       most_windows: of a region in every step, spread evenly over the support.
       rows_side_by_side: regions that a device works on at a time.
       update: leaves [...], added to the initial parameters of all regions first; see `shared.city_update`.
@@ -61,7 +64,7 @@ def move_along_directions(
         return params
     rate *= share_of_windows(target)
     samples, regions = jax.tree.leaves(params)[0].shape[0], target.num_regions
-    shared = (target.bare, directions, update, starts, np.int32(steps), np.float32(rate))
+    shared = (target.bare, directions, update, starts, np.int32(steps), np.float32(rate), np.float32(momentum))
     rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)
     numbers = np.arange(samples * regions, dtype=np.int32)
     spread = ShardedRows(_make_move(model, samples, rows_side_by_side), shared, joint=True)
@@ -115,19 +118,22 @@ def _make_move(model: Model, samples: int, side_by_side: int) -> Callable[[tuple
         return masked_huber(forecast, windows.target, windows.mask)
 
     def move(shared: tuple, rows: tuple) -> Params:
-        (target, directions, update, _, steps, rate), (starts, numbers) = shared, rows
+        (target, directions, update, _, steps, rate, momentum), (starts, numbers) = shared, rows
         regions, sample = numbers % target.num_regions, numbers // target.num_regions
 
         def gradient(row: tuple) -> Float[Array, " n"]:
             start, region, z = row
             return jax.grad(loss)(z, shared, start, region)
 
-        def step(_: Int[Array, ""], z: Float[Array, "X n"]) -> Float[Array, "X n"]:
+        def step(_: Int[Array, ""], moving: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            z, velocity = moving
             own = jax.lax.map(gradient, (starts, regions, z), batch_size=batch_size)
-            return z - rate * 0.5 * (own + city_means(own, sample, samples, target.num_regions))
+            both = 0.5 * (own + city_means(own, sample, samples, target.num_regions))
+            velocity = momentum * velocity - rate * both
+            return z + velocity, velocity
 
-        z = jnp.zeros((len(numbers), jax.tree.leaves(directions)[0].shape[0]), rate.dtype)
-        z = jax.lax.fori_loop(0, steps, step, z)
+        nowhere = jnp.zeros((len(numbers), jax.tree.leaves(directions)[0].shape[0]), rate.dtype)
+        z, _ = jax.lax.fori_loop(0, steps, step, (nowhere, nowhere))
         return jax.vmap(functools.partial(at, directions=directions, update=update))(starts, z=z)
 
     return move

@@ -163,7 +163,8 @@ class Forecaster:
                     # What fills them up says nothing of how much was read.
                     share = share_of_windows(target)
                     shared_rates = tuple(rate * share for rate in config.shared_rates)
-                    config = dataclasses.replace(config, code_rate=config.code_rate * share, shared_rates=shared_rates)
+                    length = config.code_moves(target.bank.has_profile).rate
+                    config = dataclasses.replace(config, code_rate=length * share, shared_rates=shared_rates)
                 target = dataclasses.replace(fixed, support_starts=jax.device_put(windows))
             known = {"key": self._key, "directions": parameters.directions}
             tuned = adapt(model, config, target, parameters.params, **known)

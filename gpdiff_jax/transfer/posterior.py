@@ -50,21 +50,25 @@ class PosteriorConfig:
     All steps of a sampler together move every latent, whose entries vary by about one over the zoo, by at most `rate`
     times the gradient of the mean Huber loss on at most `windows` support windows, of which `own_share` is the region's
     own and the rest the mean over its city; each of them by its part. No entry goes beyond 8.
-    `rate` and `own_share` were chosen by leaving out source cities, with a profile and half of a difference kept
-    (docs/experiments.md, section 35). Parameters move by the square of what is kept, so where all is, as it is without
-    a profile, the same rate moves them four times as far; that is better there (section 51).
+    `own_share` was chosen by leaving out source cities, with a profile (docs/experiments.md, section 35), and so was
+    None of `rate`, which is 480 where windows have a profile and 1920 where they have none: there starts are further
+    off, and draws have to follow the days further (section 52).
     """
 
-    rate: float = 480.0
+    rate: float | None = None
     own_share: float = 0.5
     windows: int = 128
 
     def __post_init__(self) -> None:
         check_at_least(1, named(self, "windows"))
-        if not (math.isfinite(self.rate) and self.rate >= 0):
+        if self.rate is not None and not (math.isfinite(self.rate) and self.rate >= 0):
             raise InputError(f"`rate` must be a number of at least 0, got {self.rate}")
         if not 0 <= self.own_share <= 1:
             raise InputError(f"`own_share` must be in [0, 1], got {self.own_share}")
+
+    def strength(self, has_profile: bool) -> float:
+        """The rate, where windows have a profile or none."""
+        return (480.0 if has_profile else 1920.0) if self.rate is None else self.rate
 
 
 def draw_posterior(
@@ -109,7 +113,7 @@ def draw_posterior(
         hypernetwork.codec,
         key,
         starts,
-        np.float32(config.rate / generate.steps * share_of_windows(target)),
+        np.float32(config.strength(target.bank.has_profile) / generate.steps * share_of_windows(target)),
         np.float32(config.own_share),
     )
     regions = target.num_regions

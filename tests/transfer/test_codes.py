@@ -56,7 +56,7 @@ def _at(start: dict, z) -> dict:
     return {name: start[name] + z[0] * _DIRECTIONS[name][0] + z[1] * _DIRECTIONS[name][1] for name in start}
 
 
-def _loop(target: Target, params: dict, steps: int, rate: float, starts) -> list[dict]:
+def _loop(target: Target, params: dict, steps: int, rate: float, starts, momentum: float = 0.0) -> list[dict]:
     """Every region after so many steps, one region at a time."""
 
     @jax.jit
@@ -69,21 +69,24 @@ def _loop(target: Target, params: dict, steps: int, rate: float, starts) -> list
         return jax.grad(loss)(z)
 
     own = [jax.tree.map(lambda leaf, r=region: leaf[r], params) for region in range(8)]
-    z = np.zeros((8, 2), np.float32)
+    z = velocity = np.zeros((8, 2), np.float32)
     for _ in range(steps):
         g = np.stack([gradient(jnp.asarray(z[r]), own[r], jnp.int32(r)) for r in range(8)])
-        z = z - rate * (g / 2 + g.mean(axis=0) / 2)
+        velocity = momentum * velocity - rate * (g / 2 + g.mean(axis=0) / 2)
+        z = z + velocity
     return [_at(own[region], z[region]) for region in range(8)]
 
 
-def test_steps_along_the_directions_agree_with_a_loop(target):
+@pytest.mark.parametrize("momentum", [0.0, 0.6])
+def test_steps_along_the_directions_agree_with_a_loop(target, momentum):
     params = _params(2, 8, seed=0)
-    moved = move_along_directions(_MODEL, target, params, _DIRECTIONS, **_HOW)
+    moved = move_along_directions(_MODEL, target, params, _DIRECTIONS, momentum=momentum, **_HOW)
     everything = np.asarray(target.support_starts)
     picked = everything[np.linspace(0, len(everything) - 1, 10).round().astype(int)]
     for sample in range(2):
         # A sample moves on its own.
-        want = _loop(target, jax.tree.map(lambda leaf, k=sample: leaf[k], params), 3, 0.5, jnp.asarray(picked))
+        own = jax.tree.map(lambda leaf, k=sample: leaf[k], params)
+        want = _loop(target, own, 3, 0.5, jnp.asarray(picked), momentum)
         for region in range(8):
             for name in _SHAPES:
                 np.testing.assert_allclose(moved[name][sample, region], want[region][name], rtol=1e-4, atol=1e-5)
@@ -122,7 +125,14 @@ def test_more_devices_change_nothing_and_neither_does_what_fills_them_up(target,
 
 def test_fine_tuning_in_codes_takes_the_leading_directions_and_needs_some(target):
     params = _params(1, 8, seed=0)
-    config = AdaptConfig(directions=1, code_steps=2, code_rate=0.3, code_windows=10, shared_steps=9, shared_folds=0)
+    moves = {"steps": 2, "rate": 0.3, "momentum": 0.6}
+    config = AdaptConfig(
+        directions=1,
+        **{f"code_{name}": value for name, value in moves.items()},
+        code_windows=10,
+        shared_steps=9,
+        shared_folds=0,
+    )
     made = adapt(_MODEL, config, target, params, key=jax.random.key(0), directions=_DIRECTIONS)
     first = jax.tree.map(lambda leaf: leaf[:1], _DIRECTIONS)
     together = {
@@ -132,7 +142,7 @@ def test_fine_tuning_in_codes_takes_the_leading_directions_and_needs_some(target
         "key": jax.random.key(0),
     }
     start = add_to_all(params, city_update(_MODEL, target, params, **together))
-    want = move_along_directions(_MODEL, target, start, first, **(_HOW | {"steps": 2, "rate": 0.3}))
+    want = move_along_directions(_MODEL, target, start, first, **(_HOW | moves))
     jax.tree.map(np.testing.assert_array_equal, made.params, want)
     assert not np.array_equal(start["bias"], params["bias"])
     alone = adapt(
@@ -143,7 +153,7 @@ def test_fine_tuning_in_codes_takes_the_leading_directions_and_needs_some(target
         key=jax.random.key(0),
         directions=_DIRECTIONS,
     )
-    want = move_along_directions(_MODEL, target, params, first, **(_HOW | {"steps": 2, "rate": 0.3}))
+    want = move_along_directions(_MODEL, target, params, first, **(_HOW | moves))
     jax.tree.map(np.testing.assert_array_equal, alone.params, want)
     assert (made.learning_rate, made.steps, made.validation_mae) == (0.3, 2, None)
     with pytest.raises(InputError, match="need the directions of a zoo; tune all weights by `update='own'`"):
@@ -152,6 +162,29 @@ def test_fine_tuning_in_codes_takes_the_leading_directions_and_needs_some(target
         AdaptConfig(update="all")
     with pytest.raises(InputError, match="`code_rate`"):
         AdaptConfig(code_rate=0.0)
+    with pytest.raises(InputError, match="`code_steps`"):
+        AdaptConfig(code_steps=0)
+    with pytest.raises(InputError, match=r"`code_momentum` must be at least 0 and below 1, got 1\.0"):
+        AdaptConfig(code_momentum=1.0)
+
+
+@pytest.mark.parametrize(
+    ("covariates", "moves"),
+    [("profile", (12, 1.0, 0.0)), ("calendar", (48, 4.0, 0.9)), ("none", (48, 4.0, 0.9))],
+)
+def test_steps_in_codes_go_by_whether_a_profile_is_seen(simulated_cities, covariates, moves):
+    target = prepare_target(simulated_cities[2], dataclasses.replace(_DATA, covariates=covariates))
+    model = Model("bias", lambda *_: {}, lambda params, *_: params["bias"][:, None])
+    params, directions = ({"bias": one["bias"]} for one in (_params(1, 8, seed=0), _DIRECTIONS))
+    how = {"key": jax.random.key(0), "directions": directions}
+    config = AdaptConfig(code_windows=10, shared_steps=0)
+    given = AdaptConfig(code_windows=10, shared_steps=0, code_steps=3, code_rate=0.5, code_momentum=0.6)
+    for one, (steps, rate, momentum) in ((config, moves), (given, (3, 0.5, 0.6))):
+        made = adapt(model, one, target, params, **how)
+        like = _HOW | {"steps": steps, "rate": rate, "momentum": momentum}
+        want = move_along_directions(model, target, params, directions, **like)
+        np.testing.assert_array_equal(made.params["bias"], want["bias"])
+        assert (made.steps, made.learning_rate) == (steps, rate)
 
 
 def test_a_support_without_a_window_leaves_the_starts_as_they_are(target):

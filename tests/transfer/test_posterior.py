@@ -17,6 +17,7 @@ from gpdiff_jax.diffusion.schedules import cosine_level
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.hypernetwork import GenerateConfig, Hypernetwork
 from gpdiff_jax.models.loss import masked_huber
+from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.training import parallel
 from gpdiff_jax.transfer import shared
@@ -100,6 +101,23 @@ def test_what_is_kept_goes_by_the_covariates_of_the_generator(generator, city, c
     for made, given, other in (drawn, plain):
         np.testing.assert_array_equal(made, given)
         assert (made != other).any()
+
+
+@pytest.mark.parametrize(("covariates", "rate"), [("profile", 480.0), ("calendar", 1920.0), ("none", 1920.0)])
+def test_the_rate_goes_by_whether_a_profile_is_seen(simulated_cities, generator, monkeypatch, covariates, rate):
+    def apply(params, graph, history, covariates):
+        return (params["graph"]["kernel"] @ history[0, :, 0] + params["head"]["bias"])[:, None]
+
+    # The generator's own model reads covariates that are not there without a profile.
+    monkeypatch.setattr(Hypernetwork, "model", Model("plain", generator.model.init, apply))
+    target = prepare_target(simulated_cities[2], dataclasses.replace(generator.data, covariates=covariates))
+    prompts = region_prompts(simulated_cities[2], [target.split.support])
+    drawn = [
+        _leaves(draw_posterior(generator, target, prompts, key=_KEY, generate=_GENERATE, config=config))
+        for config in (PosteriorConfig(), PosteriorConfig(rate=rate), PosteriorConfig(rate=rate / 2))
+    ]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[0] != drawn[2]).any()
 
 
 def test_where_nothing_is_kept_of_differences_all_are_the_pooled_model(generator, city):

@@ -6,9 +6,9 @@
 A generator of four cities is trained, preset small. Every city of --cities is forecast for the seven days after
 stretches of three support days that are spread over it: by the pooled model and by generated parameters, as they are,
 after the shared update, and after that and steps in codes, each of --codes; and by draws of the posterior at each of
---posterior_rates, alone and after the shared update. What `AdaptConfig` and `PosteriorConfig` take by themselves was
-chosen so. What is finished is kept in --results, where a way that is asked for later is added, and --table prints it as
-Markdown.
+--posterior_rates, alone, after the shared update, and after that and the last of --codes. What `AdaptConfig` and
+`PosteriorConfig` take by themselves was chosen so. What is finished is kept in --results, where a way that is asked for
+later is added, and --table prints it as Markdown.
 """
 
 import dataclasses
@@ -77,7 +77,7 @@ def measure(ways: Ways, results: pathlib.Path) -> None:
             known = json.loads(path.read_text()) if path.exists() else {}
             known = known["error"] if known.get("format") == _FORMAT else {}
             missing = ways.without(known)
-            if not any(missing) or time.monotonic() > end:
+            if not (missing.codes or missing.rates) or time.monotonic() > end:
                 continue
             city = hourly_city(name)
             targets = list(stretches(city, settings.data, given.stretches))

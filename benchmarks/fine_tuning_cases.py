@@ -2,7 +2,7 @@
 
 A way starts from the pooled model or from generated parameters, and leaves them as they are, adds the update that the
 city shares, or takes steps in codes as well, `48x4x0.9` for 48 of length 4 with a momentum of .9 and `12x1` for a dozen
-of length 1 without any; or it draws from the posterior at a rate.
+of length 1 without any; or it draws from the posterior at a rate, and goes on by the shared update and steps in codes.
 """
 
 from collections.abc import Container, Sequence
@@ -30,16 +30,18 @@ _STRIDE = 5
 
 
 class Ways(NamedTuple):
-    """What is measured beside the starts themselves: steps in codes, and posterior rates."""
+    """What is measured beside the starts themselves: steps in codes, and posterior rates with the steps after them."""
 
     codes: tuple[CodeMoves, ...]
     rates: tuple[float, ...]
+    after: CodeMoves
 
     def without(self, known: Container[str]) -> "Ways":
         """Those that are not among names of `errors_of_ways`."""
         return Ways(
             tuple(moves for moves in self.codes if f"generated codes {_word(moves)}" not in known),
-            tuple(rate for rate in self.rates if f"posterior {rate:g} shared" not in known),
+            tuple(rate for rate in self.rates if f"posterior {rate:g} codes {_word(self.after)}" not in known),
+            self.after,
         )
 
 
@@ -49,7 +51,7 @@ def _word(moves: CodeMoves) -> str:
 
 
 def ways_of(codes: Sequence[str], rates: Sequence[str]) -> Ways:
-    """The ways of words such as 48x4 or 48x4x0.9 and 960.
+    """The ways of words such as 48x4 or 48x4x0.9 and 960; the last of the steps in codes follow the posterior, too.
 
     Raises:
       InputError: a word is no such number, or no fine-tuning takes it.
@@ -57,8 +59,8 @@ def ways_of(codes: Sequence[str], rates: Sequence[str]) -> Ways:
     try:
         split = [(*word.split("x"), "0")[:3] for word in codes]
         moves = tuple(CodeMoves(int(steps), float(rate), float(momentum)) for steps, rate, momentum in split)
-        ways = Ways(moves, tuple(map(float, rates)))
-    except ValueError as error:
+        ways = Ways(moves, tuple(map(float, rates)), moves[-1])
+    except (ValueError, IndexError) as error:
         raise InputError(
             f"steps in codes (={','.join(codes)}) must be as 48x4 or 48x4x0.9, and posterior rates "
             f"(={','.join(rates)}) numbers"
@@ -113,6 +115,12 @@ def errors_of_ways(
     prompts = region_prompts(city, [target.split.support], generator.prompt_encoder)
     generated = generator.generate(prompts, key=key, config=generate, any_kind=True).params
     pooled = broadcast_regions(generator.pooled, target.num_regions)
+
+    def in_codes(params: Params, moves: CodeMoves, update: Params | None) -> Params:
+        batch = rows_side_by_side(adapt.regions_per_batch)
+        along: Any = {**moves._asdict(), "most_windows": adapt.code_windows, "rows_side_by_side": batch}
+        return move_along_directions(model, target, params, directions, **along, update=update)
+
     steps, rate = 0, 0.0
     for start, params in (("pooled", pooled), ("generated", generated)):
         note(start, params)
@@ -121,27 +129,20 @@ def errors_of_ways(
         update = city_update(model, target, params, steps=steps, rate=rate, stride=_STRIDE, **how)
         note(f"{start} shared", add_to_all(params, update), params)
         for moves in ways.codes:
-            moved = move_along_directions(
-                model,
-                target,
-                params,
-                directions,
-                **moves._asdict(),
-                most_windows=adapt.code_windows,
-                rows_side_by_side=rows_side_by_side(adapt.regions_per_batch),
-                update=update,
-            )
+            moved = in_codes(params, moves, update)
             note(f"{start} codes {_word(moves)}", moved, params)
     for strength in ways.rates:
         config = PosteriorConfig(rate=strength)
         drawn = draw_posterior(generator, target, prompts, key=key, generate=generate, config=config, any_kind=True)
         note(f"posterior {strength:g}", drawn, generated)
+        words = f"codes {_word(ways.after)}"
         try:
             update = city_update(model, target, drawn, steps=steps, rate=rate, stride=_STRIDE, **how)
         except NotFiniteError:
-            found[f"posterior {strength:g} shared"] = None
+            found |= {f"posterior {strength:g} {way}": None for way in ("shared", words)}
             continue
         note(f"posterior {strength:g} shared", add_to_all(drawn, update), generated)
+        note(f"posterior {strength:g} {words}", in_codes(drawn, ways.after, update), generated)
     return found
 
 

@@ -26,8 +26,9 @@ def test_ways_err_what_the_methods_of_a_run_do(finished, simulated_cities):
     generator, city = gpd.Hypernetwork.load(finished[0] / "hypernetwork"), simulated_cities[2]
     (target,) = stretches(city, generator.data, 1)
     generate, adapt = gpd.GenerateConfig(samples=2, steps=3), gpd.AdaptConfig(shared_steps=10)
+    moves = CodeMoves(2, 3.0, 0.5)
     found = errors_of_ways(
-        generator, city, target, Ways((CodeMoves(2, 3.0, 0.5),), (90.0,)), key=_KEY, generate=generate, adapt=adapt
+        generator, city, target, Ways((moves,), (90.0,), moves), key=_KEY, generate=generate, adapt=adapt
     )
     pooled = broadcast_regions(generator.pooled, target.num_regions)
     prompts = region_prompts(city, [target.split.support], generator.prompt_encoder)
@@ -46,20 +47,23 @@ def test_ways_err_what_the_methods_of_a_run_do(finished, simulated_cities):
     how = {"key": _KEY, "generate": generate, "config": PosteriorConfig(rate=90.0), "adapt": adapt}
     made = posterior_shot(generator, target, prompts, generated, **how)
     assert found["posterior 90 shared"] == pytest.approx(error(made), rel=1e-6)
+    assert found["posterior 90 codes 2x3x0.5"] != found["posterior 90 shared"]
     assert found["posterior 90"] not in (found["posterior 90 shared"], found["generated"])
 
 
 def test_ways_are_named_by_words():
+    after = CodeMoves(48, 0.5, 0.9)
     ways = ways_of(["12x1", "48x0.5x0.9"], ["480", "9.5"])
-    assert ways == Ways((CodeMoves(12, 1.0, 0.0), CodeMoves(48, 0.5, 0.9)), (480.0, 9.5))
-    known = {"generated codes 12x1": 2.0, "posterior 9.5 shared": None}
-    assert ways.without(known) == Ways((CodeMoves(48, 0.5, 0.9),), (480.0,))
+    assert ways == Ways((CodeMoves(12, 1.0, 0.0), after), (480.0, 9.5), after)
+    known = {"generated codes 12x1": 2.0, "posterior 9.5 codes 48x0.5x0.9": None}
+    assert ways.without(known) == Ways((after,), (480.0,), after)
     for codes, rates, words in (
         (["12"], [], r"steps in codes \(=12\) must be as 48x4 or 48x4x0.9"),
         (["12x1"], ["many"], r"posterior rates \(=many\) numbers"),
         (["0x1"], [], "`code_steps`"),
         (["1x1x1"], [], "`code_momentum`"),
-        ([], ["-1"], "`rate`"),
+        (["12x1"], ["-1"], "`rate`"),
+        ([], ["480"], r"steps in codes \(=\) must be"),
     ):
         with pytest.raises(InputError, match=words):
             ways_of(codes, rates)

@@ -253,6 +253,56 @@ def choose_adaptation(
     return curves, int(rate), int(evaluation)
 
 
+def adapt_together(
+    model: Model,
+    config: AdaptConfig,
+    target: Target,
+    params: Params,
+    *,
+    key: Key,
+    directions: Params | None = None,
+    blind_params: Params | None = None,
+) -> Adapted:
+    """Fine-tunes by the update that the city shares, and with "codes" by steps of every region in codes after it.
+
+    Args:
+      model: the forecaster.
+      config: the choices; `update` is "shared" or "codes".
+      target: the city.
+      params: initial parameters, leaves [K, R, ...].
+      key: random key.
+      directions: of the zoo, leaves [n, ...], which steps in codes need.
+      blind_params: see `shared_update`.
+
+    Returns:
+      The fine-tuned parameters.
+
+    Raises:
+      InputError: there are no directions to update in codes.
+      NotFiniteError: a loss of the shared steps, or its gradient, is not finite.
+      NoRoomError: the fine-tuned parameters would not fit beside the initial ones.
+    """
+    if config.update == "codes" and directions is None:
+        raise InputError("updates in codes need the directions of a zoo; tune all weights by `update='own'`")
+    check_tuned_room(params)
+    update, steps, rate = shared_update(model, config, target, params, key=key, blind_params=blind_params)
+    no_curves = np.zeros((0, 0))
+    if config.update == "shared":
+        return Adapted(add_to_all(params, update), rate, steps, None, no_curves, steps, rate)
+    moves = config.code_moves(target.bank.has_profile)
+    moved = move_along_directions(
+        model,
+        target,
+        params,
+        jax.tree.map(lambda leaf: leaf[: config.directions], directions),
+        **moves._asdict(),
+        most_windows=config.code_windows,
+        rows_side_by_side=rows_side_by_side(config.regions_per_batch),
+        update=update,
+    )
+    return Adapted(moved, moves.rate, moves.steps, None, no_curves, steps, rate)
+
+
 def adapt(
     model: Model,
     config: AdaptConfig,
@@ -289,25 +339,8 @@ def adapt(
       NoRoomError: the fine-tuned parameters would not fit beside the initial ones.
     """
     samples = jax.tree.leaves(params)[0].shape[0]
-    if config.update == "codes" and directions is None:
-        raise InputError("updates in codes need the directions of a zoo; tune all weights by `update='own'`")
     if config.update in ("shared", "codes"):
-        check_tuned_room(params)
-        update, steps, rate = shared_update(model, config, target, params, key=key)
-        if config.update == "shared":
-            return Adapted(add_to_all(params, update), rate, steps, None, np.zeros((0, 0)), steps, rate)
-        moves = config.code_moves(target.bank.has_profile)
-        moved = move_along_directions(
-            model,
-            target,
-            params,
-            jax.tree.map(lambda leaf: leaf[: config.directions], directions),
-            **moves._asdict(),
-            most_windows=config.code_windows,
-            rows_side_by_side=rows_side_by_side(config.regions_per_batch),
-            update=update,
-        )
-        return Adapted(moved, moves.rate, moves.steps, None, np.zeros((0, 0)), steps, rate)
+        return adapt_together(model, config, target, params, key=key, directions=directions)
 
     def tune(starts: Int[Array, " B"], rate: float, steps: int) -> Params:
         check_tuned_room(params)

@@ -28,11 +28,12 @@ from gpdiff_jax.prompts.prompt import Prompts
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.parallel import ShardedRows, rows_side_by_side
 from gpdiff_jax.training.stopwatch import stopwatch
+from gpdiff_jax.transfer.adapt import adapt_together
 from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.codes import city_means, share_of_windows, spread_windows
 from gpdiff_jax.transfer.damped import target_forecast
 from gpdiff_jax.transfer.evaluate import MethodForecast, sampled_forecast
-from gpdiff_jax.transfer.shared import add_to_all, check_tuned_room, shared_update
+from gpdiff_jax.transfer.shared import check_tuned_room
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo.codec import Codec
 
@@ -148,8 +149,9 @@ def posterior_shot(
       key: random key.
       generate: see `draw_posterior`.
       config: see `draw_posterior`.
-      adapt: of which the steps that are shared by the city count, their number chosen from the prior,
-        `seen_kinds_only`, and how many regions are worked on at a time.
+      adapt: of which the steps that are shared by the city count, their number chosen from the prior; where windows
+        have no profile and `update` is "codes", the steps in codes after them; `seen_kinds_only`; and how many regions
+        are worked on at a time.
 
     Returns:
       The forecasts, averaged over the K samples.
@@ -163,11 +165,16 @@ def posterior_shot(
     with stopwatch() as watch:
         how: Any = {"generate": generate, "config": config, "regions_per_batch": adapt.regions_per_batch}
         drawn = draw_posterior(hypernetwork, target, prompts, key=key, any_kind=True, **how)
-        update, steps, rate = shared_update(hypernetwork.model, adapt, target, drawn, key=key, blind_params=prior)
-        drawn = add_to_all(drawn, update)
+        in_codes = adapt.update == "codes" and not target.bank.has_profile
+        after = dataclasses.replace(adapt, update="codes" if in_codes else "shared")
+        known = {"directions": hypernetwork.directions, "blind_params": prior}
+        tuned = adapt_together(hypernetwork.model, after, target, drawn, key=key, **known)
         before = prior if adapt.seen_kinds_only else None
-        forecast, spread = sampled_forecast(hypernetwork.model, target, drawn, before)
-    return MethodForecast(forecast, spread, watch.seconds, shared_steps=steps, shared_rate=rate)
+        forecast, spread = sampled_forecast(hypernetwork.model, target, tuned.params, before)
+    made = MethodForecast(
+        forecast, spread, watch.seconds, shared_steps=tuned.shared_steps, shared_rate=tuned.shared_rate
+    )
+    return made._replace(learning_rate=tuned.learning_rate, steps=tuned.steps) if in_codes else made
 
 
 @bounded_cache(16)

@@ -21,7 +21,8 @@ from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.training import parallel
 from gpdiff_jax.transfer import shared
-from gpdiff_jax.transfer.adapt_config import AdaptConfig
+from gpdiff_jax.transfer.adapt_config import AdaptConfig, CodeMoves
+from gpdiff_jax.transfer.codes import move_along_directions
 from gpdiff_jax.transfer.damped import target_forecast
 from gpdiff_jax.transfer.evaluate import sampled_forecast
 from gpdiff_jax.transfer.posterior import PosteriorConfig, draw_posterior, posterior_shot
@@ -103,13 +104,19 @@ def test_what_is_kept_goes_by_the_covariates_of_the_generator(generator, city, c
         assert (made != other).any()
 
 
-@pytest.mark.parametrize(("covariates", "rate"), [("profile", 480.0), ("calendar", 1920.0), ("none", 1920.0)])
-def test_the_rate_goes_by_whether_a_profile_is_seen(simulated_cities, generator, monkeypatch, covariates, rate):
+@pytest.fixture(name="plain")
+def _plain(generator: Hypernetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generator's own model reads covariates that are not there without a profile; this one reads none."""
+
     def apply(params, graph, history, covariates):
         return (params["graph"]["kernel"] @ history[0, :, 0] + params["head"]["bias"])[:, None]
 
-    # The generator's own model reads covariates that are not there without a profile.
     monkeypatch.setattr(Hypernetwork, "model", Model("plain", generator.model.init, apply))
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize(("covariates", "rate"), [("profile", 480.0), ("calendar", 1920.0), ("none", 1920.0)])
+def test_the_rate_goes_by_whether_a_profile_is_seen(simulated_cities, generator, covariates, rate):
     target = prepare_target(simulated_cities[2], dataclasses.replace(generator.data, covariates=covariates))
     prompts = region_prompts(simulated_cities[2], [target.split.support])
     drawn = [
@@ -171,6 +178,32 @@ def test_what_is_drawn_takes_the_steps_that_its_city_shares(generator, city, mon
     np.testing.assert_array_equal(chosen.forecast, made.forecast)
     (start,) = asked
     assert start is prior
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize(("covariates", "update", "moved"), [
+    ("profile", "codes", False), ("calendar", "codes", True), ("none", "codes", True), ("calendar", "shared", False),
+])  # fmt: skip
+def test_steps_in_codes_follow_where_no_profile_is_seen(simulated_cities, generator, covariates, update, moved):
+    target = prepare_target(simulated_cities[2], dataclasses.replace(generator.data, covariates=covariates))
+    prompts = region_prompts(simulated_cities[2], [target.split.support])
+    prior = generator.generate(prompts, key=_KEY, config=_GENERATE).params
+    config, moves = PosteriorConfig(rate=_RATE), CodeMoves(3, 2.0, 0.5)
+    given = {f"code_{name}": value for name, value in moves._asdict().items()}
+    adapt = AdaptConfig(update=update, shared_steps=2, shared_rates=(0.2,), shared_folds=0, directions=3, **given)
+    how = {"key": _KEY, "generate": _GENERATE, "config": config}
+    made = posterior_shot(generator, target, prompts, prior, adapt=adapt, **how)
+    drawn = draw_posterior(generator, target, prompts, **how)
+    want = add_to_all(drawn, city_update(generator.model, target, drawn, steps=2, rate=0.2, key=_KEY))
+    if moved:
+        directions = jax.tree.map(lambda leaf: leaf[:3], generator.directions)
+        along = moves._asdict() | {"most_windows": adapt.code_windows, "rows_side_by_side": 1}
+        want = move_along_directions(generator.model, target, want, directions, **along)
+    np.testing.assert_allclose(
+        made.forecast, sampled_forecast(generator.model, target, want, prior)[0], rtol=1e-4, atol=1e-4
+    )
+    assert (made.learning_rate, made.steps) == ((2.0, 3) if moved else (None, None))
+    assert (made.shared_steps, made.shared_rate) == (2, 0.2)
 
 
 def test_steps_that_are_far_too_long_leave_latents_that_a_region_may_have(generator, city):

@@ -41,7 +41,7 @@ flags.DEFINE_list(
 )
 flags.DEFINE_integer("stretches", 1, "stretches of support days in a city", 1)
 flags.DEFINE_list("codes", ["12x1", "48x4x0.9"], "steps in codes, as STEPSxRATE or STEPSxRATExMOMENTUM")
-flags.DEFINE_list("posterior_rates", ["480", "960"], "rates of the posterior")
+flags.DEFINE_list("posterior_rates", ["480", "1920"], "rates of the posterior")
 flags.DEFINE_string("out_dir", "runs/fine_tuning", "folder of the generators")
 flags.DEFINE_string("results", "benchmarks/results/fine_tuning", "folder of the results, one file per stretch")
 flags.DEFINE_float("minutes", None, "begin no further stretch after so many; no limit if not given", 0)

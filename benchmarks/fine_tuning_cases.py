@@ -57,7 +57,7 @@ def ways_of(codes: Sequence[str], rates: Sequence[str]) -> Ways:
       InputError: a word is no such number, or no fine-tuning takes it.
     """
     try:
-        split = [(*word.split("x"), "0")[:3] for word in codes]
+        split = [word.split("x") if word.count("x") == 2 else (*word.split("x"), "0") for word in codes]
         moves = tuple(CodeMoves(int(steps), float(rate), float(momentum)) for steps, rate, momentum in split)
         ways = Ways(moves, tuple(map(float, rates)), moves[-1])
     except (ValueError, IndexError) as error:

@@ -59,6 +59,7 @@ def test_ways_are_named_by_words():
     assert ways.without(known) == Ways((after,), (480.0,), after)
     for codes, rates, words in (
         (["12"], [], r"steps in codes \(=12\) must be as 48x4 or 48x4x0.9"),
+        (["1x1x0x1"], [], r"steps in codes \(=1x1x0x1\) must be as 48x4"),
         (["12x1"], ["many"], r"posterior rates \(=many\) numbers"),
         (["0x1"], [], "`code_steps`"),
         (["1x1x1"], [], "`code_momentum`"),

@@ -51,9 +51,9 @@ class PosteriorConfig:
     All steps of a sampler together move every latent, whose entries vary by about one over the zoo, by at most `rate`
     times the gradient of the mean Huber loss on at most `windows` support windows, of which `own_share` is the region's
     own and the rest the mean over its city; each of them by its part. No entry goes beyond 8.
-    `own_share` was chosen by leaving out source cities, with a profile (docs/experiments.md, section 35), and so was
-    None of `rate`, which is 480 where windows have a profile and 1920 where they have none: there starts are further
-    off, and draws have to follow the days further (section 52).
+    None of `rate` is 480 where windows have a profile and 1920 where they have none: there starts are further off, and
+    draws have to follow the days further. `own_share` and the 480 were chosen by leaving out source cities
+    (docs/experiments.md, section 35), the 1920 in five cities that are neither sources nor targets (section 52).
     """
 
     rate: float | None = None

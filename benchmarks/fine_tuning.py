@@ -8,7 +8,8 @@ stretches of three support days that are spread over it: by the pooled model and
 after the shared update, and after that and steps in codes, each of --codes; and by draws of the posterior at each of
 --posterior_rates, alone, after the shared update, and after that and the last of --codes. What `AdaptConfig` and
 `PosteriorConfig` take by themselves was chosen so. What is finished is kept in --results, where a way that is asked for
-later is added, and --table prints it as Markdown.
+later is added if the generator is the same (of another one all are measured anew), and --table prints the results with
+so many --stretches as Markdown.
 """
 
 import dataclasses
@@ -48,7 +49,7 @@ flags.DEFINE_float("minutes", None, "begin no further stretch after so many; no 
 flags.DEFINE_bool("table", False, "print the results as a table, instead of measuring")
 
 _SOURCES = ("beijing_metro", "nyc_bike_2014", "nyc_taxi_zones_2018", "melbourne_pedestrians")
-_FORMAT = 1
+_FORMAT = 2
 
 
 def trained_generator(settings: Settings, seed: int) -> gpd.Hypernetwork:
@@ -68,26 +69,25 @@ def trained_generator(settings: Settings, seed: int) -> gpd.Hypernetwork:
 
 def measure(ways: Ways, results: pathlib.Path) -> None:
     """Measures in every city and stretch what the folder of results lacks of the ways."""
-    given, end, generator = flags.FLAGS, deadline(flags.FLAGS.minutes), None
+    given, end = flags.FLAGS, deadline(flags.FLAGS.minutes)
     settings = Settings.from_preset("small")
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, covariates=given.covariates))
+    cities = {name: hourly_city(name) for name in given.cities}
+    targets = {name: list(stretches(city, settings.data, given.stretches)) for name, city in cities.items()}
+    generator = trained_generator(settings, given.seed)
     for number in range(given.stretches):
-        for name in given.cities:
+        for name, city in cities.items():
             path = results / f"{given.covariates}_{given.seed}_{name}_{number}_of_{given.stretches}.json"
             known = json.loads(path.read_text()) if path.exists() else {}
-            known = known["error"] if known.get("format") == _FORMAT else {}
+            same = (known.get("format"), known.get("generator")) == (_FORMAT, generator.identity)
+            known = known["error"] if same else {}
             missing = ways.without(known)
-            if not (missing.codes or missing.rates) or time.monotonic() > end:
+            if not (missing.codes or missing.rates) or number >= len(targets[name]) or time.monotonic() > end:
                 continue
-            city = hourly_city(name)
-            targets = list(stretches(city, settings.data, given.stretches))
-            if number >= len(targets):
-                continue
-            generator = generator or trained_generator(settings, given.seed)
             found = errors_of_ways(
                 generator,
                 city,
-                targets[number],
+                targets[name][number],
                 missing,
                 key=jax.random.key(given.seed),
                 generate=settings.generate,
@@ -95,8 +95,8 @@ def measure(ways: Ways, results: pathlib.Path) -> None:
             )
             results.mkdir(parents=True, exist_ok=True)
             facts = {"format": _FORMAT, "covariates": given.covariates, "seed": given.seed, "city": name}
-            more = {"stretch": number, "unit": city.unit, "sources": list(_SOURCES), "device": device_name()}
-            write_json(path, {**facts, **more, "error": known | found})
+            more = {"stretch": number, "unit": city.unit, "sources": list(_SOURCES), "generator": generator.identity}
+            write_json(path, {**facts, **more, "device": device_name(), "error": known | found})
             for way, error in found.items():
                 if error is not None:
                     print_line("fine_tuning", f"{name} {number}: {way}", "mean_absolute_error", error, city.unit)
@@ -108,7 +108,8 @@ def main(argv: list[str]) -> None:
     given, results = flags.FLAGS, pathlib.Path(flags.FLAGS.results)
     ways = ways_of(given.codes, given.posterior_rates)
     if given.table:
-        read = [json.loads(path.read_text()) for path in sorted(results.glob(f"{given.covariates}_[0-9]*.json"))]
+        names = f"{given.covariates}_[0-9]*_of_{given.stretches}.json"
+        read = [json.loads(path.read_text()) for path in sorted(results.glob(names))]
         read = [one for one in read if one["format"] == _FORMAT]
         if not read:
             raise InputError(f"{str(results)!r} holds no results with --covariates {given.covariates}; measure some")

@@ -5,6 +5,8 @@ city shares, or takes steps in codes as well, `48x4x0.9` for 48 of length 4 with
 of length 1 without any; or it draws from the posterior at a rate, and goes on by the shared update and steps in codes.
 """
 
+import contextlib
+import dataclasses
 from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
@@ -21,12 +23,9 @@ from gpdiff_jax.transfer.adapt_config import AdaptConfig, CodeMoves
 from gpdiff_jax.transfer.codes import move_along_directions
 from gpdiff_jax.transfer.evaluate import observed_truth, sampled_forecast
 from gpdiff_jax.transfer.posterior import PosteriorConfig, draw_posterior
-from gpdiff_jax.transfer.shared import add_to_all, choose_steps, city_update
+from gpdiff_jax.transfer.shared import add_to_all, shared_update
 from gpdiff_jax.typing import Key, Params
 from gpdiff_jax.zoo.pooled import broadcast_regions
-
-# Steps of the shared update in one call of its program.
-_STRIDE = 5
 
 
 class Ways(NamedTuple):
@@ -94,8 +93,11 @@ def errors_of_ways(
       adapt: what the ways share: windows, directions and the update of the city.
 
     Returns:
-      By way, as "pooled codes 48x4" or "posterior 960 shared", in the unit of the city; None where a way drove
-      parameters until something was not finite.
+      By way, as "pooled codes 48x4" or "posterior 960 shared", in the unit of the city; None where steps in codes, or
+      those after a draw from the posterior, drove parameters until something was not finite.
+
+    Raises:
+      NotFiniteError: the loss of the pooled model or of generated parameters is not finite.
     """
     model, found = generator.model, {}
     truth, _ = observed_truth(city, target)
@@ -105,12 +107,6 @@ def errors_of_ways(
         error = np.abs(sampled_forecast(model, target, params, initial)[0] - truth)[seen].mean(dtype=np.float64)
         found[way] = float(error) if np.isfinite(error) else None
 
-    how: Any = {"most_windows": adapt.code_windows, "rows_side_by_side": adapt.regions_per_batch, "key": key}
-    choice: Any = {
-        "most": adapt.most_shared(target.bank.has_profile),
-        "rates": adapt.shared_rates,
-        "folds": adapt.shared_folds,
-    }
     directions = jax.tree.map(lambda leaf: leaf[: adapt.directions], generator.directions)
     prompts = region_prompts(city, [target.split.support], generator.prompt_encoder)
     generated = generator.generate(prompts, key=key, config=generate, any_kind=True).params
@@ -121,28 +117,33 @@ def errors_of_ways(
         along: Any = {**moves._asdict(), "most_windows": adapt.code_windows, "rows_side_by_side": batch}
         return move_along_directions(model, target, params, directions, **along, update=update)
 
-    steps, rate = 0, 0.0
-    for start, params in (("pooled", pooled), ("generated", generated)):
-        note(start, params)
-        # The last of these, chosen from the generated parameters, are also those of the posterior.
-        steps, rate = choose_steps(model, target, params, **choice, **how)
-        update = city_update(model, target, params, steps=steps, rate=rate, stride=_STRIDE, **how)
-        note(f"{start} shared", add_to_all(params, update), params)
-        for moves in ways.codes:
-            moved = in_codes(params, moves, update)
-            note(f"{start} codes {_word(moves)}", moved, params)
+    def go_on(
+        start: str, params: Params, codes: Sequence[CodeMoves], config: AdaptConfig, initial: Params
+    ) -> tuple[int, float | None]:
+        """Notes what follows a start; the shared steps that were taken, and their rate."""
+        names = {moves: f"{start} codes {_word(moves)}" for moves in codes}
+        found.update(dict.fromkeys((f"{start} shared", *names.values())))
+        update, steps, rate = shared_update(model, config, target, params, key=key)
+        note(f"{start} shared", add_to_all(params, update), initial)
+        for moves, name in names.items():
+            with contextlib.suppress(NotFiniteError):
+                note(name, in_codes(params, moves, update), initial)
+        return steps, rate
+
+    note("pooled", pooled)
+    go_on("pooled", pooled, ways.codes, adapt, pooled)
+    note("generated", generated)
+    steps, rate = go_on("generated", generated, ways.codes, adapt, generated)
+    # What is drawn from the posterior takes the steps that were chosen from the generated parameters.
+    chosen = dataclasses.replace(
+        adapt, shared_steps=steps, shared_folds=0, shared_rates=adapt.shared_rates if rate is None else (rate,)
+    )
     for strength in ways.rates:
         config = PosteriorConfig(rate=strength)
         drawn = draw_posterior(generator, target, prompts, key=key, generate=generate, config=config, any_kind=True)
         note(f"posterior {strength:g}", drawn, generated)
-        words = f"codes {_word(ways.after)}"
-        try:
-            update = city_update(model, target, drawn, steps=steps, rate=rate, stride=_STRIDE, **how)
-        except NotFiniteError:
-            found |= {f"posterior {strength:g} {way}": None for way in ("shared", words)}
-            continue
-        note(f"posterior {strength:g} shared", add_to_all(drawn, update), generated)
-        note(f"posterior {strength:g} {words}", in_codes(drawn, ways.after, update), generated)
+        with contextlib.suppress(NotFiniteError):
+            go_on(f"posterior {strength:g}", drawn, (ways.after,), chosen, generated)
     return found
 
 
@@ -159,7 +160,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     rows = [["", *by_city, "mean"], ["---", *["---:"] * (len(by_city) + 1)]]
     for way in ways[1:]:
         parts = [
-            float(np.exp(np.mean([np.log((one.get(way) or np.nan) / one["pooled"]) for one in errors])))
+            float(np.exp(np.mean([np.log((one.get(way) or np.nan) / (one["pooled"] or np.nan)) for one in errors])))
             for errors in by_city.values()
         ]
         rows.append([way, *(f"{part:.3f}" if np.isfinite(part) else "-" for part in (*parts, np.mean(parts)))])

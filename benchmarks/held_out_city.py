@@ -57,7 +57,7 @@ flags.DEFINE_enum("covariates", "profile", COVARIATES, "what models see beside t
 flags.DEFINE_integer("steps", PooledConfig().steps, "training steps of the pooled model", 1)
 flags.DEFINE_integer("seed", 0, "random seed", 0, 2**31 - 1)
 flags.DEFINE_bool("rivals", False, "also the linear autoregression and boosted trees, fitted on the other cities")
-flags.DEFINE_list("code_rates", [], "rates at which the pooled model is fine-tuned in codes")
+flags.DEFINE_list("code_rates", [], "rates at which the pooled model is fine-tuned in codes, without momentum")
 flags.DEFINE_list("shared_steps", [], "steps for which the pooled model is fine-tuned by one update for the city")
 flags.DEFINE_integer("code_steps", None, "steps of that; as many as a run takes if not given", 1)
 flags.DEFINE_integer("directions", AdaptConfig().directions, "directions of that", 1)
@@ -74,8 +74,8 @@ def _adaptations() -> dict[str, AdaptConfig]:
     except ValueError as error:
         asked = ",".join((*given.code_rates, *given.shared_steps))
         raise InputError(f"--code_rates and --shared_steps (={asked}) must be numbers, as 1,3") from error
-    more = {"code_steps": given.code_steps, "directions": given.directions}
-    codes = {f"codes_{rate:g}": AdaptConfig(code_rate=rate, shared_steps=0, **more) for rate in rates}
+    more = {"code_steps": given.code_steps, "directions": given.directions, "code_momentum": 0.0, "shared_steps": 0}
+    codes = {f"codes_{rate:g}": AdaptConfig(code_rate=rate, **more) for rate in rates}
     return codes | {
         f"shared_{count}": AdaptConfig(update="shared", shared_steps=count, shared_folds=0) for count in steps
     }

@@ -128,7 +128,7 @@ flags.DEFINE_enum(
     "directions in which the sources' regions differ; own, all weights of every region on its own, as target_only "
     "always does; codes if not given, in the paper preset own",
 )
-flags.DEFINE_integer("code_steps", None, "steps in codes; if not given 12, without a profile 48 longer ones", 1, 10_000)
+flags.DEFINE_integer("code_steps", None, "steps in codes, longer without a profile; default 12, there 48", 1, 10_000)
 flags.DEFINE_integer(
     "shared_steps",
     None,

@@ -4,6 +4,7 @@ Out: exceptions whose message is one clear line, naming the thing, its value and
 
 import dataclasses
 import errno
+import math
 import os
 import re
 import types
@@ -78,10 +79,10 @@ def check_at_least(least: int, values: Mapping[str, Any]) -> None:
 
 
 def check_above_zero(values: Mapping[str, Any]) -> None:
-    """Raises `InputError` where a value is not above 0, or no number."""
+    """Raises `InputError` where a value is not above 0, or not finite; None passes, for what is chosen later."""
     for name, value in values.items():
-        if not value > 0:
-            raise InputError(f"`{name}` must be above 0, got {value}")
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"`{name}` must be {'above 0' if value != math.inf else 'finite'}, got {value}")
 
 
 def is_disk_full(error: BaseException) -> bool:

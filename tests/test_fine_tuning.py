@@ -14,9 +14,10 @@ from benchmarks.fine_tuning_cases import Ways, errors_of_ways, table, ways_of
 from benchmarks.held_out_stretches import stretches
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.prompts.prompt import region_prompts
+from gpdiff_jax.transfer.adapt import adapt_together
 from gpdiff_jax.transfer.adapt_config import CodeMoves
-from gpdiff_jax.transfer.evaluate import few_shot, observed_truth
-from gpdiff_jax.transfer.posterior import PosteriorConfig, posterior_shot
+from gpdiff_jax.transfer.evaluate import few_shot, observed_truth, sampled_forecast
+from gpdiff_jax.transfer.posterior import PosteriorConfig, draw_posterior, posterior_shot
 from gpdiff_jax.zoo.pooled import broadcast_regions
 
 _KEY = jax.random.key(3)
@@ -26,29 +27,43 @@ def test_ways_err_what_the_methods_of_a_run_do(finished, simulated_cities):
     generator, city = gpd.Hypernetwork.load(finished[0] / "hypernetwork"), simulated_cities[2]
     (target,) = stretches(city, generator.data, 1)
     generate, adapt = gpd.GenerateConfig(samples=2, steps=3), gpd.AdaptConfig(shared_steps=10)
-    moves = CodeMoves(2, 3.0, 0.5)
+    both, after = (CodeMoves(2, 3.0, 0.5), CodeMoves(1, 2.0, 0.0)), CodeMoves(3, 4.0, 0.0)
     found = errors_of_ways(
-        generator, city, target, Ways((moves,), (90.0,), moves), key=_KEY, generate=generate, adapt=adapt
+        generator, city, target, Ways(both, (90.0,), after), key=_KEY, generate=generate, adapt=adapt
     )
     pooled = broadcast_regions(generator.pooled, target.num_regions)
     prompts = region_prompts(city, [target.split.support], generator.prompt_encoder)
     generated = generator.generate(prompts, key=_KEY, config=generate, any_kind=True).params
     truth = observed_truth(city, target)[0]
 
-    def error(made) -> float:
-        return np.nanmean(np.abs(made.forecast - truth), dtype=np.float64)
+    def error(forecast: np.ndarray) -> float:
+        return np.nanmean(np.abs(forecast - truth), dtype=np.float64)
 
     for start, params in (("pooled", pooled), ("generated", generated)):
-        for way, update in ((" shared", "shared"), (" codes 2x3x0.5", "codes")):
-            config = dataclasses.replace(adapt, update=update, code_steps=2, code_rate=3.0, code_momentum=0.5)
+        for way, update, moves in ((" shared", "shared", after), *zip(_WORDS, ("codes", "codes"), both, strict=True)):
+            config = dataclasses.replace(adapt, update=update, **_given(moves))
             made = few_shot(generator.model, target, params, config, key=_KEY, directions=generator.directions)
-            assert found[start + way] == pytest.approx(error(made), rel=1e-6)
+            assert found[start + way] == pytest.approx(error(made.forecast), rel=1e-6)
             assert found[start + way] != found[start]
     how = {"key": _KEY, "generate": generate, "config": PosteriorConfig(rate=90.0), "adapt": adapt}
     made = posterior_shot(generator, target, prompts, generated, **how)
-    assert found["posterior 90 shared"] == pytest.approx(error(made), rel=1e-6)
-    assert found["posterior 90 codes 2x3x0.5"] != found["posterior 90 shared"]
+    assert found["posterior 90 shared"] == pytest.approx(error(made.forecast), rel=1e-6)
     assert found["posterior 90"] not in (found["posterior 90 shared"], found["generated"])
+    del how["adapt"]
+    drawn = draw_posterior(generator, target, prompts, any_kind=True, **how)
+    config = dataclasses.replace(adapt, **_given(after))
+    known = {"directions": generator.directions, "blind_params": generated}
+    tuned = adapt_together(generator.model, config, target, drawn, key=_KEY, **known)
+    forecast, _ = sampled_forecast(generator.model, target, tuned.params, generated)
+    assert found["posterior 90 codes 3x4"] == pytest.approx(error(forecast), rel=1e-6)
+    assert len(found) == 11
+
+
+_WORDS = (" codes 2x3x0.5", " codes 1x2")
+
+
+def _given(moves: CodeMoves) -> dict:
+    return {f"code_{name}": value for name, value in moves._asdict().items()}
 
 
 def test_ways_are_named_by_words():
@@ -84,8 +99,9 @@ def test_the_table_has_parts_of_the_untuned_pooled_model(tmp_path):
         "| posterior 960 | - | 0.500 | - |",
     ]
     for number, one in enumerate(results):
-        (tmp_path / f"none_0_{number}.json").write_text(json.dumps({"format": 1, **one}))
-    (tmp_path / "calendar_0_a.json").write_text(json.dumps({"format": 1, **results[2]}))
+        (tmp_path / f"none_{number}_a_0_of_1.json").write_text(json.dumps({"format": 2, **one}))
+    for name, one in (("calendar_0_a_0_of_1", results[2]), ("none_0_a_0_of_3", results[0])):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"format": 2, **one}))
     command = [sys.executable, "-m", "benchmarks.fine_tuning", "--table", f"--results={tmp_path}"]
     made = subprocess.run([*command, "--covariates=none"], capture_output=True, text=True, check=True)
     assert made.stdout == table(results)

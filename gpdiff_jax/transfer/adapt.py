@@ -253,6 +253,12 @@ def choose_adaptation(
     return curves, int(rate), int(evaluation)
 
 
+def check_directions(config: AdaptConfig, directions: Params | None) -> None:
+    """Raises `InputError` where steps in codes are asked for and there are no directions to take them along."""
+    if config.update == "codes" and directions is None:
+        raise InputError("steps in codes need the directions of a zoo; without them take `update='shared'`, or 'own'")
+
+
 def adapt_together(
     model: Model,
     config: AdaptConfig,
@@ -275,18 +281,19 @@ def adapt_together(
       blind_params: see `shared_update`.
 
     Returns:
-      The fine-tuned parameters.
+      The fine-tuned parameters; the given ones, where the support holds no window.
 
     Raises:
       InputError: there are no directions to update in codes.
-      NotFiniteError: a loss of the shared steps, or its gradient, is not finite.
+      NotFiniteError: a loss of the shared steps or of those in codes, or its gradient, is not finite.
       NoRoomError: the fine-tuned parameters would not fit beside the initial ones.
     """
-    if config.update == "codes" and directions is None:
-        raise InputError("updates in codes need the directions of a zoo; tune all weights by `update='own'`")
+    check_directions(config, directions)
+    no_curves = np.zeros((0, 0))
+    if len(target.support_starts) == 0:
+        return Adapted(params, None, 0, None, no_curves)
     check_tuned_room(params)
     update, steps, rate = shared_update(model, config, target, params, key=key, blind_params=blind_params)
-    no_curves = np.zeros((0, 0))
     if config.update == "shared":
         return Adapted(add_to_all(params, update), rate, steps, None, no_curves, steps, rate)
     moves = config.code_moves(target.bank.has_profile)
@@ -335,7 +342,7 @@ def adapt(
 
     Raises:
       InputError: there are no directions to update in codes.
-      NotFiniteError: a loss of the steps that the city shares, or its gradient, is not finite.
+      NotFiniteError: a loss of the steps that the city shares or of those in codes, or its gradient, is not finite.
       NoRoomError: the fine-tuned parameters would not fit beside the initial ones.
     """
     samples = jax.tree.leaves(params)[0].shape[0]

@@ -64,8 +64,7 @@ class AdaptConfig:
     def __post_init__(self) -> None:
         if self.update not in UPDATES:
             raise InputError(f"`update` must be one of {', '.join(UPDATES)}, got {self.update!r}")
-        check_above_zero(named(self, "directions", "code_windows"))
-        check_above_zero({} if self.code_rate is None else named(self, "code_rate"))
+        check_above_zero(named(self, "directions", "code_windows", "code_rate"))
         if self.code_momentum is not None and not 0 <= self.code_momentum < 1:
             raise InputError(f"`code_momentum` must be at least 0 and below 1, got {self.code_momentum}")
         check_at_least(0, named(self, "shared_steps", "shared_folds"))

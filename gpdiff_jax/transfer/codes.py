@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gpdiff_jax.data.target import Target, region_windows
+from gpdiff_jax.errors import NotFiniteError
 from gpdiff_jax.models.loss import masked_huber
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.training.caches import bounded_cache
@@ -20,6 +21,10 @@ from gpdiff_jax.training.parallel import DEVICES, ShardedRows, is_counted
 from gpdiff_jax.transfer.damped import target_forecast
 from gpdiff_jax.typing import Params
 from gpdiff_jax.vectors import evenly
+
+# Coordinates of regions vary by about one over the zoo. Steps too long for a city drive them apart, each further than
+# the last; none goes further than this.
+_FURTHEST = 8.0
 
 
 def move_along_directions(
@@ -40,8 +45,8 @@ def move_along_directions(
     A region's coordinates z begin at 0 and take steps z + v, with v = momentum v - rate (g / 2 + mean of g over the
     city / 2), where g is the gradient of its mean Huber loss on its support windows, each seen through the days that it
     does not forecast (the heavy ball of Polyak, "Some methods of speeding up the convergence of iteration methods",
-    1964). Where the support holds fewer windows than days that were read throughout, the steps are shorter by as much:
-    the less was read, the nearer parameters stay to the prior.
+    1964). No coordinate goes beyond 8. Where the support holds fewer windows than days that were read throughout, the
+    steps are shorter by as much: the less was read, the nearer parameters stay to the prior.
 
     Args:
       model: the forecaster.
@@ -58,6 +63,9 @@ def move_along_directions(
     Returns:
       Parameters, leaves [K, R, ...]. A region without a visible reading moves with the city; where the support holds no
       window, all come back as they were.
+
+    Raises:
+      NotFiniteError: a loss of a step, or its gradient, is not finite.
     """
     starts = spread_windows(target, most_windows)
     if len(starts) == 0:
@@ -69,6 +77,8 @@ def move_along_directions(
     numbers = np.arange(samples * regions, dtype=np.int32)
     spread = ShardedRows(_make_move(model, samples, rows_side_by_side), shared, joint=True)
     moved = spread((rows, numbers)).read()
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(moved)):
+        raise NotFiniteError(f"steps in codes of length {rate:g} left the finite numbers; lower `code_rate`")
     return jax.tree.map(lambda leaf: leaf.reshape(samples, regions, *leaf.shape[1:]), moved)
 
 
@@ -130,7 +140,7 @@ def _make_move(model: Model, samples: int, side_by_side: int) -> Callable[[tuple
             own = jax.lax.map(gradient, (starts, regions, z), batch_size=batch_size)
             both = 0.5 * (own + city_means(own, sample, samples, target.num_regions))
             velocity = momentum * velocity - rate * both
-            return z + velocity, velocity
+            return jnp.clip(z + velocity, -_FURTHEST, _FURTHEST), velocity
 
         nowhere = jnp.zeros((len(numbers), jax.tree.leaves(directions)[0].shape[0]), rate.dtype)
         z, _ = jax.lax.fori_loop(0, steps, step, (nowhere, nowhere))

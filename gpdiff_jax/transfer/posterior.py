@@ -8,7 +8,6 @@ would be diffusion posterior sampling, Chung et al., arXiv 2209.14687).
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Hashable
 from typing import Any, cast
 
@@ -28,7 +27,7 @@ from gpdiff_jax.prompts.prompt import Prompts
 from gpdiff_jax.training.caches import bounded_cache
 from gpdiff_jax.training.parallel import ShardedRows, rows_side_by_side
 from gpdiff_jax.training.stopwatch import stopwatch
-from gpdiff_jax.transfer.adapt import adapt_together
+from gpdiff_jax.transfer.adapt import adapt_together, check_directions
 from gpdiff_jax.transfer.adapt_config import AdaptConfig
 from gpdiff_jax.transfer.codes import city_means, share_of_windows, spread_windows
 from gpdiff_jax.transfer.damped import target_forecast
@@ -40,8 +39,9 @@ from gpdiff_jax.zoo.codec import Codec
 # Draws that the network works on at a time: more are no faster on a CPU, and take memory.
 _DRAWS_SIDE_BY_SIDE = 32
 # Entries of a latent vary by about one over the zoo. Steps too long for a city drive them apart, each further than the
-# last, until no loss is finite; no region is so far off.
+# last, until no loss is finite; none leads further than this.
 _LARGEST_LATENT = 8.0
+_LARGEST_RATE = 1e30  # what single precision holds, with room for a gradient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class PosteriorConfig:
 
     All steps of a sampler together move every latent, whose entries vary by about one over the zoo, by at most `rate`
     times the gradient of the mean Huber loss on at most `windows` support windows, of which `own_share` is the region's
-    own and the rest the mean over its city; each of them by its part. No entry goes beyond 8.
+    own and the rest the mean over its city; each of them by its part. None of them moves an entry beyond 8.
     None of `rate` is 480 where windows have a profile and 1920 where they have none: there starts are further off, and
     draws have to follow the days further. `own_share` and the 480 were chosen by leaving out source cities
     (docs/experiments.md, section 35), the 1920 in five cities that are neither sources nor targets (section 52).
@@ -62,8 +62,8 @@ class PosteriorConfig:
 
     def __post_init__(self) -> None:
         check_at_least(1, named(self, "windows"))
-        if self.rate is not None and not (math.isfinite(self.rate) and self.rate >= 0):
-            raise InputError(f"`rate` must be a number of at least 0, got {self.rate}")
+        if self.rate is not None and not 0 <= self.rate <= _LARGEST_RATE:
+            raise InputError(f"`rate` must be a number from 0 to {_LARGEST_RATE:g}, got {self.rate}")
         if not 0 <= self.own_share <= 1:
             raise InputError(f"`own_share` must be in [0, 1], got {self.own_share}")
 
@@ -157,16 +157,17 @@ def posterior_shot(
       The forecasts, averaged over the K samples.
 
     Raises:
-      InputError: see `draw_posterior`.
-      NotFiniteError: a loss of the steps that the city shares, or its gradient, is not finite.
+      InputError: see `draw_posterior`; or the generator holds no directions for steps in codes.
+      NotFiniteError: a loss of the steps that the city shares or of those in codes, or its gradient, is not finite.
       NoRoomError: the parameters would not fit beside those of the prior.
     """
+    in_codes = adapt.update == "codes" and not target.bank.has_profile
+    after = dataclasses.replace(adapt, update="codes" if in_codes else "shared")
+    check_directions(after, hypernetwork.directions)
     check_tuned_room(prior)
     with stopwatch() as watch:
         how: Any = {"generate": generate, "config": config, "regions_per_batch": adapt.regions_per_batch}
         drawn = draw_posterior(hypernetwork, target, prompts, key=key, any_kind=True, **how)
-        in_codes = adapt.update == "codes" and not target.bank.has_profile
-        after = dataclasses.replace(adapt, update="codes" if in_codes else "shared")
         known = {"directions": hypernetwork.directions, "blind_params": prior}
         tuned = adapt_together(hypernetwork.model, after, target, drawn, key=key, **known)
         before = prior if adapt.seen_kinds_only else None
@@ -209,7 +210,8 @@ def _make_draw(
             flat = own.reshape(len(numbers), -1)
             of_city = city_means(flat, numbers // target.num_regions, samples, target.num_regions).reshape(own.shape)
             moved = x0 - rate * (own_share * own + (1.0 - own_share) * of_city)
-            return jnp.clip(moved, -_LARGEST_LATENT, _LARGEST_LATENT)
+            # What the network itself thinks to be further off stays.
+            return jnp.clip(moved, jnp.minimum(x0, -_LARGEST_LATENT), jnp.maximum(x0, _LARGEST_LATENT))
 
         how: Any = {"sampler": sampler, "steps": steps, "guidance": guidance, "side_by_side": _DRAWS_SIDE_BY_SIDE}
         mask = jnp.asarray(codec.mask())

@@ -10,7 +10,7 @@ import pytest
 from gpdiff_jax.cities import City
 from gpdiff_jax.data.config import DataConfig
 from gpdiff_jax.data.target import Target, prepare_target, region_windows
-from gpdiff_jax.errors import InputError
+from gpdiff_jax.errors import InputError, NotFiniteError
 from gpdiff_jax.models import Model
 from gpdiff_jax.models.loss import batch_forecast, masked_huber
 from gpdiff_jax.training import parallel
@@ -156,12 +156,14 @@ def test_fine_tuning_in_codes_takes_the_leading_directions_and_needs_some(target
     want = move_along_directions(_MODEL, target, params, first, **(_HOW | moves))
     jax.tree.map(np.testing.assert_array_equal, alone.params, want)
     assert (made.learning_rate, made.steps, made.validation_mae) == (0.3, 2, None)
-    with pytest.raises(InputError, match="need the directions of a zoo; tune all weights by `update='own'`"):
+    with pytest.raises(InputError, match="need the directions of a zoo; without them take `update='shared'`"):
         adapt(_MODEL, config, target, params, key=jax.random.key(0))
     with pytest.raises(InputError, match="`update` must be one of codes, shared, own, got 'all'"):
         AdaptConfig(update="all")
-    with pytest.raises(InputError, match="`code_rate`"):
+    with pytest.raises(InputError, match="`code_rate` must be above 0"):
         AdaptConfig(code_rate=0.0)
+    with pytest.raises(InputError, match="`code_rate` must be finite, got inf"):
+        AdaptConfig(code_rate=float("inf"))
     with pytest.raises(InputError, match="`code_steps`"):
         AdaptConfig(code_steps=0)
     with pytest.raises(InputError, match=r"`code_momentum` must be at least 0 and below 1, got 1\.0"):
@@ -191,3 +193,23 @@ def test_a_support_without_a_window_leaves_the_starts_as_they_are(target):
     params = _params(1, 8, seed=0)
     without = dataclasses.replace(target, support_starts=target.support_starts[:0])
     assert move_along_directions(_MODEL, without, params, _DIRECTIONS, **_HOW) is params
+    made = adapt(_MODEL, AdaptConfig(), without, params, key=jax.random.key(0), directions=_DIRECTIONS)
+    assert made.params is params
+    assert made[1:4] == (None, 0, None) and made[5:] == (None, None)  # no rate of steps that were not taken
+
+
+def test_steps_that_are_far_too_long_lead_no_further_than_regions_may_differ(target):
+    params = _params(2, 8, seed=0)
+    moved = move_along_directions(_MODEL, target, params, _DIRECTIONS, momentum=0.9, **_HOW | {"rate": 1e9, "steps": 9})
+    gone = _flat(moved) - _flat(params)
+    z, *_ = np.linalg.lstsq(_flat(_DIRECTIONS).T, gone.reshape(16, -1).T, rcond=None)
+    assert 7.9 < np.abs(z).max() < 8.1
+    # One region whose loss is no number makes the mean of its city none.
+    params["bias"][1, 3] = np.nan
+    with pytest.raises(NotFiniteError, match=r"of length 0\.5 left the finite numbers; lower `code_rate`"):
+        move_along_directions(_MODEL, target, params, _DIRECTIONS, **_HOW)
+
+
+def _flat(params: dict) -> np.ndarray:
+    parts = [params[name].reshape(*params[name].shape[: -len(shape)], -1) for name, shape in _SHAPES.items()]
+    return np.concatenate(parts, axis=-1)

@@ -20,7 +20,7 @@ from gpdiff_jax.models.loss import masked_huber
 from gpdiff_jax.models.protocol import Model
 from gpdiff_jax.prompts.prompt import Prompts, region_prompts
 from gpdiff_jax.training import parallel
-from gpdiff_jax.transfer import shared
+from gpdiff_jax.transfer import posterior, shared
 from gpdiff_jax.transfer.adapt_config import AdaptConfig, CodeMoves
 from gpdiff_jax.transfer.codes import move_along_directions
 from gpdiff_jax.transfer.damped import target_forecast
@@ -211,7 +211,29 @@ def test_steps_that_are_far_too_long_leave_latents_that_a_region_may_have(genera
     drawn = draw_posterior(generator, *city, key=_KEY, **how)
     codec = generator.codec
     latents = jax.vmap(jax.vmap(lambda params: codec.encode(to_tokens(codec.layout, params))))(drawn)
-    assert 7.9 < np.abs(latents).max() < 8.1
+    # The network goes on a little where it is led.
+    assert 7.9 < np.abs(latents).max() < 9
+
+
+def test_what_the_network_itself_thinks_far_off_is_not_cut(generator, city, monkeypatch):
+    monkeypatch.setattr(posterior, "_LARGEST_LATENT", 0.1)
+    generate = dataclasses.replace(_GENERATE, steps=5)  # a program of its own, which holds the limit
+    drawn = _leaves(draw_posterior(generator, *city, key=_KEY, generate=generate, config=PosteriorConfig(rate=0.0)))
+    plain = _leaves(generator.generate(city[1], key=_KEY, config=generate).params)
+    np.testing.assert_allclose(drawn, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("plain")
+def test_without_directions_the_shared_steps_have_to_be_asked_for(simulated_cities, generator):
+    generator = dataclasses.replace(generator, directions=None)
+    target = prepare_target(simulated_cities[2], dataclasses.replace(generator.data, covariates="calendar"))
+    prompts = region_prompts(simulated_cities[2], [target.split.support])
+    prior = generator.generate(prompts, key=_KEY, config=_GENERATE).params
+    how = {"key": _KEY, "generate": _GENERATE}
+    with pytest.raises(InputError, match="steps in codes need the directions of a zoo; without them take"):
+        posterior_shot(generator, target, prompts, prior, **how)
+    shared_only = AdaptConfig(update="shared", shared_steps=2, shared_folds=0)
+    assert posterior_shot(generator, target, prompts, prior, adapt=shared_only, **how).shared_steps == 2
 
 
 def test_the_error_on_the_support_falls(generator, city):
@@ -255,7 +277,7 @@ def test_what_cannot_be_drawn_is_refused(generator, city):
     target, prompts = city
     with pytest.raises(InputError, match="'euler' needs schedule 'rectified_flow'"):
         draw_posterior(generator, target, prompts, key=_KEY, generate=GenerateConfig(sampler="euler"))
-    with pytest.raises(InputError, match="`rate` must be a number of at least 0, got -1"):
+    with pytest.raises(InputError, match=r"`rate` must be a number from 0 to 1e\+30, got -1"):
         PosteriorConfig(rate=-1.0)
     with pytest.raises(InputError, match=r"`own_share` must be in \[0, 1\], got 2"):
         PosteriorConfig(own_share=2.0)

@@ -12,7 +12,7 @@ import jraph
 import numpy as np
 import pytest
 
-from gpdiff_jax.cities.calendar import NUM_CALENDAR
+from gpdiff_jax.data.series import num_covariates
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.models import Model, ModelSizes, linen_model, make_model, model_names
 from gpdiff_jax.models.dcrnn import DCRNN
@@ -317,12 +317,13 @@ def test_sizes_that_do_not_fit_are_refused(name, sizes, words):
         make_model(name, sizes)
 
 
-@pytest.mark.parametrize(("covariates", "column"), [(0, 0), (NUM_CALENDAR, 1)])
+@pytest.mark.parametrize(("covariates", "column"), [("none", 0), ("calendar", 1), ("profile", 2)])
 def test_the_readme_counts_parameters_as_they_are(covariates, column):
     readme = (pathlib.Path(__file__).resolve().parents[2] / "README.md").read_text()
-    rows = re.findall(r"^\| `(\w+)`(?:, the default)? \| ([\d,]+) / ([\d,]+) \|", readme, re.M)
+    rows = re.findall(r"^\| `(\w+)`(?:, the default)? \| ([\d,]+) / ([\d,]+) / ([\d,]+) \|", readme, re.M)
     assert {name for name, *_ in rows} == set(_NAMES)
-    sizes = ModelSizes(history=12, horizon=6, num_inputs=2, num_covariates=covariates)
+    anomaly = covariates == "profile"
+    sizes = ModelSizes(12, 6, 5 if anomaly else 2, num_covariates(covariates), anomaly=anomaly)
     for name, *counts in rows:
         leaves = jax.tree.leaves(_shapes(make_model(name, sizes), sizes))
         assert sum(math.prod(leaf.shape) for leaf in leaves) == int(counts[column].replace(",", "")), name

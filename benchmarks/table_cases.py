@@ -4,7 +4,9 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from gpdiff_jax.analysis.summary import GroupSummary, Statistic, summarize_runs
+import numpy as np
+
+from gpdiff_jax.analysis.summary import GroupSummary, Statistic, read_metrics, summarize_runs
 from gpdiff_jax.data.series import COVARIATES
 from gpdiff_jax.errors import InputError
 from gpdiff_jax.files import write_atomically
@@ -21,6 +23,7 @@ _TWINS = {"nyc_bike_2014": ("nyc_bike_2016",), "nyc_taxi_zones_2018": ("nyc_taxi
 _SPEED = {"shenzhen_speed": ("los_angeles_speed", "hangzhou_link_speed")}
 _OTHER_COVARIATES = ("hangzhou_metro", "nyc_bike_2014")
 _MARKS = ("<!-- tables -->\n", "<!-- end of tables -->\n")
+_BASE = "pooled_few_shot"
 TARGETS = (*_HOURLY, *_SPEED)
 SOURCES = ("four", "all")  # the same few, or all that fit
 
@@ -95,8 +98,9 @@ def readme_tables(results: pathlib.Path) -> str:
       results: folder of run folders, named as `Case.name` has it.
 
     Returns:
-      For every choice of sources and covariates a table: a row for every method, and for every target the mean of the
-      mean absolute errors over seeds, with their standard deviation where there are several.
+      For every choice of sources and covariates a table: a row for every method, for every target the mean of the mean
+      absolute errors over seeds, with their standard deviation where there are several, and in the last column the mean
+      over all runs of the error as a part of the fine-tuned pooled model's.
 
     Raises:
       InputError: seeds of a target were run with different settings.
@@ -120,13 +124,24 @@ def readme_tables(results: pathlib.Path) -> str:
         few = "the same few sources" if sources == "four" else "all sources that fit"
         parts.append(f"`{covariates}`, {few}, {seeds}:\n")
         units = [f"{name} ({column.settings['unit']})" for name, column in zip(chosen, columns, strict=True)]
-        rows = [["", *units], ["---", *["---:"] * len(units)]]
+        rows = [["", *units, f"over {_BASE.replace('_', ' ')}"], ["---", *["---:"] * (len(units) + 1)]]
+        ratios = _over_base([folder for name in chosen for folder in targets[name]])
         for method in METHODS:
             cells = [_cell(column.methods.get(method, {}).get("mae_mean")) for column in columns]
             if any(cells):
-                rows.append([method.replace("_", " "), *cells])
+                rows.append([method.replace("_", " "), *cells, ratios.get(method, "")])
         parts.append("".join(f"| {' | '.join(row)} |\n" for row in rows))
     return "\n".join(parts)
+
+
+def _over_base(folders: Sequence[pathlib.Path]) -> dict[str, str]:
+    """By method, the mean over runs of its error as a part of `_BASE`'s, as far as a run has both."""
+    found: dict[str, list[float]] = {}
+    for folder in folders:
+        methods = read_metrics(folder)["methods"]
+        for name, metrics in methods.items() if _BASE in methods else ():
+            found.setdefault(name, []).append(metrics["mae_mean"] / methods[_BASE]["mae_mean"])
+    return {name: f"{np.mean(parts):.3f}" for name, parts in found.items()}
 
 
 def _only(groups: Sequence[GroupSummary], folders: Sequence[pathlib.Path]) -> GroupSummary:

@@ -49,11 +49,13 @@ def test_a_table_has_a_row_for_every_method_and_a_column_for_every_target(finish
         folder.mkdir(parents=True)
         shutil.copy(finished[0] / "config.json", folder)
         content["methods"]["last_value"]["mae_mean"] = 3.0 + seed
+        content["methods"]["pooled_few_shot"]["mae_mean"] = 2.0 + 2 * seed
         (folder / "metrics.json").write_text(json.dumps(content | {"seed": seed}))
     (tmp_path / "results" / "other").mkdir()
     tables = readme_tables(tmp_path / "results")
     assert tables.startswith("`profile`, the same few sources, 2 seeds:\n\n|  | hangzhou_metro (")
-    assert "\n| last value | 3.50 ± 0.71 |\n" in tables and "| gpdiff few shot |" in tables
+    assert " | over pooled few shot |\n" in tables and "\n| pooled few shot | 3.00 ± 1.41 | 1.000 |\n" in tables
+    assert "\n| last value | 3.50 ± 0.71 | 1.250 |\n" in tables and "| gpdiff few shot |" in tables
     assert "kernel average" not in tables
     # Of another target one run of two is there.
     shutil.copytree(

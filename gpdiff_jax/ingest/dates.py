@@ -12,6 +12,7 @@ _DATE = re.compile(
     r"(?P<one>\d{1,2})(?P<mark>[/.-])(?P<two>\d{1,2})(?P=mark)(?P<year>\d{4})"
     r"(?:(?:\s+|,\s*|T)(?P<hour>\d{1,2})(?P<rest>:\d{2}(?::\d{2}(?:[.,]\d+)?)?)?\s*(?P<half>[AaPp][Mm])?(?P<offset>\s*\S+)?)?"
 )
+_MOST = 0.5  # of the times that differ; where more are such dates, so should be all
 _REMEDY = "write ISO dates, as 2026-04-03, or say by --time_format how they are written, e.g. %d/%m/%Y %H:%M"
 
 
@@ -26,14 +27,20 @@ def iso_times(text: pd.Series, source: Source) -> tuple[pd.Series, str | None]:
       source: where they come from.
 
     Returns:
-      The times, and in words the order that was taken; the times as they are and None, where not all have such dates.
+      The times, and in words the order that was taken; the times as they are and None, where most have no such dates.
 
     Raises:
-      InputError: the order cannot be told, or the dates contradict each other.
+      InputError: the order cannot be told, the dates contradict each other, or a few times are no such dates.
     """
     distinct = list(dict.fromkeys(map(str, text)))
     found = {time: match for time in distinct if (match := _DATE.fullmatch(time))}
     if len(found) < len(distinct):
+        if len(found) > _MOST * len(distinct):
+            row = int(np.argmin(text.isin(list(found)).to_numpy(bool)))
+            raise source.error(
+                f"the time {text.iloc[row]!r} (row {source.row(row)}) in column {text.name!r} is no date, as "
+                f"{next(iter(found))!r} and most others are; correct it, or leave the row out"
+            )
         return text, None
     parts = np.array([(int(match["one"]), int(match["two"]), int(match["year"])) for match in found.values()])
     first = _day_is_first(parts, distinct, source)

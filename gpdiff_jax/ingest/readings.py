@@ -84,14 +84,21 @@ def _time_column(table: TableFile, columns: tuple[str, str, str], time_format: s
         raise table.source.error(f"{said}; {needs}, a wide one times and then a column for every region")
     first = str(table.frame.columns[0])
     named = first in (columns[1], *_TIME_NAMES) or first.lower().startswith(("date", "time"))
+    if len(absent) == len(columns) and columns != LONG:
+        raise table.source.error(
+            f"{said}, and --columns (={','.join(columns)}) names none of them; name those of region, time and reading "
+            "as they are, or leave it out where every region has a column"
+        )
     if not named and not _holds_times(column_of(table, first), time_format):
+        if time_format is not None:
+            said += f", of which {first!r} is not written as --time_format (={time_format!r}) says"
         raise table.source.error(f"{said}, and the first is no time; {needs}, a wide one a column {columns[1]!r} first")
     if not named and (regions := [name for name in table.frame.columns[1:] if _OF_REGIONS.fullmatch(name)]):
         raise table.source.error(f"{said}, of which {regions[0]!r} looks like that of a long table; {needs}")
     if "" in table.frame.columns[1:]:
         raise table.source.error(f"{said}, one of them without a name; name the region")
     if table.frame[first].duplicated().mean() > _FEW:
-        why = f"most times in {first!r} come several times, as in a long one, or where AM and PM are lost"
+        why = f"most times in {first!r} come several times, as in a long one, or where AM and PM or the hour are lost"
         raise table.source.error(f"{said}, and {why}; {needs}")
     return first
 

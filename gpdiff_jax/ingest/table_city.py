@@ -165,7 +165,7 @@ def fact_lines(facts: TableFacts) -> list[str]:
     rows = {
         "regions": f"{facts.regions}",
         "span": span,
-        "missing": f"{100 * facts.missing:.1f} % of the steps",
+        "missing": f"{100 * facts.missing:.1f} % of the readings that were due",
         "zeros": f"{100 * facts.zeros:.1f} % of the {zeros_of}",
         "graph": f"{facts.edges} edges, {facts.isolated} regions without one",
     }
@@ -175,7 +175,8 @@ def fact_lines(facts: TableFacts) -> list[str]:
         rows["above"] = facts.above
     if facts.without_reading:
         few = ", ".join(facts.without_reading[:5]) + (", ..." if len(facts.without_reading) > 5 else "")
-        rows["left out"] = f"{len(facts.without_reading)} regions without a reading: {few}"
+        regions = "region" if len(facts.without_reading) == 1 else "regions"
+        rows["left out"] = f"{len(facts.without_reading)} {regions} without a reading: {few}"
     of = "" if facts.table_interval_minutes is None else f" of {facts.table_interval_minutes} minutes"
     for name, count, what in (
         ("duplicates", facts.duplicates, "rows of a region and time that had another"),

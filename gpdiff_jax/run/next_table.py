@@ -1,6 +1,7 @@
 """In: the forecasts of a city's next steps. Out: a long table of them, CSV or Parquet, whole or not at all."""
 
 import csv
+import importlib.util
 import io
 import pathlib
 from collections.abc import Mapping
@@ -54,9 +55,13 @@ def write_next(path: pathlib.Path, made: NextHours) -> None:
 
 
 def check_table_name(path: pathlib.Path) -> None:
-    """Raises `InputError` where the name of a table is not one of CSV or Parquet."""
+    """Raises `InputError` where the name of a table is not one of CSV or Parquet, or the latter cannot be written."""
     if path.suffix not in (".csv", ".parquet"):
         raise InputError(f"`out_file` (={path}) is no table; name it .csv or .parquet")
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise InputError(
+            f"`out_file` (={path}) is Parquet, which needs pyarrow; pip install 'gpdiff_jax[data]', or name it .csv"
+        )
 
 
 def _parquet(columns: Mapping[str, list], *, known: bool) -> bytes:
@@ -65,8 +70,5 @@ def _parquet(columns: Mapping[str, list], *, known: bool) -> bytes:
     table, held = pd.DataFrame(columns), io.BytesIO()
     if known:
         table["ds"] = pd.to_datetime(table["ds"])
-    try:
-        table.to_parquet(held, index=False)
-    except ImportError:
-        raise InputError("Parquet needs pyarrow; pip install 'gpdiff_jax[data]', or name the table .csv") from None
+    table.to_parquet(held, index=False)
     return held.getvalue()

@@ -80,3 +80,18 @@ def test_a_city_that_began_three_days_ago_is_of_those_days_and_the_table_says_so
     (tmp_path / "counts.csv").write_text("unique_id;ds;y\n" + "".join(row for row in rows if ";03/" in row))
     with pytest.raises(InputError, match=r"counts\.csv: the time '03/04/2026 00:00' may .* write ISO dates"):
         ingest.city_from_tables(tmp_path / "counts.csv", **given)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (
+            ["13/04/2026", "14/04/2026", "total"],
+            r"'total' \(row 3\) in column 'ds' is no date, as '13/04/2026' and most",
+        ),
+        (["13.4.20266", "14.4.2026", "15.4.2026"], r"'13.4.20266' \(row 1\) in column 'ds' is no date, as '14.4.2026'"),
+    ],
+)
+def test_the_one_that_is_no_date_among_many_is_named(texts, said):
+    with pytest.raises(InputError, match=said):
+        _local(*texts)

@@ -322,6 +322,20 @@ def test_columns_that_would_be_misread_are_refused(tmp_path, text, message):
         read_rows(_write(tmp_path, text))
 
 
+def test_names_of_columns_that_a_wide_table_lacks_are_refused(tmp_path):
+    path = _write(tmp_path, _WIDE)
+    with pytest.raises(InputError, match=r"and --columns \(=site,hour,count\) names none of them; name"):
+        read_rows(path, columns=("site", "hour", "count"))
+    assert read_rows(path, columns=("site", "ds", "count")).ids == ("north", "south")
+
+
+def test_a_format_that_a_wide_table_is_not_written_in_is_named(tmp_path):
+    path = _write(tmp_path, "Zeit,north,south\n13.04.2026 10:00,1,2\n13.04.2026 11:00,3,4\n")
+    words = r"of which 'Zeit' is not written as --time_format \(='%d/%m/%Y %H:%M'\) says, and the first is no time"
+    with pytest.raises(InputError, match=words):
+        read_rows(path, time_format="%d/%m/%Y %H:%M")
+
+
 def test_row_numbers_without_a_name_are_no_region(tmp_path):
     rows = _WIDE.splitlines()
     text = "\n".join([f",{rows[0]}", *(f"{k},{row}" for k, row in enumerate(rows[1:]))])

@@ -86,7 +86,7 @@ def test_zeros_fill_values_and_silent_regions(city):
     assert made.node_ids == city.node_ids[:5] and facts.without_reading == ("r5",) and facts.regions == 5
     assert 0.16 < facts.zeros < 0.5
     lines = ingest.fact_lines(facts)
-    assert any(line.startswith("left out") and line.endswith("1 regions without a reading: r5") for line in lines)
+    assert any(line.startswith("left out") and line.endswith("1 region without a reading: r5") for line in lines)
     speeds = dataclasses.replace(gpd.simulate_cities(gpd.SimulationConfig(kind="speed", days=2), seed=0)[0])
     slow = np.array(speeds.values[:, :, 0])
     slow[3, 2] = 0.0

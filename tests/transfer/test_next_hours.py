@@ -11,6 +11,7 @@ import gpdiff_jax as gpd
 from gpdiff_jax.cities.city import City
 from gpdiff_jax.data.target import prepare_target
 from gpdiff_jax.errors import InputError
+from gpdiff_jax.run import next_table
 from gpdiff_jax.run.next_table import write_next
 from gpdiff_jax.transfer.evaluate import zero_shot
 from gpdiff_jax.transfer.next_hours import until
@@ -105,7 +106,7 @@ def test_what_cannot_be_forecast_is_named(city):
         gpd.forecast_next(parameters, dataclasses.replace(city, interval_minutes=120))
 
 
-def test_the_table_has_a_row_for_every_region_and_step(city, tmp_path):
+def test_the_table_has_a_row_for_every_region_and_step(city, tmp_path, monkeypatch):
     made = gpd.forecast_next(_parameters(city), city)
     assert made.times is not None
     write_next(tmp_path / "next.csv", made)
@@ -116,6 +117,10 @@ def test_the_table_has_a_row_for_every_region_and_step(city, tmp_path):
     assert table.unique_id.tolist() == [name for name in city.node_ids for _ in range(6)]
     assert table.ds.tolist() == made.times.astype(str).tolist() * city.num_nodes
     np.testing.assert_allclose(table["mean"].to_numpy().reshape(-1, 6), made.forecast, rtol=1e-5)
+    with monkeypatch.context() as without:
+        without.setattr(next_table.importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(InputError, match=r"`out_file` \(=.*next.parquet\) is Parquet, which needs pyarrow; pip"):
+            next_table.check_table_name(tmp_path / "next.parquet")
     pytest.importorskip("pyarrow")
     write_next(tmp_path / "next.parquet", made)
     held = pd.read_parquet(tmp_path / "next.parquet")

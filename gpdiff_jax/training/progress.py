@@ -38,6 +38,7 @@ class Stage:
         self.metrics: dict[str, Any] = {}
         self._show, self._interval, self._clock = show, interval_seconds, clock
         self._shown = clock()
+        self.first: tuple[int, float] | None = None  # what was done after the first advance, and when
 
     def advance(self, n: int = 1, **metrics: Any) -> None:
         """Counts `n` more steps as done and remembers the newest metrics.
@@ -48,6 +49,8 @@ class Stage:
         self.completed += n
         self.metrics.update(metrics)
         now = self._clock()
+        if self.first is None:
+            self.first = self.completed, now
         if now - self._shown >= self._interval:
             self._shown = now
             self._show(self)
@@ -127,7 +130,7 @@ def _shown(
             start = clock()
 
             def print_line(shown: Stage) -> None:
-                _print(console, _line(name, shown, total, shown.completed - completed, clock() - start))
+                _print(console, _line(name, shown, total, start, clock()))
 
             current = Stage(print_line, completed, interval_seconds, clock)
             yield current
@@ -239,11 +242,15 @@ def _print(console: "rich.console.Console", line: str) -> None:
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def _line(name: str, shown: Stage, total: int, done: int, elapsed: float) -> str:
+def _line(name: str, shown: Stage, total: int, start: float, now: float) -> str:
     remaining = total - shown.completed
     share = 100.0 * shown.completed / total if total else 100.0
-    left = f"{_format_seconds(elapsed * remaining / done)} left" if done > 0 and elapsed > 0 else "time left unknown"
-    words = [f"{name}: {share:3.0f} % ({shown.completed}/{total})", f"{_format_seconds(elapsed)} elapsed", left]
+    # Until the first advance it is mostly compiling, which is no measure of what is to come.
+    before, since = shown.first or (shown.completed, now)
+    done, seconds = shown.completed - before, now - since
+    known = remaining == 0 or (done > 0 and seconds > 0)
+    left = f"{_format_seconds(seconds * remaining / max(done, 1))} left" if known else "time left unknown"
+    words = [f"{name}: {share:3.0f} % ({shown.completed}/{total})", f"{_format_seconds(now - start)} elapsed", left]
     return ", ".join([*words, _format_metrics(shown.metrics)]).removesuffix(", ")
 
 

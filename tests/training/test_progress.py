@@ -58,9 +58,24 @@ def test_plain_lines_come_every_ten_seconds_with_the_time_left():
 def test_steps_done_before_a_resume_are_not_speed():
     clock, console = _Clock(), _console(force_terminal=False)
     with progress.stage("harvest", 100, completed=80, console=console, clock=clock) as stage:
+        clock.now = 5.0
+        stage.advance(5)
         clock.now = 10.0
-        stage.advance(10)
+        stage.advance(5)
     assert _lines(console)[0] == "harvest:  90 % (90/100), 0:00:10 elapsed, 0:00:10 left"
+
+
+def test_compiling_before_the_first_advance_is_not_speed():
+    clock, console = _Clock(), _console(force_terminal=False)
+    with progress.stage("harvest", 4, console=console, clock=clock) as stage:
+        for now in (70.0, 71.0, 81.0, 91.0):
+            clock.now = now
+            stage.advance()
+    assert _lines(console)[:3] == [
+        "harvest:  25 % (1/4), 0:01:10 elapsed, time left unknown",
+        "harvest:  75 % (3/4), 0:01:21 elapsed, 0:00:06 left",
+        "harvest: 100 % (4/4), 0:01:31 elapsed, 0:00:00 left",
+    ]
 
 
 def test_short_or_empty_stage_prints_one_line_and_a_failed_one_none():

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gpdiff_jax.data.target import Target, region_windows
 from gpdiff_jax.errors import NotFiniteError
@@ -76,8 +76,8 @@ def move_along_directions(
     rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), params)
     numbers = np.arange(samples * regions, dtype=np.int32)
     spread = ShardedRows(_make_move(model, samples, rows_side_by_side), shared, joint=True)
-    moved = spread((rows, numbers)).read()
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(moved)):
+    moved, finite = spread((rows, numbers)).read()
+    if not np.all(finite):
         raise NotFiniteError(f"steps in codes of length {rate:g} left the finite numbers; lower `code_rate`")
     return jax.tree.map(lambda leaf: leaf.reshape(samples, regions, *leaf.shape[1:]), moved)
 
@@ -114,7 +114,9 @@ def city_means(own: Float[Array, "X n"], sample: Int[Array, " X"], samples: int,
 
 
 @bounded_cache(16)
-def _make_move(model: Model, samples: int, side_by_side: int) -> Callable[[tuple, tuple], Params]:
+def _make_move(
+    model: Model, samples: int, side_by_side: int
+) -> Callable[[tuple, tuple], tuple[Params, Bool[Array, " X"]]]:
     batch_size = side_by_side if side_by_side > 1 else None
 
     def at(start: Params, directions: Params, update: Params | None, z: Float[Array, " n"]) -> Params:
@@ -127,7 +129,7 @@ def _make_move(model: Model, samples: int, side_by_side: int) -> Callable[[tuple
         forecast = target_forecast(model, target, at(start, directions, update, z), graph, windows)
         return masked_huber(forecast, windows.target, windows.mask)
 
-    def move(shared: tuple, rows: tuple) -> Params:
+    def move(shared: tuple, rows: tuple) -> tuple[Params, Bool[Array, " X"]]:
         (target, directions, update, _, steps, rate, momentum), (starts, numbers) = shared, rows
         regions, sample = numbers % target.num_regions, numbers // target.num_regions
 
@@ -144,6 +146,7 @@ def _make_move(model: Model, samples: int, side_by_side: int) -> Callable[[tuple
 
         nowhere = jnp.zeros((len(numbers), jax.tree.leaves(directions)[0].shape[0]), rate.dtype)
         z, _ = jax.lax.fori_loop(0, steps, step, (nowhere, nowhere))
-        return jax.vmap(functools.partial(at, directions=directions, update=update))(starts, z=z)
+        moved = jax.vmap(functools.partial(at, directions=directions, update=update))(starts, z=z)
+        return moved, jnp.isfinite(z).all(axis=1)
 
     return move
